@@ -1,0 +1,3 @@
+"""Loraloom: a LoRA studio for Stable Diffusion."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,127 @@
+"""Every error a user can meet.
+
+::
+
+    LoraloomError                problem + hint; doors print both, never a traceback
+    ├── SettingsError            one or more settings are wrong; all of them are listed
+    ├── UnknownNameError         a name that no registry entry carries (nearest names suggested)
+    ├── FileError                a file or folder cannot be used
+    │   ├── MissingFileError     it does not exist
+    │   ├── FileFormatError      it is damaged, truncated or not what it should be
+    │   │   └── UnsafeFileError  reading it further would mean running its code, or memory without bound
+    │   └── OutputError          it cannot be written (no space, no permission, exists already)
+    ├── CheckpointError          a readable file that is not a usable checkpoint
+    ├── AdapterError             a readable file that is not a usable LoRA, or not one for this checkpoint
+    ├── DatasetError             nothing to train on, or a folder layout that cannot be understood
+    ├── PromptError              a prompt that names something that is not there
+    ├── TrainingError            a run that cannot go on
+    │   └── NotFiniteError       the loss or a gradient became NaN or infinite
+    └── HardwareError            the device, precision or memory asked for is not available
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+__all__ = [
+    "AdapterError",
+    "CheckpointError",
+    "DatasetError",
+    "FileError",
+    "FileFormatError",
+    "HardwareError",
+    "LoraloomError",
+    "MissingFileError",
+    "NotFiniteError",
+    "OutputError",
+    "PromptError",
+    "SettingsError",
+    "TrainingError",
+    "UnknownNameError",
+    "UnsafeFileError",
+    "nearest",
+]
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
+    """The ``count`` names in ``known`` that look most like ``name`` (none when nothing is close)."""
+    return get_close_matches(name, list(known), n=count, cutoff=0.55)
+
+
+class LoraloomError(Exception):
+    """What went wrong (``problem``, one line that names the thing) and what to do about it (``hint``)."""
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem} ({self.hint})" if self.hint else self.problem
+
+
+class SettingsError(LoraloomError):
+    """One or more settings are wrong. ``problems`` lists each on a line of its own."""
+
+    def __init__(self, problems: Sequence[str], hint: str = "") -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems), hint)
+
+
+class UnknownNameError(LoraloomError):
+    """A name that is not among the known ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        close = nearest(name, known)
+        suggestion = f"did you mean {close[0]!r}? " if close else ""
+        super().__init__(f"unknown {kind} {name!r}", f"{suggestion}known: {', '.join(known)}")
+
+
+class FileError(LoraloomError):
+    """A file or folder cannot be used."""
+
+
+class MissingFileError(FileError):
+    """A file or folder does not exist."""
+
+
+class FileFormatError(FileError):
+    """A file is damaged, truncated or not what it should be."""
+
+
+class UnsafeFileError(FileFormatError):
+    """Reading the file further would mean running its code, or memory without bound."""
+
+
+class OutputError(FileError):
+    """A file cannot be written."""
+
+
+class CheckpointError(LoraloomError):
+    """A readable file that is not a usable checkpoint."""
+
+
+class AdapterError(LoraloomError):
+    """A readable file that is not a usable LoRA, or not one for this checkpoint."""
+
+
+class DatasetError(LoraloomError):
+    """Nothing to train on, or a folder layout that cannot be understood."""
+
+
+class PromptError(LoraloomError):
+    """A prompt that names something that is not there."""
+
+
+class TrainingError(LoraloomError):
+    """A run that cannot go on."""
+
+
+class NotFiniteError(TrainingError):
+    """The loss or a gradient became NaN or infinite."""
+
+
+class HardwareError(LoraloomError):
+    """The device, precision or memory asked for is not available."""

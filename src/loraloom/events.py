@@ -1,0 +1,147 @@
+"""How activities speak: frozen events handed to listeners, and the only way out of an activity.
+
+The progress bar, the run folder's ``events.jsonl``, the web page are listeners. An event is plain data:
+``to_record`` and ``from_record`` carry it through JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+__all__ = [
+    "Event",
+    "LatentsCached",
+    "Listener",
+    "Notice",
+    "PreviewSaved",
+    "RunFailed",
+    "RunFinished",
+    "RunStarted",
+    "SamplerStepped",
+    "StepFinished",
+    "WeightsSaved",
+    "from_record",
+    "ignore",
+    "to_record",
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened."""
+
+    kinds: ClassVar[dict[str, type[Event]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Event.kinds[cls.__name__] = cls
+
+
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener that does nothing."""
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """Something a person should know: a choice made for them, a fallback, a skipped file."""
+
+    text: str
+    level: str = "info"  # info | warning
+
+
+@dataclass(frozen=True)
+class LatentsCached(Event):
+    """One more image was encoded by the VAE (or found in the cache)."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """Training is about to take its first step."""
+
+    folder: str
+    total_steps: int
+    steps_per_epoch: int
+    epochs: int
+    images: int
+    trainable_parameters: int
+
+
+@dataclass(frozen=True)
+class StepFinished(Event):
+    """One optimizer step. ``loss`` is that step's, ``average_loss`` that of the last epoch's worth of steps."""
+
+    step: int
+    epoch: int
+    loss: float
+    average_loss: float
+    learning_rates: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PreviewSaved(Event):
+    """A preview image was written."""
+
+    path: str
+    prompt: str
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class WeightsSaved(Event):
+    """A LoRA file was written. ``final`` for the one at the end of the run."""
+
+    path: str
+    step: int
+    epoch: int
+    final: bool
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    """Training ended as planned, or because it was asked to (``stopped``)."""
+
+    step: int
+    seconds: float
+    stopped: bool
+    average_loss: float
+
+
+@dataclass(frozen=True)
+class RunFailed(Event):
+    """Training ended with an error."""
+
+    step: int
+    problem: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class SamplerStepped(Event):
+    """Text-to-image finished one sampler step of one batch."""
+
+    step: int
+    steps: int
+    image: int
+    images: int
+
+
+def to_record(event: Event) -> dict[str, Any]:
+    """The event as JSON-ready data, its class name under ``"event"``."""
+    return {"event": type(event).__name__, **{field.name: getattr(event, field.name) for field in fields(event)}}
+
+
+def from_record(record: dict[str, Any]) -> Event:
+    """The inverse of :func:`to_record`. Unknown kinds raise KeyError; unknown fields are dropped."""
+    cls = Event.kinds[record["event"]]
+    names = {field.name for field in fields(cls)}
+    return cls(**{name: value for name, value in record.items() if name in names})

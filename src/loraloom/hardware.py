@@ -1,0 +1,88 @@
+"""Device, precision and memory: what is here, and what to use unless told otherwise."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraloom.errors import HardwareError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Precision", "choose_device", "choose_precision", "memory_free_bytes", "memory_hint"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``compute``: the type of activations; ``name``: no (fp32), bf16 or fp16, as trainers call it."""
+
+    name: str
+    compute: torch.dtype
+
+    @property
+    def needs_loss_scaling(self) -> bool:
+        """fp16 gradients underflow without a scaled loss (Micikevicius et al., arXiv:1710.03740)."""
+        return self.name == "fp16"
+
+
+def choose_device(requested: str = "auto") -> torch.device:
+    """``auto`` takes CUDA, then Apple's MPS, then the CPU; anything else must be present or HardwareError."""
+    import torch
+
+    if requested == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        device = torch.device(requested)
+    except RuntimeError as error:
+        raise HardwareError(f"{requested!r} is not a device", "use auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise HardwareError(
+            f"device {requested!r} was asked for, but {torch.cuda.device_count()} CUDA device(s) are visible here",
+            "use device=auto, or install a torch build that matches your driver",
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise HardwareError("device 'mps' was asked for, but this machine has none", "use device=auto")
+    return device
+
+
+def choose_precision(device: torch.device, requested: str = "auto") -> Precision:
+    """``auto``: bf16 where the GPU has it natively, else fp16 on a GPU; fp32 on CPU and MPS.
+
+    On a CPU without bf16 matrix units bf16 saves memory, not time, so fp32 is the choice there.
+    """
+    import torch
+
+    name = requested
+    if requested == "auto":
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+        else:
+            name = "no"
+    compute = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+    if compute is None:
+        raise HardwareError(f"{requested!r} is not a precision", "use auto, no, bf16 or fp16")
+    if name == "fp16" and device.type == "cpu":
+        raise HardwareError("fp16 computation is not available on the CPU", "use bf16 (half the memory) or no (fp32)")
+    return Precision(name, compute)
+
+
+def memory_free_bytes(device: torch.device) -> int | None:
+    """Free memory of the device in bytes, None where it cannot be told."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def memory_hint() -> str:
+    """What a person can do when memory runs out, cheapest first."""
+    return "lower batch_size, set gradient_checkpointing=true, lower resolution, or lower adapter.rank"

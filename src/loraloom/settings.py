@@ -1,0 +1,263 @@
+"""One definition of a setting gives validation, TOML with comments, ``key=value``, documentation and kohya's name.
+
+A setting is one annotated line and the docstring under it, in a subclass of :class:`Settings`::
+
+    class LoraSettings(Settings):
+        rank: Annotated[int, Kohya("network_dim"), Field(ge=1)] = 16
+        \"\"\"Rank of the two factors.\"\"\"
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, get_args, get_origin
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from tomlkit.exceptions import ParseError
+
+from loraloom.errors import FileFormatError, MissingFileError, SettingsError, nearest
+
+__all__ = ["Kohya", "SettingRow", "Settings", "apply_overrides", "read_toml", "setting_rows"]
+
+
+@dataclass(frozen=True)
+class Kohya:
+    """Mark: the names that sd-scripts and the guide's script use for this setting."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """One setting as people see it. ``path`` is dotted: ``adapter.rank``."""
+
+    path: str
+    type: str
+    default: Any
+    required: bool
+    doc: str
+    kohya: tuple[str, ...]
+
+
+class Settings(BaseModel):
+    """Base of every settings class: frozen, no unknown keys, defaults validated, docstrings are the help."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], *, source: str = "settings") -> Self:
+        """Validate ``data``; raises one SettingsError that lists every problem found."""
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise SettingsError(
+                [_problem(cls, dict(item), source) for item in error.errors()],
+                "`loraloom settings` lists every setting with its meaning",
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> Self:
+        """Read a TOML file (relative paths in it are relative to it), apply ``key=value`` overrides, validate."""
+        data = read_toml(path) if path is not None else {}
+        if path is not None:
+            _anchor_paths(cls, data, path.parent)
+        return cls.parse(apply_overrides(data, overrides), source=str(path) if path else "the command line")
+
+    @classmethod
+    def template(cls) -> str:
+        """A TOML file with every setting, its meaning and its default; required ones wait to be filled in."""
+        document = tomlkit.document()
+        _fill_template(document, cls)
+        return tomlkit.dumps(document)
+
+    def to_toml(self, *, comments: bool = True) -> str:
+        """The settings as TOML, each with its docstring as a comment. Settings that are None are commented out."""
+        document = tomlkit.document()
+        _fill_toml(document, self, comments=comments)
+        return tomlkit.dumps(document)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file as plain data."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} does not exist", "check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path} cannot be read as text: {error}", "settings are UTF-8 TOML") from error
+    try:
+        return tomlkit.parse(text).unwrap()
+    except ParseError as error:
+        hint = "text values need quotes; Windows paths single ones"
+        raise FileFormatError(f"{path} is not valid TOML: {error}", hint) from error
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``data`` with dotted ``key=value`` overrides. Values are TOML where they parse as TOML, else text."""
+    result = _copy(data)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise SettingsError([f"{override!r} is not key=value"], "for example adapter.rank=64")
+        target = result
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise SettingsError([f"{key!r}: {parent!r} is not a group of settings"])
+        target[leaf] = _value(text)
+    return result
+
+
+def setting_rows(cls: type[Settings], prefix: str = "") -> Iterator[SettingRow]:
+    """Every setting under ``cls``, nested groups included, in the order of definition."""
+    for name, field in cls.model_fields.items():
+        group = _group(field)
+        if group is not None:
+            yield from setting_rows(group, f"{prefix}{name}.")
+            continue
+        required = field.is_required()
+        yield SettingRow(
+            path=f"{prefix}{name}",
+            type=_type_name(field.annotation),
+            default=None if required else field.get_default(call_default_factory=True),
+            required=required,
+            doc=" ".join((field.description or "").split()),
+            kohya=tuple(name for mark in field.metadata if isinstance(mark, Kohya) for name in mark.names),
+        )
+
+
+def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomlkit.parse(f"value = {text}").unwrap()["value"]
+    except ParseError:
+        return text
+
+
+def _group(field: FieldInfo) -> type[Settings] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+
+
+def _type_name(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is typing.Literal:
+        return " | ".join(str(choice) for choice in get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join("none" if arg is type(None) else _type_name(arg) for arg in get_args(annotation))
+    if origin is typing.Annotated:
+        return _type_name(get_args(annotation)[0])
+    if origin in (tuple, list):
+        return f"list of {_type_name(get_args(annotation)[0])}"
+    if origin is dict:
+        key, value = get_args(annotation)
+        return f"table of {_type_name(key)} to {_type_name(value)}"
+    names = {bool: "true | false", int: "whole number", float: "number", str: "text", Path: "path"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _problem(cls: type[Settings], item: dict[str, Any], source: str) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        rows = list(setting_rows(cls))
+        leaf = path.rpartition(".")[2]
+        for row in rows:
+            if leaf in row.kohya:
+                return f"{source}: {path!r} is called {row.path!r} here"
+        close = nearest(path, [row.path for row in rows]) or [
+            row.path for row in rows if nearest(leaf, [row.path.rpartition(".")[2]])
+        ]
+        return f"{source}: unknown setting {path!r}" + (f", did you mean {close[0]!r}?" if close else "")
+    if item["type"] == "missing":
+        return f"{source}: {path!r} is required"
+    message = item["msg"].removeprefix("Value error, ")
+    where = f"{path!r} " if path else ""
+    return f"{source}: {where}= {item['input']!r}: {message}" if path else f"{source}: {message}"
+
+
+def _anchor_paths(cls: type[Settings], data: dict[str, Any], folder: Path) -> None:
+    for name, field in cls.model_fields.items():
+        group, value = _group(field), data.get(name)
+        if group is not None and isinstance(value, dict):
+            _anchor_paths(group, value, folder)
+        elif isinstance(value, str) and _holds_path(field.annotation):
+            data[name] = str(folder / Path(value).expanduser())
+
+
+def _holds_path(annotation: Any) -> bool:
+    return annotation is Path or any(_holds_path(arg) for arg in get_args(annotation))
+
+
+def _fill_toml(container: Any, settings: Settings, *, comments: bool) -> None:
+    groups = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            groups.append((name, field, value))
+            continue
+        if comments and field.description:
+            container.add(tomlkit.comment(" ".join(field.description.split())))
+        if value is None:
+            container.add(tomlkit.comment(f"{name} = (not set)"))
+        else:
+            container.add(name, _toml_value(value))
+        if comments:
+            container.add(tomlkit.nl())
+    for name, field, value in groups:
+        table = tomlkit.table()
+        if comments and field.description:
+            table.add(tomlkit.comment(" ".join(field.description.split())))
+        _fill_toml(table, value, comments=comments)
+        container.add(name, table)
+
+
+def _fill_template(container: Any, cls: type[Settings]) -> None:
+    groups = []
+    for name, field in cls.model_fields.items():
+        group = _group(field)
+        if group is not None:
+            groups.append((name, field, group))
+            continue
+        container.add(tomlkit.comment(" ".join((field.description or "").split())))
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if field.is_required():
+            container.add(tomlkit.comment("required"))
+            container.add(name, "")
+        elif default is None:
+            container.add(tomlkit.comment(f"{name} = (not set)"))
+        else:
+            container.add(name, _toml_value(default))
+        container.add(tomlkit.nl())
+    for name, field, group in groups:
+        table = tomlkit.table()
+        table.add(tomlkit.comment(" ".join((field.description or "").split())))
+        _fill_template(table, group)
+        container.add(name, table)
+
+
+def _toml_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [_toml_value(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _toml_value(item) for key, item in value.items()}
+    return value
+
+

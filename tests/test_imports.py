@@ -1,0 +1,104 @@
+"""The design's table of who may import whom, kept by reading the imports; and a command line that starts fast."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loraloom
+
+ROOT = Path(loraloom.__file__).parent
+GROUND = {"errors", "settings", "registry", "events", "hardware", "randomness"}
+ACTIVITIES = {"formats", "diffusion", "models", "adapters", "data", "training", "generation", "weights"}
+ALLOWED = {
+    "formats": set(),
+    "diffusion": set(),
+    "adapters": {"formats"},
+    "data": {"formats"},
+    "models": {"formats", "diffusion"},
+    "generation": {"formats", "diffusion", "models", "adapters"},
+    "training": {"formats", "diffusion", "models", "adapters", "data", "generation"},
+    "weights": {"formats", "models", "adapters"},
+    "studio": ACTIVITIES,
+    "cli": {"studio"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names under ``loraloom`` that a module imports anywhere, except for type checking only."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("loraloom"):
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names if alias.name.startswith("loraloom"))
+    return {name.removeprefix("loraloom").removeprefix(".") for name in found} - {""}
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_only_go_down(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    for name in imports_of(path):
+        other = name.split(".")[0]
+        if other in GROUND or other == package or other.startswith("__"):
+            continue
+        if package == "cli" and name.split(".")[1:2] == ["settings"]:
+            continue  # the torch-free settings of any floor
+        if package in {*GROUND, "__init__.py"} or package.endswith(".py"):
+            assert package == "__main__.py", f"{path} is ground and imports {name}"
+            continue
+        assert other in ALLOWED[package], f"{path.relative_to(ROOT)} may not import loraloom.{name}"
+
+
+def test_every_setting_is_documented() -> None:
+    from loraloom.generation.settings import GenerateSettings
+    from loraloom.settings import setting_rows
+    from loraloom.training.settings import TrainSettings
+
+    for cls in (TrainSettings, GenerateSettings):
+        rows = list(setting_rows(cls))
+        assert len(rows) > 10
+        assert [row.path for row in rows if not row.doc] == []
+
+
+@pytest.mark.parametrize("module", ["loraloom.cli.main", "loraloom.training.settings", "loraloom.generation.settings"])
+def test_doors_and_settings_start_without_torch(module: str) -> None:
+    heavy = "('torch', 'numpy', 'tokenizers', 'safetensors', 'diffusers', 'transformers')"
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_registries_resolve() -> None:
+    from loraloom.diffusion.samplers import SAMPLERS
+    from loraloom.models.family import FAMILIES
+    from loraloom.training.lr_schedules import LR_SCHEDULES
+    from loraloom.training.optimizers import OPTIMIZERS
+
+    for registry in (SAMPLERS, FAMILIES, LR_SCHEDULES, OPTIMIZERS):
+        assert len(registry) > 0
+        for name in registry:
+            assert registry.load(name) is not None
+            assert registry[name].summary
+
+
+def test_exported_names_exist() -> None:
+    import importlib
+
+    for path in modules():
+        dotted = ".".join(("loraloom", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+        if dotted.endswith("__main__"):
+            continue
+        module = importlib.import_module(dotted)
+        for name in getattr(module, "__all__", ()):
+            assert hasattr(module, name), f"{dotted}.{name}"

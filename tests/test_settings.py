@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from loraloom.errors import FileFormatError, MissingFileError, SettingsError
+from loraloom.settings import Kohya, Settings, apply_overrides, read_toml, setting_rows
+
+
+class Inner(Settings):
+    rank: Annotated[int, Kohya("network_dim"), Field(ge=1)] = 16
+    """Rank of the factors."""
+    mode: Literal["a", "b"] = "a"
+    """A choice."""
+
+
+class Outer(Settings):
+    checkpoint: Path
+    """A path."""
+    size: tuple[int, int] | None = None
+    """Two numbers."""
+    name: str = "x"
+    """A name."""
+    inner: Inner = Inner()
+    """A group."""
+
+
+def test_overrides_are_typed_and_nested() -> None:
+    settings = Outer.load(None, ["checkpoint=a b.ckpt", "inner.rank=4", "size=[3, 4]", "name='q=r'", "inner.mode=b"])
+    assert settings.inner == Inner(rank=4, mode="b")
+    assert settings.size == (3, 4)
+    assert settings.checkpoint == Path("a b.ckpt")
+    assert settings.name == "q=r"
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Outer.load(None, ["inner.rank=0", "inner.mode=c", "nmae=x", "inner.network_dim=3"])
+    problems = "\n".join(caught.value.problems)
+    assert "'checkpoint' is required" in problems
+    assert "'inner.rank' = 0" in problems
+    assert "'inner.mode' = 'c'" in problems
+    assert "unknown setting 'nmae', did you mean 'name'?" in problems
+    assert "'inner.network_dim' is called 'inner.rank' here" in problems
+    assert len(caught.value.problems) == 5
+
+
+@pytest.mark.parametrize("text", ["rank", "=3", ""])
+def test_an_override_needs_a_key_and_a_value(text: str) -> None:
+    with pytest.raises(SettingsError, match="not key=value"):
+        apply_overrides({}, [text])
+
+
+def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('checkpoint = "models/a.ckpt"\n[inner]\nrank = 2\n', encoding="utf-8")
+    settings = Outer.load(tmp_path / "run.toml", ["name=n"])
+    assert settings.checkpoint == tmp_path / "models" / "a.ckpt"
+    assert settings.inner.rank == 2
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    settings = Outer(checkpoint=Path("/models/äöü 'quoted'.ckpt"), size=(1, 2), name='say "hi"\n', inner=Inner(rank=3))
+    path = tmp_path / "settings.toml"
+    path.write_text(settings.to_toml(), encoding="utf-8")
+    assert Outer.load(path) == settings
+    assert "# Rank of the factors." in settings.to_toml()
+
+
+def test_the_template_names_every_setting() -> None:
+    text = Outer.template()
+    assert [row.path.rpartition(".")[2] in text for row in setting_rows(Outer)] == [True] * 5
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"nothing\.toml"):
+        read_toml(tmp_path / "nothing.toml")
+    (tmp_path / "bad.toml").write_text("a = = 3", encoding="utf-8")
+    with pytest.raises(FileFormatError, match=r"bad\.toml is not valid TOML"):
+        read_toml(tmp_path / "bad.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FileFormatError, match=r"binary\.toml"):
+        read_toml(tmp_path / "binary.toml")
