@@ -1,0 +1,148 @@
+"""LoRA files: which layers an adapter can be put on, and the tensors and metadata of a file, layer by layer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from loraloom.errors import AdapterError
+from loraloom.formats.dialects import FOREIGN_SUFFIXES, KOHYA, Dialect, recognise
+from loraloom.formats.safetensors_file import safetensors_header
+from loraloom.formats.tensors import TensorInfo, open_tensors, write_tensors
+
+__all__ = [
+    "AdapterFile",
+    "AdapterTarget",
+    "layer_keys",
+    "model_hashes",
+    "read_adapter_file",
+    "write_adapter_file",
+]
+
+
+@dataclass(frozen=True)
+class AdapterTarget:
+    """A layer that an adapter can be put on, and every name it goes by."""
+
+    part: str
+    """``unet``, ``text_encoder`` or ``text_encoder_2``."""
+    module: str
+    """Module path inside that part: ``input_blocks.1.1.transformer_blocks.0.attn1.to_q``."""
+    name: str
+    """kohya's name: ``lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q``."""
+    aliases: tuple[str, ...]
+    """Other names accepted when reading (SDXL files with diffusers names)."""
+    diffusers_name: str
+    """Dotted module path in diffusers or transformers, without the part."""
+    tensor: str
+    """Checkpoint key of the layer's weight."""
+    rows: tuple[int, int] | None
+    """Row range inside that tensor (OpenCLIP's fused q, k, v), or None for all of it."""
+    shape: tuple[int, ...]
+    """Shape of the layer's own weight."""
+    kind: str
+    """``linear``, ``conv1x1`` or ``conv3x3``."""
+    block: int
+    """Index in kohya's block numbering (U-Net: 25 blocks for SD1 and SD2, 23 for SDXL); layer number in an encoder."""
+    extended: bool = False
+    """Outside the default set: the res blocks and samplers of the U-Net, which need a convolution rank."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A LoRA file as it lies on disk: ``layers[layer name in the file][role]`` are mapped tensors."""
+
+    path: Path
+    dialect: Dialect
+    layers: Mapping[str, Mapping[str, torch.Tensor]]
+    metadata: Mapping[str, str]
+
+
+def read_adapter_file(path: Path) -> AdapterFile:
+    """Open a LoRA file (``.safetensors``, ``.pt`` or ``.ckpt``, told by content); no tensor is read yet.
+
+    Raises AdapterError for a file that holds no LoRA, holds one of a kind that cannot be read, or holds keys that
+    belong to no layer: a key that would be dropped silently would be a LoRA that looks different here.
+    """
+    tensors = open_tensors(path)
+    for key in tensors:
+        for suffix, kind in FOREIGN_SUFFIXES.items():
+            if key.endswith(suffix):
+                raise AdapterError(
+                    f"{path} holds {kind} layers ({key}), which this version does not read",
+                    "plain LoRA with linear and convolution layers can be used",
+                )
+    dialect = recognise(tensors)
+    if dialect is None:
+        example = next(iter(tensors), None)
+        raise AdapterError(
+            f"{path} is not a LoRA file" + (f" (its first tensor is {example!r})" if example else " (it is empty)"),
+            "`loraloom inspect FILE` tells what a file is",
+        )
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    unknown = []
+    for key in tensors:
+        split = dialect.split(key)
+        if split is None:
+            unknown.append(key)
+            continue
+        name, role = split
+        layers.setdefault(name, {})[role] = tensors[key]
+    if unknown:
+        raise AdapterError(
+            f"{path}: {len(unknown)} of {len(tensors)} tensors belong to no LoRA layer, the first is {unknown[0]!r}",
+            f"the rest reads as the dialect of {dialect.title}",
+        )
+    return AdapterFile(path, dialect, layers, dict(tensors.metadata))
+
+
+def layer_keys(name: str, roles: Mapping[str, torch.Tensor], dialect: Dialect = KOHYA) -> dict[str, torch.Tensor]:
+    """One layer's tensors under their keys in a file."""
+    return {name + dialect.suffix(role): tensor for role, tensor in roles.items()}
+
+
+def write_adapter_file(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str], dtype: torch.dtype
+) -> None:
+    """Write a LoRA file atomically, every floating-point tensor as ``dtype``, with the hashes that identify it.
+
+    Raises AdapterError when a value is NaN or does not fit into ``dtype``: such a file would be ruined silently.
+    """
+    cast = {}
+    for key, tensor in tensors.items():
+        cast[key] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        if not torch.isfinite(cast[key]).all():
+            raise AdapterError(f"{path} was not written: {key} is not finite as {dtype}", "save in float or bf16")
+    model_hash, legacy_hash = model_hashes(cast, metadata)
+    hashes = {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
+    write_tensors(path, cast, metadata={**metadata, **hashes})
+
+
+def model_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
+    """The hashes of the tensors in file order: ``sshs_model_hash`` (64 hex digits) and ``sshs_legacy_hash`` (8).
+
+    The first is the SHA-256 of everything behind the header. The second, the older web UI extension's, is of
+    64 KiB that begin 1 MiB into a file whose header holds the ``ss_*`` metadata alone.
+    """
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+    infos = {key: TensorInfo(tensor.dtype, tuple(tensor.shape)) for key, tensor in ordered.items()}
+    header = safetensors_header(infos, {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    model, window, position = hashlib.sha256(), bytearray(), len(header)
+    start, stop = 0x100000, 0x110000
+    if position > start:
+        window += header[start:stop]
+    for data in _raw_bytes(ordered):
+        model.update(data)
+        if position < stop and position + len(data) > start:
+            window += data[max(0, start - position) : stop - position]
+        position += len(data)
+    return model.hexdigest(), hashlib.sha256(window).hexdigest()[:8]
+
+
+def _raw_bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
+    for tensor in tensors.values():
+        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

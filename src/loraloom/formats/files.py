@@ -1,0 +1,143 @@
+"""Files written whole or not at all, and a fingerprint of files."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError
+
+__all__ = [
+    "atomic_writer",
+    "check_readable",
+    "require_space",
+    "sha256_of",
+    "size_text",
+    "write_bytes",
+    "write_text",
+]
+
+_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextmanager
+def atomic_writer(path: Path, *, nbytes: int | None = None) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of ``path`` when the block ends well, and vanishes when it does not.
+
+    The bytes are flushed to the disk before the rename, so ``path`` holds either the old or the whole new file,
+    also after a power cut. ``nbytes``, when known, is how much will be written: the space is checked first.
+    Raises OutputError for anything the file system refuses.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, not a file", "choose a file name inside it")
+    if nbytes is not None:
+        require_space(path.parent, nbytes)
+    temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _output_error(path, error, nbytes) from error
+        raise
+    _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, atomically."""
+    with atomic_writer(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8 with its line ends unchanged, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def require_space(folder: Path, nbytes: int) -> None:
+    """Raise OutputError unless ``folder`` exists and its disk has ``nbytes`` free."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise _output_error(Path(folder) / "file", error, nbytes) from error
+    if free < nbytes:
+        raise OutputError(
+            f"{folder}: not enough space, {size_text(nbytes)} needed and {size_text(free)} free",
+            "free some space or choose a folder on another disk",
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the file's bytes, 64 hex digits."""
+    check_readable(path)
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read, {_reason(error)}") from error
+
+
+def check_readable(path: Path) -> None:
+    """Raise MissingFileError or FileFormatError unless ``path`` is an ordinary file (a pipe could block for ever)."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingFileError(f"{path}: there is no such file", "check the path") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read, {_reason(error)}") from error
+    if stat.S_ISDIR(mode):
+        raise FileFormatError(f"{path}: is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise FileFormatError(f"{path}: is not an ordinary file")
+
+
+def size_text(nbytes: int) -> str:
+    """A size for people: ``1.5 GB`` (decimal units)."""
+    if nbytes < 1000:
+        return f"{nbytes} bytes"
+    size, units = nbytes / 1000, ["kB", "MB", "GB", "TB"]
+    while size >= 999.95 and len(units) > 1:
+        size /= 1000
+        del units[0]
+    return f"{size:.1f} {units[0]}"
+
+
+def _output_error(path: Path, error: OSError, nbytes: int | None) -> OutputError:
+    if error.errno in _NO_SPACE:
+        needed = f", {size_text(nbytes)} needed" if nbytes else ""
+        return OutputError(f"{path}: no space left on the disk{needed}", "free some space or choose another folder")
+    if error.errno in _NO_PERMISSION:
+        return OutputError(f"{path}: no permission to write here", "choose another folder, or close its other users")
+    if not path.parent.is_dir():
+        return OutputError(f"{path}: the folder {path.parent} does not exist", "create it or choose another one")
+    return OutputError(f"{path}: cannot be written, {_reason(error)}")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; Windows and some network disks cannot, and there the file system orders it itself."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,302 @@
+"""Named tensors of a file, whatever its form, read lazily from the mapped file; and the streaming writer."""
+
+from __future__ import annotations
+
+import mmap
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from loraloom.errors import FileError, FileFormatError, OutputError
+from loraloom.formats.entries import MAX_TENSORS, Contents, Entry, TensorInfo, check_name, show
+from loraloom.formats.files import atomic_writer, check_readable
+from loraloom.formats.safetensors_file import (
+    DTYPE_NAMES,
+    looks_like_safetensors,
+    read_safetensors,
+    safetensors_header,
+    safetensors_order,
+)
+from loraloom.formats.torch_file import looks_like_torch, read_torch, state_dict_pickle, write_torch_zip
+
+__all__ = ["TensorFile", "TensorInfo", "TensorSource", "open_tensors", "write_tensors"]
+
+
+class TensorFile(Mapping[str, torch.Tensor]):
+    """Lazy mapping from name to tensor over a mapped file.
+
+    A tensor is a view of a private mapping wherever its bytes are aligned (else a copy): changing it in place
+    never changes the file. Keep the file as it is while tensors are in use; on Windows it can be replaced only
+    after ``close()`` and after the tensors are gone.
+    """
+
+    def __init__(self, path: Path, buffer: mmap.mmap | bytearray, contents: Contents) -> None:
+        self.path = path
+        self.kind = contents.kind
+        """``safetensors``, ``zip`` or ``legacy`` (torch before 1.6)."""
+        self.metadata = contents.metadata
+        self.extras = contents.extras
+        """Plain values that stood beside the tensors, such as ``epoch`` and ``global_step``."""
+        self._entries = contents.entries
+        self._checksums = contents.checksums
+        self._buffer: mmap.mmap | bytearray | None = buffer
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        entry = self._entries[name]
+        if self._buffer is None:
+            raise FileError(f"{self.path}: is closed already")
+        return _tensor(self._buffer if entry.data is None else bytearray(entry.data), entry)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def info(self, name: str) -> TensorInfo:
+        """Type and shape of a tensor, without touching its data."""
+        return self._entries[name].info
+
+    def verify(self) -> None:
+        """Read the whole file against the checksums it carries (zip only); raise FileFormatError on a difference.
+
+        Opening checks the small members only, since this costs one read of the file.
+        """
+        if self._buffer is None:
+            raise FileError(f"{self.path}: is closed already")
+        with memoryview(self._buffer) as view:
+            for member, start, end, checksum in self._checksums:
+                if _crc32(view, start, end) != checksum:
+                    raise FileFormatError(
+                        f"{self.path}: its member {show(member)} is damaged", "download or copy the file again"
+                    )
+
+    def close(self) -> None:
+        """Let go of the file. Tensors already taken stay valid and keep the mapping until they are gone."""
+        self._buffer = None
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A tensor to be written: what it will be, and how to get it when its turn comes."""
+
+    name: str
+    info: TensorInfo
+    load: Callable[[], torch.Tensor]
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Open a tensor file; its form is decided by its content, never by its name.
+
+    No tensor data is touched. Raises MissingFileError, FileFormatError (damaged, or no tensor file) or
+    UnsafeFileError (it asks for code to be run, or for memory without bound).
+    """
+    path = Path(path)
+    check_readable(path)
+    buffer: mmap.mmap | bytearray
+    try:
+        with path.open("rb") as file:
+            is_empty = file.seek(0, 2) == 0  # nothing to map
+            buffer = bytearray() if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read, {error}", "check the permissions of the file") from error
+    return _open_buffer(buffer, path)
+
+
+def _open_buffer(buffer: mmap.mmap | bytearray, path: Path) -> TensorFile:
+    with memoryview(buffer) as view:
+        return TensorFile(path, buffer, _read(view, str(path)))
+
+
+def _read(view: memoryview, where: str) -> Contents:
+    if not len(view):
+        raise FileFormatError(f"{where}: is empty", "the file was not downloaded or copied completely")
+    if meaning := _other_form(bytes(view[:64])):
+        raise FileFormatError(f"{where}: {meaning}", _EXPECTED)
+    if looks_like_torch(view):
+        return read_torch(view, where)
+    if looks_like_safetensors(view):
+        return read_safetensors(view, where)
+    raise FileFormatError(f"{where}: is not a file of tensors of any known form", _EXPECTED)
+
+
+_EXPECTED = "expected a .safetensors, .ckpt, .pt or .bin file"
+
+
+def _other_form(head: bytes) -> str | None:
+    """What a file that begins with ``head`` is, if people often take it for a model."""
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not a model: the download went wrong"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the model itself: run git lfs pull"
+    for signature, meaning in _OTHER_FORMS:
+        if head.startswith(signature):
+            return f"is {meaning}, not a file of tensors that can be read here"
+    return None
+
+
+_OTHER_FORMS = (
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "a Keras (HDF5) file"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+    (b"RIFF", "a picture or a sound"),
+    (b"7z\xbc\xaf", "a 7-Zip archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"%PDF", "a PDF document"),
+)
+
+
+def _tensor(buffer: mmap.mmap | bytearray, entry: Entry) -> torch.Tensor:
+    """A view of the entry's bytes, or a copy where they are not aligned for their type."""
+    info = entry.info
+    if info.numel == 0:
+        return torch.empty(info.shape, dtype=info.dtype)
+    if entry.start % info.dtype.itemsize == 0:
+        count = (entry.end - entry.start) // info.dtype.itemsize
+        flat = torch.frombuffer(buffer, dtype=info.dtype, count=count, offset=entry.start)
+    else:
+        raw = torch.frombuffer(buffer, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start)
+        flat = raw.clone().view(info.dtype)
+    if entry.stride is None:
+        return flat.view(info.shape)
+    return flat.as_strided(info.shape, entry.stride)
+
+
+def _crc32(view: memoryview, start: int, end: int) -> int:
+    checksum = 0
+    step = 1 << 24
+    for position in range(start, end, step):
+        checksum = zlib.crc32(view[position : min(position + step, end)], checksum)
+    return checksum
+
+
+def write_tensors(
+    path: Path,
+    sources: Iterable[TensorSource] | Mapping[str, torch.Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    extras: Mapping[str, object] | None = None,
+) -> None:
+    """Write tensors to ``path``: safetensors for ``.safetensors``, torch's zip for ``.ckpt``, ``.pt`` and ``.bin``.
+
+    Every source is loaded once, written and dropped; nothing appears at ``path`` before all is written. A zip holds
+    ``{"state_dict": {...}, **extras}`` (plus ``metadata`` if any) and loads with ``torch.load(weights_only=True)``;
+    safetensors has no place for ``extras`` and leaves them out. Strides are not kept.
+    Raises OutputError: wrong suffix, no space, or a source that is not what its info promised.
+    """
+    path = Path(path)
+    write = _WRITERS.get(path.suffix.lower())
+    if write is None:
+        raise OutputError(
+            f"{path}: the name must end in .safetensors, .ckpt, .pt or .bin", "the suffix chooses the form of the file"
+        )
+    write(path, _checked_sources(path, sources), _checked_metadata(path, metadata or {}), dict(extras or {}))
+
+
+def _checked_sources(
+    path: Path, sources: Iterable[TensorSource] | Mapping[str, torch.Tensor]
+) -> dict[str, TensorSource]:
+    if isinstance(sources, TensorFile):
+        sources = [TensorSource(name, sources.info(name), _getter(sources, name)) for name in sources]
+    elif isinstance(sources, Mapping):
+        sources = [
+            TensorSource(name, TensorInfo(tensor.dtype, tuple(tensor.shape)), _getter(sources, name))
+            for name, tensor in sources.items()
+        ]
+    found: dict[str, TensorSource] = {}
+    for source in sources:
+        if source.name in found:
+            raise OutputError(f"{path}: the tensor {show(source.name)} was to be written twice")
+        if problem := check_name(source.name):
+            raise OutputError(f"{path}: {problem}")
+        if source.info.dtype not in DTYPE_NAMES:
+            raise OutputError(
+                f"{path}: tensor {show(source.name)} has the type {source.info.dtype}, which no file holds"
+            )
+        found[source.name] = source
+    if len(found) > MAX_TENSORS:
+        raise OutputError(f"{path}: {len(found)} tensors are more than a file may hold")
+    return found
+
+
+def _getter(tensors: Mapping[str, torch.Tensor], name: str) -> Callable[[], torch.Tensor]:
+    return lambda: tensors[name]
+
+
+def _checked_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise OutputError(f"{path}: the metadata {show(key)} is not a text")
+    return dict(metadata)
+
+
+def _load_bytes(path: Path, source: TensorSource) -> memoryview:
+    """The source's elements one after the other; the tensor must be what was announced."""
+    tensor = source.load()
+    if TensorInfo(tensor.dtype, tuple(tensor.shape)) != source.info:
+        raise OutputError(
+            f"{path}: tensor {show(source.name)} came as {tensor.dtype} {tuple(tensor.shape)} "
+            f"but {source.info.dtype} {source.info.shape} was announced"
+        )
+    flat = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def _write_safetensors(
+    path: Path, sources: dict[str, TensorSource], metadata: dict[str, str], extras: dict[str, object]
+) -> None:
+    if "__metadata__" in sources:
+        raise OutputError(f"{path}: no tensor can be named '__metadata__' in a safetensors file")
+    ordered = sorted(sources.values(), key=lambda source: safetensors_order(source.name, source.info))
+    header = safetensors_header({source.name: source.info for source in ordered}, metadata)
+    total = len(header) + sum(source.info.nbytes for source in ordered)
+    with atomic_writer(path, nbytes=total) as file:
+        file.write(header)
+        for source in ordered:
+            file.write(_load_bytes(path, source))
+
+
+def _write_zip(
+    path: Path, sources: dict[str, TensorSource], metadata: dict[str, str], extras: dict[str, object]
+) -> None:
+    infos = {source.name: source.info for source in sources.values()}
+    try:
+        pickle = state_dict_pickle(infos, metadata, extras)
+    except ValueError as error:
+        raise OutputError(f"{path}: {error}") from error
+    total = len(pickle) + sum(info.nbytes + 256 for info in infos.values())
+    with atomic_writer(path, nbytes=total) as file:
+        write_torch_zip(file, infos, pickle, lambda name: _load_bytes(path, sources[name]))
+
+
+_WRITERS = {
+    ".safetensors": _write_safetensors,
+    ".ckpt": _write_zip,
+    ".pt": _write_zip,
+    ".pth": _write_zip,
+    ".bin": _write_zip,
+}

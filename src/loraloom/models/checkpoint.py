@@ -1,0 +1,103 @@
+"""A checkpoint on disk: its tensors under the checkpoint's own names, lazily, and the family it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from loraloom.errors import CheckpointError, MissingFileError
+from loraloom.formats.tensors import TensorInfo, open_tensors
+from loraloom.models.diffusers_folder import FolderTensors, is_diffusers_folder
+from loraloom.models.family import Family, recognise
+from loraloom.models.foreign import what_it_is
+
+__all__ = ["Checkpoint", "open_checkpoint"]
+
+
+_PURPOSES = {
+    4: "a text-to-image checkpoint",
+    5: "a depth-to-image checkpoint",
+    8: "a picture-editing checkpoint (InstructPix2Pix)",
+    9: "an inpainting checkpoint",
+}
+
+
+class TensorView(Protocol):
+    """Named tensors whose types and shapes are known before their data: a file, or a Diffusers folder."""
+
+    metadata: dict[str, str]
+
+    def __getitem__(self, name: str) -> Tensor: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, name: object) -> bool: ...
+    def info(self, name: str) -> TensorInfo: ...
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """Lazy mapping from checkpoint key to tensor, in the file's precision, whatever the checkpoint is kept in."""
+
+    def __init__(self, path: Path, source: TensorView, family: Family) -> None:
+        self.path = path
+        self.family = family
+        self.metadata: Mapping[str, str] = dict(source.metadata)
+        self._source = source
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._source[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source
+
+    def info(self, name: str) -> TensorInfo:
+        """Type and shape of a tensor, without touching its data."""
+        return self._source.info(name)
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        """Types and shapes of all tensors."""
+        return {name: self._source.info(name) for name in self._source}
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether this is a Diffusers folder rather than a single file."""
+        return self.path.is_dir()
+
+    @property
+    def input_channels(self) -> int:
+        """What the U-Net reads: 4 for latents alone, more where a mask, a depth map or a picture goes with them."""
+        return self.info(f"{self.family.unet_prefix}input_blocks.0.0.weight").shape[1]
+
+    @property
+    def purpose(self) -> str:
+        """For people: what the checkpoint is made for, as far as the U-Net's input tells."""
+        return _PURPOSES.get(self.input_channels, "a checkpoint of an unknown purpose")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint: ``.safetensors`` or ``.ckpt`` (told by content), or a Diffusers folder. Reads no tensor.
+
+    Raises CheckpointError, saying what the file is, when it is readable but of no known family; MissingFileError
+    and FileFormatError as :func:`loraloom.formats.tensors.open_tensors`.
+    """
+    path = Path(path)
+    if path.is_dir() and not is_diffusers_folder(path):
+        raise MissingFileError(
+            f"{path} is a folder, but not a Diffusers folder",
+            "give a .safetensors or .ckpt file, or a folder with unet, vae and text_encoder in it",
+        )
+    source: TensorView = FolderTensors(path) if path.is_dir() else open_tensors(path)
+    infos = {name: source.info(name) for name in source}
+    family = recognise(infos)
+    if family is None:
+        raise CheckpointError(f"{path}: {what_it_is(infos)}", "a checkpoint of Stable Diffusion 1, 2 or XL is needed")
+    return Checkpoint(path, source, family)

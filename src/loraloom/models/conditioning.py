@@ -1,0 +1,226 @@
+"""Text as the U-Net sees it: chunks of 75 tokens, their weights, and the tensors the text encoders make of them.
+
+Training and generation cut text in the same way, the way of the AUTOMATIC1111 web UI: every 75 tokens are wrapped
+in begin and end (77), each chunk is encoded alone, and the results are joined along the token axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import lcm
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraloom.models.tokenizer import BOS, COMMA, EOS, Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "BREAK",
+    "CHUNK_IDS",
+    "CHUNK_TOKENS",
+    "Chunk",
+    "Conditioning",
+    "Segment",
+    "Text",
+    "TextLength",
+    "apply_emphasis",
+    "measure",
+    "tokenise",
+]
+
+CHUNK_TOKENS = 75
+"""Tokens of text in one chunk."""
+CHUNK_IDS = 77
+"""Ids of one chunk: begin, 75, end."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a prompt and how much it counts (1 is normal)."""
+
+    text: str
+    weight: float = 1.0
+
+
+BREAK = Segment("BREAK", -1.0)
+"""Closes the chunk it stands in; what follows begins a new one."""
+
+Text = str | Sequence[Segment]
+"""What can be encoded: a caption, or a prompt parsed into weighted segments."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """77 ids (begin, up to 75 tokens, end, padding) and the weight of each."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def emphasised(self) -> bool:
+        """Whether any weight differs from 1."""
+        return any(weight != 1.0 for weight in self.weights)
+
+    def padded_with(self, pad: int) -> Chunk:
+        """The same chunk with everything after its first end id replaced by ``pad``.
+
+        CLIP-L pads with the end id itself, the OpenCLIP encoders with 0. It is done on ids because 0 is also the
+        id of a ``!`` inside a word.
+        """
+        used = self.ids.index(EOS) + 1
+        return replace(self, ids=self.ids[:used] + (pad,) * (len(self.ids) - used))
+
+
+@dataclass(frozen=True)
+class TextLength:
+    """How long a text is for the encoders."""
+
+    tokens: int
+    """Tokens of the text itself (no begin, end or padding)."""
+    chunks: int
+    """Chunks of 75 needed to hold them (at least one)."""
+    dropped: int
+    """Tokens lost when only so many chunks are allowed."""
+
+
+class _ChunkBuilder:
+    """Fills chunks token by token. Words are kept together with their phrase: see ``add``."""
+
+    def __init__(self, comma_backtrack: int) -> None:
+        self.comma_backtrack = comma_backtrack
+        self.finished: list[list[tuple[int, float]]] = []
+        self.current: list[tuple[int, float]] = []
+        self.after_comma = 0
+
+    def add(self, token: int, weight: float) -> None:
+        if len(self.current) == CHUNK_TOKENS:
+            self._begin_next(token)
+        self.current.append((token, weight))
+        if token == COMMA:
+            self.after_comma = len(self.current)
+
+    def _begin_next(self, token: int) -> None:
+        """Close a full chunk; a phrase begun at most ``comma_backtrack`` tokens ago moves on to the next one."""
+        carried: list[tuple[int, float]] = []
+        begun = CHUNK_TOKENS - self.after_comma
+        if token != COMMA and self.after_comma and begun < self.comma_backtrack:
+            carried = self.current[self.after_comma :]
+            self.current = self.current[: self.after_comma]
+        self.close()
+        self.current = carried
+
+    def close(self) -> None:
+        self.finished.append(self.current)
+        self.current = []
+        self.after_comma = 0
+
+
+def tokenise(text: Text, tokenizer: Tokenizer, *, comma_backtrack: int = 20) -> list[Chunk]:
+    """Cut a text into chunks of 77 ids, at least one, padded with the end id.
+
+    A chunk that is full in the middle of a phrase gives back the words after its last comma when that comma is
+    at most ``comma_backtrack`` tokens from its end (0: never).
+    """
+    builder = _ChunkBuilder(comma_backtrack)
+    for segment in _segments(text):
+        if segment == BREAK:
+            builder.close()
+            continue
+        for token in tokenizer.encode(segment.text):
+            builder.add(token, segment.weight)
+    if builder.current or not builder.finished:
+        builder.close()
+    return [_chunk(tokens) for tokens in builder.finished]
+
+
+def _segments(text: Text) -> Iterator[Segment]:
+    if isinstance(text, str):
+        yield Segment(text)
+    else:
+        yield from text
+
+
+def _chunk(tokens: list[tuple[int, float]]) -> Chunk:
+    padding = CHUNK_TOKENS - len(tokens) + 1
+    ids = (BOS, *(token for token, _ in tokens), *(EOS,) * padding)
+    weights = (1.0, *(weight for _, weight in tokens), *(1.0,) * padding)
+    return Chunk(ids, weights)
+
+
+def measure(text: Text, tokenizer: Tokenizer, *, max_chunks: int | None = None) -> TextLength:
+    """How many tokens and chunks a text needs, and what is lost when only ``max_chunks`` are allowed."""
+    used = [chunk.ids.index(EOS) - 1 for chunk in tokenise(text, tokenizer)]
+    dropped = sum(used[max_chunks:]) if max_chunks is not None else 0
+    return TextLength(tokens=sum(used), chunks=len(used), dropped=dropped)
+
+
+def apply_emphasis(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Multiply each token's vector by its weight, then restore the mean of the chunk it is in.
+
+    ``hidden`` is (N, 77, C), ``weights`` (N, 77); each of the N chunks is treated alone, so that a prompt gives
+    the same tensor whatever it is encoded with. This is the web UI's "Original" emphasis for a single prompt.
+    """
+    weights = weights.to(hidden.device)
+    weighted = hidden * weights[:, :, None].to(hidden.dtype)
+    before = hidden.float().mean(dim=(1, 2), keepdim=True)
+    after = weighted.float().mean(dim=(1, 2), keepdim=True)
+    restored = weighted * (before / torch.where(after == 0, torch.ones_like(after), after)).to(hidden.dtype)
+    return torch.where((weights != 1.0).any(dim=1)[:, None, None], restored, hidden)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded text of a batch, and for SDXL the picture sizes that go with it."""
+
+    context: Tensor
+    """(B, 77 * chunks, C), what cross-attention reads."""
+    pooled: Tensor | None = None
+    """(B, D), SDXL: the projected end-of-text vector of the second encoder, from the first chunk."""
+    sizes: Tensor | None = None
+    """(B, 6) float32, SDXL: original height and width, crop top and left, target height and width, in pixels."""
+
+    def __len__(self) -> int:
+        return self.context.shape[0]
+
+    def __getitem__(self, index: int | slice) -> Conditioning:
+        """The given samples, still as a batch."""
+        rows = slice(index, index + 1 or None) if isinstance(index, int) else index
+        return Conditioning(
+            self.context[rows],
+            None if self.pooled is None else self.pooled[rows],
+            None if self.sizes is None else self.sizes[rows],
+        )
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+        """On another device, context and pooled in another type (sizes stay float32)."""
+        return Conditioning(
+            self.context.to(device=device, dtype=dtype),
+            None if self.pooled is None else self.pooled.to(device=device, dtype=dtype),
+            None if self.sizes is None else self.sizes.to(device=device),
+        )
+
+    def with_sizes(self, sizes: Tensor) -> Conditioning:
+        """The same text with SDXL's picture sizes, (B, 6)."""
+        return replace(self, sizes=sizes)
+
+    @staticmethod
+    def stack(items: Sequence[Conditioning]) -> Conditioning:
+        """Join batches. Contexts of different length are repeated, whole, up to a common length.
+
+        A repeated context gives exactly the attention result of the single one (softmax averages equal entries),
+        so a caption means the same whatever it shares a batch with. Cutting or padding with blanks would not.
+        """
+        length = lcm(*(item.context.shape[1] for item in items))
+        pooled = [item.pooled for item in items if item.pooled is not None]
+        sizes = [item.sizes for item in items if item.sizes is not None]
+        if len(pooled) not in (0, len(items)) or len(sizes) not in (0, len(items)):
+            raise ValueError("conditionings with and without pooled vectors or sizes cannot share a batch")
+        return Conditioning(
+            torch.cat([item.context.repeat(1, length // item.context.shape[1], 1) for item in items]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(sizes) if sizes else None,
+        )

@@ -1,0 +1,154 @@
+"""What a family of checkpoints is: the contract, the table of families, and how one is recognised. Imports no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from loraloom.registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraloom.formats.adapter_file import AdapterTarget
+    from loraloom.formats.tensors import TensorInfo
+
+__all__ = ["FAMILIES", "SIZE_CHANNELS", "SIZE_COUNT", "Family", "Infos", "TextPart", "recognise"]
+
+SIZE_COUNT = 6
+"""Picture sizes that an SDXL U-Net is told: original height and width, crop top and left, target height and width."""
+SIZE_CHANNELS = 256
+"""Sinusoids of each."""
+
+Prediction = Literal["epsilon", "v"]
+Infos = Mapping[str, "TensorInfo"]
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """One text encoder of a family: where its tensors lie, what it is, and which of its layers is read."""
+
+    part: str
+    """``text_encoder`` or ``text_encoder_2``."""
+    prefixes: tuple[str, ...]
+    """What its tensor names begin with; files use one of these."""
+    encoder: Literal["clip", "open_clip"]
+    pad_id: int
+    """The id after the end of a text."""
+    skip: int
+    """The layer normally read, counted from the end (1 is the last)."""
+    normalize: bool
+    """Whether the final layer norm follows, whichever layer is read."""
+    lora_prefix: str
+    """What LoRA files put before its layers: ``lora_te``, ``lora_te1``, ``lora_te2``."""
+    trimmed_layers: int | None = None
+    """Layers of a file saved without those that are never read (SD 2: 23 of 24); None where none is left out."""
+
+    def skip_in(self, layers: int) -> int:
+        """The layer normally read in a file with so many layers, counted from the end."""
+        return 1 if layers == self.trimmed_layers else self.skip
+
+    def prefix(self, names: Mapping[str, object]) -> str | None:
+        """The prefix that this file uses, None when the encoder is not in it."""
+        marker = "embeddings.token_embedding.weight" if self.encoder == "clip" else "token_embedding.weight"
+        return next((prefix for prefix in self.prefixes if prefix + marker in names), None)
+
+
+class Family(ABC):
+    """A kind of model. Everything that differs between families is here; nothing else asks which one it is."""
+
+    name: ClassVar[str]
+    """``sd1``, ``sd2``, ``sdxl``."""
+    title: ClassVar[str]
+    """For people: ``Stable Diffusion 1``."""
+    base_model_version: ClassVar[str]
+    """kohya's ``ss_base_model_version``."""
+    modelspec_architecture: ClassVar[str]
+    """ModelSpec's architecture of a checkpoint; a LoRA's has ``/lora`` behind it."""
+    latent_scale: ClassVar[float]
+    default_resolution: ClassVar[int]
+    """Width and height in pixels that the family was trained at."""
+    resolution_step: ClassVar[int] = 64
+    """Widths and heights of training buckets are multiples of this many pixels."""
+    probes_prediction: ClassVar[bool] = False
+    """Whether files of this family may predict v without saying so anywhere."""
+    unet_prefix: ClassVar[str] = "model.diffusion_model."
+    vae_prefix: ClassVar[str] = "first_stage_model."
+    text_parts: ClassVar[tuple[TextPart, ...]]
+    lora_sai_names: ClassVar[bool] = False
+    """Whether LoRA files name the U-Net's layers as the checkpoint does (SDXL), not as diffusers does."""
+    uses_sizes: ClassVar[bool] = False
+    """Whether the U-Net is told picture sizes and a pooled text vector (SDXL)."""
+
+    def base_model_version_for(self, prediction: Prediction) -> str:
+        """``base_model_version`` of a checkpoint with that prediction."""
+        return self.base_model_version + ("_v" if prediction == "v" and not self.uses_sizes else "")
+
+    def modelspec_architecture_for(self, prediction: Prediction) -> str:
+        """``modelspec_architecture`` of a checkpoint with that prediction."""
+        return self.modelspec_architecture
+
+    def default_resolution_for(self, prediction: Prediction) -> int:
+        """``default_resolution`` of a checkpoint with that prediction."""
+        return self.default_resolution
+
+    @abstractmethod
+    def recognise(self, infos: Infos) -> bool:
+        """Whether a checkpoint with these tensors is of this family."""
+
+    @abstractmethod
+    def attention_heads(self, channels: int) -> int:
+        """Heads of the U-Net's attention at a width."""
+
+    def adapter_targets(self, infos: Infos) -> list[AdapterTarget]:
+        """Every layer that an adapter can be put on: U-Net (3x3 convolutions too) and text encoders."""
+        from loraloom.models.names import clip_targets, open_clip_targets, unet_targets
+
+        targets = unet_targets(_shapes(infos, self.unet_prefix), prefix=self.unet_prefix, sai_names=self.lora_sai_names)
+        for part in self.text_parts:
+            prefix = part.prefix(infos)
+            if prefix is None:
+                continue
+            names = {"part": part.part, "prefix": prefix, "kohya": part.lora_prefix}
+            shapes = _shapes(infos, prefix)
+            if part.encoder == "clip":
+                targets += clip_targets(shapes, **names)
+            else:
+                targets += open_clip_targets(shapes, **names, layers=_read_layers(part, shapes))
+        return targets
+
+    @abstractmethod
+    def toy(
+        self, seed: int = 0, *, channels: int = 32, text_width: int = 32, text_layers: int = 3, vae_channels: int = 32
+    ) -> dict[str, Tensor]:
+        """A complete small checkpoint in the real layout with random weights, the same for the same arguments."""
+
+
+FAMILIES = Registry(
+    "model family",
+    {
+        "sd1": Entry("loraloom.models.sd1:SD1", "Stable Diffusion 1.x"),
+        "sd2": Entry("loraloom.models.sd2:SD2", "Stable Diffusion 2.x, epsilon and v"),
+        "sdxl": Entry("loraloom.models.sdxl:SDXL", "Stable Diffusion XL"),
+    },
+)
+
+
+def _shapes(infos: Infos, prefix: str) -> dict[str, tuple[int, ...]]:
+    return {name.removeprefix(prefix): infos[name].shape for name in infos if name.startswith(prefix)}
+
+
+def _read_layers(part: TextPart, shapes: Mapping[str, object]) -> int | None:
+    """How many layers of an OpenCLIP encoder are ever read; None for all (SDXL's pooled text needs the last)."""
+    if part.trimmed_layers is None:
+        return None
+    layers = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("transformer.resblocks."))
+    return layers - part.skip_in(layers) + 1
+
+
+def recognise(infos: Infos) -> Family | None:
+    """The family whose layout these tensors have, None when no family fits."""
+    families: Sequence[Family] = [FAMILIES.load(name)() for name in FAMILIES]
+    return next((family for family in families if family.recognise(infos)), None)

@@ -1,0 +1,277 @@
+"""Layers whose weights may be stored in another precision than the one they compute in.
+
+A checkpoint mapped in fp16 can run in fp32 without ever being inflated: each layer casts its weight to the input's
+dtype for the moment of use, and the graph keeps only the stored weight. Frozen weights never keep the layer's input
+alive for the backward pass, because a frozen layer does not need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+__all__ = [
+    "Conv2d",
+    "Embedding",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "ProjectionRows",
+    "TensorModule",
+    "geglu",
+    "group_norm_silu",
+    "linear",
+]
+
+
+def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _needs_graph(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+class _CastLinear(torch.autograd.Function):
+    """x @ W.T + b for a weight stored in another dtype than x: saves W as stored, and x only if W is trained."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
+        return F.linear(x, weight.to(x.dtype), _as(bias, x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        weight, x = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad.matmul(weight.to(grad.dtype))
+        rows = grad.reshape(-1, grad.shape[-1])
+        if ctx.needs_input_grad[1]:
+            grad_weight = rows.T.matmul(x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0).to(ctx.bias_dtype)
+        return grad_x, grad_weight, grad_bias
+
+
+class _LeanConv2d(torch.autograd.Function):
+    """2-D convolution that saves the stored weight, and x only if the weight is trained.
+
+    torch's own convolution always saves its input, even when the weight is frozen.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.stride, ctx.padding, ctx.input_shape = stride, padding, x.shape
+        ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
+        return F.conv2d(x, weight.to(x.dtype), _as(bias, x.dtype), stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        weight, x = ctx.saved_tensors
+        if x is None:
+            x = _shape_only(ctx.input_shape, grad)
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            weight.to(grad.dtype),
+            None if ctx.bias_dtype is None else [weight.shape[0]],
+            ctx.stride,
+            ctx.padding,
+            (1, 1),
+            False,
+            (0, 0),
+            1,
+            ctx.needs_input_grad[:3],
+        )
+        return grad_x, _as(grad_weight, weight.dtype), _as(grad_bias, ctx.bias_dtype), None, None
+
+
+def _shape_only(shape: torch.Size, like: Tensor) -> Tensor:
+    """A tensor of that shape whose values nobody reads, laid out in memory as ``like`` is."""
+    if like.is_contiguous():
+        return like.new_empty(1).expand(shape)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+class _GroupNormSilu(torch.autograd.Function):
+    """silu(group_norm(x)) with a frozen norm: saves x and the statistics, and normalizes again on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        ctx.groups, ctx.eps = groups, eps
+        ctx.save_for_backward(x, weight, bias)
+        normalized, _, _ = _group_norm(x, weight, bias, groups, eps)
+        return F.silu(normalized, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x, weight, bias = ctx.saved_tensors
+        normalized, mean, rstd = _group_norm(x, weight, bias, ctx.groups, ctx.eps)
+        grad = torch.ops.aten.silu_backward.grad_input(grad, normalized, grad_input=normalized)
+        sizes = x.shape[0], x.shape[1], x.shape[2:].numel()
+        grad_x, _, _ = torch.ops.aten.native_group_norm_backward(
+            grad, x, mean, rstd, weight, *sizes, ctx.groups, (True, False, False)
+        )
+        return grad_x, None, None, None, None
+
+
+def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalized x, and the mean and inverse deviation of each group; x is contiguous."""
+    sizes = x.shape[0], x.shape[1], x.shape[2:].numel()
+    return torch.native_group_norm(x, weight, bias, *sizes, groups, eps)
+
+
+class _Geglu(torch.autograd.Function):
+    """value * gelu(gate) that saves nothing but its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        value, gate = x.chunk(2, -1)
+        return F.gelu(gate).mul_(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        value, gate = x.chunk(2, -1)
+        grad_x = torch.empty_like(x)
+        grad_value, grad_gate = grad_x.chunk(2, -1)
+        torch.mul(grad, F.gelu(gate), out=grad_value)
+        torch.ops.aten.gelu_backward.grad_input(grad * value, gate, grad_input=grad_gate)
+        return grad_x
+
+
+_cast_linear = cast(Callable[..., Tensor], _CastLinear.apply)
+_lean_conv2d = cast(Callable[..., Tensor], _LeanConv2d.apply)
+_lean_group_norm_silu = cast(Callable[..., Tensor], _GroupNormSilu.apply)
+geglu = cast(Callable[[Tensor], Tensor], _Geglu.apply)
+"""Gated linear unit with exact gelu: (..., 2 n) -> (..., n), the first half times gelu of the second."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` in x's dtype, whatever dtype the weight is stored in."""
+    if weight.dtype == x.dtype:
+        return F.linear(x, weight, _as(bias, x.dtype))
+    if _needs_graph(x, weight, bias):
+        return _cast_linear(x, weight, bias)
+    return F.linear(x, weight.to(x.dtype), _as(bias, x.dtype))
+
+
+class TensorModule(nn.Module):
+    """A module whose call gives one tensor (nn.Module itself promises nothing to a type checker)."""
+
+    __call__: Callable[..., Tensor]
+
+
+class Linear(nn.Linear, TensorModule):
+    """Linear layer that computes in the input's dtype: (..., in) -> (..., out)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class Conv2d(nn.Conv2d, TensorModule):
+    """Square 2-D convolution, zero padding, that computes in the input's dtype: (B, in, H, W) -> (B, out, H', W')."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias, dtype = self.weight, self.bias, input.dtype
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        if _needs_graph(input, weight, bias) and not (trained and weight.dtype == dtype):
+            return _lean_conv2d(input, weight, bias, self.stride, self.padding)
+        return F.conv2d(input, weight.to(dtype), _as(bias, dtype), self.stride, self.padding)
+
+
+class GroupNorm(nn.GroupNorm, TensorModule):
+    """Group normalization that computes in the input's dtype."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = _as(self.weight, input.dtype), _as(self.bias, input.dtype)
+        return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+def group_norm_silu(norm: GroupNorm, x: Tensor) -> Tensor:
+    """``silu(norm(x))``, keeping only x for the backward pass when the norm is frozen."""
+    if norm.weight.requires_grad or norm.bias.requires_grad:
+        return F.silu(norm(x))
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    return _lean_group_norm_silu(x.contiguous(), weight, bias, norm.num_groups, norm.eps)
+
+
+class LayerNorm(nn.LayerNorm, TensorModule):
+    """Layer normalization over the last axis that computes in the input's dtype."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = _as(self.weight, input.dtype), _as(self.bias, input.dtype)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
+class Embedding(nn.Embedding, TensorModule):
+    """Table look-up: integer ids (...) -> (..., dim), cast to ``dtype`` (default: as stored) after the look-up."""
+
+    def forward(self, input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        rows = F.embedding(input, self.weight)
+        return rows if dtype is None else rows.to(dtype)
+
+
+class _FusedProjection(Protocol):
+    in_proj_weight: Tensor
+    in_proj_bias: Tensor | None
+
+
+class ProjectionRows(TensorModule):
+    """One of ``count`` equal row blocks of its owner's ``in_proj_weight`` and ``in_proj_bias``, as a linear layer.
+
+    It has no parameters of its own, so the owner's state dict keeps the fused tensors under their own names, yet
+    hooks can be put on it as on any other layer. ``weight`` and ``bias`` are views into the owner's tensors.
+    """
+
+    def __init__(self, owner: _FusedProjection, index: int, count: int = 3) -> None:
+        super().__init__()
+        # In a tuple, because nn.Module would register the owner as a child of its own child.
+        self._owner = (owner,)
+        self.index, self.count = index, count
+
+    def _rows(self, fused: Tensor) -> Tensor:
+        size = fused.shape[0] // self.count
+        return fused[self.index * size : (self.index + 1) * size]
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in) view of the fused weight."""
+        return self._rows(self._owner[0].in_proj_weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,) view of the fused bias."""
+        fused = self._owner[0].in_proj_bias
+        return None if fused is None else self._rows(fused)
+
+    @property
+    def in_features(self) -> int:
+        """Size of the last axis of the input."""
+        return self._owner[0].in_proj_weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of the last axis of the output."""
+        return self._owner[0].in_proj_weight.shape[0] // self.count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)

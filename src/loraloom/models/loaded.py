@@ -1,0 +1,410 @@
+"""A checkpoint in memory: its parts as modules, and the five things activities ask of it.
+
+encode text, encode images, decode latents, denoise, and give back its tensors. Weights are frozen; a part may
+rest on the CPU until it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from loraloom.diffusion.objectives import Prediction
+from loraloom.diffusion.schedules import NoiseSchedule
+from loraloom.errors import CheckpointError, SettingsError
+from loraloom.events import Listener, Notice, ignore
+from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.tensors import TensorInfo
+from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.conditioning import Chunk, Conditioning, Text, TextLength, apply_emphasis, measure, tokenise
+from loraloom.models.family import SIZE_CHANNELS, Family, TextPart
+from loraloom.models.prediction import probe_prediction, read_signs
+from loraloom.models.text_encoders import ClipTextEncoder, OpenClipTextEncoder, TextEncoder
+from loraloom.models.tokenizer import Tokenizer, clip_tokenizer
+from loraloom.models.unet import UNet, timestep_embedding
+from loraloom.models.vae import VAE
+
+__all__ = ["LoadedModel", "ModelTensors", "load_model"]
+
+_PIXELS_PER_LATENT = 8
+_LATENT_CHANNELS = 4
+
+
+@dataclass
+class _Placement:
+    """Where a part rests and where it is used. Its resting tensors are kept, so leaving the device copies nothing."""
+
+    module: nn.Module
+    device: torch.device
+    users: int = 0
+    resting: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)
+
+    def enter(self) -> None:
+        if self.users == 0:
+            self.resting = [
+                (owner, name, parameter)
+                for owner in self.module.modules()
+                for name, parameter in owner.named_parameters(recurse=False)
+            ]
+            for owner, name, parameter in self.resting:
+                moved = nn.Parameter(parameter.detach().to(self.device), requires_grad=parameter.requires_grad)
+                owner.register_parameter(name, moved)
+        self.users += 1
+
+    def leave(self) -> None:
+        self.users -= 1
+        if self.users == 0:
+            for owner, name, parameter in self.resting:
+                owner.register_parameter(name, parameter)
+            self.resting = []
+
+
+class LoadedModel:
+    """A model ready for use. Made by :func:`load_model`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        parts: Mapping[str, nn.Module],
+        prefixes: Mapping[str, str],
+        *,
+        device: torch.device,
+        compute: torch.dtype,
+        schedule: NoiseSchedule,
+        prediction: Prediction = "epsilon",
+        offload: bool = False,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.parts = dict(parts)
+        """``unet``, ``vae``, ``text_encoder``, and for SDXL ``text_encoder_2``."""
+        self.prefixes = dict(prefixes)
+        """What the names of each part's tensors begin with in the checkpoint."""
+        self.device = device
+        self.compute = compute
+        self.schedule = schedule
+        self.prediction: Prediction = prediction
+        self.tokenizer: Tokenizer = clip_tokenizer()
+        self._placements = {name: _Placement(module, device) for name, module in parts.items()} if offload else {}
+
+    @property
+    def family(self) -> Family:
+        """The family of the checkpoint."""
+        return self.checkpoint.family
+
+    @property
+    def unet(self) -> UNet:
+        """The denoiser."""
+        return cast(UNet, self.parts["unet"])
+
+    @property
+    def vae(self) -> VAE:
+        """The autoencoder."""
+        return cast(VAE, self.parts["vae"])
+
+    @property
+    def text_encoders(self) -> dict[str, TextEncoder]:
+        """The text encoders by part name, in the order of the family."""
+        return {part.part: cast(TextEncoder, self.parts[part.part]) for part in self.family.text_parts}
+
+    @property
+    def vae_compute(self) -> torch.dtype:
+        """The VAE's precision: fp16 overflows in SDXL's, so it computes in fp32 where the rest computes in fp16."""
+        return torch.float32 if self.compute == torch.float16 else self.compute
+
+    @cached_property
+    def targets(self) -> list[AdapterTarget]:
+        """Every layer that an adapter can be put on."""
+        return self.family.adapter_targets(self.checkpoint.infos)
+
+    def layer(self, target: AdapterTarget) -> nn.Module:
+        """The live layer of a target."""
+        return self.parts[target.part].get_submodule(target.module)
+
+    @contextmanager
+    def using(self, *parts: str) -> Iterator[None]:
+        """Inside, these parts are on the device. Free unless the model was loaded with ``offload``."""
+        with ExitStack() as stack:
+            for name in parts:
+                if name in self._placements:
+                    placement = self._placements[name]
+                    placement.enter()
+                    stack.callback(placement.leave)
+            yield
+
+    # -------------------------------------------------------------------------------------------- text
+
+    def count_tokens(self, text: Text) -> int:
+        """Tokens of a text, without begin, end or padding."""
+        return self.measure_text(text).tokens
+
+    def measure_text(self, text: Text, *, max_chunks: int | None = None) -> TextLength:
+        """Tokens and chunks a text needs, and the tokens lost when only ``max_chunks`` are allowed."""
+        return measure(text, self.tokenizer, max_chunks=max_chunks)
+
+    def max_clip_skip(self) -> int:
+        """The largest ``clip_skip`` that leaves every text encoder a layer to read."""
+        encoders = self.text_encoders
+        return min(
+            len(encoders[part.part].layer_list()) - self._normal_skip(part) + 1 for part in self.family.text_parts
+        )
+
+    def _normal_skip(self, part: TextPart) -> int:
+        return part.skip_in(len(self.text_encoders[part.part].layer_list()))
+
+    def encode_text(
+        self,
+        texts: Sequence[Text],
+        *,
+        clip_skip: int | None = None,
+        max_chunks: int | None = None,
+        emphasis: bool = True,
+    ) -> Conditioning:
+        """Encode texts into a batch, in the compute precision; differentiable with respect to the encoders.
+
+        ``clip_skip`` 1 (the default) is the layer the family normally reads, each step more is one layer earlier
+        (for SDXL 1 already is the last layer but one). ``max_chunks`` cuts long texts, see :meth:`measure_text`.
+        ``emphasis`` applies segment weights. Raises SettingsError for a clip skip deeper than the encoder.
+        """
+        depth = 1 if clip_skip is None else clip_skip
+        if not 1 <= depth <= self.max_clip_skip():
+            raise SettingsError([f"clip_skip is {depth}, but this model allows 1 to {self.max_clip_skip()}"])
+        chunked = [tokenise(text, self.tokenizer)[:max_chunks] for text in texts]
+        chunks = [chunk for text_chunks in chunked for chunk in text_chunks]
+        encoded = [self._encode_chunks(part, chunks, depth, emphasis=emphasis) for part in self.family.text_parts]
+        context = torch.cat([hidden for hidden, _ in encoded], dim=-1)
+        pooled = encoded[-1][1]
+        rows, first = [], 0
+        for text_chunks in chunked:
+            joined = context[first : first + len(text_chunks)].flatten(0, 1)[None]
+            rows.append(Conditioning(joined, None if pooled is None else pooled[first : first + 1]))
+            first += len(text_chunks)
+        return Conditioning.stack(rows)
+
+    def _encode_chunks(
+        self, part: TextPart, chunks: Sequence[Chunk], depth: int, *, emphasis: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        ids = torch.tensor([chunk.padded_with(part.pad_id).ids for chunk in chunks], device=self.device)
+        with self.using(part.part):
+            hidden, pooled = self.text_encoders[part.part](
+                ids,
+                skip=self._normal_skip(part) + depth - 1,
+                normalize=part.normalize,
+                pooled=self.family.uses_sizes and part is self.family.text_parts[-1],
+                dtype=self.compute,
+            )
+        if emphasis and any(chunk.emphasised for chunk in chunks):
+            hidden = apply_emphasis(hidden, torch.tensor([chunk.weights for chunk in chunks]))
+        return hidden, pooled
+
+    # -------------------------------------------------------------------------------------------- images
+
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> mean and standard deviation of the latents, (B, 4, H/8, W/8) fp32, scaled."""
+        with self.using("vae"):
+            mean, std = self.vae.encode(pixels.to(self.device, self.vae_compute))
+        return mean.float() * self.family.latent_scale, std.float() * self.family.latent_scale
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(B, 4, h, w) scaled latents -> (B, 3, 8h, 8w) fp32 in [-1, 1]; one picture at a time, to save memory."""
+        unscaled = latents.to(self.device, self.vae_compute) / self.family.latent_scale
+        with self.using("vae"):
+            pictures = [self.vae.decode(row[None]) for row in unscaled]
+        return torch.cat(pictures).float().clamp(-1.0, 1.0)
+
+    # -------------------------------------------------------------------------------------------- denoising
+
+    def denoise(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The U-Net's raw prediction (epsilon or v), fp32, differentiable.
+
+        ``noisy`` is (B, 4, h, w), ``timesteps`` (B,) whole or fractional. Without sizes in the conditioning, an
+        SDXL model is told an uncropped picture of the size being made. Raises CheckpointError for an inpainting
+        or depth model, whose U-Net needs more than latents.
+        """
+        unet = self.unet
+        if unet.in_channels != noisy.shape[1]:
+            raise CheckpointError(
+                f"{self.checkpoint.path} is {self.checkpoint.purpose}: its U-Net reads {unet.in_channels} channels",
+                "it can be inspected and merged; generating and training need a checkpoint with 4 channels",
+            )
+        conditioning = conditioning.to(self.device, self.compute)
+        with self.using("unet"):
+            predicted = unet(
+                noisy.to(self.device, self.compute),
+                timesteps.to(self.device),
+                conditioning.context,
+                self._vector(noisy, conditioning) if self.family.uses_sizes else None,
+            )
+        return predicted.float()
+
+    def _vector(self, noisy: Tensor, conditioning: Conditioning) -> Tensor:
+        """(B, D): pooled text, then six sizes as sinusoids."""
+        if conditioning.pooled is None:
+            raise ValueError("this family's conditioning needs the pooled text")
+        sizes = conditioning.sizes
+        if sizes is None:
+            height, width = (_PIXELS_PER_LATENT * extent for extent in noisy.shape[-2:])
+            sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(noisy), device=self.device)
+        waves = timestep_embedding(sizes.flatten(), SIZE_CHANNELS).reshape(len(sizes), -1)
+        return torch.cat([conditioning.pooled, waves.to(conditioning.pooled.dtype)], dim=-1)
+
+    # -------------------------------------------------------------------------------------------- saving
+
+    def tensors(self) -> ModelTensors:
+        """Every tensor of the checkpoint under its own name and in the file's precision: what saving writes."""
+        return ModelTensors(self)
+
+
+class ModelTensors(Mapping[str, Tensor]):
+    """The live weights under checkpoint names; what no module holds comes from the file, one tensor at a time."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.checkpoint = model.checkpoint
+        self._live: dict[str, nn.Parameter] = {
+            model.prefixes[part] + name: parameter
+            for part, module in model.parts.items()
+            for name, parameter in module.named_parameters()
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self.checkpoint[name]
+        if name not in self._live:
+            return stored
+        live = self._live[name].detach().to("cpu")
+        if live.dtype == stored.dtype:
+            return live
+        # A weight rounded on loading and not changed since is given back as it was in the file.
+        return stored if torch.equal(stored.to(live.dtype), live) else live.to(stored.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.checkpoint)
+
+    def __len__(self) -> int:
+        return len(self.checkpoint)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.checkpoint
+
+    def info(self, name: str) -> TensorInfo:
+        """Type and shape of a tensor, without touching its data."""
+        return self.checkpoint.info(name)
+
+
+# ------------------------------------------------------------------------------------------------ loading
+
+
+def load_model(
+    checkpoint: Checkpoint | Path,
+    *,
+    device: torch.device,
+    compute: torch.dtype = torch.float32,
+    keep_file_precision: bool = False,
+    prediction: Literal["auto", "epsilon", "v"] = "auto",
+    zero_terminal_snr: bool | None = None,
+    offload: bool = False,
+    listener: Listener = ignore,
+) -> LoadedModel:
+    """Load a checkpoint for use, frozen and in eval mode.
+
+    Activations are in ``compute``; weights too, unless ``keep_file_precision`` leaves them as they are in the file
+    (on the CPU they are then never copied at all). ``offload`` keeps every part on the CPU while it is not in use.
+    ``prediction`` and ``zero_terminal_snr`` are read from the file unless given. Raises CheckpointError when a part
+    is missing or does not fit.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = open_checkpoint(checkpoint)
+    parts: dict[str, nn.Module] = {}
+    prefixes: dict[str, str] = {}
+    weight_type = None if keep_file_precision else compute
+    rest = torch.device("cpu") if offload else device
+    for name, prefix, build in _parts(checkpoint):
+        part_type = torch.float32 if name == "vae" and weight_type == torch.float16 else weight_type
+        prefixes[name] = prefix
+        parts[name] = _load_part(checkpoint, prefix, build, rest, part_type)
+    if compute == torch.float16:
+        listener(Notice("the VAE computes in fp32, because it overflows in fp16"))
+    signs = read_signs(
+        checkpoint,
+        checkpoint.metadata,
+        checkpoint.path,
+        prediction=prediction,
+        zero_terminal_snr=zero_terminal_snr,
+    )
+    model = LoadedModel(
+        checkpoint,
+        parts,
+        prefixes,
+        device=device,
+        compute=compute,
+        schedule=NoiseSchedule.scaled_linear(zero_terminal_snr=signs.zero_terminal_snr),
+        prediction=signs.prediction or "epsilon",
+        offload=offload,
+    )
+    if signs.prediction is not None and prediction == "auto" and signs.prediction == "v":
+        listener(Notice(f"v-prediction, known from {signs.source}"))
+    if (
+        signs.prediction is None
+        and checkpoint.family.probes_prediction
+        and checkpoint.input_channels == _LATENT_CHANNELS
+    ):
+        model.prediction = _probe(model)
+        listener(
+            Notice(
+                f"{checkpoint.path.name} does not say what it predicts; a probe of its U-Net says "
+                f"{model.prediction} (prediction=epsilon or prediction=v decides otherwise)"
+            )
+        )
+    if signs.zero_terminal_snr:
+        listener(Notice("the noise schedule has zero terminal SNR"))
+    return model
+
+
+Shapes = dict[str, tuple[int, ...]]
+Build = Callable[[Shapes], nn.Module]
+
+
+def _parts(checkpoint: Checkpoint) -> Iterator[tuple[str, str, Build]]:
+    """(part, prefix of its tensor names, how to build it from shapes)."""
+    family = checkpoint.family
+    yield "unet", family.unet_prefix, lambda shapes: UNet.from_shapes(shapes, heads_rule=family.attention_heads)
+    if f"{family.vae_prefix}decoder.conv_in.weight" not in checkpoint:
+        raise CheckpointError(
+            f"{checkpoint.path} holds no VAE", "use a checkpoint with a VAE in it (this one can still be merged)"
+        )
+    yield "vae", family.vae_prefix, VAE.from_shapes
+    encoders: dict[str, Build] = {"clip": ClipTextEncoder.from_shapes, "open_clip": OpenClipTextEncoder.from_shapes}
+    for part in family.text_parts:
+        prefix = part.prefix(checkpoint)
+        if prefix is None:
+            raise CheckpointError(f"{checkpoint.path} holds no {part.part}", "use a complete checkpoint")
+        yield part.part, prefix, encoders[part.encoder]
+
+
+def _load_part(
+    checkpoint: Checkpoint, prefix: str, build: Build, device: torch.device, dtype: torch.dtype | None
+) -> nn.Module:
+    """Build a part without memory, then give it the file's tensors; only a change of precision or device copies."""
+    names = [name for name in checkpoint if name.startswith(prefix)]
+    with torch.device("meta"):
+        module = build({name.removeprefix(prefix): checkpoint.info(name).shape for name in names})
+    state: dict[str, Tensor] = {}
+    for name, expected in module.state_dict().items():
+        info = checkpoint.info(prefix + name) if prefix + name in checkpoint else None
+        if info is None or info.shape != tuple(expected.shape):
+            found = "is missing" if info is None else f"has the shape {info.shape} instead of {tuple(expected.shape)}"
+            raise CheckpointError(f"{checkpoint.path}: the tensor {prefix + name} {found}", "the file is incomplete")
+        state[name] = checkpoint[prefix + name].to(device=device, dtype=dtype)
+    module.load_state_dict(state, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def _probe(model: LoadedModel) -> Prediction:
+    with torch.no_grad():
+        empty = model.encode_text([""])
+        return probe_prediction(lambda noisy, timesteps: model.denoise(noisy, timesteps, empty).cpu(), _LATENT_CHANNELS)

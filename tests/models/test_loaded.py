@@ -1,0 +1,253 @@
+"""A loaded toy of every family: text, images, denoising, adapter layers, precision, and giving its tensors back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraloom.errors import SettingsError
+from loraloom.events import Event, Notice
+from loraloom.formats.tensors import open_tensors, write_tensors
+from loraloom.models.conditioning import BREAK, Segment
+from loraloom.models.family import Family
+from loraloom.models.loaded import LoadedModel, load_model
+from toys import toy_tensors
+
+CPU = torch.device("cpu")
+ToyFile = Callable[[str], Path]
+
+
+def pass_through(model: LoadedModel, text: str = "a cat") -> torch.Tensor:
+    conditioning = model.encode_text([text])
+    return model.denoise(torch.ones(1, 4, 8, 8), torch.tensor([500]), conditioning)
+
+
+@torch.no_grad()
+def test_a_pass_through_every_part_is_finite_and_not_constant(model: LoadedModel) -> None:
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    mean, std = model.encode_images(pixels)
+    conditioning = model.encode_text(["a cat", "a dog"])
+    predicted = model.denoise(mean, torch.tensor([10, 900]), conditioning)
+    picture = model.decode_latents(predicted)
+    assert mean.shape == std.shape == predicted.shape == (2, 4, 8, 8)
+    assert picture.shape == (2, 3, 64, 64)
+    assert (std > 0).all()
+    for tensor in (conditioning.context, mean, std, predicted, picture):
+        assert tensor.dtype == torch.float32
+        assert tensor.isfinite().all()
+        assert tensor.std() > 0.01
+    assert picture.abs().max() <= 1
+    assert not torch.allclose(predicted[0], predicted[1], atol=1e-2)
+    assert not any(parameter.requires_grad for part in model.parts.values() for parameter in part.parameters())
+    assert not any(part.training for part in model.parts.values())
+
+
+@torch.no_grad()
+def test_a_text_means_the_same_alone_and_in_a_batch(model: LoadedModel) -> None:
+    texts = ["a cat", "word " * 100, [Segment("a"), Segment("dog", 1.4), BREAK, Segment("b"), BREAK, Segment("c")]]
+    batch = model.encode_text(texts)
+    assert batch.context.shape[1] == 77 * 6
+    noisy, timestep = torch.randn(1, 4, 8, 8), torch.tensor([300])
+    for index, text in enumerate(texts):
+        alone = model.encode_text([text])
+        torch.testing.assert_close(batch[index].context[:, : alone.context.shape[1]], alone.context)
+        torch.testing.assert_close(
+            model.denoise(noisy, timestep, batch[index]), model.denoise(noisy, timestep, alone), rtol=1e-4, atol=1e-4
+        )
+
+
+@torch.no_grad()
+def test_emphasis_changes_the_text_and_can_be_left_out(model: LoadedModel) -> None:
+    plain = model.encode_text(["a cat"])
+    strong = model.encode_text([[Segment("a"), Segment("cat", 1.5)]])
+    ignored = model.encode_text([[Segment("a"), Segment("cat", 1.5)]], emphasis=False)
+    assert torch.equal(ignored.context, plain.context)
+    assert not torch.allclose(strong.context, plain.context, atol=1e-2)
+    torch.testing.assert_close(strong.context[:, 2] / plain.context[:, 2] / 1.5, torch.ones_like(plain.context[:, 2]),
+                               rtol=0.2, atol=0.2)  # fmt: skip
+    if plain.pooled is not None:
+        assert torch.equal(strong.pooled, plain.pooled)
+
+
+def test_counting_and_cutting_long_texts(model: LoadedModel) -> None:
+    text = "cat " * 160
+    assert model.count_tokens(text) == 160
+    assert model.measure_text(text, max_chunks=2).dropped == 10
+    with torch.no_grad():
+        cut, whole = model.encode_text([text], max_chunks=2), model.encode_text(["cat " * 150])
+    assert torch.equal(cut.context, whole.context)
+
+
+@torch.no_grad()
+def test_clip_skip_reads_earlier_layers_and_has_a_limit(model: LoadedModel) -> None:
+    deepest = model.max_clip_skip()
+    assert deepest == {"sd1": 3, "sd2": 2, "sdxl": 2}[model.family.name]
+    contexts = [model.encode_text(["a cat"], clip_skip=skip).context for skip in range(1, deepest + 1)]
+    assert torch.equal(model.encode_text(["a cat"]).context, contexts[0])
+    for index, context in enumerate(contexts[1:]):
+        assert not torch.allclose(context, contexts[index], atol=1e-2)
+    for skip in (0, deepest + 1):
+        with pytest.raises(SettingsError, match=f"clip_skip is {skip}, but this model allows 1 to {deepest}"):
+            model.encode_text(["a cat"], clip_skip=skip)
+
+
+def test_gradients_reach_every_layer_that_is_read(model: LoadedModel) -> None:
+    """What a LoRA on each target needs: a gradient at the layer's output."""
+    gradients: dict[str, float] = {}
+
+    def hook(name: str) -> Callable[..., torch.Tensor]:
+        def scale(layer: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+            probe = torch.ones((), requires_grad=True)
+            probe.register_hook(lambda grad: gradients.__setitem__(name, grad.abs().item()))
+            return output * probe
+
+        return scale
+
+    for target in model.targets:
+        layer = model.layer(target)
+        assert tuple(layer.weight.shape) == target.shape
+        layer.register_forward_hook(hook(target.name))
+    conditioning = model.encode_text(["a cat on a hill"])
+    predicted = model.denoise(torch.randn(1, 4, 16, 16), torch.tensor([500]), conditioning)
+    (predicted - 1).square().mean().backward()
+    silent = {target.name for target in model.targets if gradients.get(target.name, 0.0) == 0.0}
+    unread = {name for name in silent if name.startswith("lora_te1_text_model_encoder_layers_2_")}
+    assert silent == unread  # SDXL's first encoder is read at its last layer but one
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(model: LoadedModel) -> None:
+    results = []
+    for enabled in (False, True):
+        for part in ("unet", *model.text_encoders):
+            model.parts[part].gradient_checkpointing = enabled  # type: ignore[assignment]
+        weight = model.layer(model.targets[0]).weight
+        weight.requires_grad_(True)
+        weight.grad = None
+        pass_through(model).square().mean().backward()
+        assert weight.grad is not None
+        results.append(weight.grad.clone())
+    torch.testing.assert_close(results[0], results[1])
+
+
+@torch.no_grad()
+def test_sdxl_is_told_an_uncropped_picture_unless_sizes_are_given(toy_file: ToyFile) -> None:
+    model = load_model(toy_file("sdxl"), device=CPU)
+    conditioning = model.encode_text(["a cat"])
+    noisy, timestep = torch.randn(1, 4, 8, 16), torch.tensor([500])
+    default = model.denoise(noisy, timestep, conditioning)
+    same = model.denoise(noisy, timestep, conditioning.with_sizes(torch.tensor([[64, 128, 0, 0, 64, 128.0]])))
+    other = model.denoise(noisy, timestep, conditioning.with_sizes(torch.tensor([[64, 128, 32, 0, 64, 128.0]])))
+    assert torch.equal(default, same)
+    assert not torch.allclose(default, other, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_old_names_of_clip_in_sd1(tmp_path: Path, toy_file: ToyFile) -> None:
+    old = {name.replace("transformer.text_model.", "transformer."): t for name, t in toy_tensors("sd1").items()}
+    write_tensors(tmp_path / "old.safetensors", old)
+    model = load_model(tmp_path / "old.safetensors", device=CPU)
+    new = load_model(toy_file("sd1"), device=CPU)
+    torch.testing.assert_close(pass_through(model), pass_through(new))
+    assert set(model.tensors()) == set(old)
+    assert [target.name for target in model.targets] == [target.name for target in new.targets]
+    assert all(target.tensor in old for target in model.targets)
+
+
+# ------------------------------------------------------------------------------------------------ precision
+
+
+def half_file(family: Family, folder: Path) -> Path:
+    half = {name: t.half() if t.is_floating_point() else t for name, t in toy_tensors(family.name).items()}
+    write_tensors(folder / "half.safetensors", half)
+    return folder / "half.safetensors"
+
+
+@torch.no_grad()
+def test_weights_kept_in_file_precision_compute_the_same(family: Family, tmp_path: Path) -> None:
+    path = half_file(family, tmp_path)
+    kept = load_model(path, device=CPU, keep_file_precision=True)
+    inflated = load_model(path, device=CPU)
+    assert {p.dtype for part in kept.parts.values() for p in part.parameters()} == {torch.float16}
+    assert {p.dtype for part in inflated.parts.values() for p in part.parameters()} == {torch.float32}
+    torch.testing.assert_close(pass_through(kept), pass_through(inflated))
+    latents = torch.randn(1, 4, 8, 8)
+    torch.testing.assert_close(kept.decode_latents(latents), inflated.decode_latents(latents), rtol=1e-4, atol=1e-4)
+
+
+def test_kept_weights_are_mapped_not_copied(family: Family, tmp_path: Path) -> None:
+    """Two loads of one opened file share every weight's memory."""
+    from loraloom.models.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(half_file(family, tmp_path))
+    first, second = (load_model(checkpoint, device=CPU, keep_file_precision=True) for _ in range(2))
+    for part in first.parts:
+        for (name, one), two in zip(first.parts[part].named_parameters(), second.parts[part].parameters(), strict=True):
+            assert one.data_ptr() == two.data_ptr(), name
+
+
+@torch.no_grad()
+def test_bfloat16(model: LoadedModel, toy_file: ToyFile) -> None:
+    low = load_model(toy_file(model.family.name), device=CPU, compute=torch.bfloat16)
+    predicted = pass_through(low)
+    assert predicted.dtype == torch.float32
+    assert low.encode_text(["a cat"]).context.dtype == torch.bfloat16
+    reference = pass_through(model)
+    assert (predicted - reference).norm() / reference.norm() < 0.05
+
+
+def test_with_fp16_the_vae_computes_in_fp32_and_says_so(toy_file: ToyFile) -> None:
+    heard: list[Event] = []
+    model = load_model(toy_file("sdxl"), device=CPU, compute=torch.float16, listener=heard.append)
+    assert model.vae_compute == torch.float32
+    assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.unet.parameters()} == {torch.float16}
+    assert any("VAE" in event.text for event in heard if isinstance(event, Notice))
+
+
+# ------------------------------------------------------------------------------------------------ offload
+
+
+@torch.no_grad()
+def test_offloaded_parts_come_and_go(model: LoadedModel, toy_file: ToyFile) -> None:
+    """Without an accelerator the moves are still made: the resting weights return, the same objects."""
+    resting = load_model(toy_file(model.family.name), device=CPU, keep_file_precision=True, offload=True)
+    before = {name: id(p) for name, p in resting.unet.named_parameters()}
+    torch.testing.assert_close(pass_through(resting), pass_through(model))
+    with resting.using("unet", "vae"), resting.using("unet"):
+        inside = {name: id(p) for name, p in resting.unet.named_parameters()}
+        assert set(inside) == set(before)
+        assert all(inside[name] != before[name] for name in before)
+        torch.testing.assert_close(pass_through(resting), pass_through(model))
+        assert {name: id(p) for name, p in resting.unet.named_parameters()} == inside
+    assert {name: id(p) for name, p in resting.unet.named_parameters()} == before
+
+
+# ------------------------------------------------------------------------------------------------ tensors
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_tensors_are_those_of_the_file(family: Family, tmp_path: Path, compute: torch.dtype) -> None:
+    extra = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7, dtype=torch.int32)}
+    write_tensors(tmp_path / "model.safetensors", toy_tensors(family.name) | extra)
+    file = open_tensors(tmp_path / "model.safetensors")
+    model = load_model(tmp_path / "model.safetensors", device=CPU, compute=compute)
+    tensors = model.tensors()
+    assert set(tensors) == set(file)
+    for name in file:
+        assert tensors.info(name) == file.info(name)
+        assert tensors[name].dtype == file[name].dtype
+        assert torch.equal(tensors[name], file[name]), name
+
+
+def test_a_changed_weight_is_given_back_changed(family: Family, tmp_path: Path) -> None:
+    model = load_model(half_file(family, tmp_path), device=CPU)
+    name = f"{family.unet_prefix}out.2.weight"
+    with torch.no_grad():
+        model.unet.get_parameter("out.2.weight").add_(1.0)
+    changed = model.tensors()[name]
+    assert changed.dtype == torch.float16
+    torch.testing.assert_close(changed, model.checkpoint[name] + 1)
+    assert torch.equal(open_tensors(tmp_path / "half.safetensors")[name], model.checkpoint[name])
