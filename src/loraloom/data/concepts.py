@@ -1,0 +1,339 @@
+"""Which folders hold what: n_name concept folders, regularization images, and the files in each.
+
+``10_cat`` means: every picture inside is shown ten times an epoch, and "cat" is the caption of pictures without one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loraloom.data.images import SUFFIXES, signature
+from loraloom.data.problems import Problem, normal_name, readable
+from loraloom.data.settings import DatasetSettings
+from loraloom.errors import DatasetError
+
+__all__ = ["IMAGE_SUFFIXES", "REGULARIZATION_NAMES", "Concept", "Files", "Layout", "find_layout", "list_files"]
+
+REGULARIZATION_NAMES = ("regularization_images", "regularization", "reg_images", "reg", "class_images")
+"""Folder names that mean regularization images, in any case."""
+
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+_FOREIGN_SUFFIXES = frozenset(
+    {".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2", ".jfif", ".jpe", ".apng", ".psd", ".xcf", ".svg"}
+    | {".ico", ".tga", ".dds", ".exr", ".pdf", ".raw", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov", ".webm", ".avi"}
+)
+_IGNORED_FOLDERS = frozenset({"__pycache__", "__macosx", "model", "models", "log", "logs", "sample", "samples"})
+_MAX_REPEATS = 9999
+_MAX_DEPTH = 12
+_N_NAME = re.compile(r"([0-9]+)_(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One folder of pictures. ``label`` names it to people; ``name`` is the caption of pictures without one."""
+
+    label: str
+    name: str
+    folder: Path
+    repeats: int
+    is_regularization: bool = False
+
+
+@dataclass
+class Layout:
+    """What was found: ``folder`` holds the concept folders (or the pictures), ``problems`` says how it was read."""
+
+    folder: Path
+    regularization_folder: Path | None = None
+    concepts: list[Concept] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass
+class Files:
+    """The files of one concept, relative paths sorted by composed Unicode name."""
+
+    images: list[Path] = field(default_factory=list)
+    texts: list[Path] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def find_layout(settings: DatasetSettings) -> Layout:
+    """Understand the folder that the user named; DatasetError when it holds nothing that can be trained on."""
+    folder = settings.folder.expanduser().absolute()
+    _require_folder(folder, "dataset folder")
+    layout = _training_layout(folder, settings)
+    if settings.use_regularization:
+        _add_regularization(layout, settings)
+    return layout
+
+
+def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[str]) -> Files:
+    """Pictures, captions and the rest inside a concept folder.
+
+    Plain folders inside belong to the concept; other concepts' folders and regularization folders do not.
+    """
+    apart = {other.folder for other in layout.concepts if other.folder != concept.folder}
+    if layout.regularization_folder is not None and layout.regularization_folder != concept.folder:
+        apart.add(layout.regularization_folder)
+    files = Files()
+    inner: set[Path] = set()
+    for path in _walk(concept.folder, apart, files.problems):
+        relative = path.relative_to(concept.folder)
+        suffix = path.suffix.lower()
+        if suffix in caption_extensions:
+            files.texts.append(relative)
+        elif suffix in IMAGE_SUFFIXES or suffix in _FOREIGN_SUFFIXES or _looks_like_image(path):
+            files.images.append(relative)
+            inner.update([relative.parent] if len(relative.parts) > 1 else [])
+    for subfolder in sorted(inner):
+        files.problems.append(
+            Problem(
+                "info",
+                "nested-folder",
+                concept.folder / subfolder,
+                f"its pictures are used as part of concept {readable(concept.label)!r}",
+                "name a folder n_name (10_cat) to make it a concept with repeats of its own",
+            )
+        )
+    files.images.sort(key=_order)
+    files.texts.sort(key=_order)
+    return files
+
+
+def _order(path: Path) -> tuple[str, str]:
+    """Composed Unicode name, then the raw one: the same order on every file system."""
+    return normal_name(path), path.as_posix()
+
+
+def _require_folder(folder: Path, what: str) -> None:
+    name = readable(folder)
+    try:
+        if folder.is_dir():
+            os.scandir(folder).close()
+            return
+        exists = folder.exists()
+    except OSError as error:
+        raise DatasetError(
+            f"{what} {name} cannot be read: {error.strerror or error}", "check its permissions"
+        ) from error
+    if exists:
+        raise DatasetError(f"{what} {name} is a file, not a folder", "give the folder that holds the pictures")
+    parent = folder.parent
+    hint = "check the path" if parent.is_dir() else f"{readable(parent)} does not exist either; check the path"
+    raise DatasetError(f"{what} {name} does not exist", hint)
+
+
+def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) -> Layout:
+    problems: list[Problem] = []
+    children = _subfolders(folder, problems)
+    named = [child for child in children if _N_NAME.fullmatch(child.name)]
+    if named:
+        return _parent_of_concepts(folder, named, children, settings, problems)
+    if depth == 0 and _N_NAME.fullmatch(folder.name) and _has_images(folder):
+        layout = Layout(folder.parent, problems=problems)
+        _add_concept(layout, folder, settings, is_regularization=False)
+        note = "is a concept folder itself; its neighbours are not used"
+        layout.problems.append(
+            Problem("info", "layout", folder, note, f"give {readable(folder.parent)} to use all of them")
+        )
+        return layout
+    plain = [child for child in children if not _is_regularization(child)]
+    if not _has_images(folder, deep=False):
+        deeper = [child for child in plain if any(_N_NAME.fullmatch(c.name) for c in _subfolders(child, []))]
+        if len(deeper) > 1:
+            names = ", ".join(readable(child.name) for child in deeper)
+            raise DatasetError(f"{readable(folder)} holds several datasets: {names}", "give one of these folders")
+        if deeper:
+            layout = _training_layout(deeper[0], settings, depth + 1)
+            note = f"holds the concept folders in {readable(deeper[0].name)!r}, which is used as the dataset"
+            layout.problems.insert(0, Problem("info", "layout", folder, note))
+            return layout
+        with_images = [child for child in plain if child.name.lower() not in _IGNORED_FOLDERS and _has_images(child)]
+        if len(with_images) == 1 and depth < 3 and not _has_images(with_images[0], deep=False):
+            return _training_layout(with_images[0], settings, depth + 1)
+        if with_images:
+            return _plain_concepts(folder, with_images, settings, problems)
+    layout = Layout(folder, problems=problems)
+    layout.concepts.append(Concept(folder.name, _text(folder.name), folder, settings.repeats))
+    note = f"is one folder of pictures; each is shown {settings.repeats} time(s) an epoch"
+    layout.problems.append(
+        Problem("info", "layout", folder, note, "put pictures into folders like 10_cat for repeats of their own")
+    )
+    return layout
+
+
+def _parent_of_concepts(
+    folder: Path, named: list[Path], children: list[Path], settings: DatasetSettings, problems: list[Problem]
+) -> Layout:
+    layout = Layout(folder, problems=problems)
+    for child in named:
+        _add_concept(layout, child, settings, is_regularization=False)
+    for child in children:
+        unnamed = child not in named and not _is_regularization(child) and child.name.lower() not in _IGNORED_FOLDERS
+        if unnamed and _has_images(child):
+            note = "is not used: its name does not begin with a number of repeats and an underscore"
+            hint = f"rename it to 1_{readable(child.name)} to use it as a concept"
+            layout.problems.append(Problem("warning", "folder-name", child, note, hint))
+    if _has_images(folder, deep=False):
+        note = "pictures beside the concept folders are not used"
+        layout.problems.append(
+            Problem("warning", "loose-images", folder, note, "move them into a concept folder such as 1_name")
+        )
+    return layout
+
+
+def _plain_concepts(folder: Path, children: list[Path], settings: DatasetSettings, problems: list[Problem]) -> Layout:
+    layout = Layout(folder, problems=problems)
+    for child in children:
+        layout.concepts.append(Concept(child.name, _text(child.name), child, settings.repeats))
+        note = f"is used as a concept with {settings.repeats} repeat(s), as its name does not say how many"
+        hint = f"rename it, for example to 10_{readable(child.name)}, to set them"
+        layout.problems.append(Problem("info", "folder-name", child, note, hint))
+    return layout
+
+
+def _add_regularization(layout: Layout, settings: DatasetSettings) -> None:
+    folder = settings.regularization_folder
+    if folder is not None:
+        folder = folder.expanduser().absolute()
+        _require_folder(folder, "regularization folder")
+    else:
+        folder = _find_regularization(layout, settings.folder.expanduser().absolute())
+    if folder is None:
+        return
+    layout.regularization_folder = folder
+    named = [child for child in _subfolders(folder, layout.problems) if _N_NAME.fullmatch(child.name)]
+    found = len(layout.concepts)
+    for child in named:
+        _add_concept(layout, child, settings, is_regularization=True)
+    if not named and _has_images(folder):
+        if _N_NAME.fullmatch(folder.name):
+            _add_concept(layout, folder, settings, is_regularization=True)
+        else:
+            layout.concepts.append(Concept(folder.name, _text(folder.name), folder, 1, is_regularization=True))
+    if named and _has_images(folder, deep=False):
+        note = "pictures beside the regularization concept folders are not used"
+        layout.problems.append(
+            Problem("warning", "loose-images", folder, note, "move them into a folder such as 1_person")
+        )
+    if len(layout.concepts) == found:
+        note = "holds no regularization images; training goes on without"
+        layout.problems.append(Problem("info", "regularization", folder, note))
+    elif settings.regularization_folder is None:
+        note = "is used as the folder of regularization images"
+        layout.problems.append(
+            Problem("info", "regularization", folder, note, "set use_regularization=false to leave them out")
+        )
+
+
+def _find_regularization(layout: Layout, given: Path) -> Path | None:
+    """A folder of that name inside the dataset folder, inside the folder the user gave, or beside that one."""
+    for place in dict.fromkeys([layout.folder, given, given.parent]):
+        found = {child.name.lower(): child for child in _subfolders(place, []) if _is_regularization(child)}
+        for name in REGULARIZATION_NAMES:
+            if name in found:
+                return found[name]
+    return None
+
+
+def _add_concept(layout: Layout, folder: Path, settings: DatasetSettings, *, is_regularization: bool) -> None:
+    match = _N_NAME.fullmatch(folder.name)
+    digits, name = match.groups() if match else ("1", folder.name)
+    repeats = int(digits) if len(digits) < 10 else _MAX_REPEATS + 1
+    if repeats == 0:
+        note, hint = "has 0 repeats, so its pictures are not used", "rename it to begin with 1_ or more to use them"
+        layout.problems.append(Problem("warning", "zero-repeats", folder, note, hint))
+        return
+    if repeats > _MAX_REPEATS:
+        note = f"begins with {digits[:12]}, too many to be repeats (a date?); {settings.repeats} is used"
+        layout.problems.append(
+            Problem("warning", "folder-name", folder, note, "rename it to begin with the repeats: 10_name")
+        )
+        repeats, name = settings.repeats, folder.name
+    if not name.strip():
+        note = "has no name after the underscore, so pictures without a caption get an empty one"
+        layout.problems.append(Problem("warning", "folder-name", folder, note, "rename it, for example to 10_cat"))
+    layout.concepts.append(Concept(folder.name, _text(name), folder, repeats, is_regularization))
+
+
+def _text(name: str) -> str:
+    return normal_name(name).strip()
+
+
+def _is_regularization(folder: Path) -> bool:
+    return folder.name.lower() in REGULARIZATION_NAMES
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+def _entries(folder: Path, problems: list[Problem]) -> tuple[list[Path], list[Path]]:
+    """Folders and files directly inside, without hidden ones, in a fixed order."""
+    folders: list[Path] = []
+    files: list[Path] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not _hidden(entry.name):
+                    (folders if _is_folder(entry) else files).append(folder / entry.name)
+    except OSError as error:
+        problems.append(
+            Problem("error", "unreadable-folder", folder, f"cannot be read: {error.strerror}", "check its permissions")
+        )
+    return sorted(folders, key=_order), sorted(files, key=_order)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads to itself: reported as a file that cannot be read
+
+
+def _subfolders(folder: Path, problems: list[Problem]) -> list[Path]:
+    return _entries(folder, problems)[0]
+
+
+def _has_images(folder: Path, *, deep: bool = True) -> bool:
+    """Whether a file named like a picture is inside (``deep``: or in folders below)."""
+    walk = _walk(folder, (), []) if deep else iter(_entries(folder, [])[1])
+    return any(path.suffix.lower() in IMAGE_SUFFIXES or _looks_like_image(path) for path in walk)
+
+
+def _looks_like_image(path: Path) -> bool:
+    """Whether a file without an image's suffix begins like one that can be read."""
+    if path.suffix.lower() in {".txt", ".caption", ".json", ".npz", ".safetensors", ".toml", ".py", ".md"}:
+        return False
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return signature(file.read(64)) in SUFFIXES
+    except OSError:
+        return False
+
+
+def _walk(
+    folder: Path, apart: Collection[Path], problems: list[Problem], above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[Path]:
+    """Every file below ``folder``; links are followed, but not in circles."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return
+    key = (status.st_dev, status.st_ino)
+    if (key in above and key[1]) or len(above) > _MAX_DEPTH:
+        note = "leads back to a folder above it" if key in above else "is nested too deep"
+        problems.append(Problem("warning", "folder-loop", folder, f"is not followed: it {note}", "remove the link"))
+        return
+    folders, files = _entries(folder, problems)
+    yield from files
+    for child in folders:
+        if child not in apart:
+            yield from _walk(child, apart, problems, (*above, key))

@@ -1,0 +1,328 @@
+"""The dataset: folders, pictures, captions and buckets put together into samples."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from loraloom.data.buckets import Fit, Size, assign_buckets, bucket_sizes, cropped_share, fit
+from loraloom.data.captions import CaptionFiles, read_caption
+from loraloom.data.concepts import Concept, Files, Layout, find_layout, list_files
+from loraloom.data.images import SUFFIXES, ImageFacts, inspect_image, quiet_decoders
+from loraloom.data.problems import Problem, normal_name, readable, worst_first
+from loraloom.data.settings import DatasetSettings
+from loraloom.errors import DatasetError, FileError
+
+__all__ = ["Dataset", "Sample", "load_dataset"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its caption.
+
+    ``name``: posix path relative to the dataset folder (regularization images: beginning with their folder's name).
+    ``identity``: what its randomness is keyed by; the same on every machine, unique in the dataset. ``digest``:
+    sha256 of the file's bytes. ``size``: (width, height) upright, after ``orientation`` (EXIF) was applied.
+    ``bucket``: (width, height) it is trained at.
+    """
+
+    path: Path
+    name: str
+    identity: str
+    digest: str
+    concept: Concept
+    caption: str
+    size: Size
+    bucket: Size
+    orientation: int = 1
+    background: tuple[int, int, int] = (255, 255, 255)
+    caption_path: Path | None = None
+
+    @property
+    def repeats(self) -> int:
+        """How often it is shown in an epoch."""
+        return self.concept.repeats
+
+    @property
+    def is_regularization(self) -> bool:
+        """Whether it is a regularization image."""
+        return self.concept.is_regularization
+
+    @property
+    def fit(self) -> Fit:
+        """How it comes into its bucket."""
+        return fit(self.size, self.bucket)
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Top and left of the part that is used, in pixels after resizing (SDXL's crop conditioning)."""
+        return self.fit.crop
+
+    @property
+    def cropped_share(self) -> float:
+        """Share of the picture's area that lies outside the bucket."""
+        return cropped_share(self.size, self.bucket)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything there is to train on, in a fixed order, and what a person should know about it."""
+
+    settings: DatasetSettings
+    folder: Path
+    regularization_folder: Path | None
+    concepts: tuple[Concept, ...]
+    samples: tuple[Sample, ...]
+    problems: tuple[Problem, ...]
+
+    @cached_property
+    def training(self) -> tuple[Sample, ...]:
+        """The samples that are not regularization images."""
+        return tuple(sample for sample in self.samples if not sample.is_regularization)
+
+    @cached_property
+    def regularization(self) -> tuple[Sample, ...]:
+        """The regularization images."""
+        return tuple(sample for sample in self.samples if sample.is_regularization)
+
+    @cached_property
+    def buckets(self) -> dict[Size, int]:
+        """Images per bucket (width, height), from the tallest shape to the widest."""
+        counts = Counter(sample.bucket for sample in self.samples)
+        return {size: counts[size] for size in sorted(counts, key=lambda size: (size[0] / size[1], size))}
+
+    @property
+    def draws_per_epoch(self) -> int:
+        """Training images times repeats (regularization draws come on top)."""
+        return sum(sample.repeats for sample in self.training)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A picture that is usable, before its bucket is known."""
+
+    concept: Concept
+    relative: Path
+    facts: ImageFacts
+    caption: str
+    caption_path: Path | None
+
+
+def load_dataset(
+    settings: DatasetSettings, *, progress: Callable[[int, int], None] | None = None, allow_empty: bool = False
+) -> Dataset:
+    """Find, decode once and describe every picture.
+
+    A picture or caption that cannot be used becomes a Problem with its path and is skipped. DatasetError when the
+    folder is missing or nothing usable is left (``allow_empty``: that is a Problem too). ``progress`` is told
+    (done, total) pictures.
+    """
+    layout = find_layout(settings)
+    listed = [(concept, list_files(concept, layout, settings.caption_extensions)) for concept in layout.concepts]
+    problems = list(layout.problems)
+    found = _find_pictures(listed, settings, problems, progress)
+    if not any(not picture.concept.is_regularization for picture in found):
+        error = _nothing_usable(layout, problems)
+        if not allow_empty:
+            raise error
+        problems.append(Problem("error", "empty", layout.folder, "holds no usable picture", error.hint))
+    buckets = assign_buckets((picture.facts.size for picture in found), settings)
+    samples = _samples(found, buckets, settings, layout)
+    problems.extend(_rounded_resolution(settings, layout))
+    return Dataset(
+        settings=settings,
+        folder=layout.folder,
+        regularization_folder=layout.regularization_folder,
+        concepts=tuple(layout.concepts),
+        samples=samples,
+        problems=tuple(worst_first(problems)),
+    )
+
+
+def _find_pictures(
+    listed: Sequence[tuple[Concept, Files]],
+    settings: DatasetSettings,
+    problems: list[Problem],
+    progress: Callable[[int, int], None] | None,
+) -> list[_Found]:
+    paths = [concept.folder / relative for concept, files in listed for relative in files.images]
+    facts = dict(zip(paths, _inspect_all(paths, settings.max_megapixels, progress), strict=True))
+    found: list[_Found] = []
+    for concept, files in listed:
+        problems.extend(files.problems)
+        captions = CaptionFiles(files.texts, settings.caption_extensions)
+        used: set[Path] = set()
+        for relative in files.images:
+            path = concept.folder / relative
+            result = facts[path]
+            used.update(captions.of(relative))
+            if isinstance(result, FileError):
+                problems.append(Problem("error", "image", path, result.problem, result.hint))
+                continue
+            _describe(path, result, settings, problems)
+            caption, source = _caption(concept, relative, captions, problems)
+            found.append(_Found(concept, relative, result, caption, source))
+        for text in files.texts:
+            if text not in used:
+                problems.append(_orphan(concept.folder / text))
+        problems.extend(_shared_names(concept, files))
+    return found
+
+
+def _inspect_all(
+    paths: Sequence[Path], max_megapixels: float, progress: Callable[[int, int], None] | None
+) -> list[ImageFacts | FileError]:
+    """Facts or the error of each path. Decoding releases the interpreter lock, so threads use every core."""
+
+    def inspect(path: Path) -> ImageFacts | FileError:
+        try:
+            return inspect_image(path, max_megapixels=max_megapixels)
+        except FileError as error:
+            return error
+
+    results: list[ImageFacts | FileError] = []
+    with quiet_decoders(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for result in pool.map(inspect, paths):
+            results.append(result)
+            if progress is not None:
+                progress(len(results), len(paths))
+    return results
+
+
+def _describe(path: Path, facts: ImageFacts, settings: DatasetSettings, problems: list[Problem]) -> None:
+    if path.suffix.lower() not in SUFFIXES[facts.format]:
+        right = SUFFIXES[facts.format][0]
+        note = f"is a {facts.format} picture by content; it is used"
+        problems.append(Problem("info", "suffix", path, note, f"rename it to end in {right}, with its caption"))
+    if facts.animated:
+        note = "is animated; its first frame is used"
+        problems.append(Problem("info", "animated", path, note, "save the frame you want as a picture of its own"))
+    if facts.alpha == "all":
+        note = "is entirely transparent: only the background colour is trained"
+        problems.append(Problem("warning", "alpha", path, note, "remove it"))
+    elif facts.alpha == "some":
+        note = f"is partly transparent; it is laid on {settings.background}"
+        problems.append(Problem("info", "alpha", path, note, "set background=COLOUR for another colour"))
+
+
+def _caption(
+    concept: Concept, relative: Path, captions: CaptionFiles, problems: list[Problem]
+) -> tuple[str, Path | None]:
+    """The caption of one picture and the file it comes from; the concept's name where there is none."""
+    image = concept.folder / relative
+    candidates = captions.of(relative)
+    texts: dict[Path, str] = {}
+    for candidate in candidates:
+        caption = read_caption(concept.folder / candidate)
+        if not texts:
+            problems.extend(caption.problems)
+        if caption.text is not None:
+            texts[candidate] = caption.text
+    if not texts:
+        note = f"has no caption; the concept's name is used: {concept.name!r}"
+        hint = "write one into a .txt file with the picture's name beside it"
+        problems.append(Problem("info", "caption-missing", image, note, hint))
+        return concept.name, None
+    source, text = next(iter(texts.items()))
+    if source.name.lower().startswith(relative.name.lower() + "."):
+        note = f"its caption is read from {readable(source.name)}"
+        hint = "rename it to the picture's name without its suffix, where other trainers look for it"
+        problems.append(Problem("info", "caption-name", image, note, hint))
+    others = [readable(path.name) for path, other in texts.items() if other != text]
+    if others:
+        note = f"has several captions; {readable(source.name)} is used, not {', '.join(others)}"
+        problems.append(Problem("warning", "caption-several", image, note, "keep one, or set caption_extensions"))
+    return text, concept.folder / source
+
+
+def _orphan(path: Path) -> Problem:
+    return Problem("warning", "caption-orphan", path, "belongs to no picture", "rename it as its picture, or remove it")
+
+
+def _shared_names(concept: Concept, files: Files) -> Iterable[Problem]:
+    """Pictures that share a caption, or a name on file systems that ignore case or Unicode form."""
+    stems: dict[str, Path] = {}
+    for relative in files.images:
+        stem = normal_name(relative.with_suffix("")).casefold()
+        other = stems.setdefault(stem, relative)
+        if other is not relative:
+            note = f"has the same name as {readable(other.name)}, so both share one caption"
+            hint = "rename one of them and give it its own caption"
+            yield Problem("warning", "same-name", concept.folder / relative, note, hint)
+
+
+def _samples(
+    found: Sequence[_Found],
+    buckets: dict[Size, Size],
+    settings: DatasetSettings,
+    layout: Layout,
+) -> tuple[Sample, ...]:
+    background = settings.background_rgb
+    identities: Counter[str] = Counter()
+    samples = []
+    for picture in found:
+        name = _name(picture, layout)
+        identity = ("regularization:" if picture.concept.is_regularization else "") + name
+        identities[identity] += 1
+        if identities[identity] > 1:  # a composed and a decomposed form of one name
+            identity = f"{identity}#{identities[identity]}"
+        samples.append(
+            Sample(
+                path=picture.concept.folder / picture.relative,
+                name=name,
+                identity=identity,
+                digest=picture.facts.digest,
+                concept=picture.concept,
+                caption=picture.caption,
+                size=picture.facts.size,
+                bucket=buckets[picture.facts.size],
+                orientation=picture.facts.orientation,
+                background=background,
+                caption_path=picture.caption_path,
+            )
+        )
+    return tuple(samples)
+
+
+def _rounded_resolution(settings: DatasetSettings, layout: Layout) -> Iterable[Problem]:
+    if settings.buckets:
+        return
+    (size,) = bucket_sizes(settings)
+    if size != settings.size:
+        note = f"is trained at {size[0]} x {size[1]}, not {settings.size[0]} x {settings.size[1]}"
+        hint = f"sides must be multiples of bucket_step={settings.bucket_step}"
+        yield Problem("info", "resolution", layout.folder, note, hint)
+
+
+def _name(picture: _Found, layout: Layout) -> str:
+    concept = picture.concept
+    inside = normal_name(picture.relative)
+    if not concept.is_regularization:
+        return inside if concept.folder == layout.folder else f"{normal_name(concept.label)}/{inside}"
+    folder = layout.regularization_folder
+    if folder is None or concept.folder == folder:
+        return f"{normal_name(concept.folder.name)}/{inside}"
+    return f"{normal_name(folder.name)}/{normal_name(concept.label)}/{inside}"
+
+
+def _nothing_usable(layout: Layout, problems: Sequence[Problem]) -> DatasetError:
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        first = errors[0]
+        return DatasetError(
+            f"no picture in {readable(layout.folder)} can be used: {len(errors)} could not be read, the first is"
+            f" {readable(first.path.name)}, which {first.problem}",
+            first.hint,
+        )
+    skipped = [problem for problem in problems if problem.kind in ("zero-repeats", "folder-name", "loose-images")]
+    if skipped:
+        return DatasetError(f"no picture in {readable(layout.folder)} can be used: {skipped[0]}", skipped[0].hint)
+    return DatasetError(
+        f"there are no pictures in {readable(layout.folder)}",
+        "put pictures (.jpg .png .webp .bmp .avif) into it, best in folders such as 10_cat",
+    )

@@ -1,0 +1,116 @@
+"""Generating to files: numbers, parameters, errors before the slow work, and the remembered hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from loraloom.cli.generate import generate
+from loraloom.errors import FileError, OutputError, PromptError, SettingsError
+from loraloom.formats.image_info import parse_parameters, read_parameters
+from loraloom.formats.tensors import write_tensors
+from loraloom.generation.settings import GenerateSettings
+from loraloom.models.family import FAMILIES
+from loraloom.studio import images
+from loraloom.studio.images import generate_images, model_hash
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "toy model.safetensors"
+    write_tensors(path, FAMILIES.load("sd1")().toy(seed=2))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "cache_folder", lambda: tmp_path / "cache")
+
+
+def settings(folder: Path, **changes: object) -> GenerateSettings:
+    small = {"prompt": "a cat", "width": 32, "height": 32, "steps": 2, "seed": 5, "output_folder": folder / "out"}
+    return GenerateSettings.parse({**small, **changes})
+
+
+def test_images_are_numbered_and_never_overwritten(checkpoint: Path, tmp_path: Path) -> None:
+    first = generate_images(checkpoint, settings(tmp_path, count=2))
+    again = generate_images(checkpoint, settings(tmp_path, format="webp"))
+    assert [image.path.name for image in [*first, *again]] == ["00000-5.png", "00001-6.png", "00002-5.webp"]
+    assert [(image.seed, image.width, image.height) for image in first] == [(5, 32, 32), (6, 32, 32)]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"00000-5.png", "00001-6.png", "00002-5.webp"}
+
+
+def test_the_file_carries_its_parameters(checkpoint: Path, tmp_path: Path) -> None:
+    (saved,) = generate_images(checkpoint, settings(tmp_path))
+    text = read_parameters(saved.path)
+    assert text is not None
+    fields = parse_parameters(text).fields
+    assert fields["Model"] == "toy model"
+    assert fields["Model hash"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:10]
+    (plain,) = generate_images(checkpoint, settings(tmp_path, model_hash=False))
+    assert "Model hash" not in (read_parameters(plain.path) or "")
+    with Image.open(saved.path) as one, Image.open(plain.path) as other:
+        assert one.tobytes() == other.tobytes()
+
+
+def test_low_memory_gives_the_same_picture(checkpoint: Path, tmp_path: Path) -> None:
+    (usual,) = generate_images(checkpoint, settings(tmp_path))
+    (careful,) = generate_images(checkpoint, settings(tmp_path, low_memory=True, keep_file_precision=True))
+    with Image.open(usual.path) as one, Image.open(careful.path) as other:
+        difference = max(abs(a - b) for a, b in zip(one.tobytes(), other.tobytes(), strict=True))
+    assert difference <= 1
+
+
+def test_the_hash_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"one")
+    first = model_hash(path)
+    assert first == hashlib.sha256(b"one").hexdigest()[:10]
+    with monkeypatch.context() as patch:
+        patch.delattr(images, "sha256_of")
+        assert model_hash(path) == first
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, 1))
+    assert model_hash(path) == hashlib.sha256(b"two").hexdigest()[:10]
+    assert model_hash(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"x": 3})])
+def test_a_damaged_hash_cache_does_not_matter(tmp_path: Path, content: str) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "hashes.json").write_text(content, encoding="utf-8")
+    (tmp_path / "model.ckpt").write_bytes(b"one")
+    assert model_hash(tmp_path / "model.ckpt") == hashlib.sha256(b"one").hexdigest()[:10]
+
+
+def test_errors_come_before_the_slow_work(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(images, "load_model")
+    with pytest.raises(PromptError):
+        generate_images(checkpoint, settings(tmp_path, prompt="a <lora:absent:1>"))
+    with pytest.raises(FileError):
+        generate_images(tmp_path / "absent.safetensors", settings(tmp_path))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError):
+        generate_images(checkpoint, settings(tmp_path, output_folder=tmp_path / "file"))
+
+
+def test_the_command_prints_the_paths_and_takes_overrides(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a [odd] folder"
+    generate(checkpoint, "a cat", ["width=32", "height=40", "eta=0.5"], steps=2, seed=3, output=folder)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [str(folder / "00000-3.png")]
+    with Image.open(printed[0]) as image:
+        assert image.size == (32, 40)
+    assert "Eta: 0.5" in (read_parameters(Path(printed[0])) or "")
+
+
+def test_the_command_names_the_nearest_setting(checkpoint: Path) -> None:
+    with pytest.raises(SettingsError, match="did you mean 'steps'"):
+        generate(checkpoint, "a cat", ["stepz=3"])
