@@ -1,0 +1,155 @@
+"""``loraloom dataset``: look at a dataset before training on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from loraloom.data.problems import Problem
+    from loraloom.studio.datasets import DatasetReport
+
+__all__ = ["app", "show_report"]
+
+app = typer.Typer(help="Look at a dataset before training on it.", no_args_is_help=True)
+_SHOWN = 8
+
+
+@app.callback()
+def _group() -> None:
+    """Look at a dataset before training on it."""
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with the pictures or concept folders.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Dataset settings: resolution=768 background=grey ..."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="List every file of every problem.")] = False,
+) -> None:
+    """Say what is in a dataset, how it will be used, and every problem with what to do about it. Changes nothing.
+
+    Ends with 0 if every picture and caption can be used (warnings may remain), with 1 if one cannot.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from loraloom.data.settings import DatasetSettings
+    from loraloom.settings import apply_overrides
+    from loraloom.studio.datasets import check_dataset
+
+    data = apply_overrides({"folder": str(folder)}, overrides or [])
+    settings = DatasetSettings.parse(data, source="the command line")
+    columns = (TextColumn("reading pictures"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        report = check_dataset(settings, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    show_report(report, Console(), everything=everything)
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+def show_report(report: DatasetReport, console: Console, *, everything: bool = False) -> None:
+    """Print a report: concepts, buckets, captions, then the problems, worst first."""
+    from loraloom.data.problems import readable
+
+    console.print(f"Dataset {readable(report.folder)}", style="bold", markup=False, highlight=False)
+    _show_concepts(report, console)
+    _show_buckets(report, console)
+    if report.images:
+        console.print(
+            f"Longest caption: {report.longest_tokens} tokens in {_place(report.longest_caption, report)};"
+            f" max token length {report.max_token_length}",
+            markup=False,
+            highlight=False,
+        )
+    if report.regularization_folder is not None:
+        count = sum(row.images for row in report.concepts if row.concept.is_regularization)
+        place = _place(report.regularization_folder, report)
+        console.print(f"Regularization images: {count} in {place}", markup=False, highlight=False)
+    _show_problems(report, console, everything=everything)
+
+
+def _show_concepts(report: DatasetReport, console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from loraloom.data.problems import readable
+
+    table = Table("concept", title="Concepts", title_justify="left")
+    for heading in ("images", "captions", "repeats", "shown per epoch", "share"):
+        table.add_column(heading, justify="right")
+    for row in report.concepts:
+        label = readable(row.concept.label) + (" (regularization)" if row.concept.is_regularization else "")
+        share = "-" if row.share is None else f"{row.share:.1%}"
+        shown = "-" if row.concept.is_regularization else str(row.shown)
+        table.add_row(Text(label), str(row.images), str(row.captions), str(row.concept.repeats), shown, share)
+    table.add_section()
+    table.add_row("training, in all", str(report.images), "", "", str(report.shown), "100.0%" if report.shown else "-")
+    console.print(table)
+
+
+def _show_buckets(report: DatasetReport, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(title="Buckets", title_justify="left")
+    for heading in ("width x height", "images", "with repeats", "area cropped"):
+        table.add_column(heading, justify="right")
+    for use in report.buckets:
+        table.add_row(f"{use.size[0]} x {use.size[1]}", str(use.images), str(use.shown), f"{use.cropped:.1%}")
+    table.add_section()
+    images, shown = sum(use.images for use in report.buckets), sum(use.shown for use in report.buckets)
+    table.add_row("in all", str(images), str(shown), f"{report.cropped:.1%}")
+    console.print(table)
+
+
+def _show_problems(report: DatasetReport, console: Console, *, everything: bool) -> None:
+    from itertools import groupby
+
+    from rich.text import Text
+
+    styles = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+    counts = {severity: sum(problem.severity == severity for problem in report.problems) for severity in styles}
+    for (severity, kind), members in groupby(report.problems, key=lambda problem: (problem.severity, problem.kind)):
+        group = list(members)
+        hints = {problem.hint for problem in group}
+        title = Text(f"{severity}: ", styles[severity]) + Text(f"{kind} ({len(group)})")
+        if len(hints) == 1 and len(group) > 1:
+            title += Text(f": {group[0].hint}", "dim")
+        console.print(title, soft_wrap=True, highlight=False)
+        shown = group if everything else group[:_SHOWN]
+        for problem in shown:
+            console.print(
+                _line(problem, report, hint=len(hints) > 1 or len(group) == 1), soft_wrap=True, highlight=False
+            )
+        if len(group) > len(shown):
+            console.print(f"  ... and {len(group) - len(shown)} more (--all lists them)", highlight=False)
+    summary = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items() if name != "info")
+    console.print(f"{summary}, {counts['info']} remarks", style="bold", highlight=False)
+
+
+def _line(problem: Problem, report: DatasetReport, *, hint: bool) -> Text:
+    from rich.text import Text
+
+    from loraloom.data.problems import readable
+
+    line = Text(f"  {_place(problem.path, report)} {readable(problem.problem)}")
+    return line + Text(f" ({problem.hint})", "dim") if hint and problem.hint else line
+
+
+def _place(path: Path | None, report: DatasetReport) -> str:
+    """The path relative to the dataset folder where it is inside."""
+    from loraloom.data.problems import readable
+
+    if path is None:
+        return "-"
+    if path != report.folder and path.is_relative_to(report.folder):
+        path = path.relative_to(report.folder)
+    return readable(path)

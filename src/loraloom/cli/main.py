@@ -1,0 +1,79 @@
+"""The command line: one command group a file; errors are printed as a problem and a hint, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import loraloom
+from loraloom.errors import LoraloomError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="loraloom",
+    help="A LoRA studio for Stable Diffusion: dataset, training, previews, use on the fly, merge.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"loraloom {loraloom.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """A LoRA studio for Stable Diffusion."""
+
+
+def _register() -> None:
+    from loraloom.cli import dataset, demo, generate, settings, train, weights
+
+    app.command("demo")(demo.demo)
+    app.add_typer(dataset.app, name="dataset")
+    app.command("train")(train.train)
+    app.command("generate")(generate.generate)
+    app.command("merge")(weights.merge)
+    app.command("inspect")(weights.inspect)
+    app.command("settings")(settings.settings)
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point of the ``loraloom`` command."""
+    from rich.console import Console
+
+    # --debug is allowed anywhere, also behind the command, where people add it to a line that has just failed.
+    debug = "--debug" in sys.argv
+    try:
+        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
+    except LoraloomError as error:
+        if debug:
+            raise
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print("error:", style="bold red", end=" ")
+        console.print(error.problem, markup=False)
+        if error.hint:
+            console.print("hint:", style="cyan", end="  ")
+            console.print(error.hint, markup=False)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What a person sees while something runs: one listener that draws a bar and prints what happened above it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from loraloom.events import (
+    Event,
+    LatentsCached,
+    Notice,
+    PreviewSaved,
+    RunFinished,
+    RunStarted,
+    SamplerStepped,
+    StepFinished,
+    WeightsSaved,
+)
+
+__all__ = ["ProgressDisplay"]
+
+
+class ProgressDisplay:
+    """The listener of a terminal. Use it as a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._seconds_per_step = 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Notice():
+                self._say(event.text, "yellow" if event.level == "warning" else "dim")
+            case LatentsCached():
+                self._bar("encoding images", event.done, event.total)
+            case RunStarted():
+                self._say(
+                    f"{event.images} images, {event.steps_per_epoch} steps per epoch, {event.epochs} epochs, "
+                    f"{event.total_steps} steps; {event.trainable_parameters / 1e6:.2f} M trained parameters"
+                )
+                self._bar("training", 0, event.total_steps)
+            case StepFinished():
+                # A running mean of the step time, so that one slow step does not make the rate jump.
+                share = 1.0 if event.step == 1 else 0.1
+                self._seconds_per_step += share * (event.seconds - self._seconds_per_step)
+                status = f"epoch {event.epoch}  loss {event.average_loss:.4f}  {_rate(self._seconds_per_step)}"
+                self._bar("training", event.step, None, status)
+            case PreviewSaved():
+                self._say(f"preview {event.path}")
+            case WeightsSaved():
+                self._say(f"{'saved the LoRA' if event.final else 'saved'} {event.path}")
+            case RunFinished():
+                how = "stopped as asked" if event.stopped else "finished"
+                self._say(f"{how} after {event.step} steps in {event.seconds:.0f} s, loss {event.average_loss:.4f}")
+            case SamplerStepped():
+                self._bar("painting", event.step, event.steps, f"image {event.image} of {event.images}")
+            case _:
+                pass
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._progress.console.print(Text(text, style=style), soft_wrap=True)
+
+    def _bar(self, name: str, done: int, total: int | None, status: str = "") -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, status=status)
+        if total is None:
+            self._progress.update(self._tasks[name], completed=done, status=status)
+        else:
+            self._progress.update(self._tasks[name], completed=done, total=total, status=status)
+
+
+def _rate(seconds: float) -> str:
+    return f"{seconds:.2f} s/step" if seconds >= 1 else f"{1 / max(seconds, 1e-9):.1f} steps/s"

@@ -1,0 +1,65 @@
+"""``loraloom merge`` and ``loraloom inspect``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["inspect", "merge"]
+
+
+class Precision(StrEnum):
+    """Type of the merged checkpoint's tensors."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    float = "float"
+
+
+def merge(
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint: .safetensors, .ckpt or a Diffusers folder.")],
+    loras: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LORA[:WEIGHT]...", help="LoRA files: style.safetensors:0.8, or LORA:text_encoder:unet."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="OUT.safetensors or OUT.ckpt.")],
+    precision: Annotated[
+        Precision | None, typer.Option("--precision", help="Type of the result. Unset: as in the checkpoint.")
+    ] = None,
+) -> None:
+    """Merge LoRAs into a checkpoint. Tensors that no LoRA changes stay as they are, bit for bit."""
+    from loraloom.studio.weights import merge_loras
+
+    report = merge_loras(checkpoint, loras, output, precision=precision.value if precision else None)
+    for path, layers in report.layers.items():
+        typer.echo(f"{path}: {layers} of {layers} layers applied")
+    typer.echo(f"wrote {report.path}: {report.changed} of {report.tensors} tensors changed")
+
+
+def inspect(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints, LoRAs or Diffusers folders.")],
+    metadata: Annotated[bool, typer.Option("--metadata", "-m", help="Print all of the file's metadata.")] = False,
+) -> None:
+    """Tell what a checkpoint or a LoRA is."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from loraloom.studio.weights import inspect_file
+
+    console = Console(highlight=False)
+    for path in files:
+        report = inspect_file(path)
+        console.print(Text.assemble((str(path), "bold"), f": {report.title}"), soft_wrap=True)
+        width = max((len(label) for label in report.facts), default=0)
+        for label, value in report.facts.items():
+            console.print(Text(f"  {label:<{width}}  {value}"), soft_wrap=True)
+        if metadata:
+            for key, value in sorted(report.metadata.items()):
+                console.print(Text(f"  {key} = {value}", style="dim"), soft_wrap=True)
+        elif report.metadata:
+            console.print(Text(f"  metadata: {len(report.metadata)} entries (--metadata prints them)", style="dim"))
