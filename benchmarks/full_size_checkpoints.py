@@ -164,7 +164,12 @@ def run_step(step: str, layout: str, checkpoint: Path, copy: Path, started: floa
     memory = AnonymousPeak()
     memory.start()
     facts = STEPS[step](layout, checkpoint, copy)
-    measured = {"seconds": time.time() - started, "anonymous": memory.peak, "resident": resident_peak()}
+    measured = {
+        "seconds": time.time() - started,
+        "cpu_seconds": time.process_time(),
+        "anonymous": memory.peak,
+        "resident": resident_peak(),
+    }
     print(json.dumps(measured | facts))
 
 
@@ -192,7 +197,7 @@ def main() -> None:
         run_step(options.step, options.layouts[0], options.checkpoint, options.copy, options.started)
         return
     results: dict[str, dict[str, Facts]] = {}
-    print(f"{'layout':10} {'step':10} {'seconds':>8} {'own MiB':>8} {'resident MiB':>13}  facts")
+    print(f"{'layout':10} {'step':10} {'seconds':>8} {'of CPU':>8} {'own MiB':>8} {'resident MiB':>13}  facts")
     for layout in options.layouts:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="loraloom-") as folder:
             checkpoint, copy = (Path(folder) / f"{name}{options.suffix}" for name in ("model", "copy"))
@@ -207,8 +212,10 @@ def main() -> None:
 def row(layout: str, step: str, facts: Facts) -> str:
     """One line of the table."""
     own, resident = ("-" if size is None else f"{size / 2**20:.0f}" for size in (facts["anonymous"], facts["resident"]))
-    rest = ", ".join(f"{k}={v}" for k, v in facts.items() if k not in ("seconds", "anonymous", "resident"))
-    return f"{layout:10} {step:10} {facts['seconds']:8.1f} {own:>8} {resident:>13}  {rest}"
+    measured = ("seconds", "cpu_seconds", "anonymous", "resident")
+    rest = ", ".join(f"{name}={value}" for name, value in facts.items() if name not in measured)
+    times = f"{facts['seconds']:8.1f} {facts['cpu_seconds']:8.1f}"
+    return f"{layout:10} {step:10} {times} {own:>8} {resident:>13}  {rest}"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 
 from harness import interleaved, record, summary
-from layouts import read_layout
 
+from layouts import read_layout
 from loraloom.adapters.attach import attach, create_adapters
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.formats.tensors import TensorInfo

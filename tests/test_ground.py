@@ -44,7 +44,7 @@ def test_random_numbers_depend_on_the_whole_key_only() -> None:
     assert len({randomness.seed_of(*key) for key in keys}) == len(keys)
     assert torch.equal(randomness.normal((4, 3), 7, "a"), randomness.normal((4, 3), 7, "a"))
     values = [randomness.uniform("u", i) for i in range(4000)]
-    assert 0 <= min(values) and max(values) < 1
+    assert min(values) >= 0 and max(values) < 1
     assert abs(sum(values) / 4000 - 0.5) < 0.02
     noise = randomness.normal((40000,), "n")
     assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02

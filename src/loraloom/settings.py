@@ -259,5 +259,3 @@ def _toml_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _toml_value(item) for key, item in value.items()}
     return value
-
-

@@ -188,7 +188,7 @@ def test_two_and_four_dimensional_projections_are_the_same(tmp_path: Path) -> No
             f"{spot.name}.lora_up.weight": up.reshape(10, 2, *stored),
         }
         write_tensors(tmp_path / "p.safetensors", tensors)
-        (_, adapter), = read_adapters(tmp_path / "p.safetensors", [spot]).items()
+        ((_, adapter),) = read_adapters(tmp_path / "p.safetensors", [spot]).items()
         assert torch.allclose(adapter.delta().flatten(1), up @ down)
 
 
@@ -223,7 +223,7 @@ def test_integer_and_missing_alpha(tmp_path: Path) -> None:
     good = {"lora_unet_a.lora_down.weight": torch.ones(2, 4), "lora_unet_a.lora_up.weight": torch.ones(4, 2)}
     for alpha, expected in ((None, 2.0), (torch.tensor(4), 4.0), (torch.tensor(0), 2.0), (torch.tensor(1.0), 1.0)):
         write_tensors(path, good if alpha is None else {**good, "lora_unet_a.alpha": alpha})
-        (_, adapter), = read_adapters(path, [target("a", (4, 4))]).items()
+        ((_, adapter),) = read_adapters(path, [target("a", (4, 4))]).items()
         assert torch.equal(adapter.delta(), torch.full((4, 4), expected))
 
 

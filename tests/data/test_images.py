@@ -507,6 +507,20 @@ def test_resizing_agrees_with_pillow_and_crops_the_centre(tmp_path: Path) -> Non
     assert np.abs(difference).mean() < 0.6
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_jpegs_decoded_small_look_the_same(tmp_path: Path, orientation: int) -> None:
+    noise = Image.effect_noise((150, 100), 80).convert("RGB").resize((1500, 1000), Image.Resampling.BICUBIC)
+    noise.save(tmp_path / "a.jpg", quality=95)
+    bucket = (152, 104) if orientation == 1 else (104, 152)
+    picture = load_picture(tmp_path / "a.jpg", bucket=bucket, background=WHITE, orientation=orientation)
+    upright = noise if orientation == 1 else noise.transpose(Image.Transpose.ROTATE_270)
+    upright.save(tmp_path / "b.png")
+    reference = load_picture(tmp_path / "b.png", bucket=bucket, background=WHITE)
+    difference = np.abs(np.asarray(picture, np.int16) - np.asarray(reference, np.int16))
+    assert difference.mean() < 2
+    assert difference.max() <= 16
+
+
 def test_a_changed_file_is_not_trained(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png())

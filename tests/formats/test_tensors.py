@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import tensor_corpus
 import torch
-from fuzz_tensors import campaign, touch
 
+import tensor_corpus
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError
 from loraloom.formats.tensors import TensorFile, TensorInfo, TensorSource, open_tensors, write_tensors
+from tensor_mutations import campaign, touch
 
 BENIGN = tensor_corpus.benign()
 HOSTILE = tensor_corpus.hostile()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,6 +207,17 @@ def test_with_fp16_the_vae_computes_in_fp32_and_says_so(toy_file: ToyFile) -> No
     assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
     assert {p.dtype for p in model.unet.parameters()} == {torch.float16}
     assert any("VAE" in event.text for event in heard if isinstance(event, Notice))
+
+
+def test_loading_imports_neither_a_compiler_nor_other_model_libraries(toy_file: ToyFile) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path; from loraloom.models.loaded import load_model;"
+        "load_model(Path(sys.argv[1]), device=torch.device('cpu'), keep_file_precision=True);"
+        "heavy = {'torch._dynamo.symbolic_convert', 'transformers', 'diffusers', 'peft', 'safetensors'};"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(toy_file("sdxl"))]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == []
 
 
 # ------------------------------------------------------------------------------------------------ offload

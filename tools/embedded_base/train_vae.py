@@ -51,7 +51,9 @@ class Pictures:
         concepts = read_concepts()
         self.seed = seed
         self.world = World(concepts, seed=seed)
-        self.sprites = load_sprites(packages[0], [concept.code for concept in concepts], cache / packages[0].parent.name)
+        self.sprites = load_sprites(
+            packages[0], [concept.code for concept in concepts], cache / packages[0].parent.name
+        )
         self.others: list[Image.Image] = []
         for package in packages:
             # Every 25th drawing is kept for measuring.
@@ -165,7 +167,11 @@ def main() -> None:
                 fast.copy_(exact)
         pixels = crops(pictures, step, workers)
         noise = torch.randn(
-            BATCH, 4, CROP_PX // 8, CROP_PX // 8, generator=torch.Generator().manual_seed(seed_of("vae", step, workers.rank))
+            BATCH,
+            4,
+            CROP_PX // 8,
+            CROP_PX // 8,
+            generator=torch.Generator().manual_seed(seed_of("vae", step, workers.rank)),
         )
         loss, error = loss_of(vae, pixels.to(torch.bfloat16), noise)
         vae.zero_grad()
@@ -186,7 +192,10 @@ def main() -> None:
         finished = progress >= 1
         if workers.is_first and (step % 50 == 0 or finished):
             psnr = 10 * np.log10(4 / np.mean(errors[-200:]))
-            print(f"{time.strftime('%H:%M:%S')} step {step} psnr {psnr:.2f} rate {rate:.1e} done {progress:.0%}", flush=True)
+            print(
+                f"{time.strftime('%H:%M:%S')} step {step} psnr {psnr:.2f} rate {rate:.1e} done {progress:.0%}",
+                flush=True,
+            )
         if workers.is_first and (time.time() - saved > 120 or finished):
             saved = time.time()
             state = {"weights": master.state_dict(), "average": average.state_dict(), "step": step}

@@ -103,7 +103,11 @@ class World:
             return subject if len(names) > 1 or draw.random() < 0.5 else subject.split(" ", 1)[-1]
         if form < 0.22:
             subject = f"{_FILLERS[draw.integers(len(_FILLERS))]} {subject}"
-        tail = f", {background} background" if draw.random() < 0.1 else f" on a{'n' * (background == 'orange')} {background} background"
+        tail = (
+            f", {background} background"
+            if draw.random() < 0.1
+            else f" on a{'n' * (background == 'orange')} {background} background"
+        )
         return subject + tail
 
 

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from loraloom.data.problems import Problem
-    from loraloom.studio.datasets import DatasetReport
+    from loraloom.studio.datasets import DatasetReport, Problem
 
 __all__ = ["app", "show_report"]
 
@@ -58,7 +57,7 @@ def check(
 
 def show_report(report: DatasetReport, console: Console, *, everything: bool = False) -> None:
     """Print a report: concepts, buckets, captions, then the problems, worst first."""
-    from loraloom.data.problems import readable
+    from loraloom.studio.datasets import readable
 
     console.print(f"Dataset {readable(report.folder)}", style="bold", markup=False, highlight=False)
     _show_concepts(report, console)
@@ -81,7 +80,7 @@ def _show_concepts(report: DatasetReport, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from loraloom.data.problems import readable
+    from loraloom.studio.datasets import readable
 
     table = Table("concept", title="Concepts", title_justify="left")
     for heading in ("images", "captions", "repeats", "shown per epoch", "share"):
@@ -138,7 +137,7 @@ def _show_problems(report: DatasetReport, console: Console, *, everything: bool)
 def _line(problem: Problem, report: DatasetReport, *, hint: bool) -> Text:
     from rich.text import Text
 
-    from loraloom.data.problems import readable
+    from loraloom.studio.datasets import readable
 
     line = Text(f"  {_place(problem.path, report)} {readable(problem.problem)}")
     return line + Text(f" ({problem.hint})", "dim") if hint and problem.hint else line
@@ -146,7 +145,7 @@ def _line(problem: Problem, report: DatasetReport, *, hint: bool) -> Text:
 
 def _place(path: Path | None, report: DatasetReport) -> str:
     """The path relative to the dataset folder where it is inside."""
-    from loraloom.data.problems import readable
+    from loraloom.studio.datasets import readable
 
     if path is None:
         return "-"

@@ -33,17 +33,26 @@ def merge(
     ] = None,
 ) -> None:
     """Merge LoRAs into a checkpoint. Tensors that no LoRA changes stay as they are, bit for bit."""
+    from rich.console import Console
+
+    from loraloom.cli.progress import ProgressDisplay
     from loraloom.studio.weights import merge_loras
 
-    report = merge_loras(checkpoint, loras, output, precision=precision.value if precision else None)
-    for path, layers in report.layers.items():
-        typer.echo(f"{path}: {layers} of {layers} layers applied")
+    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+        report = merge_loras(
+            checkpoint, loras, output, precision=precision.value if precision else None, listener=display
+        )
+    for lora in report.loras:
+        typer.echo(f"{lora.path}: {lora.applied} of {lora.layers} layers applied")
     typer.echo(f"wrote {report.path}: {report.changed} of {report.tensors} tensors changed")
 
 
 def inspect(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints, LoRAs or Diffusers folders.")],
     metadata: Annotated[bool, typer.Option("--metadata", "-m", help="Print all of the file's metadata.")] = False,
+    hashes: Annotated[
+        bool, typer.Option("--hash", help="Read the whole file: its hashes, and whether they agree.")
+    ] = False,
 ) -> None:
     """Tell what a checkpoint or a LoRA is."""
     from rich.console import Console
@@ -53,7 +62,7 @@ def inspect(
 
     console = Console(highlight=False)
     for path in files:
-        report = inspect_file(path)
+        report = inspect_file(path, hashes=hashes)
         console.print(Text.assemble((str(path), "bold"), f": {report.title}"), soft_wrap=True)
         width = max((len(label) for label in report.facts), default=0)
         for label, value in report.facts.items():

@@ -188,8 +188,8 @@ def load_picture(
 ) -> Image.Image:
     """The picture as 8-bit sRGB of exactly the bucket's size: upright, flattened, scaled to cover, centre cut out.
 
-    ``orientation`` None reads it from the file. Raises DatasetError if the file is gone, damaged, or (``digest``
-    given) not the one that was inspected.
+    ``orientation`` None reads it from the file (slower for large JPEGs). Raises DatasetError if the file is gone,
+    damaged, or (``digest`` given) not the one that was inspected.
     """
     name = readable(path)
     try:
@@ -197,8 +197,9 @@ def load_picture(
         if digest is not None and sha256(data).hexdigest() != digest:
             raise DatasetError(f"{name} was changed after the dataset was read", "start again to use the new picture")
         image = _open(data, max_megapixels)
-        # libjpeg can decode at 1/2, 1/4, 1/8; twice the bucket is left for Lanczos.
-        image.draft(None, (4 * max(bucket), 4 * max(bucket)))
+        if orientation is not None:  # libjpeg can decode at 1/2, 1/4, 1/8; twice the bucket is left for Lanczos
+            width, height = bucket if orientation < 5 else bucket[::-1]
+            image.draft(None, (2 * width, 2 * height))
         image.load()
         turn = _UPRIGHT.get(_orientation(image) if orientation is None else orientation)
         image = to_rgb(image, background)

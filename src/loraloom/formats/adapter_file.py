@@ -11,12 +11,14 @@ import torch
 
 from loraloom.errors import AdapterError
 from loraloom.formats.dialects import FOREIGN_SUFFIXES, KOHYA, Dialect, recognise
+from loraloom.formats.files import sha256_of
 from loraloom.formats.safetensors_file import safetensors_header
 from loraloom.formats.tensors import TensorInfo, open_tensors, write_tensors
 
 __all__ = [
     "AdapterFile",
     "AdapterTarget",
+    "content_hash",
     "layer_keys",
     "model_hashes",
     "read_adapter_file",
@@ -141,6 +143,18 @@ def model_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
             window += data[max(0, start - position) : stop - position]
         position += len(data)
     return model.hexdigest(), hashlib.sha256(window).hexdigest()[:8]
+
+
+def content_hash(path: Path) -> str:
+    """What the web UI shows as a LoRA's hash, computed from the file: the SHA-256 of what follows the header.
+
+    Of a file that is not safetensors, that of the whole file.
+    """
+    if open_tensors(path).kind != "safetensors":
+        return sha256_of(path)
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _raw_bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes]:

@@ -112,7 +112,8 @@ _NAMES = MappingProxyType(
 )
 _ALLOWED = _DICTIONARIES | {f"{module}.{name}" for module, names in _NAMES.items() for name in names.split()}
 _NUMBER_TYPE = re.compile(
-    r"(?:bool|float|int|uint|complex|half|single|double|long|short|byte|bfloat|str|void)[a-z0-9_]*"
+    r"(?:bool|half|single|double|longdouble|byte|short|long|str|bytes|void|object)_?"
+    r"|(?:int|uint|float|bfloat|complex)(?:[0-9]+(?:_e[0-9]m[0-9][a-z]*)?|_)?"
 )
 _STORAGE_TYPE = re.compile(r"[A-Z][A-Za-z0-9]*Storage")
 _CLASS_NAME = re.compile(r"_{0,2}[A-Z][A-Za-z0-9_]*")
@@ -128,7 +129,7 @@ def _allowed(module: str, name: str) -> bool:
     if module in ("torch", "numpy"):
         return bool(_NUMBER_TYPE.fullmatch(name))
     if module == "numpy.dtypes":
-        return name.endswith("DType")
+        return name.endswith("DType") and bool(_CLASS_NAME.fullmatch(name))
     return module.partition(".")[0] in _INERT_PACKAGES and bool(_CLASS_NAME.fullmatch(name))
 
 

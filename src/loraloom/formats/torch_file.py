@@ -256,7 +256,7 @@ def _declared_storage(reference: StorageReference, where: str) -> _Declared:
     if type(kind) is not Global or type(key) is not str or len(key) > 64:
         raise FileFormatError(f"{where}: a reference to tensor data is damaged", _DAMAGED)
     module, _, name = kind.name.rpartition(".")
-    if module not in _STORAGE_MODULES or name not in (*_STORAGE_DTYPES, "UntypedStorage"):
+    if module not in _STORAGE_MODULES or not (name in _STORAGE_DTYPES or name == "UntypedStorage"):
         raise FileFormatError(f"{where}: holds tensor data of the unknown type {kind.name}")
     if type(numel) is not int or not 0 <= numel <= MAX_ELEMENTS:
         raise FileFormatError(f"{where}: the tensor data {show(key)} have an impossible length", _DAMAGED)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +10,7 @@ from pathlib import Path
 
 from loraloom.adapters.attach import AdapterSet, attach, read_adapters
 from loraloom.errors import PromptError, nearest
-from loraloom.formats.files import sha256_of
+from loraloom.formats.adapter_file import content_hash
 from loraloom.generation.prompts import LoraTag
 from loraloom.models.loaded import LoadedModel
 
@@ -108,14 +106,4 @@ def _plain(name: str) -> str:
 def _content_hash(path: Path, adapters: AdapterSet) -> str:
     """What the web UI shows as a LoRA's hash: kohya's ``sshs_model_hash``, or the same computed from the file."""
     stored = adapters.metadata.get("sshs_model_hash", "")
-    if len(stored) == 64:
-        return stored
-    if path.suffix.lower() != ".safetensors":
-        return sha256_of(path)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        (header,) = struct.unpack("<Q", file.read(8))
-        file.seek(8 + header)
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return stored if len(stored) == 64 else content_hash(path)

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from loraloom.errors import CheckpointError, MissingFileError
-from loraloom.formats.tensors import TensorInfo, open_tensors
+from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models.diffusers_folder import FolderTensors, is_diffusers_folder
 from loraloom.models.family import Family, recognise
 from loraloom.models.foreign import what_it_is
@@ -66,6 +66,11 @@ class Checkpoint(Mapping[str, Tensor]):
     def infos(self) -> dict[str, TensorInfo]:
         """Types and shapes of all tensors."""
         return {name: self._source.info(name) for name in self._source}
+
+    @property
+    def extras(self) -> Mapping[str, object]:
+        """Plain values that stood beside the tensors of a ``.ckpt``, such as ``epoch`` and ``global_step``."""
+        return dict(self._source.extras) if isinstance(self._source, TensorFile) else {}
 
     @property
     def is_folder(self) -> bool:

@@ -16,7 +16,7 @@ from loraloom.models.family import Family, recognise
 from loraloom.models.loaded import LoadedModel, ModelTensors
 from loraloom.models.prediction import PredictionChoice, prediction_metadata, read_signs
 
-__all__ = ["save_checkpoint"]
+__all__ = ["save_checkpoint", "saved_dtype"]
 
 _CASTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -89,13 +89,20 @@ def _signs(source: object, tensors: Tensors, said: Mapping[str, str]) -> Predict
     return read_signs(tensors, said, source.path if isinstance(source, Checkpoint) else None)
 
 
-def _converted(tensors: Tensors, name: str, family: Family, dtype: torch.dtype | None) -> TensorSource:
-    info = tensors.info(name)
+def saved_dtype(name: str, info: TensorInfo, family: Family, dtype: torch.dtype | None) -> torch.dtype:
+    """The type a tensor is written in when the weights of the model's parts become ``dtype`` (None: its own).
+
+    Tables of the noise schedule and whole numbers keep theirs: programs compute with what the file holds.
+    """
     prefixes = (
         family.unet_prefix,
         family.vae_prefix,
         *(prefix for part in family.text_parts for prefix in part.prefixes),
     )
-    if dtype is None or info.dtype not in _CASTABLE or not name.startswith(prefixes):
-        return TensorSource(name, info, lambda: tensors[name])
-    return TensorSource(name, TensorInfo(dtype, info.shape), lambda: tensors[name].to(dtype))
+    return info.dtype if dtype is None or info.dtype not in _CASTABLE or not name.startswith(prefixes) else dtype
+
+
+def _converted(tensors: Tensors, name: str, family: Family, dtype: torch.dtype | None) -> TensorSource:
+    info = tensors.info(name)
+    wanted = saved_dtype(name, info, family, dtype)
+    return TensorSource(name, TensorInfo(wanted, info.shape), lambda: tensors[name].to(wanted))

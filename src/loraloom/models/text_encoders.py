@@ -49,6 +49,11 @@ def _layer_count(tree: ShapeTree) -> int:
     return 1 + max(number for number, _ in tree.numbered())
 
 
+def _table(rows: int, width: int) -> Embedding:
+    """An embedding without values yet: on the meta device, drawing random ones imports torch's compiler (seconds)."""
+    return Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """The approximation of GELU that OpenAI's CLIP was trained with."""
     return x * torch.sigmoid(1.702 * x)
@@ -159,8 +164,8 @@ class _ClipLayer(TensorModule):
 class _ClipEmbeddings(TensorModule):
     def __init__(self, sizes: EncoderSizes) -> None:
         super().__init__()
-        self.token_embedding = Embedding(sizes.vocabulary, sizes.width)
-        self.position_embedding = Embedding(sizes.positions, sizes.width)
+        self.token_embedding = _table(sizes.vocabulary, sizes.width)
+        self.position_embedding = _table(sizes.positions, sizes.width)
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         positions = self.position_embedding.weight[: ids.shape[1]].to(dtype)
@@ -264,7 +269,7 @@ class OpenClipTextEncoder(TextEncoder):
     def __init__(self, sizes: EncoderSizes) -> None:
         super().__init__()
         self.sizes = sizes
-        self.token_embedding = Embedding(sizes.vocabulary, sizes.width)
+        self.token_embedding = _table(sizes.vocabulary, sizes.width)
         self.positional_embedding = nn.Parameter(torch.empty(sizes.positions, sizes.width))
         self.transformer = _OpenClipLayers(sizes)
         self.ln_final = LayerNorm(sizes.width)

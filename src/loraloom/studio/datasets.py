@@ -9,10 +9,10 @@ from pathlib import Path
 from loraloom.data.audit import ConceptShare, audit, concept_shares
 from loraloom.data.buckets import Size
 from loraloom.data.dataset import Dataset, load_dataset
-from loraloom.data.problems import Problem
+from loraloom.data.problems import Problem, readable
 from loraloom.data.settings import DatasetSettings
 
-__all__ = ["BucketUse", "DatasetReport", "check_dataset"]
+__all__ = ["BucketUse", "DatasetReport", "Problem", "check_dataset", "readable"]
 
 
 @dataclass(frozen=True)

@@ -176,4 +176,4 @@ def _quoted(path: Path) -> str:
 
 
 def _pixel_difference(first: Image.Image, second: Image.Image) -> int:
-    return max(high for _, high in ImageChops.difference(first, second).getextrema())  # type: ignore[misc, has-type]
+    return max(high for _, high in ImageChops.difference(first, second).getextrema())  # type: ignore[misc]

@@ -92,7 +92,7 @@ class TrainSettings(Settings):
     """One training run."""
 
     checkpoint: Annotated[Path, Kohya("pretrained_model_name_or_path", "ckpt")]
-    """The Stable Diffusion checkpoint to learn on: .safetensors, .ckpt or a Diffusers folder. Its family is detected."""
+    """The Stable Diffusion checkpoint to learn on: .safetensors, .ckpt or a Diffusers folder (family: detected)."""
     name: Annotated[str, Kohya("output_name"), Field(min_length=1, pattern=r"^[^/\\:*?\"<>|]+$")] = "lora"
     """Name of the run and of its LoRA files."""
     output: Annotated[Path, Kohya("output_dir")] = Path("runs")

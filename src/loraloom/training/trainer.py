@@ -28,8 +28,11 @@ from loraloom.events import (
     WeightsSaved,
     ignore,
 )
+from loraloom.generation.loras import find_lora
+from loraloom.generation.prompts import extract_loras
+from loraloom.generation.settings import GenerateSettings
 from loraloom.hardware import Precision, choose_device, choose_precision, memory_hint
-from loraloom.models.checkpoint import open_checkpoint
+from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.conditioning import Conditioning, measure
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.randomness import normal
@@ -44,6 +47,8 @@ __all__ = ["TrainingRun", "train"]
 
 MAX_SKIPPED_STEPS = 20
 """fp16 steps in a row whose gradients may overflow before the run is called broken; each halves the loss scale."""
+TOLD_REMARKS = ("layout", "regularization", "folder-name")
+"""Kinds of remarks on a dataset that change what is trained, so they are said even though nothing is wrong."""
 
 
 def train(
@@ -119,14 +124,17 @@ class TrainingRun:
     def prepare(cls, settings: TrainSettings, folder: Path, listener: Listener) -> TrainingRun:
         """Read the dataset, load the checkpoint, cache latents, put a new LoRA on the model."""
         started = time.time()
-        dataset = load_dataset(settings.dataset)
-        for problem in dataset.problems:
-            if problem.severity != "info":
-                listener(Notice(str(problem), "warning"))
         device = choose_device(settings.device)
         precision = choose_precision(device, settings.mixed_precision)
+        checkpoint = open_checkpoint(settings.checkpoint)
+        _check_preview_prompts(settings)
+        settings = _with_resolution(settings, checkpoint, listener)
+        dataset = load_dataset(settings.dataset)
+        for problem in dataset.problems:
+            if problem.severity != "info" or problem.kind in TOLD_REMARKS:
+                listener(Notice(str(problem), "info" if problem.severity == "info" else "warning"))
         model = load_model(
-            open_checkpoint(settings.checkpoint),
+            checkpoint,
             device=device,
             compute=precision.compute,
             keep_file_precision=settings.keep_file_precision,
@@ -144,7 +152,8 @@ class TrainingRun:
         max_token_length = _max_token_length(settings, dataset, model, listener)
         cache = LatentCache(model.encode_images, vae_key=vae_fingerprint(model), folder=settings.dataset.latent_folder)
         with model.using("vae"):
-            cache.prepare(dataset.samples, flips=settings.dataset.flip, listener=listener)
+            batch_size = 1 if device.type == "cpu" else 4
+            cache.prepare(dataset.samples, settings.dataset.flip, batch_size, listener)
 
         adapters = create_adapters(settings.adapter, model.targets, seed=settings.seed).to(device)
         layers = {target.name: model.layer(target) for target in model.targets}
@@ -371,6 +380,22 @@ class TrainingRun:
             )
 
 
+def _with_resolution(settings: TrainSettings, checkpoint: Checkpoint, listener: Listener) -> TrainSettings:
+    """The settings with the family's own resolution where none was set."""
+    if "resolution" in settings.dataset.model_fields_set:
+        return settings
+    resolution = checkpoint.family.default_resolution
+    listener(Notice(f"dataset.resolution = {resolution}: what {checkpoint.family.title} was trained at"))
+    return settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"resolution": resolution})})
+
+
+def _check_preview_prompts(settings: TrainSettings) -> None:
+    """A LoRA tag in a preview prompt must be found now, not after hours of training."""
+    for prompt in settings.preview.prompts:
+        for tag in extract_loras(prompt)[1]:
+            find_lora(tag.name, GenerateSettings().lora_folders)
+
+
 def vae_fingerprint(model: LoadedModel) -> str:
     """A hash of the VAE's weights and of the type it computes in: what cached latents depend on."""
     digest = hashlib.sha256(str(model.vae_compute).encode())
@@ -378,7 +403,7 @@ def vae_fingerprint(model: LoadedModel) -> str:
     for name in sorted(name for name in model.checkpoint if name.startswith(prefix)):
         tensor = model.checkpoint[name].contiguous()
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,19 +1,53 @@
-"""What any model file is, told from its content: a checkpoint of some family, a LoRA, or something else."""
+"""What any model file is, told from names, shapes and metadata: a checkpoint of some family, a LoRA, something else."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraloom.errors import AdapterError, CheckpointError
-from loraloom.formats.adapter_file import AdapterFile, read_adapter_file
-from loraloom.formats.dialects import recognise
-from loraloom.formats.tensors import TensorFile, open_tensors
-from loraloom.models.checkpoint import open_checkpoint
+from loraloom.formats import dialects
+from loraloom.formats.adapter_file import content_hash
+from loraloom.formats.dialects import FOREIGN_SUFFIXES, Dialect
+from loraloom.formats.files import sha256_of, size_text
+from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
+from loraloom.models import family as families
+from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.foreign import what_it_is
+from loraloom.models.prediction import read_signs
+from loraloom.weights.merge import MERGED_KEY
 
 __all__ = ["FileReport", "inspect_file"]
+
+Infos = Mapping[str, TensorInfo]
+
+_CONTAINERS = {
+    "safetensors": "safetensors",
+    "zip": "torch zip (.ckpt, .pt)",
+    "legacy": "torch before 1.6 (.ckpt, .pt)",
+}
+_LAYERS_OF_TEXT = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
+_RECIPE: tuple[tuple[str, str], ...] = (
+    ("modelspec.title", "title"),
+    ("modelspec.trigger_phrase", "trigger words"),
+    ("ss_sd_model_name", "trained on"),
+    ("ss_num_train_images", "images, with repeats"),
+    ("ss_epoch", "epochs"),
+    ("ss_steps", "steps"),
+    ("ss_total_batch_size", "batch size"),
+    ("ss_learning_rate", "learning rate"),
+    ("ss_unet_lr", "U-Net learning rate"),
+    ("ss_text_encoder_lr", "text encoder rate"),
+    ("ss_lr_scheduler", "lr schedule"),
+    ("ss_optimizer", "optimizer"),
+    ("ss_resolution", "resolution"),
+    ("ss_clip_skip", "clip skip"),
+    ("ss_seed", "seed"),
+    ("ss_training_comment", "comment"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,109 +61,224 @@ class FileReport:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def inspect_file(path: Path) -> FileReport:
-    """Tell what a file (or a Diffusers folder) is. Raises FileError for one that cannot be read at all."""
+def inspect_file(path: Path, *, hashes: bool = False) -> FileReport:
+    """Tell what a file (or a Diffusers folder) is. Of tensors only the alphas of a LoRA are read.
+
+    ``hashes`` reads the whole file for the hashes by which other programs know it, and compares them with those it
+    carries. Raises FileError for a file that cannot be read at all, CheckpointError for a folder of another pipeline.
+    """
     if path.is_dir():
-        return _checkpoint_report(path, {})
-    tensors = open_tensors(path)
-    facts = _tensor_facts(tensors)
-    if recognise(tensors) is not None:
-        return _lora_report(path, facts)
-    try:
-        return _checkpoint_report(path, facts)
-    except CheckpointError as error:
-        return FileReport(path, "other", error.problem, {**facts, "hint": error.hint}, tensors.metadata)
+        return _checkpoint_report(open_checkpoint(path), _folder_facts(path))
+    with open_tensors(path) as tensors:
+        infos = {name: tensors.info(name) for name in tensors}
+        facts = _file_facts(tensors, infos)
+        dialect = dialects.recognise(infos)
+        if (family := families.recognise(infos)) is not None:
+            digest = {"hash": f"{sha256_of(path)[:10]} (AutoV2)"} if hashes else {}
+            return _checkpoint_report(Checkpoint(path, tensors, family), facts | digest)
+        if dialect is not None:
+            return _lora_report(tensors, infos, dialect, facts | _lora_hash(tensors, compute=hashes))
+        return FileReport(path, "other", what_it_is(infos), facts, tensors.metadata)
 
 
-def _tensor_facts(tensors: TensorFile) -> dict[str, str]:
-    infos = [tensors.info(name) for name in tensors]
-    types = Counter(str(info.dtype).removeprefix("torch.") for info in infos)
-    values = sum(_count(info.shape) for info in infos)
-    return {
-        "container": tensors.kind,
-        "size": f"{tensors.path.stat().st_size / 2**20:,.1f} MiB",
-        "tensors": f"{len(infos):,} ({', '.join(f'{count:,} {name}' for name, count in types.most_common())})",
-        "parameters": f"{values / 1e6:,.2f} M",
-    }
+# ------------------------------------------------------------------------------------------------ any file
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+def _file_facts(tensors: TensorFile, infos: Infos) -> dict[str, str]:
+    size = tensors.path.stat().st_size
+    return {"container": f"{_CONTAINERS.get(tensors.kind, tensors.kind)}, {size_text(size)}", "tensors": _amount(infos)}
 
 
-def _checkpoint_report(path: Path, facts: Mapping[str, str]) -> FileReport:
-    checkpoint = open_checkpoint(path)
-    prefixes = Counter(_part(name) for name in checkpoint)
-    told = {
-        "family": checkpoint.family.title,
+def _folder_facts(path: Path) -> dict[str, str]:
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return {"container": f"Diffusers folder, {size_text(size)}"}
+
+
+def _amount(infos: Infos) -> str:
+    """Number of tensors, values and types: ``686 tensors, 859.52 M values, float16``."""
+    values = sum(info.numel for info in infos.values())
+    types = Counter(str(info.dtype).removeprefix("torch.") for info in infos.values())
+    told = ", ".join(f"{name} {count:,}" for name, count in types.most_common()) if len(types) > 1 else "".join(types)
+    return f"{len(infos):,} tensors, {values / 1e6:,.2f} M values, {told}"
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+def _checkpoint_report(checkpoint: Checkpoint, facts: Mapping[str, str]) -> FileReport:
+    family, infos = checkpoint.family, checkpoint.infos
+    targets = family.adapter_targets(infos)
+    default = sum(not target.extended for target in targets)
+    facts = {
+        "family": family.title,
+        "made for": checkpoint.purpose.removeprefix("a ").removeprefix("an "),
+        "prediction": _prediction(checkpoint),
+        **_parts(checkpoint, infos),
         **facts,
-        "parts": ", ".join(f"{part} {count:,}" for part, count in prefixes.most_common()),
-        "LoRA layers": f"{len(checkpoint.family.adapter_targets(checkpoint.infos)):,} can be trained",
+        "layers for LoRA": f"{default}, and {len(targets) - default} more with a convolution rank",
+        **_history(checkpoint),
     }
-    return FileReport(path, "checkpoint", checkpoint.family.title, told, checkpoint.metadata)
-
-
-def _part(name: str) -> str:
-    parts = {
-        "model.diffusion_model.": "U-Net",
-        "first_stage_model.": "VAE",
-        "cond_stage_model.": "text encoder",
-        "conditioner.embedders.": "text encoders",
-        "model_ema.": "EMA",
-    }
-    return next((part for prefix, part in parts.items() if name.startswith(prefix)), "other")
-
-
-def _lora_report(path: Path, facts: Mapping[str, str]) -> FileReport:
-    try:
-        file = read_adapter_file(path)
-    except AdapterError as error:
-        return FileReport(path, "LoRA", error.problem, {**facts, "hint": error.hint})
-    ranks = Counter(layer["down"].shape[0] for layer in file.layers.values() if "down" in layer)
-    alphas = Counter(
-        float(layer["alpha"]) if "alpha" in layer else float(layer["down"].shape[0])
-        for layer in file.layers.values()
-        if "down" in layer
+    return FileReport(
+        checkpoint.path, "checkpoint", f"{checkpoint.purpose}, {family.title}", facts, checkpoint.metadata
     )
+
+
+def _prediction(checkpoint: Checkpoint) -> str:
+    """What the file says, without running the model."""
+    signs = read_signs(checkpoint, checkpoint.metadata, checkpoint.path)
+    if signs.prediction is not None:
+        told = f"{signs.prediction} (from {signs.source})"
+    elif checkpoint.family.probes_prediction:
+        told = "not said in the file; found out with a probe of the U-Net when the checkpoint is used"
+    else:
+        told = f"epsilon (as usual for {checkpoint.family.title}; the file says nothing else)"
+    return told + (", zero terminal SNR" if signs.zero_terminal_snr else "")
+
+
+def _parts(checkpoint: Checkpoint, infos: Infos) -> dict[str, str]:
+    """Every part the family has, with its size and type or that it is missing; then whatever else is in the file."""
+    family = checkpoint.family
+    prefixes = {"U-Net": family.unet_prefix, "VAE": family.vae_prefix}
+    told: dict[str, str] = {}
+    for part in family.text_parts:
+        prefix = part.prefix(checkpoint)
+        if prefix is None:
+            told[part.part.replace("_", " ")] = "missing"
+        else:
+            prefixes[part.part.replace("_", " ")] = prefix
+    grouped: dict[str, dict[str, TensorInfo]] = {label: {} for label in prefixes} | {"EMA weights": {}, "other": {}}
+    for name, info in infos.items():
+        grouped[_part_of(name, prefixes)][name] = info
+    for label, members in grouped.items():
+        if members:
+            told[label] = _amount(members)
+        elif label in prefixes:
+            told[label] = "missing"
+    order = [*(label for label in ("U-Net", "VAE")), *(label for label in told if label.startswith("text"))]
+    return {label: told[label] for label in [*order, *(label for label in told if label not in order)]}
+
+
+def _part_of(name: str, prefixes: Mapping[str, str]) -> str:
+    if name.startswith("model_ema."):
+        return "EMA weights"
+    return next((label for label, prefix in prefixes.items() if name.startswith(prefix)), "other")
+
+
+def _history(checkpoint: Checkpoint) -> dict[str, str]:
+    """How the checkpoint came to be, as far as it tells."""
     told = {
-        "made for": _family_of(file),
-        "dialect": file.dialect.title,
-        "layers": f"{len(file.layers)} ({', '.join(f'{n} {part}' for part, n in _parts(file).items())})",
-        "rank": ", ".join(f"{rank} ({count} layers)" for rank, count in ranks.most_common()),
-        "alpha": ", ".join(f"{alpha:g} ({count} layers)" for alpha, count in alphas.most_common()),
+        label: str(checkpoint.extras[key])
+        for key, label in (("epoch", "epoch"), ("global_step", "step"))
+        if key in checkpoint.extras
+    }
+    if title := checkpoint.metadata.get("modelspec.title"):
+        told["title"] = title
+    if merged := checkpoint.metadata.get("modelspec.merged_from"):
+        told["merged from"] = merged
+    if count := _merged_loras(checkpoint.metadata):
+        told["LoRAs in it"] = str(count)
+    return told
+
+
+def _merged_loras(metadata: Mapping[str, str]) -> int:
+    try:
+        merged = json.loads(metadata.get(MERGED_KEY, "[]"))
+    except ValueError:
+        return 0
+    return len(merged) if isinstance(merged, list) else 0
+
+
+# ------------------------------------------------------------------------------------------------ LoRAs
+
+Layers = Mapping[str, Mapping[str, TensorInfo]]
+"""Layer name in the file -> role -> type and shape."""
+
+
+def _lora_report(tensors: TensorFile, infos: Infos, dialect: Dialect, facts: Mapping[str, str]) -> FileReport:
+    layers: dict[str, dict[str, TensorInfo]] = {}
+    keys: dict[tuple[str, str], str] = {}
+    strange = []
+    for key, info in infos.items():
+        split = dialect.split(key)
+        if split is None:
+            strange.append(key)
+            continue
+        layers.setdefault(split[0], {})[split[1]] = info
+        keys[split] = key
+    foreign = sorted({kind for key in infos for suffix, kind in FOREIGN_SUFFIXES.items() if key.endswith(suffix)})
+    ranks = {name: roles["down"].shape[0] for name, roles in layers.items() if "down" in roles and roles["down"].shape}
+    alphas = {name: _alpha(tensors, infos, keys.get((name, "alpha")), rank) for name, rank in ranks.items()}
+    made_for = _family_of(layers, tensors.metadata)
+    told = {
+        "made for": made_for,
+        "dialect": dialect.title,
+        "layers": f"{len(layers)} ({', '.join(f'{part} {count}' for part, count in _layers_of_parts(layers).items())})",
+        "rank": _common(str(rank) for rank in ranks.values()) or "unknown",
+        "alpha": _common(alphas.values()) or "unknown",
         **facts,
     }
-    for key, label in (
-        ("modelspec.title", "title"),
-        ("modelspec.trigger_phrase", "trigger words"),
-        ("ss_sd_model_name", "trained on"),
-        ("ss_steps", "steps"),
-        ("ss_learning_rate", "learning rate"),
-    ):
-        if file.metadata.get(key):
-            told[label] = file.metadata[key]
-    return FileReport(path, "LoRA", f"a LoRA for {told['made for']}", told, file.metadata)
+    if foreign:
+        told["cannot be used"] = f"holds {', '.join(foreign)} layers, which this version does not read"
+    elif strange:
+        told["cannot be used"] = f"{len(strange)} tensors belong to no LoRA layer, the first is {strange[0]!r}"
+    told |= {label: tensors.metadata[key] for key, label in _RECIPE if tensors.metadata.get(key, "None") != "None"}
+    kind = foreign[0] if foreign else "LoRA"
+    return FileReport(tensors.path, "LoRA", f"a {kind} for {made_for}", told, tensors.metadata)
 
 
-def _parts(file: AdapterFile) -> dict[str, int]:
+def _alpha(tensors: TensorFile, infos: Infos, key: str | None, rank: int) -> str:
+    """The alpha of a layer as it acts: without one, or with zero, it equals the rank."""
+    if key is None:
+        return f"{rank:g} (not in the file: equal to the rank)"
+    if infos[key].numel != 1:
+        return "damaged"
+    value = float(tensors[key])
+    return f"{value or rank:g}" if math.isfinite(value) else "damaged"
+
+
+def _common(values: Iterable[str]) -> str:
+    """``16``, or ``16 (192 layers), 8 (72 layers)`` where layers differ; the most common first."""
+    counts = Counter(values).most_common()
+    return counts[0][0] if len(counts) == 1 else ", ".join(f"{value} ({count} layers)" for value, count in counts)
+
+
+def _layers_of_parts(layers: Layers) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for name in file.layers:
+    for name in layers:
         is_unet = name.startswith(("lora_unet_", "unet."))
         second = name.startswith(("lora_te2_", "text_encoder_2."))
         counts["U-Net" if is_unet else "text encoder 2" if second else "text encoder"] += 1
     return dict(counts)
 
 
-def _family_of(file: AdapterFile) -> str:
-    """The family, from layer names and the width of the text that cross-attention reads."""
-    names = list(file.layers)
-    if any(name.startswith(("lora_te1_", "lora_te2_", "lora_unet_input_blocks", "text_encoder_2.")) for name in names):
+def _family_of(layers: Layers, metadata: Mapping[str, str]) -> str:
+    """The family: from names that only SDXL has, the width of the text that layers read, or what the metadata says."""
+    only_sdxl = ("lora_te1_", "lora_te2_", "lora_unet_input_blocks", "text_encoder_2.")
+    if any(name.startswith(only_sdxl) for name in layers):
         return "SDXL"
-    for name, layer in file.layers.items():
-        if name.endswith(("attn2_to_k", "attn2.to_k")) and "down" in layer:
-            width = layer["down"].shape[1]
-            return {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}.get(width, f"a model with text width {width}")
-    return file.metadata.get("ss_base_model_version", "unknown")
+    if any("transformer_blocks_1_" in name or "transformer_blocks.1." in name for name in layers):
+        return "SDXL"
+    for ending in (("attn2_to_k", "attn2.to_k"), ("self_attn_q_proj", "self_attn.q_proj")):
+        for name, roles in layers.items():
+            if name.endswith(ending) and "down" in roles and len(roles["down"].shape) > 1:
+                width = roles["down"].shape[1]
+                return _LAYERS_OF_TEXT.get(width, _said(metadata) or f"a model that reads text of width {width}")
+    return _said(metadata) or "an unknown model"
+
+
+def _said(metadata: Mapping[str, str]) -> str:
+    return metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture", "")
+
+
+def _lora_hash(tensors: TensorFile, *, compute: bool) -> dict[str, str]:
+    """The hash that the web UI shows, from the metadata; computed from the content when asked for."""
+    stored = tensors.metadata.get("sshs_model_hash", "")
+    if not compute:
+        return {"hash": f"{stored[:12]} (as the file says; --hash compares it with the content)"} if stored else {}
+    told = {"file hash": f"{sha256_of(tensors.path)[:10]} (AutoV2)"}
+    computed = content_hash(tensors.path)
+    if not stored:
+        return {"hash": f"{computed[:12]} (AutoV3)", **told}
+    if stored == computed:
+        return {"hash": f"{computed[:12]} (AutoV3; agrees with the metadata)", **told}
+    return {"hash": f"{computed[:12]} (AutoV3; the metadata says {stored[:12]}: damaged or edited)", **told}

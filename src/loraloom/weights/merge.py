@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +16,19 @@ from torch import Tensor
 from loraloom.adapters.attach import AdapterSet, read_adapters
 from loraloom.adapters.lora import Adapter
 from loraloom.errors import AdapterError, OutputError
+from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterTarget
 from loraloom.formats.files import sha256_of
 from loraloom.formats.tensors import TensorInfo, TensorSource, write_tensors
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.prediction import prediction_metadata, read_signs
+from loraloom.models.saving import saved_dtype
 
-__all__ = ["LoraWeight", "MergeReport", "merge", "merged_tensor"]
+__all__ = ["MERGED_KEY", "PRECISIONS", "LoraWeight", "MergeReport", "MergedLora", "merge", "merged_tensor"]
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
+MERGED_KEY = "loraloom.merged"
+"""Metadata of a merged checkpoint: a JSON list of every LoRA in it, with file name, SHA-256 and weights."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +45,41 @@ class LoraWeight:
 
 
 @dataclass(frozen=True)
+class MergedLora:
+    """A LoRA that was merged: the layers it has, and those applied with a weight other than zero."""
+
+    path: Path
+    layers: int
+    applied: int
+
+
+@dataclass(frozen=True)
 class MergeReport:
-    """What a merge did: the file, how many of its tensors changed, and layers applied per LoRA."""
+    """What a merge did. ``changed`` counts tensors that really differ from what they were before."""
 
     path: Path
     tensors: int
     changed: int
-    layers: Mapping[Path, int]
+    loras: tuple[MergedLora, ...]
 
 
 Change = tuple[AdapterTarget, Adapter, float]
 
 
-def merge(checkpoint: Path, loras: Sequence[LoraWeight], output: Path, *, precision: str | None = None) -> MergeReport:
+def merge(
+    checkpoint: Path,
+    loras: Sequence[LoraWeight],
+    output: Path,
+    *,
+    precision: str | None = None,
+    listener: Listener = ignore,
+) -> MergeReport:
     """Write ``checkpoint`` with the LoRAs merged in to ``output`` (``.safetensors`` or ``.ckpt``).
 
-    ``precision``: fp16, bf16 or float for floating-point tensors; None keeps each tensor's own. Tensors that no LoRA
-    changes are bit-equal to the source's (unless the precision differs). Nothing is written before every LoRA has
-    been found to fit; the output appears only when it is complete.
+    ``precision``: fp16, bf16 or float for the weights of the model's parts; None keeps each tensor's own. Tensors that
+    no LoRA changes are bit-equal to the source's (unless the precision differs). Nothing is written before every LoRA
+    has been found to fit; the output appears only when it is complete. Raises AdapterError for a LoRA that does not
+    fit, or weights with which nothing would change or a value would leave the range of its type.
     """
     if not loras:
         raise AdapterError(
@@ -64,35 +88,77 @@ def merge(checkpoint: Path, loras: Sequence[LoraWeight], output: Path, *, precis
     if output.suffix.lower() not in (".safetensors", ".ckpt"):
         raise OutputError(f"{output} is neither .safetensors nor .ckpt", "the suffix decides the format")
     source = open_checkpoint(checkpoint)
-    if output.exists() and (output.samefile(checkpoint) or any(output.samefile(lora.path) for lora in loras)):
-        raise OutputError(f"{output} is one of the inputs", "give the merged checkpoint a name of its own")
     targets = source.family.adapter_targets(source.infos)
-    sets = {lora: read_adapters(lora.path, targets) for lora in loras}
-    changes = _changes(sets)
+    sets = [read_adapters(lora.path, targets) for lora in loras]
+    if any(_is_same_or_inside(output, path) for path in (checkpoint, *(lora.path for lora in loras))):
+        raise OutputError(f"{output} is one of the inputs", "give the merged checkpoint a name of its own")
+    merged = tuple(_counted(lora, adapters) for lora, adapters in zip(loras, sets, strict=True))
+    for notice in _without_effect(loras, sets, merged):
+        listener(notice)
+    changes = _changes(loras, sets)
     dtype = PRECISIONS[precision] if precision else None
+    changed: set[str] = set()
     write_tensors(
         output,
-        (_source(source, name, changes.get(name, ()), dtype) for name in source),
+        [_source(source, name, changes.get(name, ()), dtype, changed) for name in source],
         metadata=_metadata(source, loras),
+        extras=source.extras,
     )
-    layers = {lora.path: len(adapters) for lora, adapters in sets.items()}
-    return MergeReport(output, len(source), len(changes), layers)
+    if len(changed) < len(changes):
+        lost = f"{len(changes) - len(changed)} of {len(changes)} tensors came out as they were"
+        listener(Notice(f"{lost}: the change is zero, or too small for the precision of the file", "warning"))
+    return MergeReport(output, len(source), len(changed), merged)
 
 
-def merged_tensor(weight: Tensor, changes: Sequence[Change]) -> Tensor:
-    """``weight`` plus every change, computed in float32, in the dtype of ``weight``."""
-    merged = weight.to(torch.float32, copy=True)
-    for target, adapter, strength in changes:
-        start, stop = target.rows or (0, merged.shape[0])
+def merged_tensor(weight: Tensor, changes: Sequence[Change], dtype: torch.dtype | None = None) -> Tensor:
+    """``weight`` plus the sum of the changes, computed in float32 and rounded once, to ``dtype`` (None: its own)."""
+    merged = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32, copy=True)
+    for (start, stop), delta in _deltas(changes, merged.shape[0]).items():
         rows = merged[start:stop]
-        rows += (adapter.delta() * strength).reshape(rows.shape)
-    return merged.to(weight.dtype)
+        rows += delta.reshape(rows.shape)
+    return merged.to(dtype or weight.dtype)
 
 
-def _changes(sets: Mapping[LoraWeight, AdapterSet]) -> dict[str, list[Change]]:
+def _deltas(changes: Sequence[Change], rows: int) -> dict[tuple[int, int], Tensor]:
+    """The weighted changes, those of the same rows added up first, so that two LoRAs merge alike in either order."""
+    deltas: dict[tuple[int, int], Tensor] = {}
+    for target, adapter, strength in changes:
+        where = target.rows or (0, rows)
+        delta = adapter.delta() * strength
+        deltas[where] = deltas[where] + delta if where in deltas else delta
+    return deltas
+
+
+def _counted(lora: LoraWeight, adapters: AdapterSet) -> MergedLora:
+    applied = sum(lora.weight(target.part) != 0.0 for target, _ in adapters.items())
+    return MergedLora(lora.path, len(adapters), applied)
+
+
+def _without_effect(
+    loras: Sequence[LoraWeight], sets: Sequence[AdapterSet], merged: Sequence[MergedLora]
+) -> Iterator[Notice]:
+    """Notices about weights that apply to nothing; AdapterError when no LoRA changes anything at all."""
+    idle = [lora for lora in merged if lora.applied == 0]
+    if len(idle) == len(merged):
+        names = ", ".join(str(lora.path) for lora in idle)
+        raise AdapterError(
+            f"nothing would change: {names} has no layer with a weight other than 0",
+            "LORA:text_encoder:unet gives the parts weights of their own",
+        )
+    for used in idle:
+        yield Notice(f"{used.path} changes nothing: none of its layers has a weight other than 0", "warning")
+    for lora, adapters in zip(loras, sets, strict=True):
+        parts = adapters.parts()
+        if lora.text_encoder not in (0.0, lora.unet) and all(part == "unet" for part in parts):
+            yield Notice(f"{lora.path} holds no text encoder layers: its text encoder weight has no effect", "warning")
+        if lora.unet not in (0.0, lora.text_encoder) and "unet" not in parts:
+            yield Notice(f"{lora.path} holds no U-Net layers: its U-Net weight has no effect", "warning")
+
+
+def _changes(loras: Sequence[LoraWeight], sets: Sequence[AdapterSet]) -> dict[str, list[Change]]:
     """What happens to each tensor of the checkpoint; a weight of zero leaves it alone."""
     changes: dict[str, list[Change]] = {}
-    for lora, adapters in sets.items():
+    for lora, adapters in zip(loras, sets, strict=True):
         for target, adapter in adapters.items():
             strength = lora.weight(target.part)
             if strength != 0.0:
@@ -100,30 +166,68 @@ def _changes(sets: Mapping[LoraWeight, AdapterSet]) -> dict[str, list[Change]]:
     return changes
 
 
-def _source(source: Checkpoint, name: str, changes: Sequence[Change], dtype: torch.dtype | None) -> TensorSource:
+def _source(
+    source: Checkpoint, name: str, changes: Sequence[Change], dtype: torch.dtype | None, changed: set[str]
+) -> TensorSource:
     info = source.info(name)
-    wanted = dtype if dtype is not None and info.dtype.is_floating_point else info.dtype
-    return TensorSource(name, TensorInfo(wanted, info.shape), partial(_load, source, name, changes, wanted))
+    wanted = saved_dtype(name, info, source.family, dtype)
+    return TensorSource(name, TensorInfo(wanted, info.shape), partial(_load, source, name, changes, wanted, changed))
 
 
-def _load(source: Checkpoint, name: str, changes: Sequence[Change], dtype: torch.dtype) -> Tensor:
+def _load(source: Checkpoint, name: str, changes: Sequence[Change], dtype: torch.dtype, changed: set[str]) -> Tensor:
+    """One tensor of the output; notes in ``changed`` whether the LoRAs made a difference to it."""
     weight = source[name]
-    if not changes:
-        return weight.to(dtype)
-    # Rounding once, to the type that is written: a merge to float keeps what fp16 would lose.
-    return merged_tensor(weight if dtype == weight.dtype else weight.to(torch.float32), changes).to(dtype)
+    if not changes and dtype == weight.dtype:
+        return weight
+    plain = weight.to(dtype)
+    result = merged_tensor(weight, changes, dtype) if changes else plain
+    if not torch.isfinite(result.float()).all() and torch.isfinite(weight.float()).all():
+        raise AdapterError(
+            f"{name} would hold values beyond the range of {str(dtype).removeprefix('torch.')}",
+            "use smaller weights, or another precision: --precision float",
+        )
+    if changes and not torch.equal(result, plain):
+        changed.add(name)
+    return result
+
+
+def _is_same_or_inside(output: Path, source: Path) -> bool:
+    """Whether writing ``output`` would replace ``source``, or a file of the Diffusers folder ``source``."""
+    with suppress(OSError):
+        if output.exists() and output.samefile(source):
+            return True
+        return source.is_dir() and output.resolve().is_relative_to(source.resolve())
+    return False
 
 
 def _metadata(source: Checkpoint, loras: Sequence[LoraWeight]) -> dict[str, str]:
+    """The source's, what was merged (earlier merges first), and what the model predicts where it is not obvious."""
+    checkpoint = _file_name(source.path)
     merged = [
         {
-            "file": lora.path.name,
+            "checkpoint": checkpoint,
+            "file": _file_name(lora.path),
             "sha256": sha256_of(lora.path),
             "unet": lora.unet,
             "text_encoder": lora.text_encoder,
         }
         for lora in loras
     ]
-    names = [source.path.name, *(f"{lora.path.name}:{lora.text_encoder:g}:{lora.unet:g}" for lora in loras)]
+    names = [checkpoint, *(f"{_file_name(lora.path)}:{lora.text_encoder:g}:{lora.unet:g}" for lora in loras)]
     kept = {key: value for key, value in source.metadata.items() if key != "modelspec.hash_sha256"}
-    return {**kept, "modelspec.merged_from": ", ".join(names), "loraloom.merged": json.dumps(merged)}
+    signs = read_signs(source, source.metadata, source.path)
+    marks = prediction_metadata(signs) if signs.prediction == "v" or signs.zero_terminal_snr else {}
+    history = json.dumps([*_merged_before(source), *merged])
+    return {**kept, **marks, "modelspec.merged_from": ", ".join(names), MERGED_KEY: history}
+
+
+def _merged_before(source: Checkpoint) -> list[Any]:
+    with suppress(ValueError):
+        earlier = json.loads(source.metadata.get(MERGED_KEY, "[]"))
+        return earlier if isinstance(earlier, list) else []
+    return []
+
+
+def _file_name(path: Path) -> str:
+    """The name as text that every file can hold, whatever bytes the file system allows in it."""
+    return path.resolve().name.encode("utf-8", "backslashreplace").decode("utf-8")

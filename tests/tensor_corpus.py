@@ -104,6 +104,10 @@ def benign() -> dict[str, tuple[bytes, Expected]]:
     parameters = {"w": torch.nn.Parameter(torch.randn(2, 2))}
     files["parameters"] = saved(parameters), {"w": parameters["w"].data}
     files["legacy parameters"] = saved(parameters, _use_new_zipfile_serialization=False), {"w": parameters["w"].data}
+    noted = {"w": torch.nn.Parameter(torch.randn(2, 2)), "v": torch.randn(3)}
+    for tensor in noted.values():
+        tensor.note = "an attribute"
+    files["tensors with attributes"] = saved(noted), {name: tensor.data for name, tensor in noted.items()}
     base = torch.randn(4, 6)
     shared = {"all": base, "row": base[2], "part": base[1:3, 2:5], "turned": base.t(), "steps": base[::2, ::3]}
     files["shared storage and strides"] = saved(shared), shared
@@ -307,6 +311,7 @@ def _names_asked_for() -> dict[str, tuple[bytes, str]]:
         *("pickle\nloads", "torch\nload", "torch.storage\n_load_from_bytes", "torch.serialization\nload"),
         *("torch._utils\n_rebuild_sparse_tensor", "torch._utils\n_rebuild_wrapper_subclass", "torch.hub\nload"),
         *("torch.jit\nload", "torch\nempty", "torch.nn.modules.linear\nLinear", "numpy\nload", "numpy\nfromfile"),
+        *("torch\nint_repr", "torch\nfloat_power", "numpy\nbyte_bounds", "numpy.dtypes\nosDType"),
         *("numpy.testing._private.utils\nruncmd", "pytorch_lightning.utilities\nos", "omegaconf.base\nsys"),
         *("transformers.models.auto\nAutoModel", "_codecs\ndecode", "collections\nnamedtuple", "shutil\nrmtree"),
         *("pytorch_lightningx.a\nModelCheckpoint", "__main__\nThing", "nt\nsystem", "bdb\nBdb"),

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from loraloom.adapters.attach import read_adapters
+from loraloom.errors import DatasetError, NotFiniteError, SettingsError
+from loraloom.events import (
+    Event,
+    Notice,
+    PreviewSaved,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+    WeightsSaved,
+)
+from loraloom.formats.image_info import read_parameters
+from loraloom.models.checkpoint import open_checkpoint
+from loraloom.training.settings import TrainSettings
+from loraloom.training.trainer import TrainingRun, train
+
+MakeSettings = Callable[..., TrainSettings]
+
+
+def run(settings: TrainSettings, folder: Path, **kwargs: Callable[[], bool]) -> tuple[Path, list[Event]]:
+    events: list[Event] = []
+    (folder / "weights").mkdir(parents=True, exist_ok=True)
+    (folder / "previews").mkdir(exist_ok=True)
+    path = train(settings, folder, listener=events.append, **kwargs)
+    return path, events
+
+
+def only(events: list[Event], kind: type[Event]) -> list[Event]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_every_family_trains_and_reloads(family: str, make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings("steps=3", "adapter.conv_rank=2", "mixed_precision=no", family=family)
+    path, events = run(settings, tmp_path / "run")
+    assert [event.step for event in only(events, StepFinished)] == [1, 2, 3]  # type: ignore[attr-defined]
+    checkpoint = open_checkpoint(settings.checkpoint)
+    adapters = read_adapters(path, checkpoint.family.adapter_targets(checkpoint.infos))
+    assert len(adapters) == len(checkpoint.family.adapter_targets(checkpoint.infos))
+    changed = {target.part for target, adapter in adapters.items() if float(adapter.delta().abs().max()) > 0}
+    assert changed == {"unet", "text_encoder"} | ({"text_encoder_2"} if family == "sdxl" else set())
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    tensors = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.rand(3)  # whatever happened to the global generator before must not matter
+        path, _ = run(make_settings(f"seed={seed}", "steps=3", "adapter.dropout=0.2"), tmp_path / name)
+        tensors.append(load_file(path))
+    assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+    assert not all(torch.equal(tensors[0][key], tensors[2][key]) for key in tensors[0])
+
+
+def test_a_lora_learns_what_it_is_shown(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings("epochs=16", "optimizer.lr=1e-2", "adapter.rank=4", "lr_schedule.name=constant")
+    _, events = run(settings, tmp_path / "run")
+    losses = [event.loss for event in only(events, StepFinished)]  # type: ignore[attr-defined]
+    assert sum(losses[-12:]) < 0.9 * sum(losses[:12])
+
+
+def test_accumulated_batches_equal_one_large_batch(make_settings: MakeSettings, tmp_path: Path) -> None:
+    # A large eps keeps Adam from turning the rounding of tiny gradients into whole steps.
+    common = ("steps=2", "saving.precision=float", "optimizer.eps=0.01")
+    once, _ = run(make_settings("batch_size=6", *common), tmp_path / "once")
+    twice, _ = run(make_settings("batch_size=3", "gradient_accumulation=2", *common), tmp_path / "two")
+    one, two = load_file(once), load_file(twice)
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=2e-6)
+
+
+def test_checkpointing_and_file_precision_change_nothing(make_settings: MakeSettings, tmp_path: Path) -> None:
+    results = []
+    for name, extra in (
+        ("plain", "steps=2"),
+        ("checkpointed", "gradient_checkpointing=true"),
+        ("mapped", "keep_file_precision=true"),
+        ("offloaded", "low_memory=true"),
+    ):
+        path, _ = run(make_settings("seed=3", "steps=2", "saving.precision=float", extra), tmp_path / name)
+        results.append(load_file(path))
+    for other in results[1:]:
+        for key, value in results[0].items():
+            torch.testing.assert_close(other[key], value, rtol=1e-4, atol=1e-7)
+
+
+def test_learning_rates_per_part_and_schedule(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings(
+        "steps=4", "optimizer.lr=1e-3", "optimizer.text_encoder_lr=2e-4", "lr_schedule.name=linear"
+    )
+    _, events = run(settings, tmp_path / "run")
+    rates = [event.learning_rates for event in only(events, StepFinished)]  # type: ignore[attr-defined]
+    assert [rate["unet"] for rate in rates] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    assert [rate["text_encoder"] for rate in rates] == pytest.approx([2e-4, 1.5e-4, 1e-4, 5e-5])
+
+
+@pytest.mark.parametrize(("part", "prefix"), [("unet", "lora_unet_"), ("text_encoder", "lora_te_")])
+def test_one_part_alone(part: str, prefix: str, make_settings: MakeSettings, tmp_path: Path) -> None:
+    other = "text_encoder" if part == "unet" else "unet"
+    path, _ = run(make_settings("steps=1", f"adapter.{other}=false"), tmp_path / "run")
+    assert all(key.startswith(prefix) for key in load_file(path))
+
+
+def test_frozen_text_is_encoded_once(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loraloom.models.loaded import LoadedModel
+
+    texts: list[object] = []
+    encode = LoadedModel.encode_text
+
+    def counting(self: LoadedModel, batch: list[str], **kwargs: object) -> object:
+        texts.extend(batch)
+        return encode(self, batch, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LoadedModel, "encode_text", counting)
+    run(make_settings("epochs=3", "adapter.text_encoder=false"), tmp_path / "run")
+    assert sorted(map(str, texts)) == ["a pale red square", "a red square, bright", "blue"]
+
+
+def test_saves_previews_and_their_names(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings(
+        "epochs=2", "name=style", "saving.every_epochs=1", "saving.every_steps=2",
+        "preview.prompts=['a red square', 'blue']", "preview.steps=2", "preview.seed=5",
+    )  # fmt: skip
+    _, events = run(settings, tmp_path / "run")
+    weights = sorted(path.name for path in (tmp_path / "run" / "weights").iterdir())
+    assert weights == [
+        "style-000001.safetensors",
+        "style-step00000002.safetensors",
+        "style-step00000004.safetensors",
+        "style.safetensors",
+    ]
+    previews = sorted(path.name for path in (tmp_path / "run" / "previews").iterdir())
+    assert previews == [f"style_e{epoch:06d}_{prompt:02d}.png" for epoch in (0, 1, 2) for prompt in (0, 1)]
+    parameters = read_parameters(tmp_path / "run" / "previews" / previews[1])
+    assert parameters is not None and parameters.startswith("blue") and "Seed: 6" in parameters
+    assert len(only(events, PreviewSaved)) == 6
+    assert [event.final for event in only(events, WeightsSaved)][-1] is True  # type: ignore[attr-defined]
+    with Image.open(tmp_path / "run" / "previews" / previews[0]) as image:
+        assert image.size == (64, 64)
+
+
+def test_previews_are_painted_without_dropout_and_change_nothing(make_settings: MakeSettings, tmp_path: Path) -> None:
+    with_previews = make_settings("steps=3", "adapter.dropout=0.5", "preview.prompts=['x']", "preview.steps=2")
+    without = make_settings("steps=3", "adapter.dropout=0.5")
+    first, second = (load_file(run(s, tmp_path / n)[0]) for s, n in ((with_previews, "with"), (without, "without")))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_stop_saves_and_ends_after_the_step(make_settings: MakeSettings, tmp_path: Path) -> None:
+    calls = iter([False, True])
+    path, events = run(make_settings("epochs=50"), tmp_path / "run", stop=lambda: next(calls))
+    (finished,) = only(events, RunFinished)
+    assert finished.stopped and finished.step == 2  # type: ignore[attr-defined]
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["ss_steps"] == "2"
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_weights(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings("epochs=3", "saving.every_steps=1")
+    folder = tmp_path / "run"
+    (folder / "weights").mkdir(parents=True)
+    prepared = TrainingRun.prepare(settings, folder, lambda event: None)
+
+    def poison() -> bool:
+        if prepared.step == 2:
+            prepared.objective.schedule.signal.fill_(float("nan"))
+        return False
+
+    with pytest.raises(NotFiniteError, match="the loss of step 3 is nan") as caught:
+        prepared.loop(poison)
+    assert "optimizer.lr" in caught.value.hint
+    good = folder / "weights" / "lora-last-good-step00000002.safetensors"
+    assert str(good) in caught.value.hint
+    for path in (folder / "weights").iterdir():
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+    before = load_file(folder / "weights" / "lora-step00000002.safetensors")
+    assert all(torch.equal(before[key], value) for key, value in load_file(good).items())
+
+
+def test_regularization_images_weigh_as_they_are_told(make_settings: MakeSettings, tmp_path: Path) -> None:
+    folder = tmp_path / "regularization_images"
+    folder.mkdir()
+    for index in range(3):
+        Image.new("RGB", (64, 64), (10 * index, 200, 10)).save(folder / f"{index}.png")
+    settings = make_settings(
+        f"dataset.regularization_folder='{folder}'", "prior_loss_weight=0.25", "steps=1", "batch_size=12"
+    )
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    prepared = TrainingRun.prepare(settings, tmp_path / "run", lambda event: None)
+    (draws,) = prepared.epoch_batches(0)[0]
+    batch = prepared._batch(0, draws)
+    assert sorted(batch.weights.tolist()) == [0.25] * 6 + [1.0] * 6
+
+
+def test_the_metadata_that_other_programs_read(make_settings: MakeSettings, tmp_path: Path) -> None:
+    import hashlib
+
+    settings = make_settings("name=style", "saving.trigger=redsquare", "adapter.alpha=1", "steps=2")
+    path, _ = run(settings, tmp_path / "run")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    checkpoint = settings.checkpoint.read_bytes()
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert metadata["ss_network_module"] == "networks.lora"
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "1.0")
+    assert metadata["ss_new_sd_model_hash"] == hashlib.sha256(checkpoint).hexdigest()
+    assert metadata["ss_sd_model_hash"] == hashlib.sha256(checkpoint[0x100000:0x110000]).hexdigest()[:8]
+    assert json.loads(metadata["ss_tag_frequency"]) == {
+        "2_red": {"a red square": 1, "bright": 1, "a pale red square": 1},
+        "1_blue": {"blue": 2},
+    }
+    assert json.loads(metadata["ss_dataset_dirs"])["2_red"] == {"n_repeats": 2, "img_count": 2}
+    assert json.loads(metadata["ss_bucket_info"])["buckets"]["0"] == {"resolution": [64, 64], "count": 6}
+    assert metadata["ss_num_train_images"] == "6"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert metadata["modelspec.trigger_phrase"] == "redsquare"
+    raw = path.read_bytes()
+    data = raw[8 + int.from_bytes(raw[:8], "little") :]
+    assert metadata["sshs_model_hash"] == hashlib.sha256(data).hexdigest()
+
+
+def test_long_captions_choose_the_token_length(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "2_red" / "0.txt").write_text("square, " * 60, encoding="utf-8")
+    path, events = run(make_settings("steps=1"), tmp_path / "run")
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["ss_max_token_length"] == "150"
+    notices = [event.text for event in only(events, Notice)]  # type: ignore[attr-defined]
+    assert any("max_token_length = 150" in text for text in notices)
+    _, events = run(make_settings("steps=1", "max_token_length=75"), tmp_path / "cut")
+    warnings = [event.text for event in only(events, Notice) if event.level == "warning"]  # type: ignore[attr-defined]
+    assert any("are cut" in text for text in warnings)
+
+
+def test_the_plan_is_announced(make_settings: MakeSettings, tmp_path: Path) -> None:
+    _, events = run(make_settings("epochs=2"), tmp_path / "run")
+    (started,) = only(events, RunStarted)
+    # 2 pictures x 2 repeats + 2 x 1 = 6 draws, in batches of 2
+    assert (started.steps_per_epoch, started.total_steps, started.epochs) == (3, 6, 2)  # type: ignore[attr-defined]
+
+
+def test_contradictions_are_found_before_anything_is_loaded(make_settings: MakeSettings) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make_settings("optimizer.name=adamm", "batch_size=0", "dataset.resolution=7")
+    assert "batch_size" in str(caught.value)
+    with pytest.raises(SettingsError, match="adamw"):
+        make_settings("optimizer.name=adamm")
+
+
+def test_an_empty_dataset_is_an_error(make_settings: MakeSettings, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no pictures"):
+        run(make_settings(f"dataset.folder='{tmp_path / 'empty'}'"), tmp_path / "run")
