@@ -92,6 +92,57 @@ def infer(layout: str, checkpoint: Path, copy: Path) -> Facts:
     return {"finite": bool(picture.isfinite().all()), "prediction": model.prediction}
 
 
+def train(layout: str, checkpoint: Path, copy: Path) -> Facts:
+    """Two steps of a rank-4 LoRA on two 64 px pictures, weights mapped, fp32; the file is read back."""
+    import time as clock
+
+    from PIL import Image
+
+    from loraloom.adapters.attach import read_adapters
+    from loraloom.events import Event, StepFinished
+    from loraloom.models.checkpoint import open_checkpoint
+    from loraloom.studio.training import run_training
+    from loraloom.training.settings import TrainSettings
+
+    pictures = checkpoint.parent / "pictures" / "1_square"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for name, colour in (("red", "#d02020"), ("blue", "#2030d0")):
+        Image.new("RGB", (64, 64), colour).save(pictures / f"{name}.png")
+    settings = TrainSettings.load(
+        None,
+        [
+            f"checkpoint='{checkpoint}'",
+            f"output='{checkpoint.parent / 'runs'}'",
+            f"dataset.folder='{pictures}'",
+            "dataset.resolution=64",
+            "steps=2",
+            "adapter.rank=4",
+            "mixed_precision=no",
+            "keep_file_precision=true",
+            "prediction=epsilon",
+            "saving.every_epochs=0",
+        ],
+    )
+    steps: list[StepFinished] = []
+
+    def listener(event: Event) -> None:
+        if isinstance(event, StepFinished):
+            steps.append(event)
+
+    began = clock.perf_counter()
+    result = run_training(settings, listener=listener)
+    opened = open_checkpoint(checkpoint)
+    adapters = read_adapters(result.lora, opened.family.adapter_targets(opened.infos))
+    return {
+        "losses": [round(event.loss, 4) for event in steps],
+        "seconds_per_step": round(steps[-1].seconds, 2),
+        "training_seconds": round(clock.perf_counter() - began, 1),
+        "reloaded_layers": len(adapters),
+        "changed_layers": sum(float(adapter.delta().abs().max()) > 0 for _, adapter in adapters.items()),
+        "lora_mib": round(result.lora.stat().st_size / 2**20, 2),
+    }
+
+
 def save(layout: str, checkpoint: Path, copy: Path) -> Facts:
     """Load, and write the loaded model again."""
     import torch
@@ -126,7 +177,7 @@ def _bits(tensor: Any) -> Any:
 
 
 STEPS: dict[str, Callable[[str, Path, Path], Facts]] = {
-    step.__name__: step for step in (write, recognise, load, infer, save, compare)
+    step.__name__: step for step in (write, recognise, load, infer, train, save, compare)
 }
 
 

@@ -2,14 +2,18 @@
 
     python benchmarks/training_step.py [--size 256] [--rank 32] [--repeats 5] [--threads 2]
 
-Random weights (speed does not depend on them), batch 1, fp32, the 192 default layers, forward, backward, AdamW.
-Needs the test extra and about 10 GB of memory.
+Random weights (speed does not depend on them), batch 1, fp32, the 192 default layers, forward, backward, AdamW. Each
+rival is a process of its own, as its users run it, and they take turns step by step. Processor seconds are given beside
+wall seconds, since other work on the machine disturbs them less. Needs the test extra and about 10 GB of memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +22,13 @@ import torch.nn.functional as F
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 
-from harness import interleaved, record, summary
+from harness import peak_memory_bytes, record, summary
 
 from layouts import read_layout
 from loraloom.adapters.attach import attach, create_adapters
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.formats.tensors import TensorInfo
+from loraloom.hardware import keep_freed_memory
 from loraloom.models.sd1 import SD1
 from loraloom.models.unet import UNet
 
@@ -41,7 +46,7 @@ def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor
     return tensors
 
 
-def ours(size: int, rank: int, inputs: tuple[torch.Tensor, ...]) -> Callable[[], float]:
+def ours(rank: int, inputs: tuple[torch.Tensor, ...]) -> Callable[[], float]:
     """A step of Loraloom's U-Net with its own LoRA."""
     layout = read_layout("sd15")
     infos = {name: TensorInfo(torch.float32, shape) for name, (_, shape) in layout.items()}
@@ -54,11 +59,11 @@ def ours(size: int, rank: int, inputs: tuple[torch.Tensor, ...]) -> Callable[[],
     targets = [target for target in family.adapter_targets(infos) if target.part == "unet"]
     adapters = create_adapters(AdapterSettings(rank=rank), targets, seed=0).train()
     attach(adapters, {target.name: unet.get_submodule(target.module) for target in targets})
-    print(f"ours: {len(adapters)} layers")
+    assert len(adapters) == 192
     return stepper(lambda x, t, c: unet(x, t, c), list(adapters.parameters()), inputs)
 
 
-def peft(size: int, rank: int, inputs: tuple[torch.Tensor, ...]) -> Callable[[], float]:
+def peft(rank: int, inputs: tuple[torch.Tensor, ...]) -> Callable[[], float]:
     """A step of diffusers' U-Net with PEFT's LoRA on the same layers."""
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig
@@ -68,7 +73,7 @@ def peft(size: int, rank: int, inputs: tuple[torch.Tensor, ...]) -> Callable[[],
     names = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=names))
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    print(f"peft: {len(parameters) // 2} layers")
+    assert len(parameters) == 2 * 192
     unet.train()
     return stepper(lambda x, t, c: unet(x, t, c).sample, parameters, inputs)
 
@@ -85,34 +90,72 @@ def stepper(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return loss.item()
 
     return step
 
 
+RIVALS = {"diffusers + PEFT": peft, "loraloom": ours}
+
+
+def work(name: str, arguments: argparse.Namespace) -> None:
+    """In the child process: one step for every line read, its seconds as a line of JSON."""
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    side = arguments.size // 8
+    latents = [torch.randn(1, 4, side, side) for _ in range(2)]
+    inputs = (latents[0], torch.tensor([500]), torch.randn(1, 77, 768), latents[1])
+    if name == "loraloom":
+        keep_freed_memory()  # as loraloom.training does on a CPU
+    step = RIVALS[name](arguments.rank, inputs)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        step()
+        facts = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "peak": peak_memory_bytes()}
+        print(json.dumps(facts), flush=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", choices=list(RIVALS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    side = arguments.size // 8
-    inputs = (
-        torch.randn(1, 4, side, side),
-        torch.tensor([500]),
-        torch.randn(1, 77, 768),
-        torch.randn(1, 4, side, side),
-    )
-    rivals = {
-        "diffusers + PEFT": peft(arguments.size, arguments.rank, inputs),
-        "loraloom": ours(arguments.size, arguments.rank, inputs),
+    if arguments.work:
+        work(arguments.work, arguments)
+        return
+    command = [sys.executable, __file__, *sys.argv[1:], "--work"]
+    workers = {
+        name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name in RIVALS
     }
-    seconds = interleaved(rivals, repeats=arguments.repeats)
-    figures = {"what": __doc__.splitlines()[0], "size_px": arguments.size, "rank": arguments.rank}
-    record("training_step", {**figures, "steps": summary(seconds, against="diffusers + PEFT")})
+    wall: dict[str, list[float]] = {name: [] for name in RIVALS}
+    cpu: dict[str, list[float]] = {name: [] for name in RIVALS}
+    peak: dict[str, float] = {}
+    for turn in range(1 + arguments.repeats):
+        for name, worker in workers.items():
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write("step\n")
+            worker.stdin.flush()
+            facts = json.loads(worker.stdout.readline())
+            if turn > 0:  # the first step warms up
+                wall[name].append(facts["wall"])
+                cpu[name].append(facts["cpu"])
+            peak[name] = round(facts["peak"] / 2**30, 2)
+    for worker in workers.values():
+        worker.communicate()
+    against = "diffusers + PEFT"
+    figures = {
+        "what": __doc__.splitlines()[0],
+        "settings": {key: value for key, value in vars(arguments).items() if key != "work"},
+        "wall": summary(wall, against=against),
+        "processor": summary(cpu, against=against),
+        "peak_gib": peak,
+    }
+    record("training_step", figures)
 
 
 if __name__ == "__main__":

@@ -155,11 +155,11 @@ def main() -> None:
         optimizer.load_state_dict(optimizer_state)
     known = set(used.tolist())
     averaged = {name: value for name, value in model.state_dict().items() if not name.endswith(_TOKENS)}
+    progress = 0.0
     running, first_step, saved, logged = 0.0, step, time.time(), time.time()
     while True:
-        progress = (
-            workers.same((time.time() - began) / (end - began)) if step % 10 == 0 or step == first_step else progress
-        )
+        if step % 10 == 0:
+            progress = workers.same((time.time() - began) / (end - began))
         falling = min(1.0, max(0.0, 1 - progress) / arguments.anneal)
         rate = arguments.rate * min(1.0, (step - first_step + 1) / WARMUP) * falling
         draw = generator("unet", arguments.seed, step, workers.rank)

@@ -1,5 +1,7 @@
-"""Train the autoencoder on random crops of scenes, of other drawings and of line drawings made up on the spot.
+"""Train the autoencoder on scenes, on other drawings, and on line drawings made up on the spot.
 
+Three runs in the same folder: on random crops (most steps for the time), then ``--whole``, then, while the U-Net is
+trained already, ``--whole --decoder-only``.
 The step size falls linearly over the last third of the time, so the result is annealed at ``--minutes``, however fast
 the machine is. Run again with the same folder to continue from its last state.
 """
@@ -21,7 +23,7 @@ from world import BACKGROUNDS, World, render
 
 from loraloom.models.layouts import VaeSizes, random_tensors, vae_layout
 from loraloom.models.vae import VAE
-from loraloom.randomness import seed_of
+from loraloom.randomness import normal, seed_of
 
 SIZES = VaeSizes(32, (1, 2, 3, 3), res_blocks=1)
 CROP_PX, BATCH, CROPS_PER_IMAGE = 64, 8, 2
@@ -113,9 +115,12 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def crops(pictures: Pictures, step: int, workers: Workers) -> Tensor:
-    """This process's batch of a step."""
+def batch_of(pictures: Pictures, step: int, workers: Workers, *, whole: bool) -> Tensor:
+    """This process's batch of a step: crops, or a quarter as many whole pictures (as many pixels)."""
     draw = np.random.default_rng(seed_of("crops", pictures.seed, step, workers.rank))
+    if whole:
+        first = (step * workers.count + workers.rank) * BATCH
+        return torch.stack([to_tensor(pictures.picture(first + number)) for number in range(BATCH // 4)])
     batch = []
     for number in range(BATCH // CROPS_PER_IMAGE):
         unique = (step * workers.count + workers.rank) * BATCH + number
@@ -128,7 +133,8 @@ def crops(pictures: Pictures, step: int, workers: Workers) -> Tensor:
 
 def loss_of(vae: VAE, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """The loss, and the reconstruction error (mean square)."""
-    mean, std = vae.encode(pixels)
+    with torch.set_grad_enabled(next(vae.encoder.parameters()).requires_grad):
+        mean, std = vae.encode(pixels)
     restored = vae.decode(mean + std * noise.to(mean.dtype)).float()
     mean, std, pixels = mean.float(), std.float(), pixels.float()
     edges = sum(F.l1_loss(restored.diff(dim=axis), pixels.diff(dim=axis)) for axis in (2, 3))
@@ -143,43 +149,51 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decoder-only", action="store_true", help="leave latents as they are")
+    parser.add_argument("--whole", action="store_true", help="whole pictures: norms then see what they will see in use")
+    parser.add_argument("--rate", type=float, default=PEAK_RATE)
     arguments = parser.parse_args()
     workers = Workers()
     pictures = Pictures(arguments.package, arguments.folder / "sprites", seed=arguments.seed)
     # Computing in bfloat16 is 1.6 times as fast; the optimizer works on float32 weights.
-    master = new_vae(arguments.seed)
-    average = new_vae(arguments.seed)
-    vae = new_vae(arguments.seed).to(torch.bfloat16)
-    optimizer = torch.optim.AdamW(master.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    master, average, vae = (new_vae(arguments.seed) for _ in range(3))
+    vae.to(torch.bfloat16)
+    parts = [
+        (model.decoder, model.post_quant_conv) if arguments.decoder_only else (model,)
+        for model in (vae, master, average)
+    ]
+    if arguments.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    fast_weights, weights, means = ([w for module in group for w in module.parameters()] for group in parts)
+    optimizer = torch.optim.AdamW(weights, arguments.rate, betas=(0.9, 0.99), weight_decay=1e-4)
     state_path, step = arguments.folder / "vae_state.pt", 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
-        master.load_state_dict(state["weights"])
+        goes_on = state.get("decoder_only", False) == arguments.decoder_only
+        # What is exported is the average: it is where the training of the decoder alone begins.
+        master.load_state_dict(state["weights" if goes_on else "average"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    began, saved, errors = time.time(), time.time(), []
+        if goes_on:
+            optimizer.load_state_dict(state["optimizer"])
+    began, saved, errors, first_step = time.time(), time.time(), [], step
     while True:
         progress = workers.same((time.time() - began) / (60 * arguments.minutes))
-        rate = PEAK_RATE * min(1.0, (step + 1) / 100) * min(1.0, 0.01 + 2 * max(0.0, 1 - progress))
+        rate = arguments.rate * min(1.0, (step - first_step + 1) / 50) * min(1.0, 0.01 + 2 * max(0.0, 1 - progress))
         with torch.no_grad():
             for fast, exact in zip(vae.parameters(), master.parameters(), strict=True):
                 fast.copy_(exact)
-        pixels = crops(pictures, step, workers)
-        noise = torch.randn(
-            BATCH,
-            4,
-            CROP_PX // 8,
-            CROP_PX // 8,
-            generator=torch.Generator().manual_seed(seed_of("vae", step, workers.rank)),
-        )
+        pixels = batch_of(pictures, step, workers, whole=arguments.whole)
+        size = (len(pixels), 4, pixels.shape[2] // 8, pixels.shape[3] // 8)
+        noise = normal(size, "vae", arguments.seed, step, workers.rank)
         loss, error = loss_of(vae, pixels.to(torch.bfloat16), noise)
         vae.zero_grad()
         loss.backward()
-        for fast, exact in zip(vae.parameters(), master.parameters(), strict=True):
+        for fast, exact in zip(fast_weights, weights, strict=True):
             exact.grad = fast.grad.float()
-        workers.average([weight.grad for weight in master.parameters()])
-        torch.nn.utils.clip_grad_norm_(master.parameters(), 1.0)
+        workers.average([weight.grad for weight in weights])
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -187,7 +201,7 @@ def main() -> None:
         errors.append(float(error))
         with torch.no_grad():
             keep = min(EMA, 1 - 1 / (1 + 0.2 * step))
-            for mean, exact in zip(average.parameters(), master.parameters(), strict=True):
+            for mean, exact in zip(means, weights, strict=True):
                 mean.lerp_(exact, 1 - keep)
         finished = progress >= 1
         if workers.is_first and (step % 50 == 0 or finished):
@@ -199,6 +213,7 @@ def main() -> None:
         if workers.is_first and (time.time() - saved > 120 or finished):
             saved = time.time()
             state = {"weights": master.state_dict(), "average": average.state_dict(), "step": step}
+            state["decoder_only"] = arguments.decoder_only
             torch.save(state | {"optimizer": optimizer.state_dict()}, state_path.with_suffix(".tmp"))
             state_path.with_suffix(".tmp").replace(state_path)
         if finished:

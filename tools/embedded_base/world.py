@@ -25,8 +25,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "purple": (156, 104, 204),
     "pink": (248, 168, 200),
 }
-_WHITE_SHARE = 0.3
-_PAIR_SHARE = 0.15
+_WHITE_SHARE = 0.35
+_PAIR_SHARE = 0.12
 _JITTER = 10
 # Words that say nothing about the scene, so that the model learns to look past what it does not know:
 # a trigger word or a style word in a prompt then changes nothing until a LoRA gives it a meaning.
@@ -75,7 +75,7 @@ class World:
         return self.concepts[bisect(self._steps, draw.random() * self._steps[-1])]
 
     def _single(self, draw: np.random.Generator) -> tuple[Placement, ...]:
-        side = 0.62 + 0.33 * draw.random()
+        side = 0.66 + 0.27 * draw.random()
         room = (1 - side) / 2
         x, y = 0.5 + room * draw.uniform(-1, 1), 0.5 + room * draw.uniform(-1, 1)
         return (Placement(self._concept(draw), x, y, side),)

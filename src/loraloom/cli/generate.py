@@ -7,9 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from loraloom.generation.settings import GenerateSettings
-from loraloom.settings import apply_overrides
-
 __all__ = ["generate"]
 
 
@@ -34,6 +31,13 @@ def generate(
     low_memory: Annotated[bool | None, typer.Option("--low-memory", help="For GPUs with little memory.")] = None,
 ) -> None:
     """Paint images from text; parameters are written into each file, and the paths are printed."""
+    from rich.console import Console
+
+    from loraloom.cli.progress import ProgressDisplay
+    from loraloom.generation.settings import GenerateSettings
+    from loraloom.settings import apply_overrides
+    from loraloom.studio.images import generate_images
+
     options: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative,
@@ -52,11 +56,6 @@ def generate(
     }
     given = {name: value for name, value in options.items() if value is not None}
     settings = GenerateSettings.parse(apply_overrides(given, overrides or []), source="the command line")
-
-    from rich.console import Console
-
-    from loraloom.cli.progress import ProgressDisplay
-    from loraloom.studio.images import generate_images
 
     with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
         saved = generate_images(checkpoint, settings, listener=display)

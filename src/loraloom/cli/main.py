@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import loraloom
+from loraloom.cli.failures import show_failure
 from loraloom.errors import LoraloomError
 
 __all__ = ["app", "main"]
@@ -55,8 +56,6 @@ _register()
 
 def main() -> None:
     """Entry point of the ``loraloom`` command."""
-    from rich.console import Console
-
     # --debug is allowed anywhere, also behind the command, where people add it to a line that has just failed.
     debug = "--debug" in sys.argv
     try:
@@ -64,12 +63,13 @@ def main() -> None:
     except LoraloomError as error:
         if debug:
             raise
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print("error:", style="bold red", end=" ")
-        console.print(error.problem, markup=False)
-        if error.hint:
-            console.print("hint:", style="cyan", end="  ")
-            console.print(error.hint, markup=False)
+        show_failure(error)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        show_failure(LoraloomError(f"{where}{error.strerror or error}", "--debug shows where this happened"))
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -41,13 +41,13 @@ class ProgressDisplay:
         self._seconds_per_step = 0.0
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._tasks:
+            self._progress.stop()
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -84,6 +84,7 @@ class ProgressDisplay:
 
     def _bar(self, name: str, done: int, total: int | None, status: str = "") -> None:
         if name not in self._tasks:
+            self._progress.start()
             self._tasks[name] = self._progress.add_task(name, total=total, status=status)
         if total is None:
             self._progress.update(self._tasks[name], completed=done, status=status)

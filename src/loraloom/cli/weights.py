@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from loraloom.cli.failures import show_failure
+from loraloom.errors import LoraloomError
+
 __all__ = ["inspect", "merge"]
 
 
@@ -61,8 +64,16 @@ def inspect(
     from loraloom.studio.weights import inspect_file
 
     console = Console(highlight=False)
+    failed = False
     for path in files:
-        report = inspect_file(path, hashes=hashes)
+        try:
+            report = inspect_file(path, hashes=hashes)
+        except LoraloomError as error:
+            if len(files) == 1:
+                raise
+            show_failure(error)
+            failed = True
+            continue
         console.print(Text.assemble((str(path), "bold"), f": {report.title}"), soft_wrap=True)
         width = max((len(label) for label in report.facts), default=0)
         for label, value in report.facts.items():
@@ -72,3 +83,5 @@ def inspect(
                 console.print(Text(f"  {key} = {value}", style="dim"), soft_wrap=True)
         elif report.metadata:
             console.print(Text(f"  metadata: {len(report.metadata)} entries (--metadata prints them)", style="dim"))
+    if failed:
+        raise typer.Exit(1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from PIL import ImageColor
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from loraloom.folders import cache_folder
 from loraloom.settings import Kohya, Settings
 
 __all__ = ["DatasetSettings"]
@@ -150,5 +150,4 @@ class DatasetSettings(Settings):
             return None
         if self.cache_folder is not None:
             return self.cache_folder
-        root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-        return (Path(root) if root else Path.home() / ".cache") / "loraloom" / "latents"
+        return cache_folder() / "latents"

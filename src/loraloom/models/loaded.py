@@ -155,6 +155,12 @@ class LoadedModel:
             len(encoders[part.part].layer_list()) - self._normal_skip(part) + 1 for part in self.family.text_parts
         )
 
+    def check_clip_skip(self, depth: int) -> None:
+        """Raise SettingsError unless ``clip_skip`` leaves every text encoder a layer to read."""
+        if not 1 <= depth <= self.max_clip_skip():
+            problem = f"clip_skip is {depth}, but this model allows 1 to {self.max_clip_skip()}"
+            raise SettingsError([problem], "1 suits most checkpoints, 2 those that descend from NAI")
+
     def _normal_skip(self, part: TextPart) -> int:
         return part.skip_in(len(self.text_encoders[part.part].layer_list()))
 
@@ -173,8 +179,7 @@ class LoadedModel:
         ``emphasis`` applies segment weights. Raises SettingsError for a clip skip deeper than the encoder.
         """
         depth = 1 if clip_skip is None else clip_skip
-        if not 1 <= depth <= self.max_clip_skip():
-            raise SettingsError([f"clip_skip is {depth}, but this model allows 1 to {self.max_clip_skip()}"])
+        self.check_clip_skip(depth)
         chunked = [tokenise(text, self.tokenizer)[:max_chunks] for text in texts]
         chunks = [chunk for text_chunks in chunked for chunk in text_chunks]
         encoded = [self._encode_chunks(part, chunks, depth, emphasis=emphasis) for part in self.family.text_parts]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraloom.errors import LoraloomError, OutputError
 from loraloom.events import Listener, Notice, ignore
+from loraloom.folders import cache_folder
 from loraloom.formats.files import sha256_of, write_text
 from loraloom.formats.image_info import save_image
 from loraloom.generation.loras import find_lora
@@ -22,7 +21,7 @@ from loraloom.hardware import choose_device, choose_precision
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
 
-__all__ = ["SavedImage", "cache_folder", "generate_images", "model_hash"]
+__all__ = ["SavedImage", "generate_images", "model_hash"]
 
 _NUMBER = re.compile(r"^(\d+)-")
 
@@ -86,17 +85,6 @@ def model_hash(checkpoint: Path) -> str | None:
             remembered.parent.mkdir(parents=True, exist_ok=True)
             write_text(remembered, json.dumps(known, indent=1))
     return known[key][:10]
-
-
-def cache_folder() -> Path:
-    """Where this user's caches of Loraloom are."""
-    if sys.platform == "win32":
-        parent = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        parent = Path.home() / "Library" / "Caches"
-    else:
-        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return parent / "loraloom"
 
 
 def _read_hashes(path: Path) -> dict[str, str]:

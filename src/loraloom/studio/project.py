@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
 from loraloom.errors import OutputError
 from loraloom.events import Event, from_record, to_record
 from loraloom.formats.files import write_text
 from loraloom.settings import Settings
 
-__all__ = ["EventLog", "RunFolder"]
+__all__ = ["EventLog", "RunFolder", "with_absolute_paths"]
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+_PARTS = ("previews", "weights")
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,14 @@ class RunFolder:
     """One run on disk."""
 
     path: Path
+    made: tuple[Path, ...] = field(default=(), compare=False, repr=False)
+    """Parents that were made for it, innermost first."""
 
     @classmethod
     def create(cls, output: Path, name: str, settings: Settings) -> RunFolder:
         """A new folder ``output/name`` (``name-2``, ``name-3`` when taken: no run overwrites another)."""
         path, number = output / name, 1
+        new = [parent for parent in (output, *output.parents) if not _exists(parent)]
         try:
             output.mkdir(parents=True, exist_ok=True)
             while True:
@@ -36,12 +43,29 @@ class RunFolder:
                 except FileExistsError:
                     number += 1
                     path = output / f"{name}-{number}"
-            for part in ("previews", "weights"):
+            for part in _PARTS:
                 (path / part).mkdir()
         except OSError as error:
             raise OutputError(f"the run folder {path} cannot be made: {error.strerror}", "set output=FOLDER") from error
-        write_text(path / "settings.toml", settings.to_toml())
-        return cls(path)
+        folder = cls(path, tuple(new))
+        try:
+            write_text(path / "settings.toml", with_absolute_paths(settings).to_toml())
+        except OutputError:
+            folder.discard()
+            raise
+        return folder
+
+    def discard(self) -> None:
+        """Take away a folder whose run never began; one that holds previews or weights stays."""
+        if any(any((self.path / part).iterdir()) for part in _PARTS if (self.path / part).is_dir()):
+            return
+        with suppress(OSError):
+            for name in ("settings.toml", "events.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
+            for part in _PARTS:
+                (self.path / part).rmdir()
+            for folder in (self.path, *self.made):
+                folder.rmdir()
 
     @property
     def events_path(self) -> Path:
@@ -52,22 +76,58 @@ class RunFolder:
         """Every event recorded so far; a last line cut short by a crash is left out."""
         if not self.events_path.exists():
             return
-        for line in self.events_path.read_text(encoding="utf-8").splitlines():
-            try:
+        # Not splitlines(): a prompt may hold other characters that count as line ends.
+        for line in self.events_path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with suppress(ValueError, KeyError, TypeError):
                 yield from_record(json.loads(line))
-            except (ValueError, KeyError):
-                continue
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that the file system cannot hold; making it will say so
+        return False
+
+
+def with_absolute_paths(settings: SettingsT) -> SettingsT:
+    """The same settings wherever their file lies: relative paths in a settings file are relative to it."""
+    return settings.model_copy(
+        update={name: _absolute(getattr(settings, name)) for name in type(settings).model_fields}
+    )
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return with_absolute_paths(value)
+    if isinstance(value, tuple):
+        return tuple(_absolute(item) for item in value)
+    return value.expanduser().absolute() if isinstance(value, Path) else value
 
 
 class EventLog:
-    """The listener that writes a run's events to its folder, each as soon as it happens."""
+    """The listener that writes a run's events to its folder, each as soon as it happens.
+
+    Raises OutputError for an event that cannot be written; later ones are written again when that is possible.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
-        self._file: TextIO = folder.events_path.open("a", encoding="utf-8", newline="\n")
+        self._path = folder.events_path
+        self._torn = False
+        try:
+            # Names of files that are no valid Unicode become JSON escapes, and come back as they were.
+            self._file: TextIO = self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+        except OSError as error:
+            raise OutputError(f"{self._path} cannot be written: {error.strerror}", "set output=FOLDER") from error
 
     def __call__(self, event: Event) -> None:
-        self._file.write(json.dumps(to_record(event), ensure_ascii=False) + "\n")
-        self._file.flush()
+        line = json.dumps(to_record(event), ensure_ascii=False) + "\n"
+        try:
+            self._file.write(f"\n{line}" if self._torn else line)
+            self._file.flush()
+            self._torn = False
+        except OSError as error:
+            self._torn = True
+            raise OutputError(f"{self._path} cannot be written: {error.strerror}", "free some space") from error
 
     def __enter__(self) -> Self:
         return self
@@ -75,4 +135,5 @@ class EventLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written was told when it happened
+            self._file.close()

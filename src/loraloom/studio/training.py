@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from loraloom.errors import LoraloomError
-from loraloom.events import Event, Listener, Notice, RunFailed, StepFinished, ignore
+from loraloom.errors import LoraloomError, OutputError
+from loraloom.events import Event, Listener, Notice, RunFailed, RunStarted, StepFinished, ignore
 from loraloom.studio.project import EventLog, RunFolder
 from loraloom.training.settings import TrainSettings
 
@@ -50,7 +50,8 @@ def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
         stop.set()
         listener(Notice("stopping after this step, then saving; Ctrl-C again to stop at once", "warning"))
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    names = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last is Ctrl-Break on Windows, and exists there only
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
@@ -62,26 +63,68 @@ def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
 def run_training(
     settings: TrainSettings, *, listener: Listener = ignore, stop: StopRequest | None = None
 ) -> TrainingResult:
-    """Train in a new run folder. Errors are recorded in the run's log before they are raised."""
+    """Train in a new run folder. Errors are recorded in the run's log before they are raised.
+
+    A run that fails before its first step (a checkpoint or dataset that cannot be used) leaves no folder.
+    """
     from loraloom.training.trainer import train
 
     folder = RunFolder.create(settings.output, settings.name, settings)
-    step = 0
-    with EventLog(folder) as log:
-
-        def both(event: Event) -> None:
-            nonlocal step
-            if isinstance(event, StepFinished):
-                step = event.step
-            log(event)
-            listener(event)
-
-        try:
-            lora = train(settings, folder.path, listener=both, stop=stop or StopRequest())
-        except LoraloomError as error:
-            log(RunFailed(step, error.problem, error.hint))
-            raise
-        except KeyboardInterrupt:
-            log(RunFailed(step, "interrupted", "the files saved before are in weights/"))
-            raise
+    with _recorded(folder, listener) as record:
+        lora = train(settings, folder.path, listener=record, stop=stop or StopRequest())
     return TrainingResult(folder.path, lora)
+
+
+@contextmanager
+def _recorded(folder: RunFolder, listener: Listener) -> Iterator[_Recorder]:
+    """Inside: events go to the run's log and to the listener. An error is recorded on its way out."""
+    record = None
+    try:
+        with EventLog(folder) as log:
+            record = _Recorder(log, listener)
+            try:
+                yield record
+            except (LoraloomError, OSError, KeyboardInterrupt) as error:
+                record.failed(error)
+                raise
+    finally:
+        if record is None or not record.began:
+            folder.discard()
+
+
+class _Recorder:
+    """Passes events to the run's log and to the listener. A log that cannot be written must not end a run."""
+
+    def __init__(self, log: EventLog, listener: Listener) -> None:
+        self._log = log
+        self._listener = listener
+        self._step = 0
+        self._told = False
+        self.began = False
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self.began = True
+        elif isinstance(event, StepFinished):
+            self._step = event.step
+        self._record(event)
+        self._listener(event)
+
+    def failed(self, error: BaseException) -> None:
+        """Record how the run ended; whoever called hears of it by the error itself."""
+        match error:
+            case LoraloomError():
+                problem, hint = error.problem, error.hint
+            case KeyboardInterrupt():
+                problem, hint = "interrupted", "the files saved before are in weights/"
+            case _:
+                problem, hint = str(error), ""
+        self._record(RunFailed(self._step, problem, hint))
+
+    def _record(self, event: Event) -> None:
+        try:
+            self._log(event)
+        except OutputError as error:
+            if not self._told:
+                self._listener(Notice(f"{error}; the run goes on without it", "warning"))
+            self._told = True

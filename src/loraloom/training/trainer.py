@@ -31,7 +31,7 @@ from loraloom.events import (
 from loraloom.generation.loras import find_lora
 from loraloom.generation.prompts import extract_loras
 from loraloom.generation.settings import GenerateSettings
-from loraloom.hardware import Precision, choose_device, choose_precision, memory_hint
+from loraloom.hardware import Precision, choose_device, choose_precision, keep_freed_memory, memory_hint
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.conditioning import Conditioning, measure
 from loraloom.models.loaded import LoadedModel, load_model
@@ -126,6 +126,8 @@ class TrainingRun:
         started = time.time()
         device = choose_device(settings.device)
         precision = choose_precision(device, settings.mixed_precision)
+        if device.type == "cpu":
+            keep_freed_memory()
         checkpoint = open_checkpoint(settings.checkpoint)
         _check_preview_prompts(settings)
         settings = _with_resolution(settings, checkpoint, listener)
@@ -149,6 +151,7 @@ class TrainingRun:
                 f"training on {device} with mixed precision {precision.name}"
             )
         )
+        model.check_clip_skip(settings.clip_skip)
         max_token_length = _max_token_length(settings, dataset, model, listener)
         cache = LatentCache(model.encode_images, vae_key=vae_fingerprint(model), folder=settings.dataset.latent_folder)
         with model.using("vae"):

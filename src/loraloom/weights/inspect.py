@@ -99,7 +99,7 @@ def _amount(infos: Infos) -> str:
     values = sum(info.numel for info in infos.values())
     types = Counter(str(info.dtype).removeprefix("torch.") for info in infos.values())
     told = ", ".join(f"{name} {count:,}" for name, count in types.most_common()) if len(types) > 1 else "".join(types)
-    return f"{len(infos):,} tensors, {values / 1e6:,.2f} M values, {told}"
+    return f"{_counted(len(infos), 'tensor')}, {values / 1e6:,.2f} M values, {told}"
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints
@@ -146,7 +146,7 @@ def _parts(checkpoint: Checkpoint, infos: Infos) -> dict[str, str]:
             told[part.part.replace("_", " ")] = "missing"
         else:
             prefixes[part.part.replace("_", " ")] = prefix
-    grouped: dict[str, dict[str, TensorInfo]] = {label: {} for label in prefixes} | {"EMA weights": {}, "other": {}}
+    grouped: dict[str, dict[str, TensorInfo]] = {label: {} for label in (*prefixes, "EMA weights", "other")}
     for name, info in infos.items():
         grouped[_part_of(name, prefixes)][name] = info
     for label, members in grouped.items():
@@ -154,8 +154,8 @@ def _parts(checkpoint: Checkpoint, infos: Infos) -> dict[str, str]:
             told[label] = _amount(members)
         elif label in prefixes:
             told[label] = "missing"
-    order = [*(label for label in ("U-Net", "VAE")), *(label for label in told if label.startswith("text"))]
-    return {label: told[label] for label in [*order, *(label for label in told if label not in order)]}
+    order = ["U-Net", "VAE", *(part.part.replace("_", " ") for part in family.text_parts), "EMA weights", "other"]
+    return {label: told[label] for label in order if label in told}
 
 
 def _part_of(name: str, prefixes: Mapping[str, str]) -> str:
@@ -239,7 +239,15 @@ def _alpha(tensors: TensorFile, infos: Infos, key: str | None, rank: int) -> str
 def _common(values: Iterable[str]) -> str:
     """``16``, or ``16 (192 layers), 8 (72 layers)`` where layers differ; the most common first."""
     counts = Counter(values).most_common()
-    return counts[0][0] if len(counts) == 1 else ", ".join(f"{value} ({count} layers)" for value, count in counts)
+    return (
+        counts[0][0]
+        if len(counts) == 1
+        else ", ".join(f"{value} ({_counted(count, 'layer')})" for value, count in counts)
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _layers_of_parts(layers: Layers) -> dict[str, int]:

@@ -138,20 +138,19 @@ def _without_effect(
     loras: Sequence[LoraWeight], sets: Sequence[AdapterSet], merged: Sequence[MergedLora]
 ) -> Iterator[Notice]:
     """Notices about weights that apply to nothing; AdapterError when no LoRA changes anything at all."""
-    idle = [lora for lora in merged if lora.applied == 0]
-    if len(idle) == len(merged):
-        names = ", ".join(str(lora.path) for lora in idle)
+    if not any(lora.applied for lora in merged):
+        names = ", ".join(str(lora.path) for lora in merged)
         raise AdapterError(
             f"nothing would change: {names} has no layer with a weight other than 0",
             "LORA:text_encoder:unet gives the parts weights of their own",
         )
-    for used in idle:
-        yield Notice(f"{used.path} changes nothing: none of its layers has a weight other than 0", "warning")
-    for lora, adapters in zip(loras, sets, strict=True):
+    for lora, adapters, counted in zip(loras, sets, merged, strict=True):
         parts = adapters.parts()
-        if lora.text_encoder not in (0.0, lora.unet) and all(part == "unet" for part in parts):
+        if not counted.applied:
+            yield Notice(f"{lora.path} changes nothing: none of its layers has a weight other than 0", "warning")
+        elif parts == ["unet"] and lora.text_encoder not in (0.0, lora.unet):
             yield Notice(f"{lora.path} holds no text encoder layers: its text encoder weight has no effect", "warning")
-        if lora.unet not in (0.0, lora.text_encoder) and "unet" not in parts:
+        elif "unet" not in parts and lora.unet not in (0.0, lora.text_encoder):
             yield Notice(f"{lora.path} holds no U-Net layers: its U-Net weight has no effect", "warning")
 
 

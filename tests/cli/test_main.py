@@ -1,0 +1,95 @@
+"""The door itself: help, version, errors without a traceback, and a start in well under a second."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+import loraloom
+from loraloom.errors import LoraloomError
+
+COMMANDS = ("demo", "dataset", "train", "generate", "merge", "inspect", "settings")
+
+
+def test_help_lists_every_command(command: Callable[..., Any]) -> None:
+    for option in ("--help", "-h"):
+        outcome = command(option)
+        assert outcome.code == 0
+        assert all(name in outcome.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, command: Callable[..., Any]) -> None:
+    outcome = command(name, "--help")
+    assert outcome.code == 0
+    assert "Usage" in outcome.out
+
+
+def test_version(command: Callable[..., Any]) -> None:
+    outcome = command("--version")
+    assert (outcome.code, outcome.out) == (0, f"loraloom {loraloom.__version__}\n")
+    assert version("loraloom") == loraloom.__version__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trian"],
+        ["train", "--rank=4"],
+        ["merge"],
+        ["merge", "a", "b"],
+        ["inspect"],
+        ["merge", "a", "b", "-o", "c", "--precision", "fp8"],
+    ],
+)
+def test_wrong_usage_ends_with_two(arguments: list[str], command: Callable[..., Any]) -> None:
+    outcome = command(*arguments)
+    assert outcome.code == 2
+    assert "Usage" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_debug_shows_where_an_error_was_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loraloom.cli.main import main
+
+    for arguments in (["--debug", "inspect", "absent"], ["inspect", "absent", "--debug"]):
+        monkeypatch.setattr("sys.argv", ["loraloom", *arguments])
+        with pytest.raises(LoraloomError, match="absent"):
+            main()
+
+
+def test_markup_in_a_message_is_printed_as_it_is(command: Callable[..., Any]) -> None:
+    outcome = command("inspect", "[bold]no[/bold].ckpt")
+    assert outcome.code == 1
+    assert "[bold]no[/bold].ckpt" in outcome.err
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loraloom.studio.weights.inspect_file", interrupt)
+    outcome = command("inspect", "x")
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.err
+
+
+def test_the_installed_command() -> None:
+    """A real process: the module runs, prints nothing to the wrong stream, and imports nothing heavy for its help."""
+    code = (
+        "import sys; from loraloom.cli.main import main; sys.argv = ['loraloom', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'pydantic', 'tokenizers'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    result = subprocess.run([sys.executable, "-m", "loraloom", "inspect", "absent"], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[0].startswith("error: absent")

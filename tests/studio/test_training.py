@@ -1,0 +1,104 @@
+"""Starting a run and ending it: what is recorded of a failure, a full disk and signals."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loraloom.errors import NotFiniteError, OutputError
+from loraloom.events import Event, Notice, RunFailed, RunStarted, StepFinished
+from loraloom.studio import training
+from loraloom.studio.project import EventLog, RunFolder
+from loraloom.studio.training import StopRequest, run_training, stop_on_signals
+from loraloom.training.settings import TrainSettings
+
+STARTED = RunStarted("x", 3, 3, 1, 4, 100)
+STEP = StepFinished(1, 1, 0.5, 0.5, {"unet": 1e-4}, 0.1)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> TrainSettings:
+    return TrainSettings.load(
+        None, ["checkpoint=a.ckpt", "dataset.folder=pictures", f"output='{tmp_path / 'runs'}'", "name=cat"]
+    )
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, run: Callable[[Callable[[Event], None]], Path]) -> None:
+    """A trainer that says what ``run`` says."""
+    monkeypatch.setattr("loraloom.training.trainer.train", lambda settings, folder, *, listener, stop: run(listener))
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (NotFiniteError("the loss is nan", "lower it"), "the loss is nan"),
+        (KeyboardInterrupt(), "interrupted"),
+        (OSError("gone"), "gone"),
+    ],
+)
+def test_a_failed_run_is_recorded(
+    error: BaseException, problem: str, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(listener: Callable[[Event], None]) -> Path:
+        listener(STARTED)
+        listener(STEP)
+        raise error
+
+    pretend(monkeypatch, fail)
+    heard: list[Event] = []
+    with pytest.raises(type(error)):
+        run_training(settings, listener=heard.append)
+    assert heard == [STARTED, STEP]
+    *before, failed = RunFolder(settings.output / "cat").events()
+    assert before == heard
+    assert isinstance(failed, RunFailed)
+    assert (failed.step, failed.problem) == (1, problem)
+
+
+@pytest.mark.parametrize("error", [NotFiniteError("x", "y"), KeyboardInterrupt(), ZeroDivisionError()])
+def test_a_run_that_never_began_leaves_no_folder(
+    error: BaseException, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(listener: Callable[[Event], None]) -> Path:
+        listener(Notice("reading"))
+        raise error
+
+    pretend(monkeypatch, fail)
+    with pytest.raises(type(error)):
+        run_training(settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_run(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: EventLog, event: Event) -> None:
+        raise OutputError("events.jsonl cannot be written", "free some space")
+
+    def work(listener: Callable[[Event], None]) -> Path:
+        for event in (STARTED, STEP, STEP):
+            listener(event)
+        return Path("lora.safetensors")
+
+    monkeypatch.setattr(training.EventLog, "__call__", full)
+    pretend(monkeypatch, work)
+    heard: list[Event] = []
+    assert run_training(settings, listener=heard.append).lora == Path("lora.safetensors")
+    (warning,) = (event for event in heard if isinstance(event, Notice))
+    assert "the run goes on without it" in warning.text
+    assert heard.count(STEP) == 2
+
+
+def test_the_first_signal_asks_and_the_second_interrupts() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    stop, heard = StopRequest(), list[Event]()
+    with stop_on_signals(stop, heard.append):
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        assert len(heard) == 1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
