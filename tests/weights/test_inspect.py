@@ -137,11 +137,11 @@ def test_a_lora_with_its_recipe(tmp_path: Path, no_data: list[str]) -> None:
     assert facts["dialect"].startswith("kohya")
     assert (facts["rank"], facts["alpha"]) == ("2", "1.5")
     unet, te2 = (sum(target.part == part for target, _ in lora.items()) for part in ("unet", "text_encoder_2"))
-    assert f"U-Net {unet}, text encoder {len(lora) - unet - te2}, text encoder 2 {te2}" in facts["layers"]
+    assert f"U-Net {unet}, text encoder 2 {te2}, text encoder {len(lora) - unet - te2}" in facts["layers"]
     assert (facts["title"], facts["trigger words"]) == ("Drawings", "openmoji")
     assert (facts["steps"], facts["learning rate"]) == ("240", "0.001")
     assert "text encoder rate" not in facts
-    assert "float16" in facts["tensors"]
+    assert "float16" in facts["in all"]
     assert facts["hash"].startswith(report.metadata["sshs_model_hash"][:12] + " (as the file says")
     assert all(name.endswith(".alpha") for name in no_data)
 
@@ -240,7 +240,7 @@ def test_other_models_are_named(tmp_path: Path) -> None:
         report = inspect_file(tmp_path / "x.safetensors")
         assert report.kind == "other"
         assert words in report.title
-        assert report.facts["tensors"].startswith(f"{len(tensors)} tensor")
+        assert report.facts["in all"].startswith(f"{len(tensors)} tensor")
 
 
 def test_what_cannot_be_read(checkpoint: MakeFile, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def inspect_file(path: Path, *, hashes: bool = False) -> FileReport:
 
 def _file_facts(tensors: TensorFile, infos: Infos) -> dict[str, str]:
     size = tensors.path.stat().st_size
-    return {"container": f"{_CONTAINERS.get(tensors.kind, tensors.kind)}, {size_text(size)}", "tensors": _amount(infos)}
+    return {"container": f"{_CONTAINERS.get(tensors.kind, tensors.kind)}, {size_text(size)}", "in all": _amount(infos)}
 
 
 def _folder_facts(path: Path) -> dict[str, str]:
@@ -111,7 +111,6 @@ def _checkpoint_report(checkpoint: Checkpoint, facts: Mapping[str, str]) -> File
     default = sum(not target.extended for target in targets)
     facts = {
         "family": family.title,
-        "made for": checkpoint.purpose.removeprefix("a ").removeprefix("an "),
         "prediction": _prediction(checkpoint),
         **_parts(checkpoint, infos),
         **facts,
@@ -251,12 +250,14 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _layers_of_parts(layers: Layers) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for name in layers:
-        is_unet = name.startswith(("lora_unet_", "unet."))
-        second = name.startswith(("lora_te2_", "text_encoder_2."))
-        counts["U-Net" if is_unet else "text encoder 2" if second else "text encoder"] += 1
-    return dict(counts)
+    prefixes = {
+        "U-Net": ("lora_unet_", "unet."),
+        "text encoder 2": ("lora_te2_", "text_encoder_2."),
+        "text encoder": ("lora_te_", "lora_te1_", "text_encoder."),
+    }
+    counts = {part: sum(name.startswith(starts) for name in layers) for part, starts in prefixes.items()}
+    counts["unknown part"] = len(layers) - sum(counts.values())
+    return {part: count for part, count in counts.items() if count}
 
 
 def _family_of(layers: Layers, metadata: Mapping[str, str]) -> str:
