@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,12 @@ def test_settings_named_in_tables_exist() -> None:
             if line.startswith("| `"):
                 for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", line.split("|")[1]):
                     assert name in known, f"{page}: {name}"
+
+
+def test_the_settings_page_is_up_to_date() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        from make_docs import PAGE, page
+    finally:
+        sys.path.pop(0)
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python tools/make_docs.py"

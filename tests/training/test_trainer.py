@@ -97,6 +97,20 @@ def test_checkpointing_and_file_precision_change_nothing(make_settings: MakeSett
             torch.testing.assert_close(other[key], value, rtol=1e-4, atol=1e-7)
 
 
+def test_bf16_trains_the_checkpoint_in_bf16_and_the_adapter_in_fp32(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    full, _ = run(make_settings("steps=3", "saving.precision=float"), tmp_path / "full")
+    settings = make_settings("steps=3", "mixed_precision=bf16", "saving.precision=float")
+    (tmp_path / "half" / "weights").mkdir(parents=True)
+    prepared = TrainingRun.prepare(settings, tmp_path / "half", lambda event: None)
+    assert {parameter.dtype for parameter in prepared.model.unet.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in prepared.adapters.parameters()} == {torch.float32}
+    half = load_file(prepared.loop(lambda: False))
+    one, other = (torch.cat([tensors[key].flatten() for key in sorted(tensors)]) for tensors in (load_file(full), half))
+    assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.99
+
+
 def test_learning_rates_per_part_and_schedule(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(
         "steps=4", "optimizer.lr=1e-3", "optimizer.text_encoder_lr=2e-4", "lr_schedule.name=linear"
