@@ -12,8 +12,8 @@ from loraloom.training.settings import TrainSettings
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD = """# Settings
 
-Every setting of `loraloom train` and `loraloom generate`, as `key=value` on the command line or in a TOML file. The same
-list with your version's defaults: `loraloom settings`, `loraloom settings generate`. Made by `tools/make_docs.py`.
+Every setting of `loraloom train` and `loraloom generate`, as `key=value` on the command line or in a TOML file. The
+same list on the command line: `loraloom settings`, `loraloom settings generate`. Made by `tools/make_docs.py`.
 """
 
 
