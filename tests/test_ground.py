@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import sys
 
 import pytest
 import torch
 
 from loraloom import events, randomness
 from loraloom.errors import HardwareError, LoraloomError, UnknownNameError
-from loraloom.hardware import choose_device, choose_precision
+from loraloom.hardware import choose_device, choose_precision, explained_memory_errors, keep_freed_memory
 from loraloom.registry import Entry, Registry
 
 
@@ -68,3 +70,18 @@ def test_device_and_precision() -> None:
         choose_device("cuda:99")
     with pytest.raises(HardwareError, match="not a device"):
         choose_device("toaster")
+
+
+def test_running_out_of_memory_is_explained() -> None:
+    with (
+        pytest.raises(HardwareError, match="out of memory while testing") as caught,
+        explained_memory_errors("testing"),
+    ):
+        torch.empty(2**55)
+    assert "batch_size" in caught.value.hint
+    with pytest.raises(RuntimeError, match="something else"), explained_memory_errors("testing"):
+        raise RuntimeError("something else")
+
+
+def test_glibc_can_be_told_to_keep_freed_memory() -> None:
+    assert keep_freed_memory() == (sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ __all__ = [
     "Precision",
     "choose_device",
     "choose_precision",
+    "explained_memory_errors",
     "keep_freed_memory",
     "memory_free_bytes",
     "memory_hint",
@@ -95,6 +98,22 @@ def memory_free_bytes(device: torch.device) -> int | None:
 def memory_hint() -> str:
     """What a person can do when memory runs out, cheapest first."""
     return "lower batch_size, set gradient_checkpointing=true, lower resolution, or lower adapter.rank"
+
+
+@contextmanager
+def explained_memory_errors(what: str) -> Iterator[None]:
+    """Inside, running out of memory on any device becomes a HardwareError that says ``what`` was going on."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise HardwareError(f"out of memory while {what}", memory_hint()) from error
+    except RuntimeError as error:
+        # torch has no exception type of its own for the CPU's memory.
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise HardwareError(f"out of memory while {what}", memory_hint()) from error
 
 
 def keep_freed_memory() -> bool:

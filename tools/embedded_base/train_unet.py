@@ -43,13 +43,20 @@ def new_unet(seed: int = 0) -> UNet:
 
 
 def new_text_encoder(seed: int = 0) -> ClipTextEncoder:
-    """A CLIP text model of random weights, with the token vectors that every unknown word has."""
+    """A CLIP text model that tells texts apart from the start.
+
+    With random layers the U-Net learns to ignore the text before the text says anything, and the text encoder then
+    collapses to a constant. So all layers begin as nothing but the first one's attention: there every place, and so
+    the many end tokens that fill up a text, takes the mean of the tokens unlike itself, which is the text's words.
+    """
     shapes = dict(clip_layout(TEXT_WIDTH, TEXT_LAYERS))
     encoder = ClipTextEncoder.from_shapes(shapes)
-    weights = _start(shapes, "text", seed, zeros=())
+    weights = _start(shapes, "text", seed, zeros=("out_proj.weight", "fc2.weight"))
     del weights["embeddings.position_ids"]
     weights[_TOKENS] = token_vectors(TEXT_WIDTH)
-    weights["embeddings.position_embedding.weight"] *= 0.04
+    weights["embeddings.position_embedding.weight"] *= 0.2
+    for name, scale in {"q_proj": 0.8, "k_proj": -0.8, "v_proj": 1.0, "out_proj": 0.7}.items():
+        weights[f"encoder.layers.0.self_attn.{name}.weight"] = scale * torch.eye(TEXT_WIDTH)
     encoder.load_state_dict(weights)
     return encoder
 
@@ -106,6 +113,16 @@ class Scenes:
         return [BOS, *tokens, *[EOS] * (76 - len(tokens))]
 
 
+def loss_weights(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
+    """Weights of squared errors of the noise: min-SNR, lifted where there is little but noise.
+
+    There the error of the noise is small whatever the image, yet it is there that the text decides what comes: without
+    the lift a short training does not learn to listen. So all levels of noise add about the same to the loss.
+    """
+    lift = (0.25 / schedule.snr(timesteps)).clamp_max(20.0)
+    return min_snr_weights(schedule, "epsilon", timesteps, GAMMA) + lift
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
@@ -135,7 +152,7 @@ def main() -> None:
         state = torch.load(state_path, weights_only=True)
         model.load_state_dict(state["weights"], strict=False)
         vectors = state["vectors"]
-        averages, optimizer_state = state["average"], state["optimizer"]
+        averages, optimizer_state = state["average"], state.get("optimizer")
         step = state["step"]
         if not torch.equal(state["used"], used):
             optimizer_state = None
@@ -144,13 +161,16 @@ def main() -> None:
     place[used] = torch.arange(len(used))
     rows = nn.Parameter(torch.cat([vectors[used], torch.zeros(strange_rows, vectors.shape[1])]))
     table.weight = rows
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1 and weight is not rows]
-    others = [weight for weight in model.parameters() if weight.ndim <= 1] + [rows]
-    trained_weights = matrices + others
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
-        arguments.rate, betas=(0.9, 0.98), fused=True,
-    )  # fmt: skip
+    matrices = [weight for weight in unet.parameters() if weight.ndim > 1]
+    layers = [weight for weight in text.parameters() if weight is not rows]
+    others = [weight for weight in unet.parameters() if weight.ndim <= 1] + [rows]
+    trained_weights = matrices + layers + others
+    groups = [
+        {"params": matrices, "weight_decay": 0.01, "share": 1.0},
+        {"params": layers, "weight_decay": 0.0, "share": 0.3},
+        {"params": others, "weight_decay": 0.0, "share": 1.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, arguments.rate, betas=(0.9, 0.98), fused=True)
     if optimizer_state is not None:
         optimizer.load_state_dict(optimizer_state)
     known = set(used.tolist())
@@ -174,14 +194,14 @@ def main() -> None:
         context, _ = text(place[ids], dtype=torch.float32)
         predicted = unet(add_noise(schedule, latents, noise, timesteps), timesteps, context)
         errors = (predicted - noise).square().mean((1, 2, 3))
-        loss = (errors * min_snr_weights(schedule, "epsilon", timesteps, GAMMA)).mean()
+        loss = (errors * loss_weights(schedule, timesteps)).mean()
         model.zero_grad()
         loss.backward()
         rows.grad[len(used) :] = 0
         workers.average([weight.grad for weight in trained_weights])
         torch.nn.utils.clip_grad_norm_(trained_weights, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         optimizer.step()
         step += 1
         running = 0.99 * running + 0.01 * float(loss.detach()) if running else float(loss.detach())

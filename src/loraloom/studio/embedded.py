@@ -1,7 +1,7 @@
 """The checkpoint that ships with the package: written out, on first use, as an ordinary SD 1.x file.
 
 The packaged file is compact: of the text encoder's 49,408 token vectors it holds those that were trained. The others
-are small random vectors that anyone can make again, and the tables of the noise schedule are computed.
+are random vectors that anyone can make again, and the tables of the noise schedule are computed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS = _TEXT + "token_embedding.rows"
 """In the packaged file: the trained token vectors, (n, width)."""
 IDS = _TEXT + "token_embedding.ids"
 """In the packaged file: the token ids they belong to, (n,) int32."""
-_UNTRAINED_SCALE = 0.05
+_UNTRAINED_SCALE = 0.5
 
 
 def token_vectors(width: int) -> Tensor:

@@ -18,7 +18,7 @@ from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adap
 from loraloom.data.batches import Draw, plan_epoch
 from loraloom.data.cache import LatentCache
 from loraloom.data.dataset import Dataset, Sample, load_dataset
-from loraloom.errors import HardwareError, NotFiniteError
+from loraloom.errors import NotFiniteError
 from loraloom.events import (
     Listener,
     Notice,
@@ -31,7 +31,13 @@ from loraloom.events import (
 from loraloom.generation.loras import find_lora
 from loraloom.generation.prompts import extract_loras
 from loraloom.generation.settings import GenerateSettings
-from loraloom.hardware import Precision, choose_device, choose_precision, keep_freed_memory, memory_hint
+from loraloom.hardware import (
+    Precision,
+    choose_device,
+    choose_precision,
+    explained_memory_errors,
+    keep_freed_memory,
+)
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.conditioning import Conditioning, measure
 from loraloom.models.loaded import LoadedModel, load_model
@@ -62,11 +68,11 @@ def train(
 
     ``stop`` is asked after every step; when it says yes the run saves and ends cleanly. Returns the final LoRA file.
     """
-    run = TrainingRun.prepare(settings, folder, listener)
+    with explained_memory_errors("loading the checkpoint and encoding the images"):
+        run = TrainingRun.prepare(settings, folder, listener)
     try:
-        return run.loop(stop)
-    except torch.OutOfMemoryError as error:
-        raise HardwareError(f"out of memory at step {run.step} on {run.model.device}", memory_hint()) from error
+        with explained_memory_errors(f"training on {run.model.device}"):
+            return run.loop(stop)
     finally:
         run.attachment.detach()
 
@@ -152,6 +158,9 @@ class TrainingRun:
             )
         )
         model.check_clip_skip(settings.clip_skip)
+        if settings.lr_schedule.name == "constant" and settings.lr_schedule.warmup_steps:
+            hint = "lr_schedule.warmup_steps has no effect with constant; constant_with_warmup uses it"
+            listener(Notice(hint, "warning"))
         max_token_length = _max_token_length(settings, dataset, model, listener)
         cache = LatentCache(model.encode_images, vae_key=vae_fingerprint(model), folder=settings.dataset.latent_folder)
         with model.using("vae"):
@@ -278,10 +287,10 @@ class TrainingRun:
         """
         settings = self.settings
         self.adapters.train()
-        self.adapters.seed_step(settings.seed, self.step)
         full = settings.batch_size * settings.gradient_accumulation
         sums: list[Tensor] = []
-        for draws in batches:
+        for index, draws in enumerate(batches):
+            self.adapters.seed_step(settings.seed, self.step, index)
             batch = self._batch(epoch, draws)
             losses = training_loss(self.model, batch, self.objective) * batch.weights
             self.scaler.scale(losses.sum() / full).backward()  # type: ignore[no-untyped-call]
