@@ -25,6 +25,8 @@ class Concept:
     code: str
     names: tuple[str, ...]
     weight: float
+    stage: int = 1
+    """A short training learns the things of stage 1 only."""
 
     @property
     def name(self) -> str:
@@ -33,15 +35,15 @@ class Concept:
 
 
 def read_concepts(path: Path = CONCEPTS_FILE) -> list[Concept]:
-    """The concepts of a table: code point, names separated by ``|``, weight; lines with # are comments."""
+    """The concepts of a table: code point, names separated by ``|``, weight, stage; lines with # are comments."""
     concepts = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):
             continue
-        code, names, weight = line.split("\t")
+        code, names, weight, stage = line.split("\t")
         if code in HELD_OUT:
             raise ValueError(f"{path}: {code} is held out for the demo's character")
-        concepts.append(Concept(code, tuple(names.split("|")), float(weight)))
+        concepts.append(Concept(code, tuple(names.split("|")), float(weight), int(stage)))
     codes = [concept.code for concept in concepts]
     if len(set(codes)) != len(codes):
         raise ValueError(f"{path}: a code point stands twice: {sorted({c for c in codes if codes.count(c) > 1})}")

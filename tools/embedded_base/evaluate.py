@@ -103,13 +103,14 @@ def main() -> None:
     parser.add_argument("--openmoji", type=Path, required=True, help="unpacked @iconify-json/openmoji")
     parser.add_argument("--cache", type=Path, required=True, help="folder for rasterised drawings")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file")
+    parser.add_argument("--stage", type=int, default=2, help="name only things of these stages (concepts.tsv)")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(arguments.checkpoint, device=torch.device("cpu"))
-    concepts = read_concepts()
+    concepts = [concept for concept in read_concepts() if concept.stage <= arguments.stage]
     codes = [concept.code for concept in concepts]
     everything = IconSet(arguments.noto).codes()
     sprites = load_sprites(arguments.noto, sorted({*everything, *codes}), arguments.cache / "noto")

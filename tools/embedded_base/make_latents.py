@@ -77,8 +77,10 @@ def main() -> None:
             / std
             for b in range(0, PART, BATCH)
         ]
+        stages = torch.tensor([max(thing.concept.stage for thing in scene.things) for scene in scenes])
         captions = json.dumps([scene.caption for scene in scenes])
-        torch.save({"latents": torch.cat(latents).half(), "captions": captions}, path.with_suffix(".tmp"))
+        part_of_set = {"latents": torch.cat(latents).half(), "captions": captions, "stages": stages}
+        torch.save(part_of_set, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
         print(f"{time.strftime('%H:%M:%S')} part {part}", flush=True)
 

@@ -48,9 +48,10 @@ def paint(
     return images
 
 
-def prompts_for_sheet(count: int = 48) -> list[str]:
+def prompts_for_sheet(count: int = 48, last_stage: int = 2) -> list[str]:
     """The most frequent things first, on white and on coloured backgrounds in turn."""
-    concepts = sorted(read_concepts(), key=lambda concept: -concept.weight)
+    known = [concept for concept in read_concepts() if concept.stage <= last_stage]
+    concepts = sorted(known, key=lambda concept: -concept.weight)
     colours = list(BACKGROUNDS)
     return [
         f"{with_article(concept.name)} on a{'n' * (colour == 'orange')} {colour} background"
@@ -67,7 +68,12 @@ def sheet(images: list[Image.Image], labels: list[str], columns: int = 8) -> Ima
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         x, y = number % columns * 132 + 2, number // columns * 144 + 2
         page.paste(image, (x, y))
-        pen.text((x, y + 129), label.replace(" background", "").replace(" on a", ","), fill="black", font_size=9)
+        pen.text(
+            (x, y + 129),
+            label.replace(" background", "").replace(" on an ", ", ").replace(" on a ", ", "),
+            fill="black",
+            font_size=9,
+        )
     return page
 
 
@@ -75,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="a PNG")
+    parser.add_argument("--stage", type=int, default=2, help="only things of these stages (concepts.tsv)")
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
@@ -82,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(arguments.checkpoint, device=torch.device("cpu"))
-    prompts = prompts_for_sheet(arguments.count)
+    prompts = prompts_for_sheet(arguments.count, arguments.stage)
     images = paint(model, prompts, steps=arguments.steps, guidance=arguments.guidance, seed=arguments.seed)
     sheet(images, prompts).save(arguments.output, optimize=True)
 

@@ -76,10 +76,12 @@ def _start(shapes: dict[str, tuple[int, ...]], part: str, seed: int, *, zeros: t
 class Scenes:
     """Encoded scenes with their captions as token ids."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, last_stage: int) -> None:
         parts = [torch.load(path, weights_only=True) for path in sorted(folder.glob("[0-9]*.pt"))]
-        self.latents = torch.cat([part["latents"] for part in parts])
-        captions = [caption for part in parts for caption in json.loads(part["captions"])]
+        chosen = torch.cat([part["stages"] for part in parts]) <= last_stage
+        self.latents = torch.cat([part["latents"] for part in parts])[chosen]
+        every = [caption for part in parts for caption in json.loads(part["captions"])]
+        captions = [caption for caption, is_chosen in zip(every, chosen, strict=True) if is_chosen]
         self._tokenizer = clip_tokenizer()
         known: dict[str, list[int]] = {}
         for caption in captions:
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--until", required=True, help="local time HH:MM at which the training is to be annealed")
     parser.add_argument("--anneal", type=float, default=0.45, help="share of the time in which the step size falls")
+    parser.add_argument("--stage", type=int, default=2, help="leave out things of later stages (concepts.tsv)")
     parser.add_argument("--rate", type=float, default=PEAK_RATE)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -135,7 +138,7 @@ def main() -> None:
     hour, minute = map(int, arguments.until.split(":"))
     began = time.time()
     end = datetime.now().replace(hour=hour, minute=minute, second=0).timestamp()
-    scenes = Scenes(arguments.folder / "latents")
+    scenes = Scenes(arguments.folder / "latents", arguments.stage)
     schedule = NoiseSchedule.scaled_linear()
     unet, text = new_unet(arguments.seed), new_text_encoder(arguments.seed)
     model = nn.ModuleDict({"unet": unet, "text": text}).requires_grad_(True)
@@ -154,7 +157,8 @@ def main() -> None:
         vectors = state["vectors"]
         averages, optimizer_state = state["average"], state.get("optimizer")
         step = state["step"]
-        if not torch.equal(state["used"], used):
+        used = torch.tensor(sorted({*used.tolist(), *state["used"].tolist()}))
+        if len(used) != len(state["used"]):
             optimizer_state = None
     # Rows: the used ids first, then room for the strange words of one batch, which are not trained.
     strange_rows = BATCH * 3
