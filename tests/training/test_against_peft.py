@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -79,12 +80,14 @@ def random_adapters(model: LoadedModel, settings: AdapterSettings) -> AdapterSet
     return adapters
 
 
-def add_same_lora_to(pipeline: Any, adapters: AdapterSet, *, conv: bool) -> dict[str, tuple[Tensor, Tensor]]:
+def add_same_lora_to(
+    pipeline: Any, adapters: AdapterSet, *, conv: bool, alpha: float = 1.5
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Put PEFT LoRA layers with our values on the pipeline; the live (down, up) parameters by kohya name."""
     parts = their_parts(pipeline)
     for name, part in parts.items():
         layers = (UNET_LAYERS + (RES_LAYERS if conv else [])) if name == "unet" else TEXT_LAYERS
-        config = LoraConfig(r=RANK, lora_alpha=1.5, target_modules=layers)
+        config = LoraConfig(r=RANK, lora_alpha=alpha, target_modules=layers)
         part.add_adapter(config)
         part.eval()
     live = {}
@@ -180,23 +183,17 @@ def test_our_file_loads_in_diffusers_with_every_key_used(
 
 
 def test_a_lora_that_peft_made_loads_from_kohya_names(twins: Twins, tmp_path: Path) -> None:
-    """PEFT's own factors, put under kohya names by the rule of its conversion, give the same output here."""
-    adapters = random_adapters(twins.ours, AdapterSettings(rank=RANK, alpha=1.5))
-    live = add_same_lora_to(twins.theirs, adapters, conv=False)
-    tensors: dict[str, Tensor] = {}
-    for name, part in their_parts(twins.theirs).items():
-        prefix = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}[name]
-        if "text_encoder_2" in their_parts(twins.theirs) and name == "text_encoder":
-            prefix = "lora_te1"
-        for key, value in get_peft_model_state_dict(part).items():
-            module, _, factor = key.removesuffix(".weight").rpartition(".")
-            if name != "unet" and not module.startswith("text_model."):
-                module = f"text_model.{module}"
-            kohya = f"{prefix}_{module.replace('.', '_')}"
-            tensors[f"{kohya}.{'lora_down' if factor == 'lora_A' else 'lora_up'}.weight"] = value.contiguous()
-            tensors[f"{kohya}.alpha"] = torch.tensor(1.5)
+    """PEFT's LoRA, put under kohya's names by diffusers' own conversion, gives the same output here."""
+    adapters = random_adapters(twins.ours, AdapterSettings(rank=RANK))  # the conversion always writes alpha = rank
+    live = add_same_lora_to(twins.theirs, adapters, conv=False, alpha=RANK)
+    state = {
+        f"{name}.{key}": value.contiguous()
+        for name, part in their_parts(twins.theirs).items()
+        for key, value in get_peft_model_state_dict(part).items()
+    }
     path = tmp_path / "peft.safetensors"
-    save_file(tensors, path)
+    save_file(convert_state_dict_to_kohya(state), path)
+    assert any(key.startswith("lora_unet_") and key.endswith(".alpha") for key in load_file(path))
     read = read_adapters(path, twins.ours.targets)
     assert len(read) == len(live)
     noisy, timestep = torch.randn(1, 4, 8, 8), torch.tensor([321])

@@ -444,6 +444,15 @@ def unet_targets(shapes: Shapes, *, prefix: str = "model.diffusion_model.", sai_
     return targets
 
 
+def _text_aliases(kohya: str, theirs: str) -> tuple[str, ...]:
+    """Other spellings of a text encoder's layer: trainers that derive names from transformers 5 leave out text_model,
+    and diffusers' conversion to kohya's names writes lora_te1 where a model has one encoder only."""
+    prefixes = (kohya, "lora_te1") if kohya == "lora_te" else (kohya,)
+    paths = (f"text_model.{theirs}", theirs)
+    names = [_kohya(prefix, path) for prefix in prefixes for path in paths]
+    return tuple(names[1:])
+
+
 def _kohya(prefix: str, module: str) -> str:
     return f"{prefix}_{module.replace('.', '_')}"
 
@@ -519,8 +528,7 @@ def _encoder_target(
         part=part,
         module=module,
         name=_kohya(kohya, f"text_model.{theirs}"),
-        # Trainers that derive names from transformers 5 leave out text_model.
-        aliases=(_kohya(kohya, theirs),),
+        aliases=_text_aliases(kohya, theirs),
         diffusers_name=f"text_model.{theirs}",
         tensor=tensor,
         rows=rows,
