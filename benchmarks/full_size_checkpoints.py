@@ -4,7 +4,7 @@ For each layout a checkpoint of random weights is written that has exactly the k
 file, into a temporary folder, one at a time. Every step runs in a process of its own, so that times include imports
 and peaks are that step's alone::
 
-    python benchmarks/full_size_checkpoints.py sd15 sd21 sdxl --folder /big/disk --json results.json
+    python benchmarks/full_size_checkpoints.py sd15 sd21 sdxl --folder /big/disk
 
 ``sd15-fp16`` is SD 1.5 with its weights in half precision, as most people have it. Peak memory is given twice: what
 the process took for itself (anonymous memory), and everything resident, which counts the mapped file as well although
@@ -237,7 +237,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("layouts", nargs="*", default=list(LAYOUTS), help=f"of {', '.join(LAYOUTS)}")
     parser.add_argument("--folder", type=Path, help="where the temporary files go (up to 14 GB)")
-    parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--suffix", default=".safetensors", choices=[".safetensors", ".ckpt"])
     parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
@@ -256,8 +255,10 @@ def main() -> None:
             for step in STEPS:
                 facts = results[layout][step] = measure(step, layout, checkpoint, copy)
                 print(row(layout, step, facts), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    sys.path.insert(0, str(Path(__file__).parent))
+    from harness import record
+
+    record("full_size_checkpoints", {"what": (__doc__ or "").splitlines()[0], "layouts": results})
 
 
 def row(layout: str, step: str, facts: Facts) -> str:
