@@ -235,6 +235,11 @@ class TrainingRun:
 
     def loop(self, stop: Callable[[], bool]) -> Path:
         """All steps, with previews and saves between them. Returns the final LoRA file."""
+        # Every step needs these parts: with low_memory they would else travel to the device and back each time.
+        with self.model.using(*{"unet", *self.adapters.parts()}):
+            return self._all_steps(stop)
+
+    def _all_steps(self, stop: Callable[[], bool]) -> Path:
         total = self.total_steps
         settings, losses = self.settings, deque[float](maxlen=max(self.steps_per_epoch, 1))
         self.listener(
