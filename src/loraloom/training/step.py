@@ -47,10 +47,10 @@ class Objective:
         return noise.to(batch.latents.device)
 
     def timesteps(self, batch: Batch) -> Tensor:
-        """Uniform whole timesteps, (B,)."""
+        """Uniform whole timesteps, (B,), on the CPU."""
         count = len(self.schedule.alphas_cumprod)
         drawn = [seed_of(self.seed, "timestep", *key) % count for key in batch.keys]
-        return torch.tensor(drawn, device=batch.latents.device)
+        return torch.tensor(drawn)  # on the CPU, where the schedule is: no wait for the device
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The noised latents of the forward process."""
