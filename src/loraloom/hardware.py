@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ __all__ = [
     "choose_precision",
     "explained_memory_errors",
     "keep_freed_memory",
-    "memory_free_bytes",
     "memory_hint",
 ]
 
@@ -82,17 +80,6 @@ def choose_precision(device: torch.device, requested: str = "auto") -> Precision
     if name == "fp16" and device.type == "cpu":
         raise HardwareError("fp16 computation is not available on the CPU", "use bf16 (half the memory) or no (fp32)")
     return Precision(name, compute)
-
-
-def memory_free_bytes(device: torch.device) -> int | None:
-    """Free memory of the device in bytes, None where it cannot be told."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
 
 
 def memory_hint() -> str:

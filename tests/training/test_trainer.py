@@ -260,6 +260,23 @@ def test_long_captions_choose_the_token_length(make_settings: MakeSettings, pict
     assert any("are cut" in text for text in warnings)
 
 
+@pytest.mark.parametrize(("family", "extra", "expected"), [("sd1", "", 512), ("sd2", "prediction=v", 768)])
+def test_the_resolution_is_the_familys_unless_set(
+    family: str, extra: str, expected: int, make_settings: MakeSettings, tmp_path: Path, pictures: Path
+) -> None:
+    settings = make_settings(*([extra] if extra else []), family=family)
+    dataset = type(settings.dataset)(folder=pictures)
+    notices: list[str] = []
+    run = TrainingRun.prepare(
+        settings.model_copy(update={"dataset": dataset}),
+        tmp_path / "run",
+        lambda event: notices.append(event.text) if isinstance(event, Notice) else None,
+    )
+    assert run.settings.dataset.resolution == expected
+    assert {sample.bucket for sample in run.dataset.samples} == {(expected, expected)}
+    assert any(f"dataset.resolution = {expected}" in text for text in notices)
+
+
 def test_the_plan_is_announced(make_settings: MakeSettings, tmp_path: Path) -> None:
     _, events = run(make_settings("epochs=2"), tmp_path / "run")
     (started,) = only(events, RunStarted)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loraloom.diffusion.schedules import NoiseSchedule
 
-__all__ = ["Prediction", "add_noise", "clean_latents", "denoised", "min_snr_weights", "target"]
+__all__ = ["Prediction", "add_noise", "denoised", "min_snr_weights", "target"]
 
 Prediction = Literal["epsilon", "v"]
 
@@ -31,19 +31,6 @@ def target(
         return noise
     signal, amount = _scales(schedule, timesteps, latents)
     return signal * noise - amount * latents
-
-
-def clean_latents(
-    schedule: NoiseSchedule, prediction: Prediction, output: Tensor, noisy: Tensor, timesteps: Tensor
-) -> Tensor:
-    """The clean latents that a model's ``output`` for ``noisy`` (variance preserving) stands for.
-
-    An epsilon model says nothing about the image where the signal is zero: the result there is not finite.
-    """
-    signal, amount = _scales(schedule, timesteps, noisy)
-    if prediction == "epsilon":
-        return (noisy - amount * output) / signal
-    return signal * noisy - amount * output
 
 
 def denoised(prediction: Prediction, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:

@@ -140,10 +140,6 @@ class LoadedModel:
 
     # -------------------------------------------------------------------------------------------- text
 
-    def count_tokens(self, text: Text) -> int:
-        """Tokens of a text, without begin, end or padding."""
-        return self.measure_text(text).tokens
-
     def measure_text(self, text: Text, *, max_chunks: int | None = None) -> TextLength:
         """Tokens and chunks a text needs, and the tokens lost when only ``max_chunks`` are allowed."""
         return measure(text, self.tokenizer, max_chunks=max_chunks)

@@ -39,8 +39,9 @@ from loraloom.hardware import (
     keep_freed_memory,
 )
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
-from loraloom.models.conditioning import Conditioning, measure
+from loraloom.models.conditioning import Conditioning
 from loraloom.models.loaded import LoadedModel, load_model
+from loraloom.models.prediction import read_signs
 from loraloom.randomness import normal
 from loraloom.training.lr_schedules import lr_factor
 from loraloom.training.optimizers import create_optimizer
@@ -401,7 +402,8 @@ def _with_resolution(settings: TrainSettings, checkpoint: Checkpoint, listener: 
     """The settings with the family's own resolution where none was set."""
     if "resolution" in settings.dataset.model_fields_set:
         return settings
-    resolution = checkpoint.family.default_resolution
+    signs = read_signs(checkpoint, checkpoint.metadata, checkpoint.path, prediction=settings.prediction)
+    resolution = checkpoint.family.default_resolution_for(signs.prediction or "epsilon")
     listener(Notice(f"dataset.resolution = {resolution}: what {checkpoint.family.title} was trained at"))
     return settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"resolution": resolution})})
 
@@ -435,7 +437,7 @@ def _parameter_groups(adapters: AdapterSet, settings: TrainSettings) -> list[dic
 
 
 def _max_token_length(settings: TrainSettings, dataset: Dataset, model: LoadedModel, listener: Listener) -> int:
-    chunks = max((measure(sample.caption, model.tokenizer).chunks for sample in dataset.samples), default=1)
+    chunks = max((model.measure_text(sample.caption).chunks for sample in dataset.samples), default=1)
     needed = 75 * max(chunks, 1)
     if settings.max_token_length is None:
         if needed > 75:
