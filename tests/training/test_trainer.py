@@ -14,6 +14,7 @@ from loraloom.adapters.attach import read_adapters
 from loraloom.errors import DatasetError, NotFiniteError, SettingsError
 from loraloom.events import (
     Event,
+    LatentsCached,
     Notice,
     PreviewSaved,
     RunFinished,
@@ -29,11 +30,11 @@ from loraloom.training.trainer import TrainingRun, train
 MakeSettings = Callable[..., TrainSettings]
 
 
-def run(settings: TrainSettings, folder: Path, **kwargs: Callable[[], bool]) -> tuple[Path, list[Event]]:
+def run(settings: TrainSettings, folder: Path) -> tuple[Path, list[Event]]:
     events: list[Event] = []
     (folder / "weights").mkdir(parents=True, exist_ok=True)
     (folder / "previews").mkdir(exist_ok=True)
-    path = train(settings, folder, listener=events.append, **kwargs)
+    path = train(settings, folder, listener=events.append)
     return path, events
 
 
@@ -176,12 +177,26 @@ def test_previews_are_painted_without_dropout_and_change_nothing(make_settings: 
 
 
 def test_stop_saves_and_ends_after_the_step(make_settings: MakeSettings, tmp_path: Path) -> None:
-    calls = iter([False, True])
-    path, events = run(make_settings("epochs=50"), tmp_path / "run", stop=lambda: next(calls))
+    events: list[Event] = []
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    path = train(
+        make_settings("epochs=50"),
+        tmp_path / "run",
+        listener=events.append,
+        stop=lambda: len(only(events, StepFinished)) == 2,
+    )
     (finished,) = only(events, RunFinished)
     assert finished.stopped and finished.step == 2  # type: ignore[attr-defined]
     with safe_open(path, "pt") as file:
         assert file.metadata()["ss_steps"] == "2"
+
+
+def test_stop_while_images_are_encoded(make_settings: MakeSettings, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(make_settings(), tmp_path / "run", listener=events.append, stop=lambda: True)
+    assert len(only(events, LatentsCached)) == 1
+    assert only(events, StepFinished) == []
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_weights(make_settings: MakeSettings, tmp_path: Path) -> None:

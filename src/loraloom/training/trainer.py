@@ -20,6 +20,7 @@ from loraloom.data.cache import LatentCache
 from loraloom.data.dataset import Dataset, Sample, load_dataset
 from loraloom.errors import NotFiniteError
 from loraloom.events import (
+    Event,
     Listener,
     Notice,
     RunFinished,
@@ -70,7 +71,7 @@ def train(
     ``stop`` is asked after every step; when it says yes the run saves and ends cleanly. Returns the final LoRA file.
     """
     with explained_memory_errors("loading the checkpoint and encoding the images"):
-        run = TrainingRun.prepare(settings, folder, listener)
+        run = TrainingRun.prepare(settings, folder, listener, stop)
     try:
         with explained_memory_errors(f"training on {run.model.device}"):
             return run.loop(stop)
@@ -128,8 +129,17 @@ class TrainingRun:
     started: float = 0.0
 
     @classmethod
-    def prepare(cls, settings: TrainSettings, folder: Path, listener: Listener) -> TrainingRun:
-        """Read the dataset, load the checkpoint, cache latents, put a new LoRA on the model."""
+    def prepare(
+        cls,
+        settings: TrainSettings,
+        folder: Path,
+        listener: Listener,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> TrainingRun:
+        """Read the dataset, load the checkpoint, cache latents, put a new LoRA on the model.
+
+        Raises KeyboardInterrupt when ``stop`` says yes while images are encoded: there is nothing to save yet.
+        """
         started = time.time()
         device = choose_device(settings.device)
         precision = choose_precision(device, settings.mixed_precision)
@@ -166,7 +176,7 @@ class TrainingRun:
         cache = LatentCache(model.encode_images, vae_key=vae_fingerprint(model), folder=settings.dataset.latent_folder)
         with model.using("vae"):
             batch_size = 1 if device.type == "cpu" else 4
-            cache.prepare(dataset.samples, settings.dataset.flip, batch_size, listener)
+            cache.prepare(dataset.samples, settings.dataset.flip, batch_size, _interruptible(listener, stop))
 
         adapters = create_adapters(settings.adapter, model.targets, seed=settings.seed).to(device)
         layers = {target.name: model.layer(target) for target in model.targets}
@@ -406,6 +416,15 @@ def _with_resolution(settings: TrainSettings, checkpoint: Checkpoint, listener: 
     resolution = checkpoint.family.default_resolution_for(signs.prediction or "epsilon")
     listener(Notice(f"dataset.resolution = {resolution}: what {checkpoint.family.title} was trained at"))
     return settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"resolution": resolution})})
+
+
+def _interruptible(listener: Listener, stop: Callable[[], bool]) -> Listener:
+    def listen(event: Event) -> None:
+        listener(event)
+        if stop():
+            raise KeyboardInterrupt
+
+    return listen
 
 
 def _check_preview_prompts(settings: TrainSettings) -> None:
