@@ -14,22 +14,22 @@ from PIL import Image, ImageChops
 from loraloom.errors import OutputError
 from loraloom.events import Listener, ignore
 from loraloom.formats.image_info import save_image
-from loraloom.formats.tensors import write_tensors
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.text_to_image import GeneratedImage, text_to_image
 from loraloom.hardware import choose_device
-from loraloom.models.family import FAMILIES
 from loraloom.models.loaded import LoadedModel, load_model
+from loraloom.studio.embedded import write_checkpoint
 from loraloom.studio.training import StopRequest, run_training
 from loraloom.studio.weights import merge_loras
 from loraloom.training.settings import TrainSettings
 
 __all__ = ["DemoResult", "run_demo"]
 
-SUBJECT = "a hedgehog on a white background"
+SUBJECT = "a red balloon on a white background"
 TRIGGER = "openmoji"
 RESOLUTION_PX = 128
 WEIGHT = 0.8
+GUIDANCE = 3.0  # what suits the small checkpoint; real ones want about 7
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def run_demo(
         raise OutputError(f"{folder} exists already", "name another folder: loraloom demo FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
 
-    say("1. A checkpoint. Yours will be a real Stable Diffusion model; this one is tiny, has the same layout, and")
-    say("   is made on the spot from random numbers: what it paints is abstract, what happens to it is real.")
+    say(
+        "1. A checkpoint. Yours will be a real Stable Diffusion model; this one has the same file layout and comes with"
+    )
+    say("   the package: tiny, trained from scratch on the Noto emoji drawings, it paints simple things roughly.")
     checkpoint = make_checkpoint(folder / "checkpoint" / "demo-sd1.safetensors")
     say(f"   {checkpoint}")
 
@@ -91,6 +93,7 @@ def run_demo(
             f"dataset.resolution={RESOLUTION_PX}",
             f"epochs={epochs}",
             "batch_size=4",
+            f"preview.cfg_scale={GUIDANCE}",
             "optimizer.lr=1e-3",
             "adapter.rank=8",
             f"saving.trigger={TRIGGER}",
@@ -109,7 +112,7 @@ def run_demo(
 
     say("5. The LoRA merged into the checkpoint: a model of its own that needs no LoRA.")
     merged = folder / "checkpoint" / "demo-sd1-openmoji.safetensors"
-    report = merge_loras(checkpoint, [f"{result.lora}:{WEIGHT}"], merged, precision=None)
+    report = merge_loras(checkpoint, [f"{result.lora}:{WEIGHT}"], merged, precision="float")
     say(f"   {report.changed} of {report.tensors} tensors changed: {merged}")
     from_merged = painter.paint(painter.load(merged), "merged.png", prompt)
 
@@ -147,6 +150,7 @@ class Painter:
             width=RESOLUTION_PX,
             height=RESOLUTION_PX,
             sampler="DPM++ 2M Karras",
+            cfg_scale=GUIDANCE,
             seed=42,
             lora_folders=(self.lora_folder,),
         )
@@ -157,9 +161,10 @@ class Painter:
 
 
 def make_checkpoint(path: Path) -> Path:
-    """Write a small random-weight checkpoint in the SD 1.x file layout; the same bytes every time."""
+    """Write the small checkpoint that comes with the package as an ordinary SD 1.x file; the same bytes every time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, FAMILIES.load("sd1")().toy(seed=0))
+    with as_file(files("loraloom.studio") / "embedded_base.safetensors") as packaged:
+        write_checkpoint(packaged, path)
     return path
 
 
