@@ -21,6 +21,7 @@ __all__ = [
     "explained_memory_errors",
     "keep_freed_memory",
     "memory_hint",
+    "one_thread",
 ]
 
 
@@ -118,3 +119,16 @@ def keep_freed_memory() -> bool:
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
     settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20))
     return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes on one CPU thread: for tiny models handing work to others costs more than it saves."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -16,7 +16,7 @@ from loraloom.events import Listener, ignore
 from loraloom.formats.image_info import save_image
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.text_to_image import GeneratedImage, text_to_image
-from loraloom.hardware import choose_device
+from loraloom.hardware import choose_device, one_thread
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.studio.embedded import write_checkpoint
 from loraloom.studio.training import StopRequest, run_training
@@ -71,6 +71,19 @@ def run_demo(
         raise OutputError(f"{folder} exists already", "name another folder: loraloom demo FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
 
+    with one_thread():
+        return _whole_job(folder, listener, say, show_dataset, epochs, stop, began)
+
+
+def _whole_job(
+    folder: Path,
+    listener: Listener,
+    say: Callable[[str], None],
+    show_dataset: Callable[[Path], None],
+    epochs: int,
+    stop: StopRequest | None,
+    began: float,
+) -> DemoResult:
     say(
         "1. A checkpoint. Yours will be a real Stable Diffusion model; this one has the same file layout and comes with"
     )
