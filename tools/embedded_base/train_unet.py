@@ -138,6 +138,8 @@ def main() -> None:
     hour, minute = map(int, arguments.until.split(":"))
     began = time.time()
     end = datetime.now().replace(hour=hour, minute=minute, second=0).timestamp()
+    if end <= began:
+        end += 24 * 60 * 60
     scenes = Scenes(arguments.folder / "latents", arguments.stage)
     schedule = NoiseSchedule.scaled_linear()
     unet, text = new_unet(arguments.seed), new_text_encoder(arguments.seed)
