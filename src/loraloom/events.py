@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "Event",
+    "ImageSaved",
     "LatentsCached",
     "Listener",
     "Notice",
@@ -58,6 +59,15 @@ class Notice(Event):
 class LatentsCached(Event):
     """One more image was encoded by the VAE (or found in the cache)."""
 
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class ImageSaved(Event):
+    """An image of a series was written, the ``done``-th of ``total``."""
+
+    path: str
     done: int
     total: int
 

@@ -41,9 +41,10 @@ def _options(
 
 
 def _register() -> None:
-    from loraloom.cli import dataset, demo, generate, settings, train, weights
+    from loraloom.cli import class_images, dataset, demo, generate, settings, train, weights
 
     app.command("demo")(demo.demo)
+    dataset.app.command("class-images")(class_images.class_images)
     app.add_typer(dataset.app, name="dataset")
     app.command("train")(train.train)
     app.command("generate")(generate.generate)

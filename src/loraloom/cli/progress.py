@@ -11,6 +11,7 @@ from rich.text import Text
 
 from loraloom.events import (
     Event,
+    ImageSaved,
     LatentsCached,
     Notice,
     PreviewSaved,
@@ -67,6 +68,8 @@ class ProgressDisplay:
                 self._seconds_per_step += share * (event.seconds - self._seconds_per_step)
                 status = f"epoch {event.epoch}  loss {event.average_loss:.4f}  {_rate(self._seconds_per_step)}"
                 self._bar("training", event.step, None, status)
+            case ImageSaved():
+                self._bar("images", event.done, event.total)
             case PreviewSaved():
                 self._say(f"preview {event.path}")
             case WeightsSaved():
