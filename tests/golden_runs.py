@@ -27,13 +27,16 @@ from toys import toy_tensors
 __all__ = ["FOLDER", "STEPS", "areas", "cases", "expected", "losses"]
 
 FOLDER = Path(__file__).parent / "training" / "golden"
-"""``<area>.json``: {case: {"overrides": [key=value, ...], "losses": [ten floats]}}; the losses are written by this file."""
+"""``<area>.json``: {case: {"overrides": [key=value, ...], "losses": [ten floats]}}; this file writes the losses."""
 STEPS = 10
 
 
 @cache
 def _material() -> Path:
-    """A folder with the SD1 toy checkpoint and four 64 px pictures with captions; gone with the process."""
+    """A folder with the SD1 toy checkpoint and four 64 px pictures with captions; gone with the process.
+
+    Beside the pictures: ``masks`` (of three of them), ``transparent`` and ``odd`` pictures for the area data.
+    """
     folder = Path(_KEPT.name)
     write_tensors(folder / "toy.safetensors", toy_tensors("sd1"))
     (folder / "pictures" / "1_squares").mkdir(parents=True)
@@ -45,14 +48,34 @@ def _material() -> Path:
         picture.save(folder / "pictures" / "1_squares" / f"{index}.png")
         text = f"a square, number {index}, black bar, {colour[1:]}"
         (folder / "pictures" / "1_squares" / f"{index}.txt").write_text(text, encoding="utf-8")
+    _more_material(folder)
     return folder
+
+
+def _more_material(folder: Path) -> None:
+    for name in ("masks/1_squares", "transparent/1_squares", "odd/1_squares"):
+        (folder / name).mkdir(parents=True)
+    for index in range(3):
+        mask = Image.new("L", (64, 64), 0)
+        mask.paste(255, (8 * index, 8, 8 * index + 24, 48))
+        mask.save(folder / "masks" / "1_squares" / f"{index}.png")
+        picture = Image.open(folder / "pictures" / "1_squares" / f"{index}.png").resize((64, 64))
+        picture.putalpha(mask)
+        picture.save(folder / "transparent" / "1_squares" / f"{index}.png")
+        (folder / "transparent" / "1_squares" / f"{index}.txt").write_text(f"square {index}", encoding="utf-8")
+        picture.convert("RGB").crop((0, 0, 64, 40)).save(
+            folder / "odd" / "1_squares" / f"0{index} {'ab'[index % 2]}_c.png"
+        )
+        text = f"a {{red|green}} thing, num_ber {index}\n(one:1.4) ||| two; three, four_five ||| six"
+        (folder / "odd" / "1_squares" / f"0{index} {'ab'[index % 2]}_c.txt").write_text(text, encoding="utf-8")
+        mask.save(folder / "odd" / "1_squares" / f"0{index} {'ab'[index % 2]}_c-masklabel.png")
 
 
 _KEPT = tempfile.TemporaryDirectory(prefix="loraloom-golden-")
 
 
 def losses(overrides: list[str]) -> list[float]:
-    """Loss of each of ten steps of a toy run with these settings."""
+    """Loss of each of ten steps of a toy run with these settings (MATERIAL stands for the material's folder)."""
     torch.set_num_threads(1)
     folder = _material()
     settings = TrainSettings.load(
@@ -66,7 +89,7 @@ def losses(overrides: list[str]) -> list[float]:
             "batch_size=2",
             "device=cpu",
             "optimizer.lr=1e-2",
-            *overrides,
+            *(override.replace("MATERIAL", folder.as_posix()) for override in overrides),
         ],
     )
     found: list[float] = []

@@ -15,7 +15,8 @@
     ├── DatasetError             nothing to train on, or a folder layout that cannot be understood
     ├── PromptError              a prompt that names something that is not there
     ├── TrainingError            a run that cannot go on
-    │   └── NotFiniteError       the loss or a gradient became NaN or infinite
+    │   ├── NotFiniteError       the loss or a gradient became NaN or infinite
+    │   └── ResumeError          a run that cannot go on as it was, or is being trained already
     └── HardwareError            the device, precision or memory asked for is not available
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "NotFiniteError",
     "OutputError",
     "PromptError",
+    "ResumeError",
     "SettingsError",
     "TrainingError",
     "UnknownNameError",
@@ -121,6 +123,10 @@ class TrainingError(LoraloomError):
 
 class NotFiniteError(TrainingError):
     """The loss or a gradient became NaN or infinite."""
+
+
+class ResumeError(TrainingError):
+    """A run that cannot go on as it was, or that another process is training."""
 
 
 class HardwareError(LoraloomError):

@@ -15,13 +15,20 @@ __all__ = [
     "ImageSaved",
     "LatentsCached",
     "Listener",
+    "MemoryMeasured",
+    "MemoryPredicted",
     "Notice",
     "PreviewSaved",
+    "PreviewSheetSaved",
     "RunFailed",
     "RunFinished",
+    "RunPaused",
+    "RunResumed",
     "RunStarted",
     "SamplerStepped",
+    "StateSaved",
     "StepFinished",
+    "ValidationMeasured",
     "WeightsSaved",
     "from_record",
     "ignore",
@@ -97,13 +104,34 @@ class StepFinished(Event):
 
 
 @dataclass(frozen=True)
+class ValidationMeasured(Event):
+    """The loss on pictures that are not trained on, at fixed noises and timesteps. ``is_best``: the lowest so far."""
+
+    step: int
+    epoch: int
+    loss: float
+    by_timestep: dict[str, float]
+    is_best: bool
+
+
+@dataclass(frozen=True)
 class PreviewSaved(Event):
-    """A preview image was written."""
+    """A preview image was written: of the ``index``-th prompt, with the LoRA at ``weight``."""
 
     path: str
     prompt: str
     step: int
     epoch: int
+    index: int = 0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PreviewSheetSaved(Event):
+    """The sheet of all previews so far was written."""
+
+    path: str
+    step: int
 
 
 @dataclass(frozen=True)
@@ -117,8 +145,36 @@ class WeightsSaved(Event):
 
 
 @dataclass(frozen=True)
+class StateSaved(Event):
+    """What is needed to go on from this step was written."""
+
+    path: str
+    step: int
+
+
+@dataclass(frozen=True)
+class RunPaused(Event):
+    """Training waits after this step. ``freed``: its process has ended, which gave all memory back."""
+
+    step: int
+    freed: bool = False
+
+
+@dataclass(frozen=True)
+class RunResumed(Event):
+    """Training goes on after ``step``: in the same process, or (``path``: the state file) in a new one.
+
+    Whatever was recorded of later steps before this event is superseded: those steps come again.
+    """
+
+    step: int
+    path: str = ""
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunFinished(Event):
-    """Training ended as planned, or because it was asked to (``stopped``)."""
+    """Training ended as planned, or because it was asked to (``stopped``). ``seconds`` are without pauses."""
 
     step: int
     seconds: float
@@ -133,6 +189,31 @@ class RunFailed(Event):
     step: int
     problem: str
     hint: str
+
+
+@dataclass(frozen=True)
+class MemoryPredicted(Event):
+    """What a run will take at its peak, in bytes: on the CPU the process's own memory, beside it the mapped file."""
+
+    device: str
+    peak: int
+    mapped: int
+    free: int
+    """0: not known."""
+
+
+@dataclass(frozen=True)
+class MemoryMeasured(Event):
+    """What a run took at its peak, in bytes, and what had been predicted."""
+
+    device: str
+    predicted: int
+    measured: int
+
+    @property
+    def off_percent(self) -> float:
+        """By how much the prediction was too high, or (negative) too low."""
+        return 100 * (self.predicted / self.measured - 1)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from loraloom.errors import HardwareError
 
@@ -15,13 +18,17 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "PeakMemory",
     "Precision",
     "choose_device",
     "choose_precision",
     "explained_memory_errors",
+    "free_memory_bytes",
     "keep_freed_memory",
     "memory_hint",
     "one_thread",
+    "own_memory_bytes",
+    "return_freed_memory",
 ]
 
 
@@ -85,7 +92,10 @@ def choose_precision(device: torch.device, requested: str = "auto") -> Precision
 
 def memory_hint() -> str:
     """What a person can do when memory runs out, cheapest first."""
-    return "lower batch_size, set gradient_checkpointing=true, lower resolution, or lower adapter.rank"
+    return (
+        "set gradient_checkpointing=selective or full, lower batch_size or dataset.resolution; "
+        "`loraloom plan` with the same settings and --memory says what is enough"
+    )
 
 
 @contextmanager
@@ -104,6 +114,85 @@ def explained_memory_errors(what: str) -> Iterator[None]:
         raise HardwareError(f"out of memory while {what}", memory_hint()) from error
 
 
+def own_memory_bytes() -> int | None:
+    """What this process has taken for itself, without pages of mapped files. Linux only, else None."""
+    return _proc_bytes("/proc/self/status", "RssAnon:")
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """What can still be taken on the device; None where nobody says."""
+    if device.type == "cuda":
+        import torch
+
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    return _proc_bytes("/proc/meminfo", "MemAvailable:") if device.type == "cpu" else None
+
+
+def _proc_bytes(path: str, name: str) -> int | None:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
+
+
+class PeakMemory:
+    """The largest memory between :meth:`start` and :meth:`stop`, in bytes; also a context manager.
+
+    On CUDA what torch has allocated; on the CPU the process's own memory, looked at every few milliseconds (Linux).
+    ``peak`` stays None where neither can be told.
+    """
+
+    INTERVAL_S = 0.02
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.peak: int | None = None
+        self.running = False
+
+    def start(self) -> None:
+        """Begin to look."""
+        self.running = True
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device)
+        elif self._device.type == "cpu" and own_memory_bytes() is not None:
+            self._thread = threading.Thread(target=self._sample, name="peak memory", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Look for the last time."""
+        self.running = False
+        if self._device.type == "cuda":
+            import torch
+
+            self.peak = torch.cuda.max_memory_allocated(self._device)
+        elif self._thread is not None:
+            self._stopped.set()
+            self._thread.join()
+            self._look()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _sample(self) -> None:
+        while not self._stopped.wait(self.INTERVAL_S):
+            self._look()
+
+    def _look(self) -> None:
+        self.peak = max(self.peak or 0, own_memory_bytes() or 0)
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep freed blocks for the next step instead of returning each to the system; whether it could.
 
@@ -119,6 +208,16 @@ def keep_freed_memory() -> bool:
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
     settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20))
     return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+def return_freed_memory() -> bool:
+    """Give freed pages back to the system, whatever :func:`keep_freed_memory` said; whether it could (glibc)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):  # another C library
+        return False
 
 
 @contextmanager

@@ -122,21 +122,27 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 
 
 def setting_rows(cls: type[Settings], prefix: str = "") -> Iterator[SettingRow]:
-    """Every setting under ``cls``, nested groups included, in the order of definition."""
+    """Every setting under ``cls``, nested groups included, in the order of definition.
+
+    The settings of a list of tables have ``[]`` in their path: ``dataset.concepts[].repeats``.
+    """
     for name, field in cls.model_fields.items():
         group = _group(field)
         if group is not None:
             yield from setting_rows(group, f"{prefix}{name}.")
             continue
         required = field.is_required()
+        table = _table(field)
         yield SettingRow(
             path=f"{prefix}{name}",
-            type=_type_name(field.annotation),
+            type="list of tables" if table else _type_name(field.annotation),
             default=None if required else field.get_default(call_default_factory=True),
             required=required,
             doc=" ".join((field.description or "").split()),
             kohya=tuple(name for mark in field.metadata if isinstance(mark, Kohya) for name in mark.names),
         )
+        if table is not None:
+            yield from setting_rows(table, f"{prefix}{name}[].")
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +159,13 @@ def _value(text: str) -> Any:
 def _group(field: FieldInfo) -> type[Settings] | None:
     annotation = field.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+
+
+def _table(field: FieldInfo) -> type[Settings] | None:
+    """The class of the entries where the field is a list of tables."""
+    arguments = get_args(field.annotation) if get_origin(field.annotation) is tuple else ()
+    element = arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
+    return element if isinstance(element, type) and issubclass(element, Settings) else None
 
 
 def _type_name(annotation: Any) -> str:
@@ -194,8 +207,13 @@ def _problem(cls: type[Settings], item: dict[str, Any], source: str) -> str:
 def _anchor_paths(cls: type[Settings], data: dict[str, Any], folder: Path) -> None:
     for name, field in cls.model_fields.items():
         group, value = _group(field), data.get(name)
+        table = _table(field)
         if group is not None and isinstance(value, dict):
             _anchor_paths(group, value, folder)
+        elif table is not None and isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict):
+                    _anchor_paths(table, item, folder)
         elif isinstance(value, str) and _holds_path(field.annotation):
             data[name] = str(folder / Path(value).expanduser())
 
@@ -205,11 +223,14 @@ def _holds_path(annotation: Any) -> bool:
 
 
 def _fill_toml(container: Any, settings: Settings, *, comments: bool) -> None:
-    groups = []
+    groups, tables = [], []
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, Settings):
             groups.append((name, field, value))
+            continue
+        if _table(field) is not None and value:
+            tables.append((name, value))
             continue
         if comments and field.description:
             container.add(tomlkit.comment(" ".join(field.description.split())))
@@ -225,6 +246,11 @@ def _fill_toml(container: Any, settings: Settings, *, comments: bool) -> None:
             table.add(tomlkit.comment(" ".join(field.description.split())))
         _fill_toml(table, value, comments=comments)
         container.add(name, table)
+    for name, entries in tables:
+        array = tomlkit.aot()
+        for entry in entries:
+            array.append(tomlkit.item(_toml_value(entry)))
+        container.add(name, array)
 
 
 def _fill_template(container: Any, cls: type[Settings]) -> None:
@@ -256,6 +282,12 @@ def _toml_value(value: Any) -> Any:
         return str(value)
     if isinstance(value, (tuple, list)):
         return [_toml_value(item) for item in value]
+    if isinstance(value, Settings):  # an entry of a list of tables: only what was set
+        return {key: _toml_value(getattr(value, key)) for key in type(value).model_fields if _is_set(value, key)}
     if isinstance(value, Mapping):
         return {key: _toml_value(item) for key, item in value.items()}
     return value
+
+
+def _is_set(settings: Settings, name: str) -> bool:
+    return name in settings.model_fields_set and getattr(settings, name) is not None

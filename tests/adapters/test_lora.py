@@ -37,7 +37,7 @@ def random_adapter(layer: nn.Module, name: str) -> tuple[AdapterTarget, LoraAdap
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
     spot = target(name, tuple(weight.shape))
-    adapter = LoraAdapter.create(spot, 3, 1.5, dropout=0.0, seed=1)
+    adapter = LoraAdapter.create(spot, AdapterSettings(), 3, 1.5, seed=1)
     adapter.up.data.normal_()
     return spot, adapter
 
@@ -45,7 +45,7 @@ def random_adapter(layer: nn.Module, name: str) -> tuple[AdapterTarget, LoraAdap
 def test_starts_as_identity(layer_and_input: tuple[str, nn.Module, torch.Tensor]) -> None:
     name, layer, x = layer_and_input
     spot = target(name, tuple(layer.weight.shape))  # type: ignore[union-attr]
-    adapter = LoraAdapter.create(spot, 3, 3.0, dropout=0.0, seed=1)
+    adapter = LoraAdapter.create(spot, AdapterSettings(), 3, 3.0, seed=1)
     assert torch.equal(adapter.delta(), torch.zeros(spot.shape))
     with attach(AdapterSet({spot: adapter}), {spot.name: layer}):
         with_adapter = layer(x)
@@ -76,12 +76,12 @@ def test_the_closed_form_of_a_linear_delta() -> None:
 
 def test_init_is_kaiming_uniform_with_sqrt_five() -> None:
     spot = target("wide", (8, 400))
-    down = LoraAdapter.create(spot, 64, 64.0, dropout=0.0, seed=0).down
+    down = LoraAdapter.create(spot, AdapterSettings(), 64, 64.0, seed=0).down
     bound = 1 / 400**0.5
     assert float(down.abs().max()) <= bound
     assert float(down.std()) == pytest.approx(bound / 3**0.5, rel=0.03)
-    assert torch.equal(down, LoraAdapter.create(spot, 64, 64.0, dropout=0.0, seed=0).down)
-    assert not torch.equal(down, LoraAdapter.create(spot, 64, 64.0, dropout=0.0, seed=1).down)
+    assert torch.equal(down, LoraAdapter.create(spot, AdapterSettings(), 64, 64.0, seed=0).down)
+    assert not torch.equal(down, LoraAdapter.create(spot, AdapterSettings(), 64, 64.0, seed=1).down)
 
 
 def test_weight_zero_is_bit_equal_to_the_base() -> None:
@@ -113,7 +113,8 @@ def test_dropout_depends_on_the_step_alone() -> None:
     layer, shape = LAYERS["linear"]
     x = torch.randn(shape)
     spot = target("linear", (10, 6))
-    adapter = LoraAdapter.create(spot, 64, 64.0, dropout=0.5, seed=1)
+    adapter = LoraAdapter.create(spot, AdapterSettings(), 64, 64.0, seed=1)
+    adapter.dropout = 0.5
     adapter.up.data.normal_()
     adapters = AdapterSet({spot: adapter}).train()
     with attach(adapters, {spot.name: layer}):
@@ -204,7 +205,9 @@ def broken_files() -> dict[str, tuple[dict[str, torch.Tensor], str]]:
         "nan": (nan, "NaN"),
         "infinite alpha": ({**good, "lora_unet_a.alpha": torch.tensor(float("inf"))}, "infinite"),
         "stray key": ({**good, "something": torch.ones(1)}, "belong to no LoRA layer"),
-        "LoHa": ({**good, "lora_unet_a.hada_w1_a": torch.ones(1)}, "LoHa"),
+        "OFT": ({**good, "lora_unet_a.oft_blocks": torch.ones(1)}, "OFT"),
+        "two kinds in one layer": ({**good, "lora_unet_a.hada_w1_a": torch.ones(1)}, "no kind of adapter"),
+        "a matrix as alpha": ({**good, "lora_unet_a.alpha": torch.ones(2)}, "alpha of shape"),
         "no LoRA": ({"model.diffusion_model.x": torch.ones(1)}, "is not a LoRA file"),
     }
 

@@ -40,7 +40,8 @@ def test_a_run_from_start_to_end(command: Command, files: Path) -> None:
     folder = RunFolder(Path("runs/red"))
     found = sorted(path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file())
     assert {"events.jsonl", "settings.toml", "weights/red.safetensors", "weights/red-000001.safetensors"} <= set(found)
-    assert len([name for name in found if name.startswith("previews/")]) == 3  # before, after each epoch
+    previews = [name for name in found if name.startswith("previews/")]
+    assert len(previews) == 4 and "previews/sheet.png" in previews  # before, after each epoch, and all on one sheet
 
     settings = TrainSettings.load(folder.path / "settings.toml")
     assert (settings.epochs, settings.adapter.rank, settings.name) == (2, 2, "red")

@@ -1,29 +1,54 @@
-"""The README's main job, run as the command runs it."""
+"""The README's main job, run as the command runs it, in short."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from loraloom.data.dataset import load_dataset
+from loraloom.data.settings import DatasetSettings
 from loraloom.errors import OutputError
 from loraloom.formats.image_info import read_parameters
 from loraloom.models.checkpoint import open_checkpoint
-from loraloom.studio.demo import run_demo
+from loraloom.studio.demo import CHARACTER, STYLE, DemoPlan, DemoResult, copy_dataset, run_demo, training_settings
+
+SHORT_STYLE = replace(STYLE, prompts=STYLE.prompts[:2], overrides=("steps=12",))
+SHORT_CHARACTER = replace(
+    CHARACTER,
+    prompts=CHARACTER.prompts[:1],
+    control_prompts=CHARACTER.control_prompts[:1],
+    regularization_prompts=CHARACTER.regularization_prompts[:10],
+    overrides=("steps=4",),
+)
 
 
-def test_the_whole_job(tmp_path: Path) -> None:
+def run(plan: DemoPlan, folder: Path) -> tuple[DemoResult, list[str], list[Path]]:
     said: list[str] = []
     shown: list[Path] = []
-    result = run_demo(tmp_path / "demo", say=said.append, show_dataset=shown.append, epochs=1)
-    assert [line[0] for line in said if line[:1].isdigit()] == ["1", "2", "3", "4", "5"]
+    result = run_demo(folder, plan=plan, say=said.append, show_dataset=shown.append, epochs=1)
+    return result, said, shown
+
+
+@pytest.fixture
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of four sampler steps: rough, but the same road."""
+    monkeypatch.setattr("loraloom.studio.demo.STEPS", 4)
+
+
+@pytest.mark.usefixtures("_hurried")
+def test_the_whole_job(tmp_path: Path) -> None:
+    result, said, shown = run(SHORT_STYLE, tmp_path / "demo")
+    assert [line[0] for line in said if line[:1].isdigit()] == ["1", "2", "3", "4", "5", "6"]
     assert shown == [tmp_path / "demo" / "dataset"]
     assert (shown[0] / "LICENSE.md").exists()
     with safe_open(result.lora, "pt") as file:
         assert file.metadata()["modelspec.trigger_phrase"] == "openmoji"
-        assert file.metadata()["ss_steps"] == "60"
+        assert file.metadata()["ss_steps"] == "12"
     assert len(result.previews) == 4
     assert result.lora_pixel_difference > 8
     assert result.merge_pixel_difference <= 1
@@ -33,7 +58,63 @@ def test_the_whole_job(tmp_path: Path) -> None:
         with Image.open(path) as image:
             assert image.size == (128, 128)
     parameters = read_parameters(result.image_with)
-    assert parameters is not None and "<lora:openmoji-style:0.8>" in parameters
+    assert parameters is not None and "<lora:openmoji-style:1>" in parameters
+    for path in (result.curves, result.epochs_sheet, result.weights_sheet, result.merge_sheet):
+        assert path.is_relative_to(result.folder)
+        with Image.open(path) as image:
+            assert image.width > 3 * 128
+    assert len(result.changes) == 2
+    assert any("▁" in line for line in said), "the small curve"
+    mentioned = [word for line in said for word in line.split() if str(tmp_path) in word]
+    assert all(Path(word.rstrip(":")).exists() for word in mentioned)
+
+
+@pytest.mark.usefixtures("_hurried")
+def test_a_character_with_regularization_images(tmp_path: Path) -> None:
+    result, said, _ = run(SHORT_CHARACTER, tmp_path / "demo")
+    dataset = load_dataset(DatasetSettings(folder=result.folder / "dataset", resolution=128))
+    own = [sample for sample in dataset.samples if sample.is_regularization]
+    training = [sample for sample in dataset.samples if not sample.is_regularization]
+    assert len(own) >= len(training) == 10, "as the guide says: at least as many"
+    assert all("mewo cat" in sample.caption for sample in training)
+    assert {sample.caption for sample in own} == set(SHORT_CHARACTER.regularization_prompts)
+    assert len(result.changes) == 2
+    assert any("without it by" in line for line in said)
+    with safe_open(result.lora, "pt") as file:
+        assert file.metadata()["modelspec.trigger_phrase"] == "mewo cat"
+
+
+@pytest.mark.parametrize("plan", [STYLE, CHARACTER], ids=lambda plan: plan.name)
+def test_the_plans(plan: DemoPlan, tmp_path: Path) -> None:
+    dataset = copy_dataset(plan, tmp_path / "dataset")
+    captions = {path.read_text(encoding="utf-8").strip() for path in dataset.glob("*/*.txt")}
+    assert captions
+    assert all(plan.trigger in caption for caption in captions)
+    prompts = (*plan.prompts, *plan.control_prompts)
+    assert not captions & set(prompts), "every row of the sheet is new to the LoRA"
+    assert all(plan.trigger in prompt for prompt in plan.prompts)
+    others = (*plan.control_prompts, *plan.regularization_prompts)
+    assert not any(plan.trigger in prompt for prompt in others)
+    settings = training_settings(plan, tmp_path / "a.safetensors", dataset, tmp_path / "runs")
+    assert (settings.epochs, settings.adapter.rank, settings.optimizer.lr) == (plan.epochs, plan.rank, plan.lr)
+    assert settings.preview.prompts == ()
+
+
+def test_the_style_is_shown_on_subjects_that_were_not_drawn(tmp_path: Path) -> None:
+    dataset = copy_dataset(STYLE, tmp_path / "dataset")
+    drawn = [path.stem.replace("_", " ") for path in dataset.glob("*/*.txt")]
+    assert not [(d, p) for d in drawn for p in STYLE.prompts if re.search(rf"\b{re.escape(d)}\b", p)]
+
+
+def test_the_drawings_that_are_shipped_are_small() -> None:
+    from importlib.resources import as_file, files
+
+    with as_file(files("loraloom.studio") / "character") as folder:
+        pictures = sorted(folder.glob("*/*.png"))
+        assert len(pictures) == 10
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 300_000
+        assert "Apache-2.0" in (folder / "LICENSE.md").read_text(encoding="utf-8")
+        assert all(path.with_suffix(".txt").exists() for path in pictures)
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def settings(tmp_path: Path) -> TrainSettings:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, run: Callable[[Callable[[Event], None]], Path]) -> None:
     """A trainer that says what ``run`` says."""
-    monkeypatch.setattr("loraloom.training.trainer.train", lambda settings, folder, *, listener, stop: run(listener))
+    monkeypatch.setattr("loraloom.training.trainer.train", lambda settings, folder, *, listener, **_: run(listener))
 
 
 @pytest.mark.parametrize(

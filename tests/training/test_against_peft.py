@@ -131,7 +131,7 @@ def test_loss_and_lora_gradients_agree(twins: Twins, conv: bool) -> None:
     objective = Objective(twins.ours.schedule, twins.ours.prediction, seed=0)
     with attached(twins.ours, adapters):
         predicted = twins.ours.denoise(noisy, timestep, twins.ours.encode_text([CAPTION]))
-        loss = objective.loss(predicted, objective.target(noisy, noise, timestep)).sum()
+        loss = objective.loss(predicted, objective.target(noisy, noise, timestep), timestep).sum()
         loss.backward()
     reference = their_prediction(twins.theirs, noisy, timestep)
     torch.testing.assert_close(predicted, reference, rtol=1e-4, atol=1e-5)

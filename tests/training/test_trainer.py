@@ -159,7 +159,7 @@ def test_saves_previews_and_their_names(make_settings: MakeSettings, tmp_path: P
         "style-step00000004.safetensors",
         "style.safetensors",
     ]
-    previews = sorted(path.name for path in (tmp_path / "run" / "previews").iterdir())
+    previews = sorted(path.name for path in (tmp_path / "run" / "previews").iterdir() if path.name != "sheet.png")
     assert previews == [f"style_e{epoch:06d}_{prompt:02d}.png" for epoch in (0, 1, 2) for prompt in (0, 1)]
     parameters = read_parameters(tmp_path / "run" / "previews" / previews[1])
     assert parameters is not None and parameters.startswith("blue") and "Seed: 6" in parameters

@@ -203,7 +203,8 @@ def test_loras_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     name = "lora_unet_a"
     pair = {f"{name}.lora_down.weight": torch.ones(2, 4), f"{name}.lora_up.weight": torch.ones(4, 2)}
     cases = {
-        "LoHa": {f"{name}.hada_w1_a": torch.ones(4, 2), f"{name}.alpha": torch.tensor(1.0)},
+        "OFT": pair | {f"{name}.oft_blocks": torch.ones(4, 2)},
+        "no kind of adapter": pair | {f"{name}.hada_w1_a": torch.ones(4, 2)},
         "belong to no LoRA layer": pair | {"something": torch.ones(1)},
     }
     for message, tensors in cases.items():

@@ -7,7 +7,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import resvg_py
 from PIL import Image
 
 CONCEPTS_FILE = Path(__file__).with_name("concepts.tsv")
@@ -64,6 +63,8 @@ class IconSet:
 
     def draw(self, code: str, size_px: int = SPRITE_PX) -> Image.Image:
         """The drawing of a code point, RGBA, square."""
+        import resvg_py  # only here: everything else works without it
+
         icon = self._icons["icons"][self._names[code]]
         width, height = (icon.get(side, self._icons.get(side, 16)) for side in ("width", "height"))
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'

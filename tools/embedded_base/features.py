@@ -8,6 +8,7 @@ from world import BACKGROUNDS
 
 GRID = 24
 _DIFFERENT = 40.0
+_NEARLY_BLACK = 45.0
 Array = np.ndarray
 
 
@@ -82,11 +83,14 @@ def _cut(layer: Array, box: tuple[float, float, float, float]) -> Array:
 
 
 def near_black(image: Image.Image) -> float:
-    """Share of nearly black pixels among those that are not white: high for black outlines."""
-    pixels = np.asarray(image.convert("RGB"))
-    coloured = pixels.min(-1) < 240
-    dark = pixels.max(-1) < 60
-    return float(dark.sum() / max(1, coloured.sum()))
+    """Share of nearly black pixels (every channel below 45) among those that differ clearly from the background.
+
+    The measure of OpenMoji's style, whose outlines are black; Noto's darkest common colour is (47, 47, 47).
+    """
+    pixels = np.asarray(image.convert("RGB"), np.float32)
+    different = np.sqrt(((pixels - background_colour(image)) ** 2).sum(-1)) > _DIFFERENT
+    dark = pixels.max(-1) < _NEARLY_BLACK
+    return float((dark & different).sum() / max(1, different.sum()))
 
 
 def auc(higher: list[float], lower: list[float]) -> float:

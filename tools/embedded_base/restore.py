@@ -1,4 +1,4 @@
-"""Begin again from the packaged checkpoint: writes the state from which ``make_latents.py`` and ``train_unet.py`` go on.
+"""Begin again from the packaged checkpoint: writes the state from which the other scripts go on.
 
 The packaged file holds the averaged weights only, so the optimizer starts anew. The autoencoder in it already gives
 normalised latents times 1 / 0.18215, and so the scale of the new folder is that number for every channel.

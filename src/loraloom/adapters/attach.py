@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from loraloom.adapters.lora import Adapter, LoraAdapter
+from loraloom.adapters.adapter import Adapter
+from loraloom.adapters.blocks import BLOCK_COUNTS, block_index
+from loraloom.adapters.kinds import ADAPTERS, adapter_from_tensors
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError, SettingsError
+from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterFile, AdapterTarget, layer_keys, read_adapter_file
 from loraloom.randomness import seed_of
 
@@ -35,9 +40,13 @@ class AdapterSet(nn.Module):
     def items(self) -> Iterator[tuple[AdapterTarget, Adapter]]:
         """Every target with its adapter."""
         for name, target in self.targets.items():
-            adapter = self.adapters[name]
-            assert isinstance(adapter, Adapter)
-            yield target, adapter
+            yield target, self.adapter(name)
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of the layer with this kohya name; KeyError when there is none."""
+        adapter = self.adapters[name]
+        assert isinstance(adapter, Adapter)
+        return adapter
 
     def parts(self) -> list[str]:
         """The parts of the model that this LoRA changes, in the order of their first layer."""
@@ -46,7 +55,11 @@ class AdapterSet(nn.Module):
     def part_parameters(self, part: str) -> list[nn.Parameter]:
         """The trainable tensors of one part."""
         return [
-            parameter for target, adapter in self.items() if target.part == part for parameter in adapter.parameters()
+            parameter
+            for target, adapter in self.items()
+            if target.part == part
+            for parameter in adapter.parameters()
+            if parameter.requires_grad
         ]
 
     def file_tensors(self) -> dict[str, Tensor]:
@@ -57,11 +70,35 @@ class AdapterSet(nn.Module):
             for key, tensor in layer_keys(target.name, adapter.tensors()).items()
         }
 
+    def ranks(self) -> dict[int, int]:
+        """How many factorizations of each rank the file has; empty for kinds without ranks."""
+        counts: dict[int, int] = {}
+        for _, adapter in self.items():
+            for rank in adapter.ranks:
+                counts[rank] = counts.get(rank, 0) + 1
+        return counts
+
     def seed_step(self, *key: int | str) -> None:
         """Make this step's dropout a function of ``key`` and the layer alone."""
         for target, adapter in self.items():
-            if isinstance(adapter, LoraAdapter) and adapter.dropout:
+            if adapter.dropout or adapter.rank_dropout or adapter.module_dropout:
                 adapter.dropout_seed = seed_of(*key, "dropout", target.name)
+
+    @torch.no_grad()
+    def apply_max_norm(self, limit: float) -> tuple[int, float]:
+        """Shorten every adapter whose change is longer than ``limit`` (Frobenius norm, scale included).
+
+        Returns how many were, and the mean norm afterwards. The norm of a LoRA is found from products of the size of
+        its rank, and the device is waited for once.
+        """
+        adapters = [adapter for _, adapter in self.items()]
+        norms: list[float] = torch.stack([adapter.norm() for adapter in adapters]).tolist()
+        scaled = 0
+        for adapter, norm in zip(adapters, norms, strict=True):
+            if norm > limit:
+                adapter.scale_by(limit / norm)
+                scaled += 1
+        return scaled, sum(min(norm, limit) for norm in norms) / len(norms)
 
 
 class Attachment:
@@ -117,28 +154,167 @@ def attach(
     return attachment
 
 
-def choose_targets(settings: AdapterSettings, targets: Sequence[AdapterTarget]) -> list[AdapterTarget]:
-    """The layers that these settings train."""
+def choose_targets(
+    settings: AdapterSettings, targets: Sequence[AdapterTarget], *, family: str | None = None
+) -> list[AdapterTarget]:
+    """The layers that these settings train. ``family`` is needed for ranks that differ by block."""
+    _check_block_counts(settings, family)
     chosen = [
         target
         for target in targets
-        if (settings.unet if target.part == "unet" else settings.text_encoder)
-        and (settings.conv_rank > 0 or not target.extended)
+        if settings.trains_part(target.part)
+        and (settings.trains_convolutions or not target.extended)
+        and _rank_and_alpha(settings, target, family)[0] > 0
     ]
+    for key, patterns in (("include", settings.include), ("exclude", settings.exclude)):
+        for pattern in patterns:
+            if not any(re.search(pattern, target.name) for target in chosen):
+                names = f"the names look like {chosen[0].name}" if chosen else ""
+                raise SettingsError([f"adapter.{key}: {pattern!r} is found in no layer that would be trained"], names)
+    if settings.include:
+        chosen = [target for target in chosen if any(re.search(pattern, target.name) for pattern in settings.include)]
+    chosen = [target for target in chosen if not any(re.search(pattern, target.name) for pattern in settings.exclude)]
     if not chosen:
-        raise SettingsError(["adapter: nothing is trained"], "set adapter.unet or adapter.text_encoder to true")
+        hint = "set adapter.unet or adapter.text_encoder to true"
+        if settings.include or settings.exclude or settings.block_ranks is not None:
+            hint = "adapter.include, adapter.exclude and adapter.block_ranks leave no layer"
+        raise SettingsError(["adapter: nothing is trained"], hint)
     return chosen
 
 
-def create_adapters(settings: AdapterSettings, targets: Sequence[AdapterTarget], *, seed: int) -> AdapterSet:
-    """A new LoRA on the layers that the settings choose; it starts as the identity."""
-    adapters = {}
-    for target in choose_targets(settings, targets):
-        rank, alpha = settings.rank, settings.alpha
-        if target.kind == "conv3x3":
-            rank, alpha = settings.conv_rank, settings.conv_alpha
-        adapters[target] = LoraAdapter.create(target, rank, alpha or float(rank), dropout=settings.dropout, seed=seed)
+def _check_block_counts(settings: AdapterSettings, family: str | None) -> None:
+    problems = []
+    for name in ("block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas"):
+        given = getattr(settings, name)
+        if given is None:
+            continue
+        if family is None:
+            raise ValueError("ranks by block need the family of the checkpoint")
+        wanted = BLOCK_COUNTS[family]
+        if len(given) != wanted:
+            problems.append(f"adapter.{name} has {len(given)} values; the U-Net of {family} has {wanted} blocks")
+    if problems:
+        raise SettingsError(problems, "the first value is for the first block on the way down; 0 leaves a block out")
+
+
+def _rank_and_alpha(settings: AdapterSettings, target: AdapterTarget, family: str | None) -> tuple[int, float]:
+    """Rank of a layer (0: not trained), and the alpha that, divided by the rank, gives the scale."""
+    if target.kind == "conv3x3":
+        rank, alpha = settings.conv_rank, settings.conv_alpha
+        ranks, alphas = settings.conv_block_ranks, settings.conv_block_alphas
+    else:
+        rank, alpha, ranks, alphas = settings.rank, settings.alpha, settings.block_ranks, settings.block_alphas
+    if family is not None and (ranks is not None or alphas is not None):
+        block = block_index(target, family)
+        if block is not None:
+            rank = rank if ranks is None else ranks[block]
+            alpha = alpha if alphas is None else alphas[block]
+    alpha = alpha or float(rank)
+    return rank, alpha * rank**0.5 if settings.rank_stabilized else alpha
+
+
+def create_adapters(
+    settings: AdapterSettings,
+    targets: Sequence[AdapterTarget],
+    *,
+    seed: int,
+    family: str | None = None,
+    weight: Callable[[AdapterTarget], Tensor] | None = None,
+    listener: Listener = ignore,
+) -> AdapterSet:
+    """The adapters that the settings ask for: new ones, which change nothing yet, or those of ``start_from``.
+
+    ``family`` is needed for ranks that differ by block; ``weight`` gives the weight of a layer, which DoRA and
+    principal factors start from. Raises SettingsError where the settings fit no layer, AdapterError where the file
+    does not fit.
+    """
+    if settings.start_from is not None and settings.rank_from_file:
+        adapters = _adapters_of_file(settings, settings.start_from, targets)
+    else:
+        kind: type[Adapter] = ADAPTERS.load(settings.kind)
+        needs_base = kind.needs_base or settings.init == "pissa"
+        adapters = {}
+        for target in choose_targets(settings, targets, family=family):
+            rank, alpha = _rank_and_alpha(settings, target, family)
+            base = weight(target).detach() if weight is not None and needs_base else None
+            adapters[target] = kind.create(target, settings, rank, alpha, seed=seed, base=base)
+        if settings.start_from is not None:
+            _start_from(adapters, settings, settings.start_from, targets, listener)
+    for adapter in adapters.values():
+        adapter.dropout = settings.dropout
+        adapter.rank_dropout, adapter.module_dropout = settings.rank_dropout, settings.module_dropout
     return AdapterSet(adapters)
+
+
+def _file_kind(settings: AdapterSettings, path: Path, stored: AdapterSet) -> None:
+    """AdapterError unless the file holds what the settings train."""
+    wanted = "lora" if settings.kind == "lora_fa" else settings.kind
+    for target, adapter in stored.items():
+        if adapter.kind != wanted:
+            raise AdapterError(
+                f"adapter.start_from: {path} holds {adapter.kind} ({target.name}), adapter.kind is {settings.kind}",
+                f"set adapter.kind={adapter.kind}" if adapter.kind != "norm" else "it cannot be trained on",
+            )
+
+
+def _adapters_of_file(
+    settings: AdapterSettings, path: Path, targets: Sequence[AdapterTarget]
+) -> dict[AdapterTarget, Adapter]:
+    stored = read_adapters(path, targets)
+    _file_kind(settings, path, stored)
+    kind: type[Adapter] = ADAPTERS.load(settings.kind)
+    chosen = {
+        target: kind.from_tensors(adapter.tensors(), target)
+        for target, adapter in stored.items()
+        if settings.trains_part(target.part)
+        and not any(re.search(pattern, target.name) for pattern in settings.exclude)
+        and (not settings.include or any(re.search(pattern, target.name) for pattern in settings.include))
+    }
+    if len(chosen) < len(stored):
+        left = len(stored) - len(chosen)
+        raise AdapterError(
+            f"adapter.start_from: the settings leave out {left} of the {len(stored)} layers of {path}, "
+            "which would be missing in the new LoRA",
+            "train all of them, or start without adapter.rank_from_file",
+        )
+    return chosen
+
+
+def _start_from(
+    adapters: dict[AdapterTarget, Adapter],
+    settings: AdapterSettings,
+    path: Path,
+    targets: Sequence[AdapterTarget],
+    listener: Listener,
+) -> None:
+    """Give adapters the values of a file, alphas included; layers that only one of the two has are told."""
+    stored = read_adapters(path, targets)
+    _file_kind(settings, path, stored)
+    lost = 0
+    for target, source in stored.items():
+        if target not in adapters:
+            lost += 1
+            continue
+        made, values = adapters[target].tensors(), source.tensors()
+        if {role: t.shape for role, t in made.items()} != {role: t.shape for role, t in values.items()}:
+            ranks = ["/".join(map(str, adapter.ranks)) or "none" for adapter in (source, adapters[target])]
+            raise AdapterError(
+                f"adapter.start_from: layer {target.name} of {path} has rank {ranks[0]} and other sizes than the "
+                f"settings make (rank {ranks[1]})",
+                "set adapter.rank_from_file=true to take ranks and alphas from the file",
+            )
+        adapters[target] = type(adapters[target]).from_tensors(values, target)
+    matched = len(stored) - lost
+    if matched == 0:
+        raise AdapterError(
+            f"adapter.start_from: none of the {len(stored)} layers of {path} is trained with these settings"
+        )
+    if lost:
+        text = f"{lost} of the {len(stored)} layers of {path} are not trained: the new LoRA will not have them"
+        listener(Notice(f"adapter.start_from: {text}", "warning"))
+    if len(adapters) > matched:
+        text = f"{len(adapters) - matched} trained layers are not in {path}: they start new"
+        listener(Notice(f"adapter.start_from: {text}", "warning"))
 
 
 def match_layers(file: AdapterFile, targets: Sequence[AdapterTarget]) -> dict[AdapterTarget, str]:
@@ -178,7 +354,7 @@ def read_adapters(path: Path, targets: Sequence[AdapterTarget]) -> AdapterSet:
     adapters: dict[AdapterTarget, Adapter] = {}
     for target, name in match_layers(file, targets).items():
         try:
-            adapters[target] = LoraAdapter.from_tensors(file.layers[name], target)
+            adapters[target] = adapter_from_tensors(file.layers[name], target)
         except AdapterError as error:
             raise AdapterError(f"{path}: {error.problem}", error.hint or _family_hint(file)) from error
     adapter_set = AdapterSet(adapters, file.metadata)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from loraloom.settings import Kohya, Settings
 
-__all__ = ["AdapterSettings"]
+__all__ = ["AdapterSettings", "adapter_notices", "parse_base_lora"]
+
+_LOW_RANK = ("lora", "lora_fa", "dora")
+"""Kinds that are made of a down and an up matrix."""
+_RANKLESS = ("ia3", "full")
+"""Kinds that have no rank."""
+
+Rank = Annotated[int, Field(ge=0, le=4096)]
+Alpha = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdapterSettings(Settings):
     """What is trained on top of the frozen checkpoint."""
 
-    kind: Literal["lora"] = "lora"
-    """Kind of adapter."""
+    kind: Annotated[Literal["lora", "lora_fa", "dora", "loha", "lokr", "ia3", "full"], Kohya("algo")] = "lora"
+    """Kind of adapter: lora is read by every program; docs/training.md tells what the others are for and who reads
+    them."""
     rank: Annotated[int, Kohya("network_dim"), Field(ge=1, le=4096)] = 16
     """Rank of the update of each layer: more can learn more, and costs file size (SD 1.5 in fp16: 1.2 MB per rank)."""
     alpha: Annotated[float | None, Kohya("network_alpha"), Field(gt=0)] = None
@@ -24,9 +36,147 @@ class AdapterSettings(Settings):
     """Rank for 3x3 convolutions (0: they are not trained). When set, the other layers of the res blocks are too."""
     conv_alpha: Annotated[float | None, Kohya("conv_alpha"), Field(gt=0)] = None
     """Alpha of the 3x3 convolutions. Unset: equal to conv_rank."""
-    dropout: Annotated[float, Kohya("network_dropout"), Field(ge=0, lt=1)] = 0.0
+    rank_stabilized: Annotated[bool, Kohya("rs_lora", "use_rslora")] = False
+    """Scale by alpha / sqrt(rank), so that a higher rank does not learn more slowly. The file's alpha is written such
+    that programs which divide by the rank get the same result."""
+    init: Literal["default", "pissa", "orthogonal"] = "default"
+    """Where the two matrices start. default: down random, up zero. pissa: the largest singular values of the layer's
+    weight (the file has twice the rank). orthogonal: down with orthogonal rows, up zero."""
+    dropout: Annotated[Probability, Kohya("network_dropout")] = 0.0
     """Probability that a component of the low-rank activation is dropped in a training step."""
+    rank_dropout: Annotated[Probability, Kohya("rank_dropout")] = 0.0
+    """Probability that a rank is left out for an image in a training step (other kinds: an output channel)."""
+    module_dropout: Annotated[Probability, Kohya("module_dropout")] = 0.0
+    """Probability that a layer's whole adapter is left out in a training step."""
+    max_norm: Annotated[float, Kohya("scale_weight_norms"), Field(ge=0)] = 0.0
+    """After each step, an adapter whose change is longer (Frobenius norm) is shortened to it. 0: never. 1 is common."""
+    block_ranks: Annotated[tuple[Rank, ...] | None, Kohya("block_dims")] = None
+    """Rank for each block of the U-Net, instead of rank: 25 numbers for SD 1 and 2, 23 for SDXL; 0: not trained."""
+    block_alphas: Annotated[tuple[Alpha, ...] | None, Kohya("block_alphas")] = None
+    """Alpha for each block of the U-Net, instead of alpha; 0: equal to the block's rank."""
+    conv_block_ranks: Annotated[tuple[Rank, ...] | None, Kohya("conv_block_dims")] = None
+    """Rank of the 3x3 convolutions for each block, instead of conv_rank; 0: not trained."""
+    conv_block_alphas: Annotated[tuple[Alpha, ...] | None, Kohya("conv_block_alphas")] = None
+    """Alpha of the 3x3 convolutions for each block, instead of conv_alpha; 0: equal to the block's rank."""
+    include: tuple[str, ...] = ()
+    """Regular expressions: only layers whose name (lora_unet_..., lora_te_...) one of them is found in are trained."""
+    exclude: tuple[str, ...] = ()
+    """Regular expressions: layers whose name one of them is found in are not trained."""
+    dora_axis: Literal["input", "output"] = "input"
+    """Which lengths dora trains: input is read alike by AUTOMATIC1111, Forge, ComfyUI and LyCORIS; output is what PEFT
+    trains."""
+    lokr_factor: Annotated[int, Kohya("factor"), Field(ge=-1)] = -1
+    """lokr: size of the first matrix's sides where it divides the layer's. -1: as square as possible, the smallest
+    file; 8 or 16 learn more."""
+    lokr_decompose_both: Annotated[bool, Kohya("decompose_both")] = False
+    """lokr: the first matrix of low rank as well, not only the second."""
+    lokr_full_matrix: Annotated[bool, Kohya("full_matrix")] = False
+    """lokr: both matrices whole, whatever the rank."""
+    start_from: Annotated[Path | None, Kohya("network_weights")] = None
+    """A LoRA file to go on from, instead of a new one."""
+    rank_from_file: Annotated[bool, Kohya("dim_from_weights")] = False
+    """Take layers, ranks and alphas from start_from, instead of from the settings."""
+    base_loras: Annotated[tuple[str, ...], Kohya("base_weights")] = ()
+    """LoRA files merged into the checkpoint in memory before training, each "file" or "file:weight" or
+    "file:text encoder weight:U-Net weight". The checkpoint file stays as it is."""
     unet: bool = True
     """Train the U-Net."""
     text_encoder: bool = True
     """Train the text encoder(s)."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problems = []
+        if self.init != "default" and self.kind not in _LOW_RANK:
+            problems.append(f"adapter.init={self.init} is for {', '.join(_LOW_RANK)}, not for {self.kind}")
+        if self.init != "default" and self.start_from is not None:
+            problems.append("adapter.init and adapter.start_from both say where the adapter starts; set one of them")
+        if self.rank_from_file and self.start_from is None:
+            problems.append("adapter.rank_from_file needs adapter.start_from, the file to take the ranks from")
+        if self.lokr_factor == 0:
+            problems.append("adapter.lokr_factor is 1 or more, or -1")
+        for key, patterns in (("include", self.include), ("exclude", self.exclude)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    problems.append(f"adapter.{key}: {pattern!r} is no regular expression ({error})")
+        for text in self.base_loras:
+            try:
+                parse_base_lora(text)
+            except ValueError as error:
+                problems.append(f"adapter.base_loras: {error}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def trains_part(self, part: str) -> bool:
+        """Whether layers of this part (``unet``, ``text_encoder``, ``text_encoder_2``) are trained."""
+        return self.unet if part == "unet" else self.text_encoder
+
+    @property
+    def trains_convolutions(self) -> bool:
+        """Whether any 3x3 convolution of the U-Net is trained."""
+        return any(self.conv_block_ranks) if self.conv_block_ranks is not None else self.conv_rank > 0
+
+
+def parse_base_lora(text: str) -> tuple[Path, float, float]:
+    """``file[:weight]`` or ``file:text encoder weight:U-Net weight`` as (file, text encoder, U-Net); ValueError."""
+    name, weights = text, list[float]()
+    while len(weights) < 2:
+        rest, colon, last = name.rpartition(":")
+        try:
+            weight = float(last)
+        except ValueError:
+            break
+        if not colon:
+            break
+        name, weights = rest, [weight, *weights]
+    if not name.strip():
+        raise ValueError(f"{text!r} names no file")
+    if any(not abs(weight) < float("inf") for weight in weights):
+        raise ValueError(f"{text!r} has a weight that is no number")
+    return Path(name).expanduser(), (weights or [1.0])[0], (weights or [1.0])[-1]
+
+
+def adapter_notices(settings: AdapterSettings) -> list[str]:
+    """What was set and has no effect, one sentence each."""
+    kind = settings.kind
+    told: list[str] = []
+    given = {name for name in type(settings).model_fields if _differs(settings, name)}
+
+    def tell(names: tuple[str, ...], why: str) -> None:
+        told.extend(f"adapter.{name} has no effect {why}" for name in names if name in given)
+
+    if settings.rank_from_file:
+        names: tuple[str, ...] = ("rank", "alpha", "conv_rank", "conv_alpha", "rank_stabilized", "lokr_factor")
+        names += ("lokr_decompose_both", "lokr_full_matrix", "dora_axis")
+        names += ("block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas")
+        tell(names, "with adapter.rank_from_file, which takes the ranks from the file")
+        given -= set(names)
+    if kind in _RANKLESS:
+        names = ("rank", "alpha", "rank_stabilized", "block_alphas", "conv_block_alphas", "conv_alpha")
+        tell(names, f"with adapter.kind={kind}, which has no rank")
+    if kind not in _LOW_RANK:
+        tell(("dropout",), f"with adapter.kind={kind}; rank_dropout and module_dropout have")
+    if kind != "lokr":
+        tell(("lokr_factor", "lokr_decompose_both", "lokr_full_matrix"), f"with adapter.kind={kind}")
+    elif settings.lokr_full_matrix:
+        names = ("rank", "alpha", "rank_stabilized", "lokr_decompose_both", "block_alphas", "conv_alpha")
+        tell(names, "with adapter.lokr_full_matrix")
+    if kind != "dora":
+        tell(("dora_axis",), f"with adapter.kind={kind}")
+    if settings.conv_block_ranks is not None:
+        tell(("conv_rank",), "with adapter.conv_block_ranks")
+    if settings.block_alphas is not None and settings.alpha is not None and not settings.text_encoder:
+        tell(("alpha",), "with adapter.block_alphas and no text encoder")
+    if not settings.trains_convolutions:
+        tell(("conv_alpha", "conv_block_alphas"), "without adapter.conv_rank")
+    if not settings.unet:
+        names = ("conv_rank", "conv_alpha", "block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas")
+        tell(names, "with adapter.unet=false")
+    return list(dict.fromkeys(told))
+
+
+def _differs(settings: AdapterSettings, name: str) -> bool:
+    return bool(getattr(settings, name) != type(settings).model_fields[name].default)

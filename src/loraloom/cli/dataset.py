@@ -55,6 +55,46 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def captions(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with the pictures or concept folders.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Dataset settings: captions.shuffle=true captions.trigger=sks"),
+    ] = None,
+    draws: Annotated[int, typer.Option("--draws", "-n", min=1, max=1000, help="Showings of each picture.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The run's seed: it decides every draw.")] = 0,
+    images: Annotated[int, typer.Option("--images", min=0, help="Only so many pictures. 0: all.")] = 0,
+) -> None:
+    """Print what the model would be told about each picture in its first showings. Changes nothing.
+
+    The same seed and settings give the same captions in training. Tag warm-up is shown as in a run of 10 epochs.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from loraloom.data.settings import DatasetSettings
+    from loraloom.settings import apply_overrides
+    from loraloom.studio.datasets import preview_captions, readable
+
+    data = apply_overrides({"folder": str(folder)}, overrides or [])
+    settings = DatasetSettings.parse(data, source="the command line")
+    previews = preview_captions(settings, draws=draws, seed=seed)
+    console = Console(highlight=False)
+    console.print(Text("Each time: " + ", ".join(previews.operations), "dim"), soft_wrap=True)
+    for picture in previews.pictures[: images or None]:
+        console.print(Text(readable(picture.name), "bold"), soft_wrap=True)
+        source = "no caption file" if picture.source is None else readable(picture.source.name)
+        for line in picture.lines:
+            console.print(Text.assemble((f"  {source}: ", "dim"), readable(line)), soft_wrap=True)
+        for epoch, caption, tokens in picture.told:
+            told = readable(caption) if caption else "(nothing)"
+            note = (f"  epoch {epoch}, {tokens} tokens: ", "cyan")
+            console.print(Text.assemble(note, told), soft_wrap=True)
+    for notice in previews.notices:
+        console.print(Text(readable(notice), "yellow"), soft_wrap=True)
+
+
 def show_report(report: DatasetReport, console: Console, *, everything: bool = False) -> None:
     """Print a report: concepts, buckets, captions, then the problems, worst first."""
     from loraloom.studio.datasets import readable
@@ -69,6 +109,8 @@ def show_report(report: DatasetReport, console: Console, *, everything: bool = F
             markup=False,
             highlight=False,
         )
+    if report.masked:
+        console.print(f"Pictures with a mask: {report.masked}", markup=False, highlight=False)
     if report.regularization_folder is not None:
         count = sum(row.images for row in report.concepts if row.concept.is_regularization)
         place = _place(report.regularization_folder, report)

@@ -41,15 +41,22 @@ def _options(
 
 
 def _register() -> None:
-    from loraloom.cli import class_images, dataset, demo, generate, settings, train, weights
+    from loraloom.cli import class_images, dataset, demo, generate, plan, recipes, runs, settings, sweep, train, weights
 
     app.command("demo")(demo.demo)
     dataset.app.command("class-images")(class_images.class_images)
     app.add_typer(dataset.app, name="dataset")
+    app.command("plan")(plan.plan)
     app.command("train")(train.train)
+    app.command("runs")(runs.runs)
+    app.command("pause")(runs.pause)
+    app.command("resume")(runs.resume)
+    app.command("stop")(runs.stop)
+    app.command("sweep")(sweep.sweep)
     app.command("generate")(generate.generate)
     app.command("merge")(weights.merge)
     app.command("inspect")(weights.inspect)
+    app.command("import")(recipes.import_recipe)
     app.command("settings")(settings.settings)
 
 

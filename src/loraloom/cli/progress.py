@@ -13,12 +13,17 @@ from loraloom.events import (
     Event,
     ImageSaved,
     LatentsCached,
+    MemoryMeasured,
+    MemoryPredicted,
     Notice,
     PreviewSaved,
     RunFinished,
+    RunPaused,
+    RunResumed,
     RunStarted,
     SamplerStepped,
     StepFinished,
+    ValidationMeasured,
     WeightsSaved,
 )
 
@@ -64,19 +69,36 @@ class ProgressDisplay:
                 self._bar("training", 0, event.total_steps)
             case StepFinished():
                 # A running mean of the step time, so that one slow step does not make the rate jump.
-                share = 1.0 if event.step == 1 else 0.1
+                share = 0.1 if self._seconds_per_step else 1.0
                 self._seconds_per_step += share * (event.seconds - self._seconds_per_step)
                 status = f"epoch {event.epoch}  loss {event.average_loss:.4f}  {_rate(self._seconds_per_step)}"
                 self._bar("training", event.step, None, status)
             case ImageSaved():
                 self._bar("images", event.done, event.total)
+            case ValidationMeasured():
+                best = " (the best so far)" if event.is_best else ""
+                where = f"epoch {event.epoch}" if event.step else "before the first step"
+                self._say(f"validation loss {event.loss:.4f}, {where}{best}")
             case PreviewSaved():
                 self._say(f"preview {event.path}")
+            case RunPaused():
+                how = "left after step {}, its state is kept" if event.freed else "paused after step {}"
+                self._say(how.format(event.step))
+            case RunResumed():
+                self._say(f"going on after step {event.step}")
             case WeightsSaved():
                 self._say(f"{'saved the LoRA' if event.final else 'saved'} {event.path}")
             case RunFinished():
                 how = "stopped as asked" if event.stopped else "finished"
                 self._say(f"{how} after {event.step} steps in {event.seconds:.0f} s, loss {event.average_loss:.4f}")
+            case MemoryPredicted():
+                mapped = f", and {event.mapped / 2**30:.1f} GiB of the mapped file" if event.mapped else ""
+                self._say(f"memory at its peak: about {event.peak / 2**30:.1f} GiB{mapped}", "dim")
+            case MemoryMeasured():
+                predicted, measured = event.predicted / 2**30, event.measured / 2**30
+                self._say(
+                    f"memory at its peak: {measured:.2f} GiB, {predicted:.2f} predicted ({event.off_percent:+.0f} %)", "dim"
+                )
             case SamplerStepped():
                 self._bar("painting", event.step, event.steps, f"image {event.image} of {event.images}")
             case _:

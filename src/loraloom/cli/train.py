@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loraloom.errors import SettingsError
+
+if TYPE_CHECKING:
+    from loraloom.studio.training import TrainingResult
+    from loraloom.training.settings import TrainSettings
 
 __all__ = ["train"]
 
@@ -20,22 +25,118 @@ def train(
             help="A settings file and/or overrides: checkpoint=model.ckpt dataset.folder=pictures adapter.rank=32",
         ),
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--import", metavar="FILE", help="Train by a recipe of another program (docs/coming-from.md)."),
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option("--like", metavar="LORA_FILE", help="Train as this LoRA was, by its metadata.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run in its folder, exactly.")
+    ] = None,
+    branch: Annotated[
+        str | None,
+        typer.Option(
+            "--branch", metavar="RUN[@STEP]", help="A new run from a saved state of RUN, with other settings."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although the pictures, the checkpoint or the settings differ.")
+    ] = False,
+    plot_lr: Annotated[
+        bool, typer.Option("--plot-lr", help="Draw the learning rate of every step instead of training.")
+    ] = False,
 ) -> None:
     """Train a LoRA.
 
     `loraloom settings` explains every setting; `loraloom settings --toml > run.toml` writes a file to edit.
-    Ctrl-C once finishes the step, saves and ends; twice stops at once.
+    Ctrl-C once finishes the step, saves and ends; twice stops at once. `--resume RUN` goes on from there.
     """
-    from loraloom.cli.progress import ProgressDisplay
-    from loraloom.studio.training import StopRequest, run_training, stop_on_signals
+    from loraloom.studio.runs import find_run
+    from loraloom.studio.training import branch_training, run_training
     from loraloom.training.settings import TrainSettings
 
     path, overrides = split_arguments(arguments or [])
-    settings = TrainSettings.load(path, overrides)
+    if resume is not None or branch is not None or force:
+        _check_alone(path, recipe, like, resume, branch)
+    if resume is not None:
+        resume_here(find_run(resume), overrides, force=force)
+        return
+    if branch is not None:
+        run, step = _run_and_step(branch)
+        folder = find_run(run)
+        _watched(lambda **doors: branch_training(folder, step, overrides, force=force, **doors))
+        return
+    if recipe is not None or like is not None:
+        settings = _by_recipe(path, recipe, like, overrides)
+    else:
+        settings = TrainSettings.load(path, overrides)
+    if plot_lr:
+        _plot_rates(settings)
+        return
+    _watched(lambda **doors: run_training(settings, **doors))
+
+
+def resume_here(folder: Path, overrides: list[str], *, force: bool) -> None:
+    """Go on with a run in this terminal."""
+    from loraloom.studio.training import resume_training
+
+    _watched(lambda **doors: resume_training(folder, overrides, force=force, **doors))
+
+
+def _watched(start: Callable[..., TrainingResult]) -> None:
+    """Train with a progress bar; Ctrl-C asks for a clean end."""
+    from loraloom.cli.progress import ProgressDisplay
+    from loraloom.studio.training import StopRequest, stop_on_signals
+
     stop = StopRequest()
     with ProgressDisplay() as display, stop_on_signals(stop, display):
-        result = run_training(settings, listener=display, stop=stop)
+        result = start(listener=display, stop=stop)
     typer.echo(f"run folder: {result.folder}")
+
+
+def _check_alone(
+    path: Path | None, recipe: Path | None, like: Path | None, resume: str | None, branch: str | None
+) -> None:
+    """A run that goes on has its settings already."""
+    if resume is None and branch is None:
+        raise SettingsError(["--force goes with --resume or --branch"])
+    if resume is not None and branch is not None:
+        raise SettingsError(["--resume goes on with a run and --branch starts a new one: choose one of them"])
+    other = next((str(file) for file in (path, recipe, like) if file is not None), None)
+    if other is not None:
+        raise SettingsError([f"the settings come from the run, not from {other}"], "changes are given as key=value")
+
+
+def _run_and_step(text: str) -> tuple[str, int | None]:
+    """``RUN`` or ``RUN@STEP``; the name of a run may hold an @ itself."""
+    run, at, step = text.rpartition("@")
+    return (run, int(step)) if at and step.isdecimal() else (text, None)
+
+
+def _plot_rates(settings: TrainSettings) -> None:
+    from loraloom.studio.planned_rates import plan_rates, rate_lines, write_rates
+
+    curves = plan_rates(settings)
+    for line in rate_lines(curves):
+        typer.echo(line)
+    typer.echo(f"drawing: {write_rates(settings, curves)}")
+
+
+def _by_recipe(path: Path | None, recipe: Path | None, like: Path | None, overrides: list[str]) -> TrainSettings:
+    """The settings of another program's recipe or of a LoRA file, with what became of it printed."""
+    from rich.console import Console
+
+    from loraloom.cli.recipes import show_account
+    from loraloom.studio.recipes import read_recipe
+
+    given = [str(file) for file in (path, recipe, like) if file is not None]
+    if len(given) > 1:
+        raise SettingsError([f"settings come from one file; these were given: {', '.join(given)}"], "name one of them")
+    found = read_recipe(recipe or like or Path(), only_lora=like is not None)
+    show_account(found, Console(stderr=True, highlight=False))
+    return found.finished(overrides)
 
 
 def split_arguments(arguments: list[str]) -> tuple[Path | None, list[str]]:

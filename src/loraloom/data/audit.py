@@ -17,6 +17,7 @@ Measure = Callable[[str], tuple[int, int]]
 """Tokens of a caption and the chunks of 75 it needs."""
 
 _WEIGHT = re.compile(r"(?<!\\)\([^()]*:\s*[0-9]*\.?[0-9]+\s*\)|<lora:[^>]*>")
+_WILDCARD = re.compile(r"\{[^{}]*\|[^{}]*\}")
 _DOUBLE_COMMA = re.compile(r",\s*,")
 _UNDERSCORE = re.compile(r"[^\W_]{2}_|_[^\W_]{2}")  # words; not the faces o_o, ^_^, >_<, 0_0
 _WINDOWS_NAMES = frozenset(
@@ -46,18 +47,24 @@ def concept_shares(dataset: Dataset) -> list[ConceptShare]:
     shares = []
     for concept in dataset.concepts:
         samples = [sample for sample in dataset.samples if sample.concept == concept]
-        shown = len(samples) * concept.repeats
+        pictures = {sample.picture or sample.identity: sample for sample in samples}
+        each = dataset.settings.resolution_choice == "each"
+        shown = len(samples if each else pictures) * concept.repeats
         share = None if concept.is_regularization or not total else shown / total
-        captions = sum(sample.caption_path is not None for sample in samples)
-        shares.append(ConceptShare(concept, len(samples), captions, shown, share))
+        captions = sum(sample.caption_path is not None for sample in pictures.values())
+        shares.append(ConceptShare(concept, len(pictures), captions, shown, share))
     return shares
 
 
 def audit(dataset: Dataset, measure: Measure) -> list[Problem]:
     """Everything worth knowing: what loading found, and what is found by looking at the samples together."""
     problems = list(dataset.problems)
+    seen: set[str] = set()
     for sample in dataset.samples:
         problems += _size(sample, dataset)
+        if sample.picture in seen:  # the same picture at another resolution
+            continue
+        seen |= {sample.picture} - {""}
         problems += _caption(sample, measure)
         problems += _portable_name(sample)
     problems += _duplicates(dataset)
@@ -84,7 +91,7 @@ def _size(sample: Sample, dataset: Dataset) -> Iterator[Problem]:
 
 def _caption(sample: Sample, measure: Measure) -> Iterator[Problem]:
     path, text = sample.caption_path, sample.caption
-    tokens, chunks = measure(text)
+    tokens, chunks = measure(sample.fullest_caption)
     if chunks > 1:
         note = f"has {tokens} tokens and needs a max token length of {chunks * 75}"
         yield Problem(
@@ -92,15 +99,21 @@ def _caption(sample: Sample, measure: Measure) -> Iterator[Problem]:
         )
     if path is None:
         return
-    if _WEIGHT.search(text):
-        note = f"has prompt syntax that means nothing in training: {_WEIGHT.findall(text)[0][:40]}"
-        yield Problem("warning", "caption-weights", path, note, "write the words without brackets and weights")
+    syntax = _WEIGHT.findall(text)
+    if syntax and (syntax[0].startswith("<") or not sample.captions.weighted):
+        note = f"has prompt syntax that means nothing in training: {syntax[0][:40]}"
+        hint = "write the words without brackets and weights, or set captions.weighted=true"
+        yield Problem("warning", "caption-weights", path, note, hint)
+    if not sample.captions.wildcards and _WILDCARD.search(text):
+        note = f"has braces, which are text: {_WILDCARD.findall(text)[0][:40]}"
+        yield Problem("warning", "caption-wildcards", path, note, "set captions.wildcards=true to choose one each time")
     if _DOUBLE_COMMA.search(text):
         yield Problem("info", "caption-commas", path, "has two commas in a row", "remove one")
     tags = [tag.strip() for tag in text.split(",") if _UNDERSCORE.search(tag)]
-    if tags:
+    if tags and not sample.captions.replace_underscores:
         note = f"has underscores in tags: {', '.join(tags[:3])}{' ...' if len(tags) > 3 else ''}"
-        yield Problem("info", "caption-underscores", path, note, "blanks save tokens; keep them in a trigger word")
+        hint = "captions.replace_underscores=true turns them into blanks"
+        yield Problem("info", "caption-underscores", path, note, hint)
 
 
 def _portable_name(sample: Sample) -> Iterator[Problem]:
@@ -115,7 +128,8 @@ def _portable_name(sample: Sample) -> Iterator[Problem]:
 def _duplicates(dataset: Dataset) -> Iterator[Problem]:
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in dataset.samples:
-        groups[sample.digest].append(sample)
+        if all(sample.path != other.path for other in groups[sample.digest]):
+            groups[sample.digest].append(sample)
     for first, *others in groups.values():
         for other in others:
             name = readable(first.name)

@@ -7,34 +7,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loraloom.data.dataset import Dataset, Sample
-from loraloom.randomness import shuffled, uniform
+from loraloom.errors import DatasetError
+from loraloom.randomness import seed_of, shuffled, uniform
 
 __all__ = ["Draw", "plan_epoch"]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One showing of a sample: its ``occurrence``-th (from 0) in the epoch, mirrored or not."""
+    """One showing of a sample: its ``occurrence``-th (from 0) in the epoch, mirrored or not, in which version."""
 
     sample: Sample
     occurrence: int
     flipped: bool
+    variant: int = 0
 
 
 def plan_epoch(dataset: Dataset, *, batch_size: int, seed: int, epoch: int, flip: bool) -> list[list[Draw]]:
     """The batches of one epoch (counted from 0), in order.
 
-    Every repeat of every training image comes exactly once. With regularization images there are as many draws of
+    Every repeat of every training image whose concept takes part in the epoch comes exactly once (at each resolution,
+    or with ``resolution_choice=random`` at one of them). With regularization images there are as many draws of
     them as of training images, taken in turn from a shuffled round through all of them that goes on over the epochs.
     A batch holds pictures of one bucket; the last batch of a bucket is short rather than filled up or dropped, so
-    whoever averages over batches must weight each by its number of pictures.
+    whoever averages over batches must weight each by its number of pictures. DatasetError if no concept takes part.
     """
-    pairs = [(sample, occurrence) for sample in dataset.training for occurrence in range(sample.repeats)]
-    pairs += _regularization(dataset.regularization, len(pairs), seed, epoch)
+    pairs = _training(dataset, seed, epoch)
+    if not pairs and dataset.training:
+        hint = "check first_epoch and last_epoch of the concepts, or train for fewer epochs"
+        raise DatasetError(f"no concept has pictures for epoch {epoch + 1}", hint)
+    pairs += _regularization(dataset, len(pairs), seed, epoch)
     buckets: dict[tuple[int, int], list[Draw]] = {}
     for sample, occurrence in pairs:
-        flipped = flip and uniform(seed, "flip", epoch, sample.identity, occurrence) < 0.5
-        buckets.setdefault(sample.bucket, []).append(Draw(sample, occurrence, flipped))
+        mirrored = flip if sample.flip is None else sample.flip
+        flipped = mirrored and uniform(seed, "flip", epoch, sample.identity, occurrence) < 0.5
+        versions = sample.variation.count
+        variant = seed_of(seed, "variant", epoch, sample.identity, occurrence) % versions if versions > 1 else 0
+        buckets.setdefault(sample.bucket, []).append(Draw(sample, occurrence, flipped, variant))
     batches = []
     for (width, height), draws in sorted(buckets.items()):
         order = shuffled(draws, seed, "order", epoch, "bucket", width, height)
@@ -42,19 +51,65 @@ def plan_epoch(dataset: Dataset, *, batch_size: int, seed: int, epoch: int, flip
     return shuffled(batches, seed, "order", epoch, "batches")
 
 
-def _regularization(samples: Sequence[Sample], count: int, seed: int, epoch: int) -> list[tuple[Sample, int]]:
+def _training(dataset: Dataset, seed: int, epoch: int) -> list[tuple[Sample, int]]:
+    """The training samples of an epoch with the number of each showing."""
+    shown = [sample for sample in dataset.training if sample.concept.shown_in(epoch)]
+    if dataset.settings.resolution_choice == "each":
+        return [(sample, occurrence) for sample in shown for occurrence in range(sample.repeats)]
+    pairs = []
+    for sizes in _sizes(shown):
+        for occurrence in range(sizes[0].repeats):
+            pairs.append((_one(sizes, seed, epoch, occurrence), occurrence))
+    return pairs
+
+
+def _sizes(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """The samples of each picture: one for each resolution."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.picture or sample.identity, []).append(sample)
+    return list(groups.values())
+
+
+def _one(sizes: Sequence[Sample], seed: int, epoch: int, occurrence: int) -> Sample:
+    """One of a picture's resolutions, by chance."""
+    picture = sizes[0].picture or sizes[0].identity
+    return sizes[seed_of(seed, "resolution", epoch, picture, occurrence) % len(sizes)]
+
+
+def _regularization(dataset: Dataset, count: int, seed: int, epoch: int) -> list[tuple[Sample, int]]:
     """``count`` draws that go on where the epoch before stopped."""
-    pool = [sample for sample in samples for _ in range(sample.repeats)]
+    shown = [sample for sample in dataset.regularization if sample.concept.shown_in(epoch)]
+    each = dataset.settings.resolution_choice == "each"
+    groups = [[sample] for sample in shown] if each else _sizes(shown)
+    pool = [sizes for sizes in groups for _ in range(sizes[0].repeats)]
     if not pool:
         return []
     result: list[tuple[Sample, int]] = []
     occurrences: Counter[str] = Counter()
-    position, end = epoch * count, (epoch + 1) * count
+    position = _shown_before(dataset, epoch)
+    end = position + count
     while position < end:
         turn, start = divmod(position, len(pool))
         stop = min(len(pool), start + end - position)
-        for sample in shuffled(pool, seed, "regularization", turn)[start:stop]:
-            result.append((sample, occurrences[sample.identity]))
-            occurrences[sample.identity] += 1
+        for sizes in shuffled(pool, seed, "regularization", turn)[start:stop]:
+            name = sizes[0].picture or sizes[0].identity if len(sizes) > 1 else sizes[0].identity
+            result.append((_one(sizes, seed, epoch, occurrences[name]), occurrences[name]))
+            occurrences[name] += 1
         position += stop - start
     return result
+
+
+def _shown_before(dataset: Dataset, epoch: int) -> int:
+    """Showings of training images in all epochs before this one."""
+    names = {}
+    for sample in dataset.training:
+        each = dataset.settings.resolution_choice == "each"
+        names[sample.identity if each else sample.picture or sample.identity] = sample
+    total = 0
+    for sample in names.values():
+        own = sample.concept.settings
+        first, last = (1, None) if own is None else (own.first_epoch, own.last_epoch)
+        epochs = min(epoch, epoch if last is None else last) - (first - 1)
+        total += sample.repeats * max(0, epochs)
+    return total

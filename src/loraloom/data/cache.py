@@ -1,4 +1,4 @@
-"""Latents encoded once: in memory, or on disk between runs, never used for anything but exactly what was encoded.
+"""Latents and captions encoded once: in memory, or on disk between runs, never used for anything else.
 
 A key holds everything the latent depends on (the picture's bytes, bucket, crop, flip, background, VAE, precision), so
 a changed picture, resolution or VAE finds nothing instead of something stale. Files are checked when read.
@@ -6,7 +6,8 @@ a changed picture, resolution or VAE finds nothing instead of something stale. F
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -20,19 +21,24 @@ from loraloom.errors import DatasetError, FileError, OutputError
 from loraloom.events import LatentsCached, Listener, ignore
 from loraloom.formats.tensors import open_tensors, write_tensors
 
-__all__ = ["Encode", "LatentCache", "latent_key"]
+__all__ = ["Encode", "LatentCache", "TensorStore", "latent_key", "text_key"]
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pixels (B, 3, H, W) in [-1, 1] to the latents' mean and standard deviation, (B, C, h, w) each."""
 
 Latent = tuple[Tensor, Tensor]
+Item = tuple[Sample, bool, int]
+"""A picture, whether it is mirrored, and which of its versions it is."""
 _FORMAT = "1"  # part of every key; raised when pixels are prepared differently
 
 
-def latent_key(sample: Sample, *, flipped: bool, vae_key: str, precision: torch.dtype = torch.float32) -> str:
-    """Name of the latent of one picture: a sha256 over all that it depends on, in hexadecimal."""
-    top, left = sample.crop
-    parts = (
+def latent_key(
+    sample: Sample, *, flipped: bool, vae_key: str, precision: torch.dtype = torch.float32, variant: int = 0
+) -> str:
+    """Name of the latent of one version of a picture: a sha256 over all that it depends on, in hexadecimal."""
+    placed, colours = sample.fit_of(variant), sample.colours_of(variant)
+    top, left = placed.crop
+    parts = [
         _FORMAT,
         sample.digest,
         f"{sample.bucket[0]}x{sample.bucket[1]}",
@@ -41,8 +47,72 @@ def latent_key(sample: Sample, *, flipped: bool, vae_key: str, precision: torch.
         "#{:02x}{:02x}{:02x}".format(*sample.background),
         vae_key,
         str(precision),
-    )
+    ]
+    if placed.resized != sample.fit.resized:
+        parts.append(f"resized to {placed.resized[0]}x{placed.resized[1]}")
+    if colours is not None:
+        parts.append(f"hue {colours.hue} gamma {colours.gamma}")
     return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def text_key(caption: str, *, encoder_key: str, weighted: bool, chunks: int, clip_skip: int) -> str:
+    """Name of an encoded caption: a sha256 over all that it depends on, in hexadecimal.
+
+    ``encoder_key`` names the text encoders' weights, their compute type and the tokenizer's rules.
+    """
+    parts = ("text", _FORMAT, encoder_key, str(weighted), str(chunks), str(clip_skip), caption)
+    return sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class TensorStore:
+    """Named tensors by key: in files of ``folder``, or in memory if it is None.
+
+    Files are checked when they are read; one that is damaged, or not what its name says, counts as absent. In memory
+    at most ``max_bytes`` are kept (None: no limit); the longest unused leave first.
+    """
+
+    def __init__(self, folder: Path | None, *, max_bytes: int | None = None) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._bytes = 0
+
+    def read(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors of a key, None if there are none (or none that can be trusted)."""
+        if self._folder is None:
+            if key in self._memory:
+                self._memory.move_to_end(key)
+            return self._memory.get(key)
+        try:
+            file = open_tensors(self._path(self._folder, key))
+            tensors = {name: file[name] for name in file}
+            intact = file.metadata.get("key") == key and file.metadata.get("sha256") == _checksum(tensors)
+        except (FileError, KeyError):
+            return None
+        return tensors if intact else None
+
+    def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the tensors of a key. Raises OutputError if the folder cannot be written."""
+        if self._folder is None:
+            self._remember(key, dict(tensors))
+            return
+        path = self._path(self._folder, key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            hint = "choose another cache_folder"
+            raise OutputError(f"cannot create {path.parent}: {error.strerror}", hint) from error
+        write_tensors(path, tensors, metadata={"key": key, "sha256": _checksum(tensors)})
+
+    def _remember(self, key: str, tensors: dict[str, Tensor]) -> None:
+        self._bytes += _size(tensors) - _size(self._memory.get(key, {}))
+        self._memory[key] = tensors
+        while self._max_bytes is not None and self._bytes > self._max_bytes and len(self._memory) > 1:
+            self._bytes -= _size(self._memory.popitem(last=False)[1])
+
+    @staticmethod
+    def _path(folder: Path, key: str) -> Path:
+        return folder / key[:2] / f"{key}.safetensors"
 
 
 class LatentCache:
@@ -57,20 +127,19 @@ class LatentCache:
     ) -> None:
         self._encode = encode
         self._vae_key = vae_key
-        self._folder = folder
+        self._store = TensorStore(folder)
         self._precision = precision
-        self._memory: dict[str, Latent] = {}
 
     def prepare(
         self, samples: Sequence[Sample], flips: bool = False, batch_size: int = 1, listener: Listener = ignore
     ) -> None:
-        """Encode whatever is missing; with ``flips`` the mirrored pictures too.
+        """Encode whatever is missing; with ``flips`` the mirrored pictures too (a sample's own ``flip`` decides).
 
         Batches are cut from all the samples, not from the missing ones, and encoded whole: a cache that was
         interrupted ends up bit-identical to one that was not. Raises DatasetError naming a picture that can no
         longer be read or whose latent is not finite; OutputError if the folder cannot be written.
         """
-        wanted = [(sample, flipped) for flipped in ((False, True) if flips else (False,)) for sample in samples]
+        wanted = list(self._wanted(samples, flips))
         done = 0
         todo = []
         for batch in _batches(wanted, batch_size):
@@ -81,70 +150,63 @@ class LatentCache:
                 todo.append(batch)
         with quiet_decoders(), ThreadPoolExecutor(2) as pool:
             for batch, pixels in _ahead(pool, todo):
-                self._store(batch, pixels)
+                self._keep(batch, pixels)
                 done += len(batch)
                 listener(LatentsCached(done, len(wanted)))
 
-    def get(self, sample: Sample, flipped: bool = False) -> tuple[Tensor, Tensor]:
+    def get(self, sample: Sample, flipped: bool = False, variant: int = 0) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, (C, h, w) float32 each; encoded now if they are missing."""
-        found = self._read(sample, flipped)
+        found = self._read(sample, flipped, variant)
         if found is None:
-            batch = [(sample, flipped)]
-            found = self._store(batch, _pixels(batch))[0]
+            batch = [(sample, flipped, variant)]
+            found = self._keep(batch, _pixels(batch))[0]
         return found[0].float(), found[1].float()
 
-    def _key(self, sample: Sample, flipped: bool) -> str:
-        return latent_key(sample, flipped=flipped, vae_key=self._vae_key, precision=self._precision)
+    def _wanted(self, samples: Sequence[Sample], flips: bool) -> Iterator[Item]:
+        """Every version of every sample; of versions that came out alike, the first."""
+        seen: set[str] = set()
+        for variant in range(max((sample.variation.count for sample in samples), default=1)):
+            for flipped in (False, True):
+                for sample in samples:
+                    mirrored = flips if sample.flip is None else sample.flip
+                    if variant >= sample.variation.count or (flipped and not mirrored):
+                        continue
+                    if sample.variation.count > 1:
+                        key = self._key(sample, flipped, variant)
+                        if variant and key in seen:
+                            continue
+                        seen.add(key)
+                    yield sample, flipped, variant
 
-    def _path(self, key: str) -> Path | None:
-        return None if self._folder is None else self._folder / key[:2] / f"{key}.safetensors"
+    def _key(self, sample: Sample, flipped: bool, variant: int) -> str:
+        return latent_key(sample, flipped=flipped, vae_key=self._vae_key, precision=self._precision, variant=variant)
 
-    def _read(self, sample: Sample, flipped: bool) -> Latent | None:
-        key = self._key(sample, flipped)
-        path = self._path(key)
-        if path is None:
-            return self._memory.get(key)
-        try:
-            file = open_tensors(path)
-            mean, std = file["mean"], file["std"]
-            intact = file.metadata.get("key") == key and file.metadata.get("sha256") == _checksum(mean, std)
-        except (FileError, KeyError):
+    def _read(self, sample: Sample, flipped: bool, variant: int) -> Latent | None:
+        tensors = self._store.read(self._key(sample, flipped, variant))
+        if tensors is None or set(tensors) != {"mean", "std"}:
             return None
-        return (mean, std) if intact and mean.dtype == std.dtype == self._precision else None
+        mean, std = tensors["mean"], tensors["std"]
+        return (mean, std) if mean.dtype == std.dtype == self._precision else None
 
-    def _store(self, batch: Sequence[tuple[Sample, bool]], pixels: Tensor) -> list[Latent]:
+    def _keep(self, batch: Sequence[Item], pixels: Tensor) -> list[Latent]:
         with torch.no_grad():
             means, stds = (part.to("cpu", self._precision) for part in self._encode(pixels))
         latents = []
-        for (sample, flipped), mean, std in zip(batch, means, stds, strict=True):
+        for (sample, flipped, variant), mean, std in zip(batch, means, stds, strict=True):
             latent = (mean.clone(), std.clone())
             if not all(bool(torch.isfinite(part).all()) for part in latent):
                 raise DatasetError(
                     f"the VAE turns {sample.path} into values that are not finite",
                     "encode in fp32 (fp16 overflows in SDXL's VAE); if other pictures work, remove this one",
                 )
-            self._write(self._key(sample, flipped), latent)
+            self._store.write(self._key(sample, flipped, variant), {"mean": latent[0], "std": latent[1]})
             latents.append(latent)
         return latents
 
-    def _write(self, key: str, latent: Latent) -> None:
-        path = self._path(key)
-        if path is None:
-            self._memory[key] = latent
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot create {path.parent}: {error.strerror}", "choose another cache_folder"
-            ) from error
-        mean, std = latent
-        write_tensors(path, {"mean": mean, "std": std}, metadata={"key": key, "sha256": _checksum(mean, std)})
 
-
-def _batches(wanted: Sequence[tuple[Sample, bool]], batch_size: int) -> Iterator[list[tuple[Sample, bool]]]:
+def _batches(wanted: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
     """Runs of at most ``batch_size`` of one bucket, in a fixed order."""
-    groups: dict[tuple[int, int], list[tuple[Sample, bool]]] = {}
+    groups: dict[tuple[int, int], list[Item]] = {}
     for item in wanted:
         groups.setdefault(item[0].bucket, []).append(item)
     for _, group in sorted(groups.items()):
@@ -152,13 +214,11 @@ def _batches(wanted: Sequence[tuple[Sample, bool]], batch_size: int) -> Iterator
             yield group[start : start + batch_size]
 
 
-def _pixels(batch: Sequence[tuple[Sample, bool]]) -> Tensor:
-    return torch.stack([load_pixels(sample, flipped=flipped) for sample, flipped in batch])
+def _pixels(batch: Sequence[Item]) -> Tensor:
+    return torch.stack([load_pixels(sample, flipped=flipped, variant=variant) for sample, flipped, variant in batch])
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, batches: Sequence[list[tuple[Sample, bool]]]
-) -> Iterator[tuple[list[tuple[Sample, bool]], Tensor]]:
+def _ahead(pool: ThreadPoolExecutor, batches: Sequence[list[Item]]) -> Iterator[tuple[list[Item], Tensor]]:
     """Each batch with its pixels; the next ones are decoded while one is encoded."""
     pending = [pool.submit(_pixels, batch) for batch in batches[:2]]
     for index, batch in enumerate(batches):
@@ -168,9 +228,13 @@ def _ahead(
         yield batch, future.result()
 
 
-def _checksum(mean: Tensor, std: Tensor) -> str:
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
     digest = sha256()
-    for part in (mean, std):
+    for _, part in sorted(tensors.items()):
         digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
         digest.update(part.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

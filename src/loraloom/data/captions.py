@@ -1,9 +1,9 @@
 """Caption files: found beside a picture, decoded whatever wrote them, one line each.
 
 Rules: the first ending of ``caption_extensions`` for which ``<stem><ending>`` exists is the caption; if none does,
-``<picture's full name><ending>`` (cat.png.txt) is taken. The first line that is not blank is used, without blanks
-around it. A file with nothing in it is an empty caption (trains the picture without words); no file at all gives
-the concept's name.
+``<picture's full name><ending>`` (cat.png.txt) is taken. The first line that is not blank is used (captions.lines: or
+others), without blanks around it. A file with nothing in it is an empty caption (trains the picture without words); no
+file at all gives the concept's name. What then becomes of a caption each time is in caption_operations.py.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ _BOMS = (
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption file's text (one line, None if the file is unusable) and what was odd about it."""
+    """A caption file's text (its first line, None if the file is unusable) and what was odd about it."""
 
     text: str | None
     problems: tuple[Problem, ...] = ()
+    lines: tuple[str, ...] = ()
+    """Every line with text, the first is ``text``."""
 
 
 class CaptionFiles:
@@ -60,8 +62,11 @@ class CaptionFiles:
         return self._exact.get(name) or self._folded.get(name.casefold())
 
 
-def read_caption(path: Path) -> Caption:
-    """Read one caption file. Never raises for what a file may hold: the problems say what was odd."""
+def read_caption(path: Path, *, first_line_only: bool = True) -> Caption:
+    """Read one caption file. Never raises for what a file may hold: the problems say what was odd.
+
+    ``first_line_only``: further lines will not be used, which is a problem if there are some.
+    """
     problems: list[Problem] = []
 
     def report(severity: str, kind: str, problem: str, hint: str = "") -> None:
@@ -88,14 +93,14 @@ def read_caption(path: Path) -> Caption:
             "warning", "caption-empty", "is empty: the picture trains without words", "write a caption, or delete it"
         )
         return Caption("", tuple(problems))
-    if len(lines) > 1:
+    if len(lines) > 1 and first_line_only:
         note = f"has {len(lines)} lines with text; only the first is used"
-        report("warning", "caption-lines", note, "write the caption on one line")
-    line = lines[0]
-    if len(line) > _MAX_CHARACTERS:
-        report("warning", "caption-long", f"has {len(line)} characters; {_MAX_CHARACTERS} are used", "shorten it")
-        line = line[:_MAX_CHARACTERS]
-    return Caption(line, tuple(problems))
+        report("warning", "caption-lines", note, "write it on one line, or set captions.lines")
+    longest = max(map(len, lines[:1] if first_line_only else lines))
+    if longest > _MAX_CHARACTERS:
+        report("warning", "caption-long", f"has {longest} characters; {_MAX_CHARACTERS} are used", "shorten it")
+        lines = [line[:_MAX_CHARACTERS] for line in lines]
+    return Caption(lines[0], tuple(problems), tuple(lines))
 
 
 def decode_text(data: bytes) -> tuple[str, str]:

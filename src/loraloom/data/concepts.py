@@ -13,10 +13,19 @@ from pathlib import Path
 
 from loraloom.data.images import SUFFIXES, signature
 from loraloom.data.problems import Problem, normal_name, readable
-from loraloom.data.settings import DatasetSettings
+from loraloom.data.settings import ConceptSettings, DatasetSettings
 from loraloom.errors import DatasetError
 
-__all__ = ["IMAGE_SUFFIXES", "REGULARIZATION_NAMES", "Concept", "Files", "Layout", "find_layout", "list_files"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MASK_ENDINGS",
+    "REGULARIZATION_NAMES",
+    "Concept",
+    "Files",
+    "Layout",
+    "find_layout",
+    "list_files",
+]
 
 REGULARIZATION_NAMES = ("regularization_images", "regularization", "reg_images", "reg", "class_images")
 """Folder names that mean regularization images, in any case."""
@@ -26,6 +35,9 @@ _FOREIGN_SUFFIXES = frozenset(
     {".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2", ".jfif", ".jpe", ".apng", ".psd", ".xcf", ".svg"}
     | {".ico", ".tga", ".dds", ".exr", ".pdf", ".raw", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov", ".webm", ".avi"}
 )
+MASK_ENDINGS = ("-masklabel", ".mask")
+"""What the names of masks beside pictures end with, before the suffix (OneTrainer, cloneofsimo)."""
+_CONDITION_ENDING = "-condlabel"  # OneTrainer: pictures for inpainting
 _IGNORED_FOLDERS = frozenset({"__pycache__", "__macosx", "model", "models", "log", "logs", "sample", "samples"})
 _MAX_REPEATS = 9999
 _MAX_DEPTH = 12
@@ -41,33 +53,56 @@ class Concept:
     folder: Path
     repeats: int
     is_regularization: bool = False
+    place: int = 0
+    """Where in dataset.concepts it is listed: one folder may be listed several times."""
+    settings: ConceptSettings | None = field(default=None, compare=False)
+    """Its settings there."""
+
+    @property
+    def loss_weight(self) -> float:
+        """How much its pictures count in the loss."""
+        return 1.0 if self.settings is None else self.settings.loss_weight
+
+    def shown_in(self, epoch: int) -> bool:
+        """Whether the epoch (from 0) shows its pictures."""
+        own = self.settings
+        return own is None or own.first_epoch <= epoch + 1 <= (own.last_epoch or epoch + 1)
 
 
 @dataclass
 class Layout:
-    """What was found: ``folder`` holds the concept folders (or the pictures), ``problems`` says how it was read."""
+    """What was found: ``folder`` holds the concept folders (or the pictures), ``problems`` says how it was read.
+
+    ``apart`` are folders that hold no pictures to train on, wherever they are: those of masks.
+    """
 
     folder: Path
     regularization_folder: Path | None = None
     concepts: list[Concept] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    apart: frozenset[Path] = frozenset()
 
 
 @dataclass
 class Files:
-    """The files of one concept, relative paths sorted by composed Unicode name."""
+    """The files of one concept, relative paths sorted by composed Unicode name. ``masks``: those of the pictures."""
 
     images: list[Path] = field(default_factory=list)
+    masks: dict[Path, Path] = field(default_factory=dict)
     texts: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 def find_layout(settings: DatasetSettings) -> Layout:
     """Understand the folder that the user named; DatasetError when it holds nothing that can be trained on."""
-    folder = settings.folder.expanduser().absolute()
-    _require_folder(folder, "dataset folder")
-    layout = _training_layout(folder, settings)
-    if settings.use_regularization:
+    if settings.concepts:
+        layout = _listed_concepts(settings)
+    else:
+        folder = settings.folder.expanduser().absolute()
+        _require_folder(folder, "dataset folder")
+        layout = _training_layout(folder, settings)
+    layout.apart = _mask_folders(settings)
+    if settings.use_regularization and (not settings.concepts or settings.regularization_folder is not None):
         _add_regularization(layout, settings)
     return layout
 
@@ -77,7 +112,7 @@ def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[
 
     Plain folders inside belong to the concept; other concepts' folders and regularization folders do not.
     """
-    apart = {other.folder for other in layout.concepts if other.folder != concept.folder}
+    apart = {other.folder for other in layout.concepts if other.folder != concept.folder} | layout.apart
     if layout.regularization_folder is not None and layout.regularization_folder != concept.folder:
         apart.add(layout.regularization_folder)
     files = Files()
@@ -102,7 +137,26 @@ def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[
         )
     files.images.sort(key=_order)
     files.texts.sort(key=_order)
+    _set_masks_apart(files)
     return files
+
+
+def _set_masks_apart(files: Files) -> None:
+    """``cat-masklabel.png`` and ``cat.mask.png`` beside a ``cat.*`` are its mask; ``cat-condlabel.png`` is neither."""
+    pictures = {path.with_suffix(""): path for path in reversed(files.images)}
+    for path in list(files.images):
+        for ending in (*MASK_ENDINGS, _CONDITION_ENDING):
+            picture = pictures.get(path.with_name(path.stem[: -len(ending)] or "-"))
+            if path.stem.lower().endswith(ending) and picture is not None:
+                files.images.remove(path)
+                if ending != _CONDITION_ENDING:
+                    files.masks.setdefault(picture, path)
+                break
+
+
+def _mask_folders(settings: DatasetSettings) -> frozenset[Path]:
+    folders = [settings.mask_folder, *(concept.mask_folder for concept in settings.concepts)]
+    return frozenset(folder.expanduser().absolute() for folder in folders if folder is not None)
 
 
 def _order(path: Path) -> tuple[str, str]:
@@ -130,7 +184,8 @@ def _require_folder(folder: Path, what: str) -> None:
 
 def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) -> Layout:
     problems: list[Problem] = []
-    children = _subfolders(folder, problems)
+    masks = _mask_folders(settings)
+    children = [child for child in _subfolders(folder, problems) if child not in masks]
     named = [child for child in children if _N_NAME.fullmatch(child.name)]
     if named:
         return _parent_of_concepts(folder, named, children, settings, problems)
@@ -194,6 +249,31 @@ def _plain_concepts(folder: Path, children: list[Path], settings: DatasetSetting
         note = f"is used as a concept with {settings.repeats} repeat(s), as its name does not say how many"
         hint = f"rename it, for example to 10_{readable(child.name)}, to set them"
         layout.problems.append(Problem("info", "folder-name", child, note, hint))
+    return layout
+
+
+def _listed_concepts(settings: DatasetSettings) -> Layout:
+    """The concepts of the list, in its order. What else the folder holds is not looked at."""
+    layout = Layout(settings.folder.expanduser().absolute())
+    for place, own in enumerate(settings.concepts):
+        if not own.enabled or (own.is_regularization and not settings.use_regularization):
+            continue
+        folder = own.folder.expanduser().absolute()
+        _require_folder(folder, "concept folder")
+        match = _N_NAME.fullmatch(folder.name)
+        digits, name = match.groups() if match else ("", folder.name)
+        repeats = int(digits) if digits and 0 < int(digits[:9]) <= _MAX_REPEATS else settings.repeats
+        caption = _text(name if own.name is None else own.name) if own.caption is None else own.caption
+        concept = Concept(
+            label=own.name or folder.name,
+            name=caption,
+            folder=folder,
+            repeats=repeats if own.repeats is None else own.repeats,
+            is_regularization=own.is_regularization,
+            place=place,
+            settings=own,
+        )
+        layout.concepts.append(concept)
     return layout
 
 

@@ -6,16 +6,19 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from loraloom.data.buckets import Fit, Size, assign_buckets, bucket_sizes, cropped_share, fit
+from loraloom.data.caption_operations import Moment, caption_of, file_words, fullest_caption
 from loraloom.data.captions import CaptionFiles, read_caption
 from loraloom.data.concepts import Concept, Files, Layout, find_layout, list_files
 from loraloom.data.images import SUFFIXES, ImageFacts, inspect_image, quiet_decoders
+from loraloom.data.masks import MaskFiles, mask_problems
 from loraloom.data.problems import Problem, normal_name, readable, worst_first
-from loraloom.data.settings import DatasetSettings
+from loraloom.data.settings import UNCHANGED, CaptionSettings, ConceptSettings, DatasetSettings
+from loraloom.data.variants import PLAIN, Colours, Variation, colours_of, fit_of
 from loraloom.errors import DatasetError, FileError
 
 __all__ = ["Dataset", "Sample", "load_dataset"]
@@ -28,7 +31,9 @@ class Sample:
     ``name``: posix path relative to the dataset folder (regularization images: beginning with their folder's name).
     ``identity``: what its randomness is keyed by; the same on every machine, unique in the dataset. ``digest``:
     sha256 of the file's bytes. ``size``: (width, height) upright, after ``orientation`` (EXIF) was applied.
-    ``bucket``: (width, height) it is trained at.
+    ``bucket``: (width, height) it is trained at. ``caption`` is the first of its ``lines``; ``captions`` say what
+    becomes of them. ``picture``: the identity it shares with the same picture at other resolutions.
+    ``has_alpha_mask``: its transparent parts are not learned.
     """
 
     path: Path
@@ -42,6 +47,13 @@ class Sample:
     orientation: int = 1
     background: tuple[int, int, int] = (255, 255, 255)
     caption_path: Path | None = None
+    lines: tuple[str, ...] = ()
+    captions: CaptionSettings = UNCHANGED
+    picture: str = ""
+    variation: Variation = PLAIN
+    flip: bool | None = None
+    mask_path: Path | None = None
+    has_alpha_mask: bool = False
 
     @property
     def repeats(self) -> int:
@@ -62,6 +74,28 @@ class Sample:
     def crop(self) -> tuple[int, int]:
         """Top and left of the part that is used, in pixels after resizing (SDXL's crop conditioning)."""
         return self.fit.crop
+
+    def fit_of(self, variant: int) -> Fit:
+        """How version ``variant`` of it comes into its bucket."""
+        return fit_of(self.size, self.bucket, self.digest, self.variation, variant)
+
+    def colours_of(self, variant: int) -> Colours | None:
+        """How version ``variant`` of it is recoloured."""
+        return colours_of(self.digest, self.variation, variant)
+
+    def caption_at(self, moment: Moment) -> str:
+        """What the model is told when it is shown at ``moment``."""
+        return caption_of(self.lines or (self.caption,), self.captions, self.identity, moment)
+
+    @property
+    def fullest_caption(self) -> str:
+        """Its caption with nothing left out."""
+        return fullest_caption(self.lines or (self.caption,), self.captions)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether some of it may not be learned."""
+        return self.has_alpha_mask or self.mask_path is not None
 
     @property
     def cropped_share(self) -> float:
@@ -98,8 +132,17 @@ class Dataset:
 
     @property
     def draws_per_epoch(self) -> int:
-        """Training images times repeats (regularization draws come on top)."""
+        """Training images times repeats (regularization draws come on top), with every concept taking part."""
+        if self.settings.resolution_choice == "random":
+            return sum({sample.picture or sample.identity: sample.repeats for sample in self.training}.values())
         return sum(sample.repeats for sample in self.training)
+
+    @property
+    def last_epoch(self) -> int | None:
+        """The last epoch (from 1) that has training images, None if there is no last."""
+        lasts = [s.concept.settings.last_epoch if s.concept.settings else None for s in self.training]
+        known = [last for last in lasts if last is not None]
+        return max(known) if known and len(known) == len(lasts) else None
 
 
 @dataclass(frozen=True)
@@ -111,6 +154,10 @@ class _Found:
     facts: ImageFacts
     caption: str
     caption_path: Path | None
+    lines: tuple[str, ...]
+    captions: CaptionSettings
+    mask_path: Path | None
+    has_alpha_mask: bool
 
 
 def load_dataset(
@@ -131,9 +178,9 @@ def load_dataset(
         if not allow_empty:
             raise error
         problems.append(Problem("error", "empty", layout.folder, "holds no usable picture", error.hint))
-    buckets = assign_buckets((picture.facts.size for picture in found), settings)
-    samples = _samples(found, buckets, settings, layout)
+    samples = _samples(found, settings, layout)
     problems.extend(_rounded_resolution(settings, layout))
+    problems.extend(Problem("warning", "settings", layout.folder, note) for note in settings.without_effect())
     return Dataset(
         settings=settings,
         folder=layout.folder,
@@ -150,11 +197,14 @@ def _find_pictures(
     problems: list[Problem],
     progress: Callable[[int, int], None] | None,
 ) -> list[_Found]:
-    paths = [concept.folder / relative for concept, files in listed for relative in files.images]
+    paths = list(dict.fromkeys(concept.folder / relative for concept, files in listed for relative in files.images))
     facts = dict(zip(paths, _inspect_all(paths, settings.max_megapixels, progress), strict=True))
     found: list[_Found] = []
+    masks = MaskFiles(settings)
     for concept, files in listed:
         problems.extend(files.problems)
+        own = settings.captions.merged(concept.settings.captions if concept.settings else {})
+        source = _mask_source(concept, settings)
         captions = CaptionFiles(files.texts, settings.caption_extensions)
         used: set[Path] = set()
         for relative in files.images:
@@ -164,14 +214,40 @@ def _find_pictures(
             if isinstance(result, FileError):
                 problems.append(Problem("error", "image", path, result.problem, result.hint))
                 continue
-            _describe(path, result, settings, problems)
-            caption, source = _caption(concept, relative, captions, problems)
-            found.append(_Found(concept, relative, result, caption, source))
-        for text in files.texts:
-            if text not in used:
-                problems.append(_orphan(concept.folder / text))
+            _describe(path, result, settings, problems, masked=source == "alpha")
+            lines, text_path = _lines(concept, relative, captions, own, problems)
+            mask = _mask(masks.of(concept, relative, files), source, path, result, concept, problems)
+            alpha = source == "alpha" and result.alpha != "none"
+            found.append(_Found(concept, relative, result, lines[0], text_path, lines, own, mask, alpha))
+        if own.source == "file":
+            problems.extend(_orphan(concept.folder / text) for text in files.texts if text not in used)
         problems.extend(_shared_names(concept, files))
+        if files.masks and source != "beside":
+            note = f"holds {len(files.masks)} masks beside the pictures, which are not used"
+            problems.append(Problem("info", "mask-unused", concept.folder, note, "set masks=beside to use them"))
+    problems.extend(masks.problems())
     return found
+
+
+def _mask_source(concept: Concept, settings: DatasetSettings) -> str:
+    own = concept.settings
+    return settings.masks if own is None or own.masks is None else own.masks
+
+
+def _mask(
+    mask: Path | None, source: str, path: Path, facts: ImageFacts, concept: Concept, problems: list[Problem]
+) -> Path | None:
+    """The mask if it can be used, with what is odd about it."""
+    if source not in ("folder", "beside"):
+        return None
+    if mask is None:
+        if not concept.is_regularization:
+            hint = "give it one with the same name, white where it is to be learned"
+            problems.append(Problem("warning", "mask-missing", path, "has no mask: all of it is learned", hint))
+        return None
+    odd, usable = mask_problems(mask, facts.size)
+    problems.extend(odd)
+    return mask if usable else None
 
 
 def _inspect_all(
@@ -194,7 +270,9 @@ def _inspect_all(
     return results
 
 
-def _describe(path: Path, facts: ImageFacts, settings: DatasetSettings, problems: list[Problem]) -> None:
+def _describe(
+    path: Path, facts: ImageFacts, settings: DatasetSettings, problems: list[Problem], *, masked: bool
+) -> None:
     if path.suffix.lower() not in SUFFIXES[facts.format]:
         right = SUFFIXES[facts.format][0]
         note = f"is a {facts.format} picture by content; it is used"
@@ -203,31 +281,44 @@ def _describe(path: Path, facts: ImageFacts, settings: DatasetSettings, problems
         note = "is animated; its first frame is used"
         problems.append(Problem("info", "animated", path, note, "save the frame you want as a picture of its own"))
     if facts.alpha == "all":
-        note = "is entirely transparent: only the background colour is trained"
+        note = f"is entirely transparent: {'nothing' if masked else 'only the background colour'} is trained"
         problems.append(Problem("warning", "alpha", path, note, "remove it"))
+    elif facts.alpha == "some" and masked:
+        note = f"is partly transparent: those parts are laid on {settings.background} and not learned"
+        problems.append(Problem("info", "alpha", path, note))
     elif facts.alpha == "some":
         note = f"is partly transparent; it is laid on {settings.background}"
         problems.append(Problem("info", "alpha", path, note, "set background=COLOUR for another colour"))
 
 
-def _caption(
-    concept: Concept, relative: Path, captions: CaptionFiles, problems: list[Problem]
-) -> tuple[str, Path | None]:
-    """The caption of one picture and the file it comes from; the concept's name where there is none."""
+def _lines(
+    concept: Concept, relative: Path, captions: CaptionFiles, settings: CaptionSettings, problems: list[Problem]
+) -> tuple[tuple[str, ...], Path | None]:
+    """The lines of one picture's caption and the file they come from; the concept's name where there is none."""
     image = concept.folder / relative
+    if settings.source == "folder":
+        return (concept.name,), None
+    if settings.source == "filename":
+        words = file_words(normal_name(relative.stem))
+        if not words:
+            note = f"has no words in its name; the concept's name is used: {concept.name!r}"
+            problems.append(Problem("info", "caption-missing", image, note))
+        return (words or concept.name,), None
     candidates = captions.of(relative)
     texts: dict[Path, str] = {}
+    lines: dict[Path, tuple[str, ...]] = {}
     for candidate in candidates:
-        caption = read_caption(concept.folder / candidate)
+        caption = read_caption(concept.folder / candidate, first_line_only=settings.lines == "first")
         if not texts:
             problems.extend(caption.problems)
         if caption.text is not None:
             texts[candidate] = caption.text
+            lines[candidate] = caption.lines or (caption.text,)
     if not texts:
         note = f"has no caption; the concept's name is used: {concept.name!r}"
         hint = "write one into a .txt file with the picture's name beside it"
         problems.append(Problem("info", "caption-missing", image, note, hint))
-        return concept.name, None
+        return (concept.name,), None
     source, text = next(iter(texts.items()))
     if source.name.lower().startswith(relative.name.lower() + "."):
         note = f"its caption is read from {readable(source.name)}"
@@ -237,7 +328,7 @@ def _caption(
     if others:
         note = f"has several captions; {readable(source.name)} is used, not {', '.join(others)}"
         problems.append(Problem("warning", "caption-several", image, note, "keep one, or set caption_extensions"))
-    return text, concept.folder / source
+    return lines[source], concept.folder / source
 
 
 def _orphan(path: Path) -> Problem:
@@ -256,47 +347,85 @@ def _shared_names(concept: Concept, files: Files) -> Iterable[Problem]:
             yield Problem("warning", "same-name", concept.folder / relative, note, hint)
 
 
-def _samples(
-    found: Sequence[_Found],
-    buckets: dict[Size, Size],
-    settings: DatasetSettings,
-    layout: Layout,
-) -> tuple[Sample, ...]:
+def _samples(found: Sequence[_Found], settings: DatasetSettings, layout: Layout) -> tuple[Sample, ...]:
     background = settings.background_rgb
     identities: Counter[str] = Counter()
     samples = []
+    buckets = _buckets(found, settings)
     for picture in found:
         name = _name(picture, layout)
         identity = ("regularization:" if picture.concept.is_regularization else "") + name
         identities[identity] += 1
         if identities[identity] > 1:  # a composed and a decomposed form of one name
             identity = f"{identity}#{identities[identity]}"
-        samples.append(
-            Sample(
-                path=picture.concept.folder / picture.relative,
-                name=name,
-                identity=identity,
-                digest=picture.facts.digest,
-                concept=picture.concept,
-                caption=picture.caption,
-                size=picture.facts.size,
-                bucket=buckets[picture.facts.size],
-                orientation=picture.facts.orientation,
-                background=background,
-                caption_path=picture.caption_path,
-            )
+        own = picture.concept.settings
+        sample = Sample(
+            path=picture.concept.folder / picture.relative,
+            name=name,
+            identity=identity,
+            digest=picture.facts.digest,
+            concept=picture.concept,
+            caption=picture.caption,
+            size=picture.facts.size,
+            bucket=(0, 0),
+            orientation=picture.facts.orientation,
+            background=background,
+            caption_path=picture.caption_path,
+            lines=picture.lines,
+            captions=picture.captions,
+            picture=identity,
+            variation=_variation(own, settings),
+            flip=None if own is None else own.flip,
+            mask_path=picture.mask_path,
+            has_alpha_mask=picture.has_alpha_mask,
         )
+        resolutions = _resolutions(picture.concept, settings)
+        for resolution in resolutions:
+            at = f"@{_side_text(resolution)}" if len(resolutions) > 1 else ""
+            bucket = buckets[resolution][picture.facts.size]
+            samples.append(replace(sample, bucket=bucket, identity=identity + at))
     return tuple(samples)
+
+
+def _resolutions(concept: Concept, settings: DatasetSettings) -> tuple[int | Size, ...]:
+    own = concept.settings
+    given = own.resolutions if own is not None and own.resolutions else settings.resolutions
+    return tuple(dict.fromkeys(given or (settings.resolution,)))
+
+
+def _side_text(resolution: int | Size) -> str:
+    return str(resolution) if isinstance(resolution, int) else f"{resolution[0]}x{resolution[1]}"
+
+
+def _buckets(found: Sequence[_Found], settings: DatasetSettings) -> dict[int | Size, dict[Size, Size]]:
+    """For each resolution the bucket of each picture size that is trained at it."""
+    sizes: dict[int | Size, list[Size]] = {}
+    for picture in found:
+        for resolution in _resolutions(picture.concept, settings):
+            sizes.setdefault(resolution, []).append(picture.facts.size)
+    return {resolution: assign_buckets(group, settings.at(resolution)) for resolution, group in sizes.items()}
+
+
+def _variation(own: ConceptSettings | None, settings: DatasetSettings) -> Variation:
+    crop = settings.random_crop if own is None or own.random_crop is None else own.random_crop
+    colours = settings.color_augmentation
+    if own is not None and own.color_augmentation is not None:
+        colours = own.color_augmentation
+    if not crop and not colours:
+        return PLAIN
+    return Variation(settings.variants, crop, settings.random_crop_zoom if crop else 1.0, colours)
 
 
 def _rounded_resolution(settings: DatasetSettings, layout: Layout) -> Iterable[Problem]:
     if settings.buckets:
         return
-    (size,) = bucket_sizes(settings)
-    if size != settings.size:
-        note = f"is trained at {size[0]} x {size[1]}, not {settings.size[0]} x {settings.size[1]}"
-        hint = f"sides must be multiples of bucket_step={settings.bucket_step}"
-        yield Problem("info", "resolution", layout.folder, note, hint)
+    for resolution in settings.resolutions or (settings.resolution,):
+        at = settings.at(resolution)
+        (size,) = bucket_sizes(at)
+        if size != at.size:
+            note = f"is trained at {size[0]} x {size[1]}, not {at.size[0]} x {at.size[1]}"
+            hint = f"sides must be multiples of bucket_step={settings.bucket_step}"
+            yield Problem("info", "resolution", layout.folder, note, hint)
 
 
 def _name(picture: _Found, layout: Layout) -> str:

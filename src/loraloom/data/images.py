@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from loraloom.data.buckets import Size, fit
+from loraloom.data.buckets import Fit, Size, fit
 from loraloom.data.problems import readable
+from loraloom.data.variants import with_colours
 from loraloom.errors import DatasetError, FileFormatError, MissingFileError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "SUFFIXES",
     "ImageFacts",
     "inspect_image",
+    "load_grey",
     "load_picture",
     "load_pixels",
     "quiet_decoders",
@@ -185,37 +187,66 @@ def load_picture(
     orientation: int | None = None,
     digest: str | None = None,
     max_megapixels: float = 178.0,
+    placed: Fit | None = None,
 ) -> Image.Image:
     """The picture as 8-bit sRGB of exactly the bucket's size: upright, flattened, scaled to cover, centre cut out.
 
-    ``orientation`` None reads it from the file (slower for large JPEGs). Raises DatasetError if the file is gone,
-    damaged, or (``digest`` given) not the one that was inspected.
+    ``orientation`` None reads it from the file (slower for large JPEGs). ``placed`` cuts out another place than the
+    centre. Raises DatasetError if the file is gone, damaged, or (``digest`` given) not the one that was inspected.
     """
-    name = readable(path)
-    try:
+    with _named_errors(path):
         data = _read(path, max_megapixels)
         if digest is not None and sha256(data).hexdigest() != digest:
+            name = readable(path)
             raise DatasetError(f"{name} was changed after the dataset was read", "start again to use the new picture")
         image = _open(data, max_megapixels)
-        if orientation is not None:  # libjpeg can decode at 1/2, 1/4, 1/8; twice the bucket is left for Lanczos
-            width, height = bucket if orientation < 5 else bucket[::-1]
+        if orientation is not None:  # libjpeg can decode at 1/2, 1/4, 1/8; twice the size is left for Lanczos
+            covering = bucket if placed is None else placed.resized
+            width, height = covering if orientation < 5 else covering[::-1]
             image.draft(None, (2 * width, 2 * height))
         image.load()
         turn = _UPRIGHT.get(_orientation(image) if orientation is None else orientation)
         image = to_rgb(image, background)
         image = image if turn is None else image.transpose(turn)
-    except (MissingFileError, FileFormatError) as error:
-        raise DatasetError(f"{name}: {error.problem}", error.hint) from error
-    except _DECODER_ERRORS as error:
-        raise DatasetError(f"{name}: {_undecodable(error).problem}", "repair or remove the picture") from error
-    placed = fit(image.size, bucket)
+    placed = fit(image.size, bucket) if placed is None else placed
     scale = (image.width / placed.resized[0], image.height / placed.resized[1])
     top, left = placed.crop
     box = (left * scale[0], top * scale[1], (left + bucket[0]) * scale[0], (top + bucket[1]) * scale[1])
     return image.resize(bucket, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def load_pixels(sample: Sample, *, flipped: bool) -> torch.Tensor:
+def load_grey(path: Path, *, alpha: bool = False, max_megapixels: float = 178.0) -> Image.Image:
+    """A picture, upright, as one channel of 8 bits: its brightness (transparent parts count as black) or its alpha.
+
+    Raises DatasetError if the file is gone or damaged.
+    """
+    with _named_errors(path):
+        image = _open(_read(path, max_megapixels), max_megapixels)
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        if not alpha:
+            image = to_rgb(image, (0, 0, 0)).convert("L")
+        else:
+            image = _eight_bit(image) if image.mode.startswith("I") else image
+            image = image.convert("RGBA").getchannel("A")
+        return image if turn is None else image.transpose(turn)
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Inside: whatever a file that cannot be read raises becomes a DatasetError that names it."""
+    name = readable(path)
+    try:
+        yield
+    except DatasetError:
+        raise
+    except (MissingFileError, FileFormatError) as error:
+        raise DatasetError(f"{name}: {error.problem}", error.hint) from error
+    except _DECODER_ERRORS as error:
+        raise DatasetError(f"{name}: {_undecodable(error).problem}", "repair or remove the picture") from error
+
+
+def load_pixels(sample: Sample, *, flipped: bool, variant: int = 0) -> torch.Tensor:
     """The sample's pixels, (3, height, width) float32 in [-1, 1], mirrored left to right if ``flipped``.
 
     Raises DatasetError if the file was removed, damaged or replaced since the dataset was read.
@@ -228,7 +259,11 @@ def load_pixels(sample: Sample, *, flipped: bool) -> torch.Tensor:
         background=sample.background,
         orientation=sample.orientation,
         digest=sample.digest,
+        placed=sample.fit_of(variant) if variant else None,
     )
+    colours = sample.colours_of(variant)
+    if colours is not None:
+        image = with_colours(image, colours)
     if flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)

@@ -1,9 +1,10 @@
-"""What a dataset is made of and how its pictures are prepared. No torch here."""
+"""What a dataset is made of, how its pictures are prepared and what captions become. No torch here."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from PIL import ImageColor
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -11,7 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from loraloom.folders import cache_folder
 from loraloom.settings import Kohya, Settings
 
-__all__ = ["DatasetSettings"]
+__all__ = ["UNCHANGED", "CaptionSettings", "ConceptSettings", "DatasetSettings", "MaskSource", "Resolution"]
 
 
 def _size(value: Any) -> Any:
@@ -33,7 +34,207 @@ def _names(value: Any) -> Any:
     return value
 
 
+def _sizes(value: Any) -> Any:
+    """``"512 768x512"`` and ``[512, [768, 512]]`` list resolutions; one alone may stand without brackets."""
+    if isinstance(value, str):
+        value = value.replace(";", " ").split()
+    if isinstance(value, int):
+        value = [value]
+    return tuple(_size(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _tags(value: Any) -> Any:
+    """``"cat, red fox"`` and ``["cat", "red fox"]`` both list tags."""
+    if isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, (list, tuple)):
+        return tuple(tag.strip() if isinstance(tag, str) else tag for tag in value if tag != "")
+    return value
+
+
 Side = Annotated[int, Field(ge=32, le=8192)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Resolution = Annotated[Side | tuple[Side, Side], BeforeValidator(_size)]
+MaskSource = Annotated[
+    Literal["none", "alpha", "folder", "beside"],
+    BeforeValidator(lambda value: {True: "alpha", False: "none"}[value] if isinstance(value, bool) else value),
+]
+
+
+class CaptionSettings(Settings):
+    """What is done to a caption each time its picture is shown, in this order."""
+
+    source: Literal["file", "filename", "folder"] = "file"
+    """Where captions come from: text files (pictures without one get the concept's name), the picture's file name
+    without a number in front, or the folder's name."""
+
+    lines: Literal["first", "random", "join"] = "first"
+    """Which lines of a caption file are used: the first, one at random each time, or all of them as one caption."""
+
+    sentence: str = ""
+    """A sentence around every caption, with [filewords] where the caption goes: a photo of sks dog, [filewords].
+    Without [filewords] it replaces the captions."""
+
+    prefix: Annotated[str, Kohya("caption_prefix")] = ""
+    """Text put in front of every caption, and a blank."""
+
+    suffix: Annotated[str, Kohya("caption_suffix")] = ""
+    """Text put behind every caption, after a blank."""
+
+    wildcards: Annotated[bool, Kohya("enable_wildcard")] = False
+    """Of {red|green|blue} one is taken at random each time. {{ and }} are braces. Off: braces are text."""
+
+    replace_underscores: bool = False
+    """Underscores become blanks, except in faces such as ^_^ and in the trigger."""
+
+    separator: Annotated[str, Kohya("caption_separator"), Field(min_length=1)] = ","
+    """What stands between tags."""
+
+    keep_tokens: Annotated[int, Kohya("keep_tokens"), Field(ge=0)] = 0
+    """The first so many tags stay in front when tags are shuffled, and are never dropped."""
+
+    keep_tokens_separator: Annotated[str, Kohya("keep_tokens_separator")] = ""
+    """A mark such as ||| in captions: the tags before it stay in front; after a second one they stay at the end.
+    Captions without the mark use keep_tokens."""
+
+    warmup_min: Annotated[int, Kohya("token_warmup_min"), Field(ge=0)] = 1
+    """Tag warm-up begins with this many tags (besides those that are kept)."""
+
+    warmup_steps: Annotated[float, Kohya("token_warmup_step"), Field(ge=0)] = 0
+    """Tags are added one by one, from the front, over this many steps; below 1 it is a share of the run. 0: all at
+    once."""
+
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0
+    """The same counted in epochs."""
+
+    shuffle: Annotated[bool, Kohya("shuffle_caption")] = False
+    """Tags come in a new order each time."""
+
+    tag_dropout: Annotated[Share, Kohya("caption_tag_dropout_rate")] = 0.0
+    """Share of tags left out at random each time, 0 to 1."""
+
+    keep_tags: Annotated[tuple[str, ...], BeforeValidator(_tags)] = ()
+    """Tags that tag_dropout never leaves out (the trigger never is)."""
+
+    secondary_separator: Annotated[str, Kohya("secondary_separator")] = ""
+    """A mark such as ;;; that holds several tags together as one while tags are shuffled and dropped; then it becomes
+    the separator."""
+
+    trigger: str = ""
+    """The trigger word: put in front of captions that do not have it."""
+
+    dropout: Annotated[Share, Kohya("caption_dropout_rate")] = 0.0
+    """Share of showings with an empty caption, 0 to 1."""
+
+    dropout_every_epochs: Annotated[int, Kohya("caption_dropout_every_n_epochs"), Field(ge=0)] = 0
+    """Every so many epochs all captions are empty. 0: never."""
+
+    weighted: Annotated[bool, Kohya("weighted_captions")] = False
+    """(word), [word] and (word:1.3) are weights, as in prompts; a backslash before a bracket makes it text. Off:
+    brackets are text."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps and self.warmup_epochs:
+            raise ValueError("set captions.warmup_steps or captions.warmup_epochs, not both")
+        return self
+
+    @property
+    def splits(self) -> bool:
+        """Whether captions are taken apart into tags."""
+        return self.shuffle or self.tag_dropout > 0 or self.warmup_steps > 0 or self.warmup_epochs > 0
+
+    @property
+    def varies(self) -> bool:
+        """Whether one picture can have different captions in one run."""
+        dropped = 0 < self.dropout < 1 or self.dropout_every_epochs > 1
+        return self.splits or self.wildcards or self.lines == "random" or dropped
+
+    def merged(self, overrides: dict[str, Any]) -> CaptionSettings:
+        """These settings with a concept's own on top; raises pydantic's ValidationError for wrong ones."""
+        if not overrides:
+            return self
+        return CaptionSettings.model_validate({**self.model_dump(), **overrides})
+
+    def without_effect(self) -> list[str]:
+        """What was set but changes nothing in this combination, a sentence each."""
+        said = []
+        if (self.keep_tokens or self.keep_tokens_separator) and not self.splits:
+            said.append("captions.keep_tokens has no effect without shuffle, tag_dropout or warm-up")
+        if self.keep_tags and not self.tag_dropout:
+            said.append("captions.keep_tags has no effect without tag_dropout")
+        if self.warmup_min != 1 and not (self.warmup_steps or self.warmup_epochs):
+            said.append("captions.warmup_min has no effect without warmup_steps or warmup_epochs")
+        if self.dropout == 1 or self.dropout_every_epochs == 1:
+            said.append("captions.dropout leaves out every caption: the run learns without words")
+        if self.lines != "first" and self.source != "file":
+            said.append(f"captions.lines has no effect with captions.source={self.source}")
+        return said
+
+
+UNCHANGED = CaptionSettings()
+"""Captions as they are."""
+
+
+class ConceptSettings(Settings):
+    """One folder of pictures with settings of its own."""
+
+    folder: Path
+    """The folder of pictures. Folders inside belong to it."""
+
+    name: str | None = None
+    """What it is called. Unset: the folder's name, without repeats in front."""
+
+    enabled: bool = True
+    """False leaves it out."""
+
+    repeats: Annotated[int | None, Field(ge=1, le=9999)] = None
+    """How often each picture is shown in an epoch. Unset: the number in front of the folder's name (10_cat), else
+    dataset.repeats."""
+
+    caption: str | None = None
+    """Caption of pictures without a caption file (sd-scripts: class_tokens). Unset: the name."""
+
+    is_regularization: bool = False
+    """These are regularization images."""
+
+    loss_weight: Annotated[float, Field(ge=0)] = 1.0
+    """How much these pictures count in the loss (regularization images: times prior_loss_weight)."""
+
+    first_epoch: Annotated[int, Field(ge=1)] = 1
+    """The first epoch that shows them, counted from 1."""
+
+    last_epoch: Annotated[int | None, Field(ge=1)] = None
+    """The last epoch that shows them. Unset: the last of the run."""
+
+    captions: dict[str, Any] = Field(default={})
+    """Caption settings that differ from dataset.captions, by the same names."""
+
+    resolutions: Annotated[tuple[Resolution, ...] | None, BeforeValidator(_sizes)] = None
+    """Resolutions of these pictures. Unset: those of the dataset."""
+
+    flip: bool | None = None
+    """Unset: dataset.flip."""
+
+    random_crop: bool | None = None
+    """Unset: dataset.random_crop."""
+
+    color_augmentation: bool | None = None
+    """Unset: dataset.color_augmentation."""
+
+    masks: MaskSource | None = None
+    """Unset: dataset.masks."""
+
+    mask_folder: Path | None = None
+    """Masks of these pictures when masks=folder. Unset: a folder of this concept's name in dataset.mask_folder, or that
+    folder itself."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        CaptionSettings().merged(self.captions)
+        if self.last_epoch is not None and self.last_epoch < self.first_epoch:
+            raise ValueError(f"last_epoch={self.last_epoch} comes before first_epoch={self.first_epoch}")
+        return self
 
 
 class DatasetSettings(Settings):
@@ -41,7 +242,10 @@ class DatasetSettings(Settings):
 
     folder: Annotated[Path, Kohya("train_data_dir", "image_dir")]
     """The dataset: a folder of n_name concept folders (10_cat is shown ten times an epoch), one such folder, or a
-    folder of pictures."""
+    folder of pictures. Not needed where concepts are listed."""
+
+    concepts: tuple[ConceptSettings, ...] = ()
+    """A list of folders, each with settings of its own, instead of what the folder holds."""
 
     regularization_folder: Annotated[Path | None, Kohya("reg_data_dir")] = None
     """Regularization images. Unset: a folder called regularization_images, regularization, reg or class_images inside
@@ -56,6 +260,13 @@ class DatasetSettings(Settings):
     resolution: Annotated[Side | tuple[Side, Side], Kohya("resolution"), BeforeValidator(_size)] = 512
     """Size to train at, in pixels: one number for a square, or width and height. With buckets it is the area
     that counts: no picture gets more pixels than this square has."""
+
+    resolutions: Annotated[tuple[Resolution, ...], BeforeValidator(_sizes)] = ()
+    """Several sizes to train at, instead of resolution: [512, 768]."""
+
+    resolution_choice: Literal["each", "random"] = "each"
+    """With several resolutions: each picture is shown once at each of them (an epoch is that much longer), or each time
+    at one of them at random."""
 
     buckets: Annotated[bool, Kohya("enable_bucket")] = True
     """Pictures keep their shape: each goes to a bucket (width, height) as close to it as possible. False crops the
@@ -80,6 +291,27 @@ class DatasetSettings(Settings):
     flip: Annotated[bool, Kohya("flip_aug")] = False
     """Show each picture mirrored half of the time. Not for anything asymmetrical."""
 
+    random_crop: Annotated[bool, Kohya("random_crop")] = False
+    """Cut pictures at a random place instead of the centre. With buckets there is little to cut: see
+    random_crop_zoom."""
+
+    random_crop_zoom: Annotated[float, Field(ge=1, le=4)] = 1.0
+    """random_crop first enlarges pictures by a random factor from 1 to this, so that there is something to cut."""
+
+    color_augmentation: Annotated[bool, Kohya("color_aug")] = False
+    """Change hue and brightness a little at random. Not where colours matter."""
+
+    variants: Annotated[int, Field(ge=1, le=256)] = 8
+    """How many versions of each picture random_crop and color_augmentation make before training, the picture as it is
+    among them; each showing takes one at random. Encoding takes as many times longer."""
+
+    masks: Annotated[MaskSource, Kohya("alpha_mask")] = "none"
+    """Parts of pictures that are not learned. alpha: the transparent parts; folder: a black and white picture of the
+    same name in mask_folder; beside: NAME-masklabel.png or NAME.mask.png next to NAME.png. White is learned."""
+
+    mask_folder: Annotated[Path | None, Kohya("conditioning_data_dir")] = None
+    """Where masks=folder finds them, with the same names and inner folders as the pictures."""
+
     background: str = "white"
     """Colour put behind transparent pictures: a name or #rrggbb."""
 
@@ -96,8 +328,32 @@ class DatasetSettings(Settings):
     cache_to_disk: Annotated[bool, Kohya("cache_latents_to_disk")] = False
     """Keep encoded pictures in files, so that the next run on the same pictures starts at once."""
 
+    cache_text_to_disk: Annotated[bool, Kohya("cache_text_encoder_outputs_to_disk")] = False
+    """Keep encoded captions in files too. Only where the text encoder is not trained."""
+
     cache_folder: Path | None = None
-    """Where cache_to_disk keeps them. Unset: a folder of the user's cache, never the dataset folder."""
+    """Where both are kept. Unset: a folder of the user's cache, never the dataset folder."""
+
+    captions: CaptionSettings = UNCHANGED
+    """What is done to captions."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_of_concepts(cls, data: Any) -> Any:
+        """Listed concepts need no folder: it is the one that all of them are in."""
+        if not isinstance(data, dict) or "folder" in data or not isinstance(data.get("concepts"), (list, tuple)):
+            return data
+        listed = data["concepts"]
+        given = [item.get("folder") if isinstance(item, dict) else getattr(item, "folder", None) for item in listed]
+        folders = [folder for folder in given if isinstance(folder, (str, Path)) and str(folder)]
+        if not folders or len(folders) < len(given):
+            return data
+        absolute = [str(Path(folder).expanduser().absolute()) for folder in folders]
+        try:
+            common = Path(os.path.commonpath(absolute))
+        except ValueError:  # on different drives
+            common = Path(absolute[0])
+        return {**data, "folder": common.parent if len(set(absolute)) == 1 else common}
 
     @field_validator("background")
     @classmethod
@@ -114,19 +370,71 @@ class DatasetSettings(Settings):
 
     @model_validator(mode="after")
     def _sides_fit(self) -> Self:
-        low, high = self.bucket_limits
-        side = (self.size[0] * self.size[1]) ** 0.5
-        if self.buckets and not low <= side <= high:
-            raise ValueError(
-                f"bucket_min={low} and bucket_max={high} (rounded to bucket_step) must bracket the resolution's side,"
-                f" {side:.0f}"
-            )
+        wanted = {*(self.resolutions or (self.resolution,))}
+        wanted.update(resolution for concept in self.concepts for resolution in concept.resolutions or ())
+        for resolution in sorted(wanted, key=str):
+            at = self.at(resolution)
+            low, high = at.bucket_limits
+            side = (at.size[0] * at.size[1]) ** 0.5
+            if self.buckets and not low <= side <= high:
+                raise ValueError(
+                    f"bucket_min={low} and bucket_max={high} (rounded to bucket_step) must bracket the resolution's"
+                    f" side, {side:.0f}"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _concepts_fit(self) -> Self:
+        problems = []
+        for concept in self.concepts:
+            try:
+                self.captions.merged(concept.captions)
+            except ValueError as error:
+                problems.append(f"the captions of concept {concept.folder} contradict dataset.captions: {error}")
+            masks = self.masks if concept.masks is None else concept.masks
+            if masks == "folder" and concept.mask_folder is None and self.mask_folder is None:
+                problems.append(f"masks=folder of concept {concept.folder} needs a mask_folder")
+        if self.concepts and not any(item.enabled and not item.is_regularization for item in self.concepts):
+            problems.append("none of the listed concepts is enabled and made of training images")
+        if self.masks == "folder" and self.mask_folder is None and not self.concepts:
+            problems.append("masks=folder needs mask_folder (masks=beside finds NAME-masklabel.png next to NAME.png)")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def at(self, resolution: int | tuple[int, int]) -> DatasetSettings:
+        """The same settings for one resolution."""
+        return self.model_copy(update={"resolution": resolution, "resolutions": ()})
+
+    def without_effect(self) -> list[str]:
+        """What was set but changes nothing in this combination, a sentence each."""
+        said = list(self.captions.without_effect())
+        own = self.concepts
+        crop = self.random_crop or any(concept.random_crop for concept in own)
+        varied = crop or self.color_augmentation or any(concept.color_augmentation for concept in own)
+        if self.random_crop_zoom > 1 and not crop:
+            said.append("random_crop_zoom has no effect without random_crop")
+        if self.variants != 8 and not varied:
+            said.append("variants has no effect without random_crop or color_augmentation")
+        if varied and self.variants == 1:
+            said.append("random_crop and color_augmentation have no effect with variants=1, the picture as it is")
+        if crop and self.buckets and self.random_crop_zoom == 1:
+            said.append("random_crop has little to cut where pictures keep their shape: set random_crop_zoom=1.25")
+        if self.mask_folder is not None and self.masks != "folder" and not any(c.masks == "folder" for c in own):
+            said.append("mask_folder has no effect unless masks=folder")
+        if self.resolution_choice == "random" and len(self.resolutions) < 2:
+            said.append("resolution_choice has no effect with one resolution")
+        for concept in own:
+            if concept.mask_folder is not None and (concept.masks or self.masks) != "folder":
+                said.append(f"mask_folder of concept {concept.folder} has no effect unless masks=folder")
+        return said
 
     @property
     def size(self) -> tuple[int, int]:
-        """The resolution as (width, height)."""
-        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+        """The resolution as (width, height); of several the one with the most pixels."""
+        given = self.resolutions or (self.resolution,)
+        sizes = [(value, value) if isinstance(value, int) else value for value in given]
+        return max(sizes, key=lambda size: size[0] * size[1])
 
     @property
     def bucket_limits(self) -> tuple[int, int]:
@@ -151,3 +459,10 @@ class DatasetSettings(Settings):
         if self.cache_folder is not None:
             return self.cache_folder
         return cache_folder() / "latents"
+
+    @property
+    def text_folder(self) -> Path | None:
+        """Folder of the encoded captions kept on disk, None when they stay in memory."""
+        if not self.cache_text_to_disk:
+            return None
+        return (self.cache_folder or cache_folder()) / "text"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from loraloom.errors import AdapterError
-from loraloom.formats.dialects import FOREIGN_SUFFIXES, KOHYA, Dialect, recognise
+from loraloom.formats.dialects import FOREIGN_SUFFIXES, KOHYA, PEFT, Dialect, recognise
 from loraloom.formats.files import sha256_of
 from loraloom.formats.safetensors_file import safetensors_header
 from loraloom.formats.tensors import TensorInfo, open_tensors, write_tensors
@@ -21,9 +25,13 @@ __all__ = [
     "content_hash",
     "layer_keys",
     "model_hashes",
+    "peft_configs",
     "read_adapter_file",
     "write_adapter_file",
 ]
+
+KEPT_EXACT = (".dora_scale",)
+"""Ends of the keys of tensors that are never rounded."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,16 @@ class AdapterTarget:
     shape: tuple[int, ...]
     """Shape of the layer's own weight."""
     kind: str
-    """``linear``, ``conv1x1`` or ``conv3x3``."""
+    """``linear``, ``conv1x1``, ``conv3x3``, or ``norm`` for a normalization, which some files change."""
     block: int
     """Index in kohya's block numbering (U-Net: 25 blocks for SD1 and SD2, 23 for SDXL); layer number in an encoder."""
     extended: bool = False
     """Outside the default set: the res blocks and samplers of the U-Net, which need a convolution rank."""
+
+    @property
+    def bias(self) -> str:
+        """Checkpoint key of the layer's bias, if it has one; ``rows`` count there too."""
+        return self.tensor.removesuffix("weight") + "bias"
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ def read_adapter_file(path: Path) -> AdapterFile:
             if key.endswith(suffix):
                 raise AdapterError(
                     f"{path} holds {kind} layers ({key}), which this version does not read",
-                    "plain LoRA with linear and convolution layers can be used",
+                    "LoRA, DoRA, LoHa, LoKr, (IA)3 and full differences can be used",
                 )
     dialect = recognise(tensors)
     if dialect is None:
@@ -94,12 +107,53 @@ def read_adapter_file(path: Path) -> AdapterFile:
             continue
         name, role = split
         layers.setdefault(name, {})[role] = tensors[key]
+    if dialect is PEFT:
+        _add_alphas(layers, peft_configs(path, tensors.metadata))
     if unknown:
         raise AdapterError(
             f"{path}: {len(unknown)} of {len(tensors)} tensors belong to no LoRA layer, the first is {unknown[0]!r}",
             f"the rest reads as the dialect of {dialect.title}",
         )
     return AdapterFile(path, dialect, layers, dict(tensors.metadata))
+
+
+def peft_configs(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """PEFT's configuration of each part: from the header of a diffusers file, or adapter_config.json beside the file.
+
+    The part is ``""`` for a configuration of the only part. PEFT keeps alpha there, not among the tensors.
+    """
+    with suppress(ValueError):
+        stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        parts: dict[str, dict[str, Any]] = {}
+        for key, value in stored.items() if isinstance(stored, dict) else ():
+            part, dot, name = key.partition(".")
+            if dot:
+                parts.setdefault(part, {})[name] = value
+        if parts:
+            return parts
+    config = path.with_name("adapter_config.json")
+    with suppress(OSError, ValueError):
+        if path.stem == "adapter_model" and isinstance(stored := json.loads(config.read_text(encoding="utf-8")), dict):
+            return {"": stored}
+    return {}
+
+
+def _add_alphas(layers: Mapping[str, dict[str, torch.Tensor]], configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give the layers of a PEFT file the alpha that its configuration says; without one it equals the rank."""
+    for name, roles in layers.items():
+        config = configs.get(name.partition(".")[0], configs.get(""))
+        if config is None or "alpha" in roles:
+            continue
+        # PEFT's patterns are ends of the layer's path.
+        patterns = config.get("alpha_pattern")
+        own = [value for end, value in patterns.items() if name.endswith(end)] if isinstance(patterns, dict) else []
+        alpha = (own or [config.get("lora_alpha", config.get("alpha"))])[0]
+        rank = next(
+            (roles[role].shape[0] for role in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b") if role in roles), 0
+        )
+        if isinstance(alpha, int | float) and alpha > 0 and rank:
+            scale = math.sqrt(rank) if config.get("use_rslora") else 1.0
+            roles["alpha"] = torch.tensor(float(alpha) * scale)
 
 
 def layer_keys(name: str, roles: Mapping[str, torch.Tensor], dialect: Dialect = KOHYA) -> dict[str, torch.Tensor]:
@@ -112,11 +166,13 @@ def write_adapter_file(
 ) -> None:
     """Write a LoRA file atomically, every floating-point tensor as ``dtype``, with the hashes that identify it.
 
+    DoRA's lengths stay as they are: rounding them would change the whole weight, not only what was learned.
     Raises AdapterError when a value is NaN or does not fit into ``dtype``: such a file would be ruined silently.
     """
     cast = {}
     for key, tensor in tensors.items():
-        cast[key] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        wanted = dtype if tensor.is_floating_point() and not key.endswith(KEPT_EXACT) else tensor.dtype
+        cast[key] = tensor.detach().to("cpu", wanted).contiguous()
         if not torch.isfinite(cast[key]).all():
             raise AdapterError(f"{path} was not written: {key} is not finite as {dtype}", "save in float or bf16")
     model_hash, legacy_hash = model_hashes(cast, metadata)

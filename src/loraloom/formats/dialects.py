@@ -9,23 +9,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["DIALECTS", "FOREIGN_SUFFIXES", "KOHYA", "PEFT", "Dialect", "recognise"]
+__all__ = [
+    "DIALECTS",
+    "FOREIGN_SUFFIXES",
+    "KIND_TITLES",
+    "KOHYA",
+    "PEFT",
+    "Dialect",
+    "kind_of",
+    "recognise",
+    "title_of",
+]
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """``roles`` maps a key's suffix to ``down``, ``up`` or ``alpha``; ``prefixes`` start its layer names."""
+    """``roles`` maps a key's suffix to the tensor's role (``down``, ``alpha``); ``prefixes`` start its layer names."""
 
     name: str
     title: str
     prefixes: tuple[str, ...]
     roles: Mapping[str, str]
+    dotted: bool
+    """Whether its layer names have dots."""
 
     def split(self, key: str) -> tuple[str, str] | None:
         """``key`` as (layer name, role), or None when it is not one of this dialect's."""
         for suffix, role in self.roles.items():
             if key.endswith(suffix) and key.startswith(self.prefixes):
-                return key.removesuffix(suffix), role
+                name = key.removesuffix(suffix)
+                return (name, role) if self.dotted or "." not in name else None
         return None
 
     def suffix(self, role: str) -> str:
@@ -33,11 +46,25 @@ class Dialect:
         return next(suffix for suffix, known in self.roles.items() if known == role)
 
 
+_PRODUCTS = (
+    *(f"hada_{factor}" for factor in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+    *(f"lokr_{factor}" for factor in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
+)
+"""Roles of LoHa and LoKr, called the same in every dialect."""
+
 KOHYA = Dialect(
     "kohya",
     "kohya sd-scripts, AUTOMATIC1111, ComfyUI",
     ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_"),
-    {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"},
+    {
+        ".lora_down.weight": "down",
+        ".lora_up.weight": "up",
+        ".lora_mid.weight": "mid",
+        ".alpha": "alpha",
+        **{f".{role}": role for role in (*_PRODUCTS, "dora_scale", "diff", "diff_b", "w_norm", "b_norm", "on_input")},
+        ".weight": "weight",
+    },
+    dotted=False,
 )
 PEFT = Dialect(
     "peft",
@@ -51,24 +78,73 @@ PEFT = Dialect(
         ".lora.down.weight": "down",
         ".lora.up.weight": "up",
         ".alpha": "alpha",
+        ".lora_magnitude_vector": "dora_scale",
+        ".lora_magnitude_vector.weight": "dora_scale",
+        ".lora_magnitude_vector.default.weight": "dora_scale",
+        **{f".{role}": role for role in _PRODUCTS},
+        **{f".{role}.default": role for role in _PRODUCTS},
     },
+    dotted=True,
 )
 DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (KOHYA, PEFT)}
 
 FOREIGN_SUFFIXES: Mapping[str, str] = {
-    ".hada_w1_a": "LoHa",
-    ".lokr_w1": "LoKr",
-    ".lokr_w1_a": "LoKr",
-    ".lora_mid.weight": "LoCon with Tucker decomposition",
-    ".dora_scale": "DoRA",
-    ".lora_magnitude_vector": "DoRA",
-    ".on_input": "(IA)3",
     ".oft_blocks": "OFT",
     ".oft_diag": "OFT",
-    ".diff": "full-weight difference",
-    ".w_norm": "norm difference",
+    ".oft_R": "OFT",
+    ".a1.weight": "GLoRA",
+    ".ia3_l": "(IA)3 of PEFT",
 }
-"""Suffixes of adapter kinds that a reader of plain LoRA must refuse by name instead of dropping silently."""
+"""Suffixes of adapter kinds that a reader must refuse by name instead of dropping silently."""
+
+KIND_TITLES: Mapping[str, str] = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "ia3": "(IA)3",
+    "full": "full difference",
+    "norm": "norm difference",
+}
+"""What people call the kinds that :func:`kind_of` tells."""
+
+
+_ROLES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+    "lora": (frozenset({"down", "up"}), frozenset({"mid", "alpha"})),
+    "loha": (
+        frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
+        frozenset({"hada_t1", "hada_t2", "alpha"}),
+    ),
+    "lokr": (
+        frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
+        frozenset({"lokr_t2", "alpha"}),
+    ),
+    "ia3": (frozenset({"weight", "on_input"}), frozenset()),
+    "full": (frozenset({"diff"}), frozenset({"diff_b"})),
+    "norm": (frozenset({"w_norm"}), frozenset({"b_norm"})),
+}
+"""By kind: the roles that only it has, and those that may come with them."""
+
+
+def kind_of(roles: Iterable[str]) -> str | None:
+    """The kind of adapter that one layer's tensors make, told by their roles; None when they make none, or two."""
+    roles = set(roles)
+    if "dora_scale" in roles:
+        return "dora" if kind_of(roles - {"dora_scale"}) in ("lora", "loha", "lokr") else None
+    for kind, (own, more) in _ROLES.items():
+        if roles & own:
+            complete = kind != "ia3" or own <= roles
+            return kind if complete and roles <= own | more else None
+    return None
+
+
+def title_of(roles: Iterable[str]) -> str:
+    """What people call the kind of a layer: ``LoKr with DoRA``."""
+    roles = set(roles)
+    inner = kind_of(roles - {"dora_scale"})
+    if "dora_scale" in roles and inner in ("loha", "lokr"):
+        return f"{KIND_TITLES[inner]} with DoRA"
+    return KIND_TITLES.get(kind_of(roles) or "", "unknown")
 
 
 def recognise(keys: Iterable[str]) -> Dialect | None:

@@ -60,14 +60,14 @@ def find_lora(name: str, folders: Sequence[Path]) -> Path:
 def load_lora(tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> AppliedLora:
     """Find and read the LoRA of a tag for this model; AdapterError when it belongs to another family."""
     path = find_lora(tag.name, folders)
-    adapters = read_adapters(path, model.targets)
+    adapters = read_adapters(path, model.file_targets)
     return AppliedLora(tag.name, adapters, tag.text_encoder, tag.unet, _content_hash(path, adapters)[:12])
 
 
 @contextmanager
 def attached(model: LoadedModel, loras: Sequence[AppliedLora]) -> Iterator[None]:
     """The model with these LoRAs on it; without them again afterwards, whatever happened."""
-    layers = {target.name: model.layer(target) for target in model.targets} if loras else {}
+    layers = {target.name: model.layer(target) for target in model.file_targets} if loras else {}
     with ExitStack() as stack:
         for lora in loras:
             adapters = lora.adapters.to(model.device)

@@ -119,6 +119,19 @@ class Family(ABC):
                 targets += open_clip_targets(shapes, **names, layers=_read_layers(part, shapes))
         return targets
 
+    def file_targets(self, infos: Infos) -> list[AdapterTarget]:
+        """Every layer that a LoRA file may change: :meth:`adapter_targets`, and those that only others train."""
+        from loraloom.models.names import other_text_targets, other_unet_targets
+
+        shapes = _shapes(infos, self.unet_prefix)
+        targets = other_unet_targets(shapes, prefix=self.unet_prefix, sai_names=self.lora_sai_names)
+        for part in self.text_parts:
+            prefix = part.prefix(infos)
+            if prefix is not None:
+                names = {"part": part.part, "prefix": prefix, "kohya": part.lora_prefix}
+                targets += other_text_targets(_shapes(infos, prefix), **names)
+        return [*self.adapter_targets(infos), *targets]
+
     @abstractmethod
     def toy(
         self, seed: int = 0, *, channels: int = 32, text_width: int = 32, text_layers: int = 3, vae_channels: int = 32

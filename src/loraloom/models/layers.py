@@ -3,17 +3,25 @@
 A checkpoint mapped in fp16 can run in fp32 without ever being inflated: each layer casts its weight to the input's
 dtype for the moment of use, and the graph keeps only the stored weight. Frozen weights never keep the layer's input
 alive for the backward pass, because a frozen layer does not need it.
+
+Inside :func:`recomputing` what norms, activations and concatenations give is not kept for the backward pass either:
+it is computed again from their inputs, which the graph keeps anyway, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from loraloom.models.quantized import QuantizedWeight
 
 __all__ = [
     "Conv2d",
@@ -23,14 +31,118 @@ __all__ = [
     "Linear",
     "ProjectionRows",
     "TensorModule",
+    "attention",
+    "concatenate",
     "geglu",
+    "gelu",
     "group_norm_silu",
     "linear",
+    "quick_gelu",
+    "recomputing",
 ]
+
+
+# ------------------------------------------------------------------------------------------------ computing again
+
+
+class _Recipe:
+    """How a tensor is computed again; ``result`` is held while more than one user of it is still to come."""
+
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+        self.function = function
+        self.inputs = inputs
+        self.versions = [tensor._version for tensor in inputs]
+        self.users = 0
+        self.result: Tensor | None = None
+
+    def compute(self) -> Tensor:
+        """The tensor, once more. Every user asks once; the last one takes it with him."""
+        result, self.result = self.result, None
+        if result is None:
+            if self.versions != [tensor._version for tensor in self.inputs]:
+                raise RuntimeError("a tensor that others are computed again from was changed in place")
+            with torch.no_grad():
+                result = self.function(*self.inputs)
+        self.users -= 1
+        if self.users > 0:
+            self.result = result
+        return result
+
+
+class _Packed:
+    """What the graph keeps in place of a tensor: its recipe, and which view of the result it was."""
+
+    def __init__(self, recipe: _Recipe, tensor: Tensor) -> None:
+        self.recipe = recipe
+        self.view = tensor.size(), tensor.stride(), tensor.storage_offset()
+        recipe.users += 1
+
+
+class _Recomputation:
+    """The recipes of one scope, by the storage of their tensor; a storage that is gone takes its recipe with it."""
+
+    def __init__(self) -> None:
+        self._recipes: dict[int, tuple[weakref.ref[Any], _Recipe]] = {}
+
+    def call(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        output = function(*inputs)
+        storage = output.untyped_storage()
+        recipe = _Recipe(function, tuple(tensor.detach() for tensor in inputs))
+        key = storage._cdata
+        self._recipes[key] = weakref.ref(storage, lambda _: self._recipes.pop(key, None)), recipe
+        return output
+
+    def close(self) -> None:
+        """Let go of what nobody keeps: the graph holds on to its hooks, and so to this object."""
+        self._recipes.clear()
+
+    def pack(self, tensor: Tensor) -> Tensor | _Packed:
+        storage = tensor.untyped_storage()
+        known = self._recipes.get(storage._cdata)
+        if known is None or known[0]() is not storage:
+            return tensor
+        return _Packed(known[1], tensor)
+
+    @staticmethod
+    def unpack(kept: Tensor | _Packed) -> Tensor:
+        return kept if isinstance(kept, Tensor) else kept.recipe.compute().as_strided(*kept.view)
+
+
+_scope: ContextVar[_Recomputation | None] = ContextVar("recomputation", default=None)
+
+
+@contextmanager
+def recomputing() -> Iterator[None]:
+    """Inside, what is cheap to compute again is not kept for the backward pass: norms, activations, concatenations.
+
+    The graph keeps their inputs, which it mostly needs anyway; values and gradients stay the same bit for bit.
+    """
+    recomputation = _Recomputation()
+    token = _scope.set(recomputation)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(recomputation.pack, recomputation.unpack):
+            yield
+    finally:
+        _scope.reset(token)
+        recomputation.close()
+
+
+def _cheaply(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``function(*inputs)``, computed again on the way back inside :func:`recomputing`."""
+    scope = _scope.get()
+    return function(*inputs) if scope is None else scope.call(function, *inputs)
+
+
+# ------------------------------------------------------------------------------------------------ functions
 
 
 def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _dense(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A stored weight as a plain tensor of that type."""
+    return weight.dequantize(dtype) if isinstance(weight, QuantizedWeight) else weight.to(dtype)
 
 
 def _needs_graph(*tensors: Tensor | None) -> bool:
@@ -44,14 +156,14 @@ class _CastLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
-        return F.linear(x, weight.to(x.dtype), _as(bias, x.dtype))
+        return F.linear(x, _dense(weight, x.dtype), _as(bias, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         weight, x = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad.matmul(weight.to(grad.dtype))
+            grad_x = grad.matmul(_dense(weight, grad.dtype))
         rows = grad.reshape(-1, grad.shape[-1])
         if ctx.needs_input_grad[1]:
             grad_weight = rows.T.matmul(x.reshape(-1, x.shape[-1])).to(weight.dtype)
@@ -73,7 +185,7 @@ class _LeanConv2d(torch.autograd.Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.stride, ctx.padding, ctx.input_shape = stride, padding, x.shape
         ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
-        return F.conv2d(x, weight.to(x.dtype), _as(bias, x.dtype), stride, padding)
+        return F.conv2d(x, _dense(weight, x.dtype), _as(bias, x.dtype), stride, padding)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
@@ -83,7 +195,7 @@ class _LeanConv2d(torch.autograd.Function):
         grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             grad,
             x,
-            weight.to(grad.dtype),
+            _dense(weight, grad.dtype),
             None if ctx.bias_dtype is None else [weight.shape[0]],
             ctx.stride,
             ctx.padding,
@@ -153,20 +265,66 @@ class _Geglu(torch.autograd.Function):
         return grad_x
 
 
+class _QuickGelu(torch.autograd.Function):
+    """x * sigmoid(1.702 x) that saves nothing but its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.sigmoid(1.702 * x).mul_(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate = torch.sigmoid(1.702 * x)
+        slope = (1 - gate).mul_(x).mul_(1.702).add_(1).mul_(gate)
+        return slope.mul_(grad)
+
+
 _cast_linear = cast(Callable[..., Tensor], _CastLinear.apply)
 _lean_conv2d = cast(Callable[..., Tensor], _LeanConv2d.apply)
 _lean_group_norm_silu = cast(Callable[..., Tensor], _GroupNormSilu.apply)
-geglu = cast(Callable[[Tensor], Tensor], _Geglu.apply)
-"""Gated linear unit with exact gelu: (..., 2 n) -> (..., n), the first half times gelu of the second."""
+_lean_geglu = cast(Callable[[Tensor], Tensor], _Geglu.apply)
+_lean_quick_gelu = cast(Callable[[Tensor], Tensor], _QuickGelu.apply)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """Gated linear unit with exact gelu: (..., 2 n) -> (..., n), the first half times gelu of the second."""
+    return _cheaply(_lean_geglu, x)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Exact gelu (Hendrycks and Gimpel, arXiv:1606.08415)."""
+    return _cheaply(F.gelu, x)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The approximation of gelu that OpenAI's CLIP was trained with: x * sigmoid(1.702 x)."""
+    return _cheaply(_lean_quick_gelu, x)
+
+
+def concatenate(first: Tensor, second: Tensor) -> Tensor:
+    """Channels of ``first``, then of ``second``: (B, m, h, w), (B, n, h, w) -> (B, m + n, h, w)."""
+    return _cheaply(lambda first, second: torch.cat([first, second], dim=1), first, second)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+    """softmax(query @ key.T / sqrt(d)) @ value of (B, heads, m, d), (B, heads, n, d), (B, heads, n, d)."""
+    if query.device.type == "meta":
+        # Asked for a kernel for no device, torch takes the one that keeps the whole (m, n) matrix; devices do not.
+        mixed: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal)[0]
+        return mixed
+    return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` in x's dtype, whatever dtype the weight is stored in."""
-    if weight.dtype == x.dtype:
+    if weight.dtype == x.dtype and not isinstance(weight, QuantizedWeight):
         return F.linear(x, weight, _as(bias, x.dtype))
     if _needs_graph(x, weight, bias):
         return _cast_linear(x, weight, bias)
-    return F.linear(x, weight.to(x.dtype), _as(bias, x.dtype))
+    return F.linear(x, _dense(weight, x.dtype), _as(bias, x.dtype))
 
 
 class TensorModule(nn.Module):
@@ -195,29 +353,39 @@ class Conv2d(nn.Conv2d, TensorModule):
         trained = weight.requires_grad or (bias is not None and bias.requires_grad)
         if _needs_graph(input, weight, bias) and not (trained and weight.dtype == dtype):
             return _lean_conv2d(input, weight, bias, self.stride, self.padding)
-        return F.conv2d(input, weight.to(dtype), _as(bias, dtype), self.stride, self.padding)
+        return F.conv2d(input, _dense(weight, dtype), _as(bias, dtype), self.stride, self.padding)
 
 
 class GroupNorm(nn.GroupNorm, TensorModule):
     """Group normalization that computes in the input's dtype."""
 
     def forward(self, input: Tensor) -> Tensor:
+        return _cheaply(self._normalize, input)
+
+    def _normalize(self, input: Tensor) -> Tensor:
         weight, bias = _as(self.weight, input.dtype), _as(self.bias, input.dtype)
         return F.group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
 def group_norm_silu(norm: GroupNorm, x: Tensor) -> Tensor:
-    """``silu(norm(x))``, keeping only x for the backward pass when the norm is frozen."""
-    if norm.weight.requires_grad or norm.bias.requires_grad:
+    """``silu(norm(x))``, keeping only x for the backward pass when the norm is frozen and nothing is hooked to it."""
+    if norm.weight.requires_grad or norm.bias.requires_grad or norm._forward_hooks:
         return F.silu(norm(x))
-    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
-    return _lean_group_norm_silu(x.contiguous(), weight, bias, norm.num_groups, norm.eps)
+
+    def normalize(x: Tensor) -> Tensor:
+        weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+        return _lean_group_norm_silu(x, weight, bias, norm.num_groups, norm.eps)
+
+    return _cheaply(normalize, x.contiguous())
 
 
 class LayerNorm(nn.LayerNorm, TensorModule):
     """Layer normalization over the last axis that computes in the input's dtype."""
 
     def forward(self, input: Tensor) -> Tensor:
+        return _cheaply(self._normalize, input)
+
+    def _normalize(self, input: Tensor) -> Tensor:
         weight, bias = _as(self.weight, input.dtype), _as(self.bias, input.dtype)
         return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 

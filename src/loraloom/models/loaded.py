@@ -22,10 +22,12 @@ from loraloom.errors import CheckpointError, SettingsError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterTarget
 from loraloom.formats.tensors import TensorInfo
+from loraloom.hardware import return_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.conditioning import Chunk, Conditioning, Text, TextLength, apply_emphasis, measure, tokenise
 from loraloom.models.family import SIZE_CHANNELS, Family, TextPart
 from loraloom.models.prediction import probe_prediction, read_signs
+from loraloom.models.quantized import Quantization, QuantizedWeight, quantizable
 from loraloom.models.text_encoders import ClipTextEncoder, OpenClipTextEncoder, TextEncoder
 from loraloom.models.tokenizer import Tokenizer, clip_tokenizer
 from loraloom.models.unet import UNet, timestep_embedding
@@ -123,9 +125,42 @@ class LoadedModel:
         """Every layer that an adapter can be put on."""
         return self.family.adapter_targets(self.checkpoint.infos)
 
+    @cached_property
+    def file_targets(self) -> list[AdapterTarget]:
+        """Every layer that a LoRA file may change: ``targets``, and those that only other trainers train."""
+        return self.family.file_targets(self.checkpoint.infos)
+
     def layer(self, target: AdapterTarget) -> nn.Module:
         """The live layer of a target."""
         return self.parts[target.part].get_submodule(target.module)
+
+    def weight_of(self, target: AdapterTarget) -> Tensor:
+        """The live weight of a target, as it is stored: dense or quantized, in the precision that it has in memory."""
+        weight = self.layer(target).weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    def add_to_weight(self, target: AdapterTarget, change: Tensor, *, bias: bool = False) -> None:
+        """Add to the weight (or bias) of a layer, in memory alone: a tensor mapped from the file is replaced.
+
+        The sum is rounded once, to the type that the live weight has. Raises CheckpointError for a layer without bias.
+        """
+        key = (target.bias if bias else target.tensor).removeprefix(self.prefixes[target.part])
+        path, _, name = key.rpartition(".")
+        owner = self.parts[target.part].get_submodule(path)
+        live = getattr(owner, name, None)
+        if not isinstance(live, nn.Parameter):
+            raise CheckpointError(f"layer {target.name} has no bias to change", "the LoRA was made for another model")
+        if isinstance(live, QuantizedWeight):
+            total = live.dequantize(torch.float32)
+        else:
+            total = live.detach().to(torch.float32, copy=True)
+        rows = total if target.rows is None else total[slice(*target.rows)]
+        rows += change.to(rows.device).reshape(rows.shape)
+        changed = total.to(live.dtype)
+        if isinstance(live, QuantizedWeight):
+            changed = QuantizedWeight.quantize(changed, live.method)
+        owner.register_parameter(name, nn.Parameter(changed, requires_grad=False))
 
     @contextmanager
     def using(self, *parts: str) -> Iterator[None]:
@@ -137,6 +172,27 @@ class LoadedModel:
                     placement.enter()
                     stack.callback(placement.leave)
             yield
+
+    def rest(self, part: str) -> int:
+        """Let a part wait in the checkpoint file until :meth:`using` asks for it; the bytes that this frees.
+
+        Its answers stay the same: a weight in the file's precision is converted at the moment of use. 0 where nothing
+        is gained: the part lies mapped on the CPU already, or rests there as it is.
+        """
+        module, freed = self.parts[part], 0
+        if part in self._placements:
+            return 0
+        for path, owner in module.named_modules():
+            start = self.prefixes[part] + (f"{path}." if path else "")
+            for name, parameter in list(owner.named_parameters(recurse=False)):
+                stored = self.checkpoint[start + name]
+                if parameter.device == stored.device and parameter.dtype == stored.dtype:
+                    continue
+                freed += parameter.nbytes
+                owner.register_parameter(name, nn.Parameter(stored, requires_grad=parameter.requires_grad))
+        if freed and self.device.type != "cpu":
+            self._placements[part] = _Placement(module, self.device)
+        return freed
 
     # -------------------------------------------------------------------------------------------- text
 
@@ -277,6 +333,8 @@ class ModelTensors(Mapping[str, Tensor]):
         stored = self.checkpoint[name]
         if name not in self._live:
             return stored
+        if isinstance(self._live[name], QuantizedWeight):
+            return stored
         live = self._live[name].detach().to("cpu")
         if live.dtype == stored.dtype:
             return live
@@ -309,12 +367,14 @@ def load_model(
     prediction: Literal["auto", "epsilon", "v"] = "auto",
     zero_terminal_snr: bool | None = None,
     offload: bool = False,
+    quantize: Quantization = "none",
     listener: Listener = ignore,
 ) -> LoadedModel:
     """Load a checkpoint for use, frozen and in eval mode.
 
     Activations are in ``compute``; weights too, unless ``keep_file_precision`` leaves them as they are in the file
     (on the CPU they are then never copied at all). ``offload`` keeps every part on the CPU while it is not in use.
+    ``quantize`` keeps the weights of U-Net and text encoders in 8 or 4 bits.
     ``prediction`` and ``zero_terminal_snr`` are read from the file unless given. Raises CheckpointError when a part
     is missing or does not fit.
     """
@@ -327,7 +387,10 @@ def load_model(
     for name, prefix, build in _parts(checkpoint):
         part_type = torch.float32 if name == "vae" and weight_type == torch.float16 else weight_type
         prefixes[name] = prefix
-        parts[name] = _load_part(checkpoint, prefix, build, rest, part_type)
+        method = "none" if name == "vae" else quantize
+        parts[name] = _load_part(checkpoint, prefix, build, rest, part_type, method)
+    if quantize != "none":
+        listener(_quantized_notice(parts, quantize))
     if compute == torch.float16:
         listener(Notice("the VAE computes in fp32, because it overflows in fp16"))
     signs = read_signs(
@@ -366,6 +429,16 @@ def load_model(
     return model
 
 
+def _quantized_notice(parts: Mapping[str, nn.Module], method: str) -> Notice:
+    weights = [weight for part in parts.values() for weight in part.parameters() if isinstance(weight, QuantizedWeight)]
+    before = sum(weight.numel() * weight.dtype.itemsize for weight in weights)
+    after = sum(weight.stored_bytes for weight in weights)
+    return Notice(
+        f"quantize={method}: {len(weights)} frozen weights take {after / 2**20:.0f} MiB instead of "
+        f"{before / 2**20:.0f}; the LoRA learns beside a checkpoint that is slightly off"
+    )
+
+
 Shapes = dict[str, tuple[int, ...]]
 Build = Callable[[Shapes], nn.Module]
 
@@ -388,19 +461,30 @@ def _parts(checkpoint: Checkpoint) -> Iterator[tuple[str, str, Build]]:
 
 
 def _load_part(
-    checkpoint: Checkpoint, prefix: str, build: Build, device: torch.device, dtype: torch.dtype | None
+    checkpoint: Checkpoint,
+    prefix: str,
+    build: Build,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    quantize: Quantization,
 ) -> nn.Module:
     """Build a part without memory, then give it the file's tensors; only a change of precision or device copies."""
     names = [name for name in checkpoint if name.startswith(prefix)]
     with torch.device("meta"):
         module = build({name.removeprefix(prefix): checkpoint.info(name).shape for name in names})
     state: dict[str, Tensor] = {}
+    small = set() if quantize == "none" else quantizable(module)
     for name, expected in module.state_dict().items():
         info = checkpoint.info(prefix + name) if prefix + name in checkpoint else None
         if info is None or info.shape != tuple(expected.shape):
             found = "is missing" if info is None else f"has the shape {info.shape} instead of {tuple(expected.shape)}"
             raise CheckpointError(f"{checkpoint.path}: the tensor {prefix + name} {found}", "the file is incomplete")
-        state[name] = checkpoint[prefix + name].to(device=device, dtype=dtype)
+        weight = checkpoint[prefix + name].to(device=device, dtype=dtype)
+        if name in small:
+            weight = QuantizedWeight.quantize(weight, quantize)
+            # What it was made from leaves holes in the heap, which in sum would take more than is saved.
+            return_freed_memory()
+        state[name] = weight
     module.load_state_dict(state, assign=True)
     return module.requires_grad_(False).eval()
 

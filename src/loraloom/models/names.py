@@ -26,6 +26,8 @@ __all__ = [
     "clip_targets",
     "is_extra",
     "open_clip_targets",
+    "other_text_targets",
+    "other_unet_targets",
     "pairs_from_checkpoint",
     "pairs_from_diffusers",
     "unet_targets",
@@ -444,6 +446,52 @@ def unet_targets(shapes: Shapes, *, prefix: str = "model.diffusion_model.", sai_
     return targets
 
 
+def other_unet_targets(
+    shapes: Shapes, *, prefix: str = "model.diffusion_model.", sai_names: bool
+) -> list[AdapterTarget]:
+    """The layers of the U-Net that are never trained here, but that files of other trainers may change.
+
+    These are the first and last convolution, the embeddings of time and size, and the normalizations.
+    """
+    targets = []
+    for module, theirs in _unet_layers(shapes).items():
+        if not _NEVER_ADAPTED.fullmatch(module) or f"{module}.weight" not in shapes:
+            continue
+        names = _kohya("lora_unet", theirs), _kohya("lora_unet", module)
+        shape = tuple(shapes[f"{module}.weight"])
+        targets.append(
+            AdapterTarget(
+                part="unet",
+                module=module,
+                name=names[sai_names],
+                aliases=(names[not sai_names],),
+                diffusers_name=theirs,
+                tensor=f"{prefix}{module}.weight",
+                rows=None,
+                shape=shape,
+                kind="norm" if len(shape) == 1 else _kind(shape),
+                block=0,
+                extended=True,
+            )
+        )
+    return targets
+
+
+def other_text_targets(shapes: Shapes, *, part: str, prefix: str, kohya: str) -> list[AdapterTarget]:
+    """The normalizations of a text encoder, CLIP or OpenCLIP, which files of other trainers may change."""
+    pattern = re.compile(
+        r"encoder\.layers\.\d+\.layer_norm[12]|transformer\.resblocks\.\d+\.ln_[12]|final_layer_norm|ln_final", re.ASCII
+    )
+    targets = []
+    for module in (layer for layer in _layers(shapes) if pattern.fullmatch(layer)):
+        theirs = module.replace("transformer.resblocks.", "encoder.layers.").replace("ln_final", "final_layer_norm")
+        theirs = re.sub(r"\.ln_([12])$", r".layer_norm\1", theirs)
+        shape = tuple(shapes[f"{module}.weight"])
+        target = _encoder_target(part, kohya, module, theirs, f"{prefix}{module}.weight", shape, kind="norm")
+        targets.append(target)
+    return targets
+
+
 def _text_aliases(kohya: str, theirs: str) -> tuple[str, ...]:
     """Other spellings of a text encoder's layer: trainers that derive names from transformers 5 leave out text_model,
     and diffusers' conversion to kohya's names writes lora_te1 where a model has one encoder only."""
@@ -523,6 +571,7 @@ def _encoder_target(
     tensor: str,
     shape: tuple[int, ...],
     rows: tuple[int, int] | None = None,
+    kind: str = "linear",
 ) -> AdapterTarget:
     return AdapterTarget(
         part=part,
@@ -533,6 +582,6 @@ def _encoder_target(
         tensor=tensor,
         rows=rows,
         shape=shape,
-        kind="linear",
-        block=int(theirs.split(".")[2]),
+        kind=kind,
+        block=int(theirs.split(".")[2]) if theirs.startswith("encoder.") else 0,
     )

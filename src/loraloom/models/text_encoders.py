@@ -9,15 +9,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from loraloom.models.layers import Embedding, LayerNorm, Linear, ProjectionRows, TensorModule
+from loraloom.models.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    ProjectionRows,
+    TensorModule,
+    attention,
+    gelu,
+    quick_gelu,
+    recomputing,
+)
 from loraloom.models.shapes import ShapeTree
 
 __all__ = ["ClipTextEncoder", "EncoderSizes", "OpenClipTextEncoder", "TextEncoder"]
@@ -54,18 +64,13 @@ def _table(rows: int, width: int) -> Embedding:
     return Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """The approximation of GELU that OpenAI's CLIP was trained with."""
-    return x * torch.sigmoid(1.702 * x)
-
-
 def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Causal attention: (B, 77, C) each -> (B, 77, C)."""
 
     def split(x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
-    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value), is_causal=True)
+    mixed = attention(split(query), split(key), split(value), causal=True)
     return mixed.transpose(1, 2).flatten(2)
 
 
@@ -73,7 +78,8 @@ class TextEncoder(nn.Module, ABC):
     """What both encoders share: which layers run, and in which precision."""
 
     sizes: EncoderSizes
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing, norms and activations, whole layers."""
 
     @abstractmethod
     def embed(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -112,9 +118,10 @@ class TextEncoder(nn.Module, ABC):
         return hidden, self.project(self.final_norm(x), ids) if pooled else None
 
     def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
+        if self.gradient_checkpointing == "full" and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(layer, x, use_reentrant=False))
-        return cast(Tensor, layer(x))
+        with recomputing() if self.gradient_checkpointing == "selective" else nullcontext():
+            return cast(Tensor, layer(x))
 
     def project(self, normalized: Tensor, ids: Tensor) -> Tensor:
         """The vector at each text's end (the highest id's first place), projected where the encoder does so."""
@@ -241,7 +248,7 @@ class _OpenClipMlp(TensorModule):
         self.c_proj = Linear(sizes.hidden, sizes.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x)))
+        return self.c_proj(gelu(self.c_fc(x)))
 
 
 class _OpenClipLayer(TensorModule):

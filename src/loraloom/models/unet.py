@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +13,24 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from loraloom.errors import CheckpointError
-from loraloom.models.layers import Conv2d, GroupNorm, TensorModule, geglu, group_norm_silu
+from loraloom.models.layers import (
+    Conv2d,
+    GroupNorm,
+    TensorModule,
+    attention,
+    concatenate,
+    geglu,
+    group_norm_silu,
+    recomputing,
+)
 from loraloom.models.shapes import ShapeTree
 
-__all__ = ["HeadsRule", "UNet", "eight_heads", "heads_of_64", "timestep_embedding"]
+__all__ = ["HeadsRule", "Recompute", "UNet", "eight_heads", "heads_of_64", "timestep_embedding"]
 
 _EPS = 1e-5
+
+Recompute = Literal["none", "selective", "full"]
+"""What the backward pass computes again instead of keeping it."""
 
 HeadsRule = Callable[[int], int]
 """Number of attention heads for a number of channels: it cannot be read from tensor shapes."""
@@ -44,13 +58,14 @@ def timestep_embedding(timesteps: Tensor, channels: int, *, max_period: float = 
 class UNet(TensorModule):
     """Predicts the noise (or v) in noisy latents.
 
-    ``gradient_checkpointing`` recomputes each res block and each transformer block on the way back instead of
-    keeping its activations. ``in_channels`` is 4, or 9 for inpainting models.
+    ``gradient_checkpointing`` is what is computed again on the way back instead of being kept: "none"; "selective",
+    what is cheap (norms, activations, concatenations); "full", each res block and each transformer block.
+    ``in_channels`` is 4, or 9 for inpainting models.
     """
 
     def __init__(self, tree: ShapeTree, heads_rule: HeadsRule) -> None:
         super().__init__()
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing: Recompute = "none"
         _, self.model_channels = tree.shape("time_embed.0.weight", axes=2)
         _, self.in_channels, _, _ = tree.shape("input_blocks.0.0.weight", axes=4)
         self.time_embed = _two_layers(tree["time_embed"])
@@ -78,7 +93,11 @@ class UNet(TensorModule):
 
         Computes in x's dtype.
         """
-        run = _checkpointed if self.gradient_checkpointing and torch.is_grad_enabled() else _plain
+        recompute = self.gradient_checkpointing if torch.is_grad_enabled() else "none"
+        with recomputing() if recompute == "selective" else nullcontext():
+            return self._denoise(x, timesteps, context, vector, _checkpointed if recompute == "full" else _plain)
+
+    def _denoise(self, x: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None, run: _Run) -> Tensor:
         context = context.to(x.dtype)
         emb = F.silu(self._embed(timesteps, vector, x.dtype))
         skips: list[Tensor] = []
@@ -87,7 +106,7 @@ class UNet(TensorModule):
             skips.append(x)
         x = self.middle_block(x, emb, context, run, None)
         for block in self.output_blocks:
-            x = torch.cat([x, skips.pop()], dim=1)
+            x = concatenate(x, skips.pop())
             x = block(x, emb, context, run, skips[-1].shape[-2:] if skips else None)
         return self.out(x)
 
@@ -284,7 +303,7 @@ class Attention(TensorModule):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         q, k, v = self._split(self.to_q(x)), self._split(self.to_k(context)), self._split(self.to_v(context))
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attention(q, k, v)
         return self.to_out(h.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loraloom.models.layers import TensorModule, group_norm_silu, linear
+from loraloom.models.layers import TensorModule, attention, group_norm_silu, linear
 from loraloom.models.shapes import ShapeTree
 
 __all__ = ["VAE"]
@@ -154,6 +154,6 @@ class _Attention(TensorModule):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()
         q, k, v = (linear(tokens, layer.weight.flatten(1), layer.bias)[:, None] for layer in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        h = attention(q, k, v)[:, 0]
         h = linear(h, self.proj_out.weight.flatten(1), self.proj_out.bias)
         return x + h.transpose(1, 2).reshape(x.shape).contiguous()

@@ -12,7 +12,16 @@ from loraloom.data.dataset import Dataset, load_dataset
 from loraloom.data.problems import Problem, readable
 from loraloom.data.settings import DatasetSettings
 
-__all__ = ["BucketUse", "DatasetReport", "Problem", "check_dataset", "readable"]
+__all__ = [
+    "BucketUse",
+    "CaptionPreview",
+    "CaptionPreviews",
+    "DatasetReport",
+    "Problem",
+    "check_dataset",
+    "preview_captions",
+    "readable",
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class DatasetReport:
     longest_caption: Path | None
     max_token_length: int
     problems: tuple[Problem, ...]
+    masked: int = 0
+    """Pictures with a mask (or transparent parts that count as one)."""
 
     @property
     def clean(self) -> bool:
@@ -62,21 +73,74 @@ def check_dataset(settings: DatasetSettings, *, progress: Callable[[int, int], N
         return lengths[text]
 
     problems = audit(dataset, remembered)
-    longest = max(dataset.samples, key=lambda sample: remembered(sample.caption)[0], default=None)
-    chunks = max((remembered(sample.caption)[1] for sample in dataset.samples), default=1)
+    longest = max(dataset.samples, key=lambda sample: remembered(sample.fullest_caption)[0], default=None)
+    chunks = max((remembered(sample.fullest_caption)[1] for sample in dataset.samples), default=1)
     return DatasetReport(
         folder=dataset.folder,
         regularization_folder=dataset.regularization_folder,
         concepts=tuple(concept_shares(dataset)),
         buckets=_buckets(dataset),
-        images=len(dataset.training),
+        images=len({sample.picture or sample.identity for sample in dataset.training}),
         shown=dataset.draws_per_epoch,
         cropped=_mean([sample.cropped_share for sample in dataset.samples]),
-        longest_tokens=remembered(longest.caption)[0] if longest else 0,
+        longest_tokens=remembered(longest.fullest_caption)[0] if longest else 0,
         longest_caption=(longest.caption_path or longest.path) if longest else None,
         max_token_length=chunks * 75,
         problems=tuple(problems),
+        masked=len({sample.picture or sample.identity for sample in dataset.samples if sample.has_mask}),
     )
+
+
+@dataclass(frozen=True)
+class CaptionPreview:
+    """One picture: where its caption comes from, what the file says, and what the model is told each time.
+
+    ``told``: (epoch from 1, caption, its tokens) of the first showings.
+    """
+
+    name: str
+    source: Path | None
+    lines: tuple[str, ...]
+    told: tuple[tuple[int, str, int], ...]
+
+
+@dataclass(frozen=True)
+class CaptionPreviews:
+    """The captions of a dataset, and what was odd about it (``notices``: only what concerns captions)."""
+
+    pictures: tuple[CaptionPreview, ...]
+    operations: tuple[str, ...]
+    notices: tuple[str, ...]
+
+
+def preview_captions(settings: DatasetSettings, *, draws: int = 4, seed: int = 0, epochs: int = 10) -> CaptionPreviews:
+    """What the model would be told about each picture in its first ``draws`` showings with this run seed.
+
+    Tag warm-up is shown as in a run of ``epochs`` epochs with one picture a step. Pictures at several resolutions are
+    listed once for each, as each has draws of its own.
+    """
+    from loraloom.data.caption_operations import OPERATIONS, Moment
+    from loraloom.models.tokenizer import clip_tokenizer
+
+    dataset = load_dataset(settings)
+    tokenizer = clip_tokenizer()
+    per_epoch = dataset.draws_per_epoch
+    previews = []
+    for sample in dataset.samples:
+        told = []
+        first = 0 if sample.concept.settings is None else sample.concept.settings.first_epoch - 1
+        for number in range(draws):
+            epoch, occurrence = divmod(number, sample.repeats)
+            moment = Moment(seed, first + epoch, occurrence, (first + epoch) * per_epoch, epochs * per_epoch, per_epoch)
+            text = sample.caption_at(moment)
+            told.append((first + epoch + 1, text, tokenizer.count(text)))
+        lines = sample.lines or (sample.caption,)
+        previews.append(CaptionPreview(sample.identity, sample.caption_path, lines, tuple(told)))
+    used = {sample.captions for sample in dataset.samples}
+    operations = tuple(name for name, wanted, _ in OPERATIONS if any(wanted(captions) for captions in used))
+    kinds = ("caption", "settings")
+    notices = tuple(str(problem) for problem in dataset.problems if problem.kind.startswith(kinds))
+    return CaptionPreviews(tuple(previews), operations, notices)
 
 
 def _measure() -> Callable[[str], tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The run folder, which is the record of a run: ``settings.toml``, ``events.jsonl``, ``previews/``, ``weights/``."""
+"""The run folder, the record of a run: ``settings.toml``, ``events.jsonl``, ``previews/``, ``weights/``, ``state/``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, TypeVar
 
+import tomlkit
+from tomlkit.items import Table
+
 from loraloom.errors import OutputError
-from loraloom.events import Event, from_record, to_record
+from loraloom.events import Event, RunFailed, RunFinished, RunResumed, from_record, to_record
 from loraloom.formats.files import write_text
 from loraloom.settings import Settings
+from loraloom.studio.run_control import CONTROL_FILES
 
 __all__ = ["EventLog", "RunFolder", "with_absolute_paths"]
 
@@ -49,18 +53,33 @@ class RunFolder:
             raise OutputError(f"the run folder {path} cannot be made: {error.strerror}", "set output=FOLDER") from error
         folder = cls(path, tuple(new))
         try:
-            write_text(path / "settings.toml", with_absolute_paths(settings).to_toml())
+            folder.write_settings(settings)
         except OutputError:
             folder.discard()
             raise
         return folder
+
+    @property
+    def settings_path(self) -> Path:
+        """Every setting of the run."""
+        return self.path / "settings.toml"
+
+    def write_settings(self, settings: Settings) -> None:
+        """Record the settings. What was left to be found out (the resolution) stays so, and is found out again."""
+        document = tomlkit.parse(with_absolute_paths(settings).to_toml())
+        dataset = getattr(settings, "dataset", None)
+        if isinstance(dataset, Settings) and "resolution" not in dataset.model_fields_set:
+            table = document["dataset"]
+            assert isinstance(table, Table)
+            table.remove("resolution")
+        write_text(self.settings_path, tomlkit.dumps(document))
 
     def discard(self) -> None:
         """Take away a folder whose run never began; one that holds previews or weights stays."""
         if any(any((self.path / part).iterdir()) for part in _PARTS if (self.path / part).is_dir()):
             return
         with suppress(OSError):
-            for name in ("settings.toml", "events.jsonl"):
+            for name in ("settings.toml", "events.jsonl", *CONTROL_FILES):
                 (self.path / name).unlink(missing_ok=True)
             for part in _PARTS:
                 (self.path / part).rmdir()
@@ -72,14 +91,31 @@ class RunFolder:
         """One JSON event a line."""
         return self.path / "events.jsonl"
 
-    def events(self) -> Iterator[Event]:
-        """Every event recorded so far; a last line cut short by a crash is left out."""
+    def recorded_events(self) -> Iterator[Event]:
+        """Every line of the log; a last line cut short by a crash is left out."""
         if not self.events_path.exists():
             return
         # Not splitlines(): a prompt may hold other characters that count as line ends.
         for line in self.events_path.read_text(encoding="utf-8", errors="replace").split("\n"):
             with suppress(ValueError, KeyError, TypeError):
                 yield from_record(json.loads(line))
+
+    def events(self) -> Iterator[Event]:
+        """The events of the run as if it had never been interrupted.
+
+        Where it was resumed from a step, what was recorded of later steps before that is superseded and left out, and
+        so is that it had ended.
+        """
+        events: list[Event] = []
+        for event in self.recorded_events():
+            if isinstance(event, RunResumed):
+                events = [earlier for earlier in events if not _superseded(earlier, event.step)]
+            events.append(event)
+        yield from events
+
+
+def _superseded(event: Event, step: int) -> bool:
+    return isinstance(event, (RunFailed, RunFinished)) or getattr(event, "step", 0) > step
 
 
 def _exists(path: Path) -> bool:
@@ -104,6 +140,15 @@ def _absolute(value: Any) -> Any:
     return value.expanduser().absolute() if isinstance(value, Path) else value
 
 
+def _ends_torn(path: Path) -> bool:
+    """Whether the last line was cut short by a crash: what is written next must begin a line of its own."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
+
+
 class EventLog:
     """The listener that writes a run's events to its folder, each as soon as it happens.
 
@@ -114,6 +159,7 @@ class EventLog:
         self._path = folder.events_path
         self._torn = False
         try:
+            self._torn = _ends_torn(self._path)
             # Names of files that are no valid Unicode become JSON escapes, and come back as they were.
             self._file: TextIO = self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
         except OSError as error:

@@ -4,26 +4,49 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from loraloom.errors import LoraloomError, OutputError
-from loraloom.events import Event, Listener, Notice, RunFailed, RunStarted, StepFinished, ignore
+from loraloom.errors import LoraloomError, OutputError, ResumeError, SettingsError
+from loraloom.events import (
+    Event,
+    Listener,
+    Notice,
+    RunFailed,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepFinished,
+    ignore,
+)
+from loraloom.formats.files import write_bytes
 from loraloom.studio.project import EventLog, RunFolder
+from loraloom.studio.run_control import FolderControl, RunLock
 from loraloom.training.settings import TrainSettings
 
-__all__ = ["StopRequest", "TrainingResult", "run_training", "stop_on_signals"]
+if TYPE_CHECKING:
+    from loraloom.training.state import ResumePoint
+
+__all__ = [
+    "StopRequest",
+    "TrainingResult",
+    "branch_training",
+    "resume_training",
+    "run_training",
+    "stop_on_signals",
+]
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where a finished run left its files."""
+    """Where a run left its files; no LoRA for one that was left for later or ended without saving."""
 
     folder: Path
-    lora: Path
+    lora: Path | None
 
 
 class StopRequest:
@@ -67,44 +90,176 @@ def run_training(
 
     A run that fails before its first step (a checkpoint or dataset that cannot be used) leaves no folder.
     """
-    from loraloom.training.trainer import train
+    return _train_new(settings, None, listener, stop)
 
+
+def resume_training(
+    run: Path,
+    overrides: Sequence[str] = (),
+    *,
+    force: bool = False,
+    listener: Listener = ignore,
+    stop: StopRequest | None = None,
+) -> TrainingResult:
+    """Go on with a run in its folder, from its newest state that is whole; without any, from the beginning.
+
+    Raises ResumeError when another process trains it, when it is finished, or when dataset, checkpoint or settings
+    differ (``force``: a warning instead).
+    """
+    from loraloom.training.settings import TrainSettings
+
+    folder = RunFolder(run)
+    before = TrainSettings.load(folder.settings_path)
+    moved = [text for text in overrides if text.partition("=")[0].strip() == "output"]
+    if moved:
+        raise SettingsError([f"{moved[0]}: a resumed run stays in its folder"], "--branch starts a run elsewhere")
+    settings = TrainSettings.load(folder.settings_path, overrides)
+    _check_not_finished(folder, before, settings)
+    with RunLock(run), _recorded(folder, listener, settings, new=False) as record:
+        from loraloom.training.state import ResumePoint, find_state
+
+        state = find_state(run / "state", record)
+        if state is None:
+            record(Notice("no state was kept before the run ended, so it begins again", "warning"))
+            record(RunResumed(0))
+        point = ResumePoint(state, force=force) if state is not None else None
+        if settings != before:
+            record.when_begun = lambda: _replace_settings(folder, settings, state.step if state else 0)
+        lora = _train(settings, folder, record, stop, point)
+    return TrainingResult(run, lora)
+
+
+def branch_training(
+    run: Path,
+    step: int | None,
+    overrides: Sequence[str] = (),
+    *,
+    force: bool = False,
+    listener: Listener = ignore,
+    stop: StopRequest | None = None,
+) -> TrainingResult:
+    """A new run that goes on from a state (``step``; None: the newest) of another one, with other settings."""
+    from loraloom.training.settings import TrainSettings
+    from loraloom.training.state import ResumePoint, find_state
+
+    state = find_state(run / "state", listener, step=step)
+    if state is None:
+        raise ResumeError(f"{run} has kept no state to branch from", "saving.state=true keeps them")
+    given = TrainSettings.load(RunFolder(run).settings_path, overrides)
+    settings = given.model_copy(update={"branched_from": f"{run.name}@{state.step}"})
+    return _train_new(settings, ResumePoint(state, branch=True, force=force), listener, stop)
+
+
+def _train_new(
+    settings: TrainSettings, point: ResumePoint | None, listener: Listener, stop: StopRequest | None
+) -> TrainingResult:
     folder = RunFolder.create(settings.output, settings.name, settings)
-    with _recorded(folder, listener) as record:
-        lora = train(settings, folder.path, listener=record, stop=stop or StopRequest())
+    with _recorded(folder, listener, settings, new=True) as record, RunLock(folder.path):
+        if settings.branched_from and point is not None:
+            record(Notice(f"branched from {settings.branched_from}"))
+        lora = _train(settings, folder, record, stop, point)
     return TrainingResult(folder.path, lora)
 
 
+def _train(
+    settings: TrainSettings,
+    folder: RunFolder,
+    record: _Recorder,
+    stop: StopRequest | None,
+    point: ResumePoint | None,
+) -> Path | None:
+    from loraloom.training.trainer import train
+
+    return train(
+        settings,
+        folder.path,
+        listener=record,
+        stop=stop or StopRequest(),
+        control=FolderControl(folder.path),
+        resume=point,
+    )
+
+
+def _check_not_finished(folder: RunFolder, before: TrainSettings, settings: TrainSettings) -> None:
+    ends = [event for event in folder.events() if isinstance(event, RunFinished)]
+    if ends and not ends[-1].stopped and before == settings:
+        raise ResumeError(
+            f"{folder.path} is finished after {ends[-1].step} steps", "a larger epochs= or steps= lets it go on"
+        )
+
+
+def _replace_settings(folder: RunFolder, settings: TrainSettings, step: int) -> None:
+    """Record the settings that hold from now on; the old ones stay beside them."""
+    kept = folder.path / f"settings-until-step{step:08d}.toml"
+    write_bytes(kept, folder.settings_path.read_bytes())
+    folder.write_settings(settings)
+
+
 @contextmanager
-def _recorded(folder: RunFolder, listener: Listener) -> Iterator[_Recorder]:
-    """Inside: events go to the run's log and to the listener. An error is recorded on its way out."""
+def _recorded(folder: RunFolder, listener: Listener, settings: TrainSettings, *, new: bool) -> Iterator[_Recorder]:
+    """Inside: events go to the run's log and to the listener. An error is recorded on its way out.
+
+    A new run that does not come to its first step leaves no folder; one that is resumed stays as it was.
+    """
     record = None
     try:
-        with EventLog(folder) as log:
-            record = _Recorder(log, listener)
+        with EventLog(folder) as log, _followers(settings, folder.path, listener) as followers:
+            record = _Recorder(log, listener, followers)
             try:
                 yield record
             except (LoraloomError, OSError, KeyboardInterrupt) as error:
-                record.failed(error)
+                if new or record.began:
+                    record.failed(error)
                 raise
     finally:
-        if record is None or not record.began:
+        if record is not None and record.began:
+            _draw_curves(folder, listener)
+        elif new:
             folder.discard()
+
+
+@contextmanager
+def _followers(settings: TrainSettings, run: Path, listener: Listener) -> Iterator[list[Listener]]:
+    """Listeners that the settings ask for besides the caller's own."""
+    followers: list[Listener] = []
+    with ExitStack() as stack:
+        if settings.tensorboard:
+            from loraloom.studio.tensorboard import TensorBoardLog
+
+            followers.append(stack.enter_context(TensorBoardLog(run)))
+        if settings.notify.url:
+            from loraloom.studio.webhook import Webhook
+
+            followers.append(stack.enter_context(Webhook(settings.notify, run, listener)))
+        yield followers
+
+
+def _draw_curves(folder: RunFolder, listener: Listener) -> None:
+    """The learning curves of what was recorded, however the run ended; a picture must not end it otherwise."""
+    from loraloom.studio.curves import write_curves
+
+    try:
+        write_curves(folder.path)
+    except OutputError as error:
+        listener(Notice(f"{error}; the learning curves were not drawn", "warning"))
 
 
 class _Recorder:
     """Passes events to the run's log and to the listener. A log that cannot be written must not end a run."""
 
-    def __init__(self, log: EventLog, listener: Listener) -> None:
+    def __init__(self, log: EventLog, listener: Listener, followers: Sequence[Listener] = ()) -> None:
         self._log = log
         self._listener = listener
+        self._followers = followers
         self._step = 0
         self._told = False
         self.began = False
+        self.when_begun: Callable[[], None] = lambda: None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
             self.began = True
+            self.when_begun()
         elif isinstance(event, StepFinished):
             self._step = event.step
         self._record(event)
@@ -122,6 +277,8 @@ class _Recorder:
         self._record(RunFailed(self._step, problem, hint))
 
     def _record(self, event: Event) -> None:
+        for follower in self._followers:
+            follower(event)
         try:
             self._log(event)
         except OutputError as error:

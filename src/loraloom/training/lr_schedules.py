@@ -1,66 +1,184 @@
-"""Learning-rate schedules: each a pure function of the step, so that resuming one needs no state.
+"""Learning-rate schedules: each a pure function of the step, so that resuming one needs no state. No torch here.
 
-Every function returns the factor on the base learning rate for optimizer step ``step`` (0-based) of ``total``.
+Every function returns the factor on the base learning rate for optimizer step ``step`` (0-based) of ``total``. Where a
+library has the same schedule, the factors after the warm-up are its own (tests compare them).
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
+from loraloom.errors import SettingsError, UnknownNameError
 from loraloom.registry import Entry, Registry
 
-__all__ = ["LR_SCHEDULES", "lr_factor"]
+if TYPE_CHECKING:
+    from loraloom.training.settings import LrScheduleSettings
+
+__all__ = [
+    "LR_SCHEDULES",
+    "LrSchedule",
+    "ScheduleShape",
+    "check_settings",
+    "create_lr_schedule",
+    "find_schedule",
+    "lr_factor",
+    "schedule_remarks",
+    "steps_of",
+]
+
+LrSchedule = Callable[[int], float]
+"""Factor on the base rate by step."""
 
 
-def _warmup(step: int, warmup: int) -> float:
-    return (step + 1) / (warmup + 1) if step < warmup else 1.0
+@dataclass(frozen=True)
+class ScheduleShape:
+    """The numbers that schedules are made of; ``warmup`` and ``decay`` are steps."""
+
+    warmup: int = 0
+    decay: int = 0
+    cycles: int = 1
+    power: float = 1.0
+    timescale: int | None = None
+    min_ratio: float = 0.0
+    rules: str = ""
+    path: str = ""
+    args: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _progress(step: int, total: int, warmup: int) -> float:
+def _rising(step: int, shape: ScheduleShape) -> float | None:
+    """The factor during warm-up, None after it. The first step is already above zero: it is not wasted."""
+    return (step + 1) / (shape.warmup + 1) if step < shape.warmup else None
+
+
+def _progress(step: int, total: int, shape: ScheduleShape) -> float:
     """How much of the run after warm-up is over, from 0 at its first step towards 1."""
-    return (step - warmup) / max(1, total - warmup)
+    return (step - shape.warmup) / max(1, total - shape.warmup)
 
 
-def constant(step: int, total: int, *, warmup: int, cycles: int, power: float) -> float:
+def _above(factor: float, shape: ScheduleShape) -> float:
+    """A factor that falls from 1 to 0, made to fall to ``min_ratio``."""
+    return shape.min_ratio + (1.0 - shape.min_ratio) * factor
+
+
+def _half_cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def constant(step: int, total: int, shape: ScheduleShape) -> float:
     """The base rate throughout; warm-up is not used."""
     return 1.0
 
 
-def constant_with_warmup(step: int, total: int, *, warmup: int, cycles: int, power: float) -> float:
+def constant_with_warmup(step: int, total: int, shape: ScheduleShape) -> float:
     """Rises linearly, then stays."""
-    return _warmup(step, warmup)
+    rising = _rising(step, shape)
+    return 1.0 if rising is None else rising
 
 
-def linear(step: int, total: int, *, warmup: int, cycles: int, power: float) -> float:
+def linear(step: int, total: int, shape: ScheduleShape) -> float:
     """Falls linearly to zero."""
-    return _warmup(step, warmup) if step < warmup else 1.0 - _progress(step, total, warmup)
+    rising = _rising(step, shape)
+    return _above(1.0 - _progress(step, total, shape), shape) if rising is None else rising
 
 
-def cosine(step: int, total: int, *, warmup: int, cycles: int, power: float) -> float:
+def cosine(step: int, total: int, shape: ScheduleShape) -> float:
     """Falls along half a cosine (Loshchilov and Hutter, arXiv:1608.03983)."""
-    if step < warmup:
-        return _warmup(step, warmup)
-    return 0.5 * (1 + math.cos(math.pi * _progress(step, total, warmup)))
+    rising = _rising(step, shape)
+    return _above(_half_cosine(_progress(step, total, shape)), shape) if rising is None else rising
 
 
-def cosine_with_restarts(step: int, total: int, *, warmup: int, cycles: int, power: float) -> float:
+def cosine_with_restarts(step: int, total: int, shape: ScheduleShape) -> float:
     """Half a cosine, started again ``cycles`` times (arXiv:1608.03983)."""
-    if step < warmup:
-        return _warmup(step, warmup)
-    return 0.5 * (1 + math.cos(math.pi * ((cycles * _progress(step, total, warmup)) % 1.0)))
+    rising = _rising(step, shape)
+    if rising is not None:
+        return rising
+    return _above(_half_cosine((shape.cycles * _progress(step, total, shape)) % 1.0), shape)
 
 
-def polynomial(step: int, total: int, *, warmup: int, cycles: int, power: float) -> float:
+def polynomial(step: int, total: int, shape: ScheduleShape) -> float:
     """Falls to zero along a power of what remains."""
-    if step < warmup:
-        return _warmup(step, warmup)
-    return float((1.0 - _progress(step, total, warmup)) ** power)
+    rising = _rising(step, shape)
+    if rising is not None:
+        return rising
+    return _above(float((1.0 - _progress(step, total, shape)) ** shape.power), shape)
 
+
+def inverse_sqrt(step: int, total: int, shape: ScheduleShape) -> float:
+    """Falls with the inverse square root of the steps since the warm-up, counted in ``timescale``."""
+    rising = _rising(step, shape)
+    timescale = shape.timescale or shape.warmup or 10_000
+    return 1.0 / math.sqrt(1.0 + (step - shape.warmup) / timescale) if rising is None else rising
+
+
+def warmup_stable_decay(step: int, total: int, shape: ScheduleShape) -> float:
+    """Rises, stays, and falls along half a cosine over the last ``decay`` steps (Hu et al., arXiv:2404.06395)."""
+    rising = _rising(step, shape)
+    if rising is not None:
+        return rising
+    begin = total - shape.decay
+    return 1.0 if step < begin else _above(_half_cosine((step - begin) / shape.decay), shape)
+
+
+def rex(step: int, total: int, shape: ScheduleShape) -> float:
+    """Stays high for long and falls fast at the end (Chen, Wolfe and Kyrillidis, arXiv:2107.04197)."""
+    rising = _rising(step, shape)
+    if rising is not None:
+        return rising
+    remaining = 1.0 - _progress(step, total, shape)
+    return _above(remaining / (0.5 + 0.5 * remaining), shape)
+
+
+def piecewise_constant(step: int, total: int, shape: ScheduleShape) -> float:
+    """Factors by step as ``rules`` say, on top of the warm-up."""
+    boundaries, factors = _read_rules(shape.rules)
+    factor = factors[bisect_right(boundaries, step)]
+    rising = _rising(step, shape)
+    return factor if rising is None else factor * rising
+
+
+def _read_rules(rules: str) -> tuple[list[int], list[float]]:
+    """``1:10,0.1:20,0.01`` -> ([10, 20], [1, 0.1, 0.01]); raises ValueError."""
+    *pieces, last = (piece.strip() for piece in rules.split(","))
+    wrong = ValueError(f"lr_schedule.rules = {rules!r} is not like 1:100,0.1:200,0.01 (factor:step, ..., last factor)")
+    try:
+        pairs = [piece.split(":") for piece in pieces]
+        boundaries = [int(boundary) for _, boundary in pairs]
+        factors = [float(factor) for factor, _ in pairs] + [float(last)]
+    except ValueError as error:
+        raise wrong from error
+    if any(later <= earlier for earlier, later in pairwise(boundaries)) or not all(0 <= f < math.inf for f in factors):
+        raise wrong
+    return boundaries, factors
+
+
+# Which settings of LrScheduleSettings each schedule looks at.
+_FALLING = ("warmup_steps", "min_lr_ratio")
+_USES: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "constant_with_warmup": ("warmup_steps",),
+    "linear": _FALLING,
+    "cosine": _FALLING,
+    "cosine_with_restarts": (*_FALLING, "cycles"),
+    "polynomial": (*_FALLING, "power"),
+    "inverse_sqrt": ("warmup_steps", "timescale"),
+    "cosine_with_min_lr": _FALLING,
+    "warmup_stable_decay": (*_FALLING, "decay_steps"),
+    "rex": _FALLING,
+    "piecewise_constant": ("warmup_steps", "rules"),
+}
+_OPTIONS = ("warmup_steps", "decay_steps", "cycles", "power", "timescale", "min_lr_ratio", "rules", "args")
 
 LR_SCHEDULES = Registry(
     "lr schedule",
     {
-        name: Entry(f"loraloom.training.lr_schedules:{name}", summary)
+        name: Entry(f"loraloom.training.lr_schedules:{'cosine' if name == 'cosine_with_min_lr' else name}", summary)
         for name, summary in (
             ("constant", "the same rate throughout"),
             ("constant_with_warmup", "rises, then stays"),
@@ -68,11 +186,153 @@ LR_SCHEDULES = Registry(
             ("cosine", "falls slowly, fast, slowly to zero"),
             ("cosine_with_restarts", "cosine, several times"),
             ("polynomial", "falls to zero along a power"),
+            ("inverse_sqrt", "falls ever more slowly and never ends"),
+            ("cosine_with_min_lr", "cosine to a share of the rate"),
+            ("warmup_stable_decay", "rises, stays, falls at the end"),
+            ("rex", "stays high, falls fast at the end"),
+            ("piecewise_constant", "steps that you write down"),
         )
+    },
+    aliases={
+        "linear_with_warmup": "linear",
+        "cosine_with_warmup": "cosine",
+        "cosine_annealing": "cosine",
+        "cosine_annealing_with_restarts": "cosine_with_restarts",
+        "cosine_with_hard_restarts": "cosine_with_restarts",
+        "cosine_with_hard_restarts_with_warmup": "cosine_with_restarts",
+        "polynomial_with_warmup": "polynomial",
+        "wsd": "warmup_stable_decay",
     },
 )
 
 
-def lr_factor(name: str, step: int, total: int, *, warmup: int, cycles: int, power: float) -> float:
+def find_schedule(name: str) -> str:
+    """``name`` in lower case, or a class path as it is; raises UnknownNameError."""
+    if "." in name:
+        return name
+    for candidate in (name, name.lower()):
+        if candidate in LR_SCHEDULES:
+            return candidate
+    LR_SCHEDULES[name]  # raises
+    return name
+
+
+def check_settings(settings: LrScheduleSettings) -> None:
+    """Raise ValueError for a schedule that lacks what it cannot do without. Unknown names are reported elsewhere."""
+    name = settings.name.lower()
+    if name == "piecewise_constant":
+        if not settings.rules:
+            raise ValueError("piecewise_constant needs lr_schedule.rules, for example 1:100,0.1:200,0.01")
+        _read_rules(settings.rules)
+    if name == "cosine_with_min_lr" and not settings.min_lr_ratio:
+        raise ValueError("cosine_with_min_lr needs lr_schedule.min_lr_ratio, for example 0.1")
+    for key in ("warmup_steps", "decay_steps"):
+        value = getattr(settings, key)
+        if value is not None and value >= 1 and value != int(value):
+            raise ValueError(f"{key} = {value}: a share of the run is below 1, a number of steps is whole")
+
+
+def steps_of(value: float, total: int) -> int:
+    """A number of steps that is given as such, or below 1 as a share of ``total``."""
+    return round(value * total) if value < 1 else int(value)
+
+
+def schedule_remarks(settings: LrScheduleSettings) -> list[str]:
+    """One line for every setting that the schedule does not look at."""
+    name = find_schedule(settings.name)
+    uses = ("warmup_steps", "args") if "." in name else _USES.get(_resolved(name), _OPTIONS)
+    remarks = []
+    for option in _OPTIONS:
+        default = type(settings).model_fields[option].get_default(call_default_factory=True)
+        if option in uses or getattr(settings, option) == default:
+            continue
+        others = "constant_with_warmup uses it" if name == "constant" and option == "warmup_steps" else ""
+        others = others or f"used by {', '.join(key for key, used in _USES.items() if option in used) or 'class paths'}"
+        remarks.append(f"lr_schedule.{option} has no effect with {settings.name}; {others}")
+    return remarks
+
+
+def _resolved(name: str) -> str:
+    """The name whose entry ``name`` leads to."""
+    entry = LR_SCHEDULES[name]
+    return next((own for own in LR_SCHEDULES if LR_SCHEDULES[own] is entry), name)
+
+
+def create_lr_schedule(settings: LrScheduleSettings, total: int) -> LrSchedule:
+    """The factor by step of a run of ``total`` steps. SettingsError where the steps do not fit into each other."""
+    name = find_schedule(settings.name)
+    warmup = steps_of(settings.warmup_steps, total)
+    decay = steps_of(0.2 if settings.decay_steps is None else settings.decay_steps, total)
+    if name in LR_SCHEDULES and _resolved(name) == "warmup_stable_decay" and warmup + decay > total:
+        raise SettingsError(
+            [f"lr_schedule: {warmup} steps of warm-up and {decay} of decay do not fit into a run of {total}"],
+            "lower lr_schedule.warmup_steps or lr_schedule.decay_steps",
+        )
+    shape = ScheduleShape(
+        warmup=warmup,
+        decay=max(decay, 1),
+        cycles=settings.cycles,
+        power=settings.power,
+        timescale=settings.timescale,
+        min_ratio=settings.min_lr_ratio,
+        rules=settings.rules,
+    )
+    if "." in name:
+        return _of_class(name, settings.args, total, shape)
+    function = LR_SCHEDULES.load(name)
+    return lambda step: float(function(step, total, shape))
+
+
+def lr_factor(name: str, step: int, total: int, shape: ScheduleShape | None = None) -> float:
     """The factor of the named schedule at one step."""
-    return float(LR_SCHEDULES.load(name)(step, total, warmup=warmup, cycles=cycles, power=power))
+    return float(LR_SCHEDULES.load(find_schedule(name))(step, total, shape or ScheduleShape()))
+
+
+def _of_class(path: str, arguments: Mapping[str, Any], total: int, shape: ScheduleShape) -> LrSchedule:
+    """The factors of a class of lr schedules, written down once by stepping it over an optimizer of rate 1.
+
+    The class's steps begin after the warm-up. Raises SettingsError.
+    """
+    import torch
+
+    cls = _schedule_class(path)
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1.0)
+    try:
+        inspect.signature(cls).bind(optimizer, **arguments)
+        schedule = cls(optimizer, **arguments)
+        table = []
+        for _ in range(max(total - shape.warmup, 1)):
+            table.append(float(optimizer.param_groups[0]["lr"]))
+            optimizer.step()
+            schedule.step()
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        known = [name for name in inspect.signature(cls).parameters if name != "optimizer"]
+        raise SettingsError(
+            [f"lr_schedule.args do not suit {path}: {error}"], f"it takes {', '.join(known)}; rates are factors"
+        ) from error
+
+    def factor(step: int) -> float:
+        rising = _rising(step, shape)
+        if rising is not None:
+            return table[0] * rising
+        return table[min(step - shape.warmup, len(table) - 1)]
+
+    return factor
+
+
+def _schedule_class(path: str) -> Any:
+    module_path, _, name = path.rpartition(".")
+    try:
+        module = import_module(module_path)
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            [f"lr_schedule.name: {path}: no module named {error.name}"], "for example torch.optim.lr_scheduler.StepLR"
+        ) from error
+    from torch.optim.lr_scheduler import LRScheduler
+
+    classes = {
+        key: value for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, LRScheduler)
+    }
+    if name not in classes:
+        raise UnknownNameError(f"lr schedule in {module_path}", name, classes)
+    return classes[name]

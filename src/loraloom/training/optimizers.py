@@ -1,9 +1,16 @@
-"""Optimizers by name: each a few lines around a library's class."""
+"""Optimizers by name: each says which library's class it is. Libraries are imported on use; no torch here."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from loraloom.errors import HardwareError, SettingsError, UnknownNameError, nearest
 from loraloom.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -11,22 +18,378 @@ if TYPE_CHECKING:
 
     from loraloom.training.settings import OptimizerSettings
 
-__all__ = ["OPTIMIZERS", "create_optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "Recipe",
+    "create_optimizer",
+    "evaluating",
+    "find_optimizer",
+    "is_adaptive",
+    "optimizer_title",
+    "try_optimizer",
+]
+
+REFUSALS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    OSError,
+)
+"""What optimizers raise for arguments, shapes and devices that they cannot work with."""
 
 
-def adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) as torch has it."""
-    from torch.optim import AdamW
+@dataclass(frozen=True)
+class Recipe:
+    """A class of a library, and what has to be known to use it here."""
 
-    return AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+    path: str
+    """Dotted path of the class."""
+    package: str = "torch"
+    """What pip installs."""
+    extra: str = ""
+    """Loraloom's extra that holds the package."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that differ from the class's defaults; optimizer.args may change them."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Names that the method's first implementation, and with it sd-scripts, has for arguments."""
+    adaptive: bool = False
+    """Finds the learning rate itself: lr is a factor on it, common to all groups."""
+    one_rate: bool = False
+    """Adaptive, and places the weights anew in every step, so that no group's steps can be scaled."""
+    schedule_free: bool = False
+    """Averages the weights instead of lowering the rate."""
+    paged: bool = False
+    """Keeps its state in memory that moves between the GPU and the computer."""
+    remark: str = ""
+    """What people should hear before they use it."""
 
+    @property
+    def class_name(self) -> str:
+        """The last word of the path."""
+        return self.path.rpartition(".")[2]
+
+    def load(self, name: str) -> Any:
+        """The class. SettingsError says what to install when the library is missing, UnknownNameError that it has
+        no such class."""
+        module_path, _, class_name = self.path.rpartition(".")
+        try:
+            module = import_module(module_path)
+        except ModuleNotFoundError as error:
+            command = f"pip install {self.package}"
+            if self.extra:
+                command += f', or pip install "loraloom[{self.extra}]"'
+            missing = error.name or module_path
+            if f"{module_path}.".startswith(f"{missing}."):
+                missing = self.package
+            problem = f"optimizer {name} needs the package {missing}, which is not installed"
+            raise SettingsError([problem], command) from error
+        found = getattr(module, class_name, None)
+        if found is None:
+            known = [key for key, value in vars(module).items() if inspect.isclass(value) and hasattr(value, "step")]
+            raise UnknownNameError(f"optimizer in {module_path}", class_name, known)
+        from torch.optim import Optimizer
+
+        if not (inspect.isclass(found) and issubclass(found, Optimizer)):
+            raise SettingsError([f"optimizer.name: {self.path} is not an optimizer"], "name a class of optimizers")
+        return found
+
+
+def _of_pytorch_optimizer(class_name: str, **rest: Any) -> Recipe:
+    renamed = {"decouple": "weight_decouple", "use_bias_correction": "bias_correction"}
+    return Recipe(f"pytorch_optimizer.{class_name}", "pytorch-optimizer", "optimizers", renamed=renamed, **rest)
+
+
+def _of_bitsandbytes(class_name: str, **rest: Any) -> Recipe:
+    return Recipe(f"bitsandbytes.optim.{class_name}", "bitsandbytes", "optimizers-8bit", **rest)
+
+
+def _of_dadaptation(path: str, **rest: Any) -> Recipe:
+    return Recipe(f"dadaptation.{path}", "dadaptation", "optimizers", adaptive=True, **rest)
+
+
+ADAMW = Recipe("torch.optim.AdamW")
+ADAM = Recipe("torch.optim.Adam")
+SGD_NESTEROV = Recipe("torch.optim.SGD", args={"momentum": 0.9, "nesterov": True})
+ADAMW_8BIT = _of_bitsandbytes("AdamW8bit")
+PAGED_ADAMW = _of_bitsandbytes("PagedAdamW", paged=True)
+PAGED_ADAMW_8BIT = _of_bitsandbytes("PagedAdamW8bit", paged=True)
+PAGED_ADAMW_32BIT = _of_bitsandbytes("PagedAdamW32bit", paged=True)
+LION = _of_pytorch_optimizer("Lion")
+LION_8BIT = _of_bitsandbytes("Lion8bit")
+PAGED_LION_8BIT = _of_bitsandbytes("PagedLion8bit", paged=True)
+SGD_8BIT = _of_bitsandbytes(
+    "SGD8bit",
+    args={"momentum": 0.9},
+    remark="bitsandbytes accepts Nesterov momentum and does without: this is plain momentum in 8 bits",
+)
+ADAFACTOR = _of_pytorch_optimizer(
+    "AdaFactor", args={"betas": (None, 0.999), "relative_step": False, "scale_parameter": False}
+)
+CAME = _of_pytorch_optimizer("CAME")
+PRODIGY = _of_pytorch_optimizer("Prodigy", adaptive=True)
+DADAPT_ADAM = _of_pytorch_optimizer("DAdaptAdam", adaptive=True)
+DADAPT_LION = _of_pytorch_optimizer("DAdaptLion", adaptive=True)
+DADAPT_SGD = _of_pytorch_optimizer("DAdaptSGD", adaptive=True, one_rate=True, args={"momentum": 0.0})
+DADAPT_ADAGRAD = _of_pytorch_optimizer("DAdaptAdaGrad", adaptive=True, one_rate=True)
+DADAPT_ADAN = _of_dadaptation("DAdaptAdan")
+DADAPT_ADAN_IP = _of_dadaptation("experimental.DAdaptAdanIP")
+DADAPT_ADAM_PREPRINT = _of_dadaptation("experimental.DAdaptAdamPreprint")
+SCHEDULE_FREE_ADAMW = _of_pytorch_optimizer("ScheduleFreeAdamW", schedule_free=True)
+SCHEDULE_FREE_RADAM = _of_pytorch_optimizer("ScheduleFreeRAdam", schedule_free=True)
+SCHEDULE_FREE_SGD = _of_pytorch_optimizer("ScheduleFreeSGD", schedule_free=True)
 
 OPTIMIZERS = Registry(
-    "optimizer", {"adamw": Entry("loraloom.training.optimizers:adamw", "AdamW")}, aliases={"AdamW": "adamw"}
+    "optimizer",
+    {
+        name: Entry(f"loraloom.training.optimizers:{name.upper()}", summary)
+        for name, summary in (
+            ("adamw", "the usual choice"),
+            ("adam", "adamw with the older kind of weight decay"),
+            ("adamw_8bit", "adamw with a quarter of the memory for its state"),
+            ("paged_adamw", "adamw whose state may leave the GPU"),
+            ("paged_adamw_8bit", "adamw_8bit whose state may leave the GPU"),
+            ("paged_adamw_32bit", "the same as paged_adamw"),
+            ("lion", "half of adamw's state; wants a third to a tenth of its rate"),
+            ("lion_8bit", "lion with a quarter of the memory for its state"),
+            ("paged_lion_8bit", "lion_8bit whose state may leave the GPU"),
+            ("sgd_nesterov", "plain descent with Nesterov momentum; wants a far higher rate"),
+            ("sgd_8bit", "plain descent with momentum in 8 bits"),
+            ("adafactor", "next to no state; can find its rate by itself (relative_step)"),
+            ("came", "next to no state, closer to adamw"),
+            ("prodigy", "adam that finds its learning rate"),
+            ("dadapt_adam", "adam that finds its learning rate, with less haste than prodigy"),
+            ("dadapt_lion", "lion that finds its learning rate"),
+            ("dadapt_sgd", "plain descent that finds its learning rate"),
+            ("dadapt_adagrad", "adagrad that finds its learning rate"),
+            ("dadapt_adan", "adan that finds its learning rate"),
+            ("dadapt_adan_ip", "dadapt_adan with another estimate of the rate"),
+            ("dadapt_adam_preprint", "dadapt_adam as first published"),
+            ("schedule_free_adamw", "adamw that needs no lr schedule"),
+            ("schedule_free_radam", "as schedule_free_adamw, without warm-up"),
+            ("schedule_free_sgd", "plain descent that needs no lr schedule"),
+        )
+    },
 )
+
+# Other programs' names in lower case without separators; those that only differ in case and separators need no line.
+_OTHER_NAMES = {
+    "dadaptation": "dadapt_adam_preprint",
+    "adamwschedulefree": "schedule_free_adamw",
+    "radamschedulefree": "schedule_free_radam",
+    "sgdschedulefree": "schedule_free_sgd",
+    "sgdnesterov8bit": "sgd_8bit",
+    "torchadamw": "adamw",
+    "8bitadam": "adamw_8bit",
+    "adam8bit": "adamw_8bit",
+    "8bitadamw": "adamw_8bit",
+    "paged8bitadamw": "paged_adamw_8bit",
+    "8bitlion": "lion_8bit",
+    "paged8bitlion": "paged_lion_8bit",
+    "adamwdadaptation": "dadapt_adam",
+    "adandadaptation": "dadapt_adan",
+    "adanipdadaptation": "dadapt_adan_ip",
+    "liondadaptation": "dadapt_lion",
+    "sgddadaptation": "dadapt_sgd",
+}
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def find_optimizer(name: str) -> str:
+    """The registry's name for what other programs call ``name`` in any case (``AdamW8bit``), or a class path as it is.
+
+    Raises UnknownNameError.
+    """
+    if "." in name:
+        return name
+    if name in OPTIMIZERS:
+        return name
+    known = {_plain(own): own for own in OPTIMIZERS} | _OTHER_NAMES
+    if _plain(name) in known:
+        return known[_plain(name)]
+    error = UnknownNameError("optimizer", name, OPTIMIZERS)
+    error.hint += "; or the path of a class, such as torch.optim.RAdam"
+    raise error
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of an optimizer, or one made up for a class path."""
+    name = find_optimizer(name)
+    if "." not in name:
+        recipe: Recipe = OPTIMIZERS.load(name)
+        return recipe
+    class_name = name.rpartition(".")[2]
+    return Recipe(
+        name,
+        name.partition(".")[0].replace("_", "-"),
+        adaptive="Prodigy" in class_name or class_name.startswith("DAdapt"),
+        one_rate=class_name in ("DAdaptSGD", "DAdaptAdaGrad"),
+        schedule_free="ScheduleFree" in class_name,
+        paged=class_name.startswith("Paged"),
+    )
+
+
+def is_adaptive(name: str) -> bool:
+    """Whether the optimizer finds its learning rate itself; False for a name that is not known."""
+    try:
+        return find_recipe(name).adaptive
+    except UnknownNameError:
+        return False
+
+
+def optimizer_title(settings: OptimizerSettings) -> str:
+    """The optimizer as sd-scripts writes it in a LoRA file's metadata: ``torch.optim.AdamW(weight_decay=0.1)``."""
+    recipe = find_recipe(settings.name)
+    arguments = ",".join(f"{key}={value}" for key, value in _given_arguments(recipe, settings).items())
+    return recipe.path + (f"({arguments})" if arguments else "")
+
+
+def _given_arguments(recipe: Recipe, settings: OptimizerSettings) -> dict[str, Any]:
+    """Every argument but the rate that is not left at the class's default."""
+    general = {key: getattr(settings, key) for key in ("weight_decay", "betas", "eps")}
+    own = {recipe.renamed.get(key, key): value for key, value in settings.args.items()}
+    return {**recipe.args, **{key: value for key, value in general.items() if value is not None}, **own}
+
+
+def _arguments(cls: Any, recipe: Recipe, settings: OptimizerSettings) -> dict[str, Any]:
+    """The arguments, checked against the class's signature."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = [item for item in inspect.signature(cls.__init__).parameters.values() if item.kind in named][1:]
+    known = [item.name for item in parameters if item.name not in ("params", "lr")]
+    given = _given_arguments(recipe, settings)
+    problems = []
+    for key in given:
+        if key in known:
+            continue
+        if key == "lr":
+            problems.append("optimizer.args.lr: the learning rate is the setting optimizer.lr")
+            continue
+        where = f"optimizer.args.{key}" if key in settings.args else f"optimizer.{key}"
+        accepted = [*known, *(old for old, new in recipe.renamed.items() if new in known)]
+        close = nearest(key, accepted)
+        meant = f", did you mean {close[0]!r}?" if close else ""
+        problems.append(f"{where}: {recipe.class_name} has no such argument{meant} It has: {', '.join(sorted(known))}")
+    if problems:
+        raise SettingsError(problems)
+    return given
 
 
 def create_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer that the settings name, over parameter groups ``{"params", "lr", "name"}``."""
-    optimizer: torch.optim.Optimizer = OPTIMIZERS.load(settings.name)(groups, settings)
+    """The optimizer that the settings name.
+
+    ``groups`` are ``{"params", "lr", "base_lr", "name", "part"}``. An optimizer that finds its rate works with one
+    rate for all: its groups get ``optimizer.lr`` as ``base_lr``, and ``scale``, by which each group's steps are
+    multiplied. Raises SettingsError for a missing library and for arguments that the class refuses.
+    """
+    recipe = find_recipe(settings.name)
+    cls = recipe.load(settings.name)
+    arguments = _arguments(cls, recipe, settings)
+    if recipe.adaptive:
+        groups = [_with_common_rate(group, settings) for group in groups]
+        if recipe.one_rate and any(group["scale"] != 1.0 for group in groups):
+            raise SettingsError(
+                [f"optimizer {settings.name} has one learning rate for everything, and the settings ask for several"],
+                "leave out unet_lr, text_encoder_lr, block_lr and loraplus_*, or use prodigy or dadapt_adam",
+            )
+    try:
+        optimizer: torch.optim.Optimizer = cls(groups, lr=settings.lr, **arguments)
+    except REFUSALS as error:
+        raise SettingsError(
+            [f"optimizer {settings.name} refuses its arguments: {error or type(error).__name__}"],
+            f"given: {', '.join(f'{key} = {value}' for key, value in arguments.items()) or 'none but the rate'}",
+        ) from error
+    if recipe.adaptive and any(group["scale"] != 1.0 for group in groups):
+        _scale_steps(optimizer)
+    if _averages(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
     return optimizer
+
+
+def _with_common_rate(group: dict[str, Any], settings: OptimizerSettings) -> dict[str, Any]:
+    rate = settings.lr
+    return {**group, "lr": rate, "base_lr": rate, "scale": group.get("base_lr", rate) / rate if rate else 1.0}
+
+
+def _scale_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Multiply the steps of every group by its ``scale``.
+
+    The estimate of the rate stays valid: its bound (Defazio and Mishchenko, arXiv:2301.07733) holds for gradients at
+    any sequence of points, however these were reached.
+    """
+    kept: list[tuple[torch.Tensor, torch.Tensor, float]] = []
+
+    def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        kept.clear()
+        for group in optimizer.param_groups:
+            if group["scale"] != 1.0:
+                kept.extend((p, p.detach().clone(), group["scale"]) for p in group["params"] if p.grad is not None)
+
+    def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter, old, scale in kept:
+            parameter.data.sub_(old).mul_(scale).add_(old)
+        kept.clear()
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+
+
+def _averages(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the weights in training are not those to use (schedule-free: Defazio et al., arXiv:2405.15682)."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+@contextmanager
+def evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the parameters are those to save and to paint with; afterwards bit for bit those to train on.
+
+    Only schedule-free optimizers tell the two apart; for the others nothing happens.
+    """
+    if not _averages(optimizer):
+        yield
+        return
+    kept = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+    optimizer.eval()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        optimizer.train()  # type: ignore[attr-defined]
+        for parameter, value in kept:
+            # Going to the average and back by the formula would round, and a preview would change the run.
+            parameter.data.copy_(value)
+
+
+def try_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
+    """Take one step with a matrix and a convolution kernel, so that a run fails before its long preparation.
+
+    Raises SettingsError for a missing library or wrong arguments, HardwareError for a device that does not do.
+    """
+    import torch
+
+    recipe = find_recipe(settings.name)
+    if recipe.paged and device.type not in ("cuda", "xpu"):
+        raise HardwareError(
+            f"optimizer {settings.name} pages its state out of GPU memory, and the device is {device}",
+            "use the same optimizer without paged",
+        )
+    parameters = [torch.nn.Parameter(torch.zeros(size, device=device)) for size in ((64, 64), (8, 4, 3, 3))]
+    rates = {"lr": settings.lr, "base_lr": settings.lr, "name": "trial", "part": "unet"}
+    optimizer = create_optimizer([{"params": parameters, **rates}], settings)
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+    except REFUSALS as error:
+        hint = "adamw works everywhere"
+        if device.type == "mps" and recipe.package == "bitsandbytes":
+            hint = "8-bit optimizers need an NVIDIA, AMD or Intel GPU, or a CPU; adamw works everywhere"
+        raise HardwareError(
+            f"optimizer {settings.name} cannot take a step on {device}: {error or type(error).__name__}", hint
+        ) from error

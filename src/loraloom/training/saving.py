@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 import loraloom
 from loraloom.adapters.attach import AdapterSet
+from loraloom.adapters.metadata import network_args, network_metadata
 from loraloom.data.dataset import Dataset
-from loraloom.formats.adapter_file import write_adapter_file
+from loraloom.errors import FileError, OutputError
+from loraloom.formats.adapter_file import content_hash, model_hashes, read_adapter_file, write_adapter_file
 from loraloom.formats.files import sha256_of
+from loraloom.formats.tensors import open_tensors
 from loraloom.models.loaded import LoadedModel
+from loraloom.training.lr_schedules import steps_of
+from loraloom.training.optimizers import optimizer_title
+from loraloom.training.parameter_groups import rate_metadata
 from loraloom.training.settings import TrainSettings
 
-__all__ = ["RunFacts", "checkpoint_hashes", "run_metadata", "save_adapter"]
+__all__ = ["RunFacts", "checkpoint_hashes", "remove_older", "run_metadata", "save_adapter"]
 
 SAVE_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
 
@@ -40,26 +48,71 @@ class RunFacts:
     started: float
     step: int
     epoch: int
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Metadata about the files that the training started from."""
 
 
 def save_adapter(path: Path, adapters: AdapterSet, facts: RunFacts) -> None:
-    """Write the LoRA in kohya's names with its metadata and hashes, atomically."""
+    """Write the LoRA in kohya's names with its metadata and hashes, atomically, and read it back.
+
+    Raises OutputError when what is on the disk is not what was written.
+    """
     dtype = SAVE_TYPES[facts.settings.saving.precision]
-    write_adapter_file(path, adapters.file_tensors(), metadata=run_metadata(facts), dtype=dtype)
+    tensors = adapters.file_tensors()
+    write_adapter_file(path, tensors, metadata=run_metadata(facts), dtype=dtype)
+    try:
+        _check_written(path, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    except FileError as error:
+        raise OutputError(f"{path}: what was written does not read back: {error.problem}", _FAILING_DISK) from error
+
+
+_FAILING_DISK = "the disk or its cable may be failing; save to another disk"
+
+
+def _check_written(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Read a LoRA file as any other program would: its keys and shapes, and the checksum of its tensors."""
+    read_adapter_file(path)
+    with open_tensors(path) as file:
+        if {key: tuple(file.info(key).shape) for key in file} != shapes:
+            raise FileError("its tensors have other names or shapes")
+        file.verify()
+        expected = file.metadata.get("sshs_model_hash")
+        found = content_hash(path) if file.kind == "safetensors" else model_hashes(file, file.metadata)[0]
+    if expected is not None and found != expected:
+        raise FileError("its checksum is wrong")
+
+
+def remove_older(path: Path, name: str, keep: int) -> None:
+    """After ``path`` was saved: of its kind (by epochs, or by steps) leave only the newest ``keep``; 0 leaves all.
+
+    Files with a higher number than that of ``path`` are left too: they are of the same run before it was resumed.
+    """
+    pattern = re.compile(re.escape(name) + r"-(step)?(\d{6,})(-raw)?\.\w+")
+    saved = pattern.fullmatch(path.name)
+    if not keep or saved is None:
+        return
+    older: dict[int, list[Path]] = {}
+    for other in path.parent.iterdir():
+        match = pattern.fullmatch(other.name)
+        if match and match[1] == saved[1] and int(match[2]) <= int(saved[2]):
+            older.setdefault(int(match[2]), []).append(other)
+    for number in sorted(older)[:-keep]:
+        for other in older[number]:
+            other.unlink(missing_ok=True)
 
 
 def run_metadata(facts: RunFacts) -> dict[str, str]:
     """The ``ss_*`` keys of sd-scripts and the ``modelspec.*`` keys of ModelSpec 1.0.1; every value is text."""
-    return {key: value for key, value in {**_kohya_metadata(facts), **_modelspec(facts)}.items() if value is not None}
+    told = {**_kohya_metadata(facts), **_modelspec(facts), **facts.origins}
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def _kohya_metadata(facts: RunFacts) -> dict[str, str]:
     settings, dataset, model = facts.settings, facts.dataset, facts.model
     optimizer, adapter, data = settings.optimizer, settings.adapter, settings.dataset
-    network_args = {}
-    if adapter.conv_rank:
-        network_args = {"conv_dim": adapter.conv_rank, "conv_alpha": adapter.conv_alpha or adapter.conv_rank}
+    arguments = network_args(adapter) | rate_metadata(optimizer)
     short_hash, long_hash = facts.checkpoint_hashes or (None, None)
+    text_lr = optimizer.lr if optimizer.text_encoder_lr is None else optimizer.text_encoder_lr
     values: dict[str, object] = {
         "session_id": int(facts.started),
         "training_started_at": facts.started,
@@ -67,21 +120,19 @@ def _kohya_metadata(facts: RunFacts) -> dict[str, str]:
         "output_name": settings.name,
         "learning_rate": optimizer.lr,
         "unet_lr": optimizer.lr if optimizer.unet_lr is None else optimizer.unet_lr,
-        "text_encoder_lr": optimizer.lr if optimizer.text_encoder_lr is None else optimizer.text_encoder_lr,
+        "text_encoder_lr": list(text_lr) if isinstance(text_lr, tuple) else text_lr,
         "num_train_images": dataset.draws_per_epoch,
         "num_reg_images": len(dataset.regularization),
         "num_batches_per_epoch": facts.steps_per_epoch * settings.gradient_accumulation,
         "num_epochs": settings.epochs if settings.steps is None else -(-settings.steps // facts.steps_per_epoch),
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        "gradient_checkpointing": settings.gradient_checkpointing != "none",
+        "quantize": None if settings.quantize == "none" else settings.quantize,
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "max_train_steps": facts.total_steps,
-        "lr_warmup_steps": settings.lr_schedule.warmup_steps,
+        "lr_warmup_steps": steps_of(settings.lr_schedule.warmup_steps, facts.total_steps),
         "lr_scheduler": settings.lr_schedule.name,
-        "network_module": "networks.lora",
-        "network_dim": adapter.rank,
-        "network_alpha": adapter.alpha or float(adapter.rank),
-        "network_dropout": adapter.dropout,
-        "network_args": json.dumps(network_args) if network_args else None,
+        **network_metadata(adapter),
+        "network_args": json.dumps(arguments) if arguments else None,
         "mixed_precision": facts.mixed_precision,
         "full_fp16": False,
         "v2": model.family.name == "sd2",
@@ -93,18 +144,21 @@ def _kohya_metadata(facts: RunFacts) -> dict[str, str]:
         "lowram": settings.low_memory,
         "zero_terminal_snr": float(model.schedule.alphas_cumprod[-1]) == 0.0,
         "training_comment": settings.saving.comment or None,
-        "optimizer": optimizer.name,
+        "optimizer": optimizer_title(optimizer),
         "max_grad_norm": optimizer.max_grad_norm,
         "prior_loss_weight": settings.prior_loss_weight,
-        "loss_type": "l2",
+        **_objective_metadata(settings, dataset),
         "batch_size_per_device": settings.batch_size,
         "total_batch_size": settings.batch_size,
         "resolution": "({}, {})".format(*data.size),
-        "color_aug": False,
+        "color_aug": data.color_augmentation,
         "flip_aug": data.flip,
-        "random_crop": False,
-        "shuffle_caption": False,
-        "keep_tokens": 0,
+        "random_crop": data.random_crop,
+        "shuffle_caption": data.captions.shuffle,
+        "keep_tokens": data.captions.keep_tokens,
+        "caption_dropout_rate": data.captions.dropout,
+        "caption_dropout_every_n_epochs": data.captions.dropout_every_epochs,
+        "caption_tag_dropout_rate": data.captions.tag_dropout,
         "enable_bucket": data.buckets,
         "dataset_dirs": json.dumps(_folders(dataset, regularization=False)),
         "reg_dataset_dirs": json.dumps(_folders(dataset, regularization=True)),
@@ -115,8 +169,41 @@ def _kohya_metadata(facts: RunFacts) -> dict[str, str]:
         "new_sd_model_hash": long_hash,
         "steps": facts.step,
         "epoch": facts.epoch,
+        "branched_from": settings.branched_from or None,
     }
     return {f"ss_{key}": str(value) for key, value in values.items() if value is not None}
+
+
+def _objective_metadata(settings: TrainSettings, dataset: Dataset) -> dict[str, object]:
+    """sd-scripts' names; what is off is left out where sd-scripts says None."""
+    objective = settings.objective
+    bent = objective.loss_type in ("huber", "smooth_l1")
+    coarse, sampling = objective.multires_noise_iterations or None, objective.timestep_sampling
+    return {
+        "loss_type": objective.loss_type,
+        "huber_schedule": objective.huber_schedule if bent else None,
+        "huber_c": objective.huber_c if bent else None,
+        "huber_scale": objective.huber_scale if bent else None,
+        "min_snr_gamma": objective.min_snr_gamma or None,
+        "debiased_estimation": objective.debiased_estimation,
+        "scale_v_pred_loss_like_noise_pred": objective.scale_v_like_noise or None,
+        "v_pred_like_loss": objective.v_like_loss or None,
+        "min_timestep": objective.min_timestep or None,
+        "max_timestep": objective.max_timestep if objective.max_timestep != 1000 else None,
+        "timestep_sampling": sampling if sampling != "uniform" else None,
+        "logit_mean": objective.logit_mean if sampling == "logit_normal" else None,
+        "logit_std": objective.logit_std if sampling == "logit_normal" else None,
+        "noise_offset": objective.noise_offset or None,
+        "noise_offset_random_strength": objective.noise_offset_random_strength,
+        "adaptive_noise_scale": objective.adaptive_noise_scale or None,
+        "multires_noise_iterations": coarse,
+        "multires_noise_discount": objective.multires_noise_discount if coarse else None,
+        "ip_noise_gamma": objective.ip_noise_gamma or None,
+        "ip_noise_gamma_random_strength": objective.ip_noise_gamma_random_strength,
+        "masked_loss": any(sample.has_mask for sample in dataset.samples),
+        "preserve_class": objective.preserve_class or None,
+        "preserve_regularization": objective.preserve_regularization or None,
+    }
 
 
 def _modelspec(facts: RunFacts) -> dict[str, str]:
@@ -154,7 +241,7 @@ def _tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
     """``{folder: {tag: count}}`` with tags split at commas, as the web UI shows them."""
     folders: dict[str, Counter[str]] = {}
     for sample in dataset.training:
-        tags = (tag.strip().lower() for tag in sample.caption.split(","))
+        tags = (tag.strip().lower() for tag in sample.fullest_caption.split(","))
         folders.setdefault(sample.concept.folder.name, Counter()).update(tag for tag in tags if tag)
     return {folder: dict(counts) for folder, counts in folders.items()}
 

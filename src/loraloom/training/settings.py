@@ -3,49 +3,238 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.data.settings import DatasetSettings
 from loraloom.settings import Kohya, Settings
 
-__all__ = ["LrScheduleSettings", "OptimizerSettings", "PreviewSettings", "SavingSettings", "TrainSettings"]
+__all__ = [
+    "EmaSettings",
+    "LrScheduleSettings",
+    "NotifySettings",
+    "ObjectiveSettings",
+    "OptimizerSettings",
+    "PreviewSettings",
+    "SavingSettings",
+    "TrainSettings",
+    "ValidationSettings",
+]
+
+
+def _numbers(value: Any) -> Any:
+    """``"1,0.5,0"`` (sd-scripts) is a list of numbers, a single number a list of one; other text stays a name."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (value,)
+    if isinstance(value, str) and "," in value:
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            return value
+    return value
+
+
+BlockWeights = Annotated[tuple[Annotated[float, Field(ge=0)], ...] | str | None, BeforeValidator(_numbers)]
+
+
+class BlockLrSettings(Settings):
+    """Learning rates of the U-Net's blocks, as factors on its learning rate. Unset sections keep the factor 1."""
+
+    down: Annotated[BlockWeights, Kohya("down_lr_weight")] = None
+    """Blocks on the way down (SD 1 and 2: 12, SDXL: 9): a list of factors, one for all, or a shape: sine (low to high),
+    cosine (high to low), linear, reverse_linear or zeros, with +0.1 behind it to raise it everywhere."""
+    mid: Annotated[BlockWeights, Kohya("mid_lr_weight")] = None
+    """Blocks in the middle (SD 1 and 2: 1, SDXL: 3): a list of factors, or one for all."""
+    up: Annotated[BlockWeights, Kohya("up_lr_weight")] = None
+    """Blocks on the way up, as down; low to high means from the middle to the output."""
+    zero_threshold: Annotated[float, Kohya("block_lr_zero_threshold"), Field(ge=0)] = 0.0
+    """Factors up to this one become 0. A block whose factor is 0 is not trained."""
+
+    @field_validator("down", "mid", "up")
+    @classmethod
+    def _shape_exists(cls, value: tuple[float, ...] | str | None, info: ValidationInfo) -> Any:
+        from loraloom.training.parameter_groups import block_weights
+
+        if isinstance(value, str):
+            if info.field_name == "mid":
+                raise ValueError("the middle takes numbers, not a shape")
+            block_weights(value, 12)
+        return value
+
+
+OptimizerArgument = bool | int | float | str | tuple[float, ...]
 
 
 class OptimizerSettings(Settings):
     """How the adapter's tensors are updated."""
 
     name: Annotated[str, Kohya("optimizer_type")] = "adamw"
-    """Optimizer, a name of the registry."""
+    """Optimizer: a name of the registry (docs/training.md lists them), or the path of a class: torch.optim.RAdam."""
     lr: Annotated[float, Kohya("learning_rate"), Field(ge=0)] = 1e-4
-    """Learning rate of every part that has none of its own. 1e-4 suits most LoRAs; see docs/training.md."""
+    """Learning rate of every part that has none of its own. 1e-4 suits most LoRAs; see docs/training.md. The optimizers
+    that find the rate themselves (prodigy, dadapt_*) use 1 where it is not given."""
     unet_lr: Annotated[float | None, Kohya("unet_lr"), Field(ge=0)] = None
     """Learning rate of the U-Net. Unset: optimizer.lr."""
-    text_encoder_lr: Annotated[float | None, Kohya("text_encoder_lr"), Field(ge=0)] = None
-    """Learning rate of the text encoder(s). Unset: optimizer.lr; half of it is a common choice."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled weight decay."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay rates of the running averages of the gradient and of its square."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator of the update."""
+    text_encoder_lr: Annotated[
+        Annotated[float, Field(ge=0)] | tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None,
+        Kohya("text_encoder_lr"),
+    ] = None
+    """Learning rate of the text encoder(s); two values for the two of SDXL. Unset: optimizer.lr; half of it is a common
+    choice."""
+    text_encoder_stop: Annotated[int | float | None, Kohya("stop_text_encoder_training"), Field(ge=0)] = None
+    """When the text encoder(s) stop learning: a share of the run (up to 1) or a number of steps. Unset: at the end."""
+    loraplus_ratio: Annotated[float | None, Kohya("loraplus_lr_ratio"), Field(gt=0)] = None
+    """LoRA+: the up matrices learn this many times as fast as the down matrices. 16 is the paper's choice. Unset: 1."""
+    loraplus_unet_ratio: Annotated[float | None, Kohya("loraplus_unet_lr_ratio"), Field(gt=0)] = None
+    """LoRA+ in the U-Net. Unset: optimizer.loraplus_ratio."""
+    loraplus_text_encoder_ratio: Annotated[float | None, Kohya("loraplus_text_encoder_lr_ratio"), Field(gt=0)] = None
+    """LoRA+ in the text encoder(s). Unset: optimizer.loraplus_ratio."""
+    weight_decay: Annotated[float | None, Field(ge=0)] = None
+    """Weight decay. Unset: the optimizer's own (adamw: 0.01)."""
+    betas: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...] | None, Field(min_length=2, max_length=3)] = None
+    """Decay rates of the running averages of the gradient and of its square. Unset: the optimizer's own (adamw: 0.9 and
+    0.999)."""
+    eps: Annotated[float | None, Field(gt=0)] = None
+    """Added to the denominator of the update. Unset: the optimizer's own (adamw: 1e-8)."""
     max_grad_norm: Annotated[float, Kohya("max_grad_norm"), Field(ge=0)] = 1.0
     """Gradients longer than this are shortened to it. 0: never."""
+    args: dict[str, OptimizerArgument] = Field(default_factory=dict)
+    """Any other argument of the optimizer's class by its own name: optimizer.args.d_coef=2."""
+    block_lr: BlockLrSettings = BlockLrSettings()
+    """Learning rates of the U-Net's blocks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_adaptive(cls, data: Any) -> Any:
+        from loraloom.training.optimizers import is_adaptive
+
+        name = data.get("name") if isinstance(data, dict) and "lr" not in data else None
+        if isinstance(name, str) and is_adaptive(name):
+            return {**data, "lr": 1.0}
+        return data
+
+    @field_validator("text_encoder_stop")
+    @classmethod
+    def _share_or_steps(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("a share of the run is at most 1, a number of steps is whole")
+        return value
 
 
 class LrScheduleSettings(Settings):
     """How the learning rates change over the run."""
 
     name: Annotated[str, Kohya("lr_scheduler", "scheduler")] = "cosine"
-    """constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial."""
-    warmup_steps: Annotated[int, Kohya("lr_warmup_steps"), Field(ge=0)] = 0
-    """Steps over which the rate rises from zero (not used by constant)."""
+    """constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt,
+    cosine_with_min_lr, warmup_stable_decay, rex, piecewise_constant, or the path of a class in
+    torch.optim.lr_scheduler."""
+    warmup_steps: Annotated[int | float, Kohya("lr_warmup_steps"), Field(ge=0)] = 0
+    """Steps over which the rate rises from zero, or below 1 their share of the run (not used by constant)."""
+    decay_steps: Annotated[int | float | None, Kohya("lr_decay_steps"), Field(gt=0)] = None
+    """Steps at the end over which warmup_stable_decay falls, or below 1 their share. Unset: a fifth of the run."""
     cycles: Annotated[int, Kohya("lr_scheduler_num_cycles"), Field(ge=1)] = 1
     """Number of restarts of cosine_with_restarts."""
     power: Annotated[float, Kohya("lr_scheduler_power"), Field(gt=0)] = 1.0
     """Power of polynomial."""
+    timescale: Annotated[int | None, Kohya("lr_scheduler_timescale"), Field(ge=1)] = None
+    """Steps until inverse_sqrt begins to fall noticeably. Unset: the warm-up, 10000 without one."""
+    min_lr_ratio: Annotated[float, Kohya("lr_scheduler_min_lr_ratio"), Field(ge=0, lt=1)] = 0.0
+    """The rate falls to this share of itself instead of to zero (every schedule that falls to zero)."""
+    rules: str = ""
+    """For piecewise_constant: factor:step up to which it holds, the last factor without a step: 1:100,0.1:200,0.01."""
+    args: Annotated[dict[str, OptimizerArgument], Kohya("lr_scheduler_args")] = Field(default_factory=dict)
+    """Arguments of the class when name is the path of one; rates in them are factors on the learning rate."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        from loraloom.training.lr_schedules import check_settings
+
+        check_settings(self)
+        return self
+
+
+class ObjectiveSettings(Settings):
+    """What the model is asked in training and how its answer is judged: timesteps, noise, loss and its weights."""
+
+    loss_type: Annotated[Literal["l2", "l1", "huber", "smooth_l1"], Kohya("loss_type")] = "l2"
+    """How wrong an answer is: l2 (squared), l1 (absolute); huber and smooth_l1 lie between, they mind outliers less."""
+    huber_schedule: Annotated[Literal["constant", "exponential", "snr"], Kohya("huber_schedule")] = "snr"
+    """How huber_c changes from clean to noisy timesteps."""
+    huber_c: Annotated[float, Kohya("huber_c"), Field(gt=0)] = 0.1
+    """Where huber and smooth_l1 go over from square to straight."""
+    huber_scale: Annotated[float, Kohya("huber_scale"), Field(gt=0)] = 1.0
+    """Multiplies huber_c under the constant and the exponential schedule."""
+    min_snr_gamma: Annotated[float, Kohya("min_snr_gamma"), Field(ge=0)] = 0.0
+    """Makes clean timesteps, whose loss is high but teaches little, count less. 5 is usual, less is more. 0: off."""
+    debiased_estimation: Annotated[bool, Kohya("debiased_estimation_loss")] = False
+    """Makes noisy timesteps, where the composition is decided, count more: 1 / sqrt(SNR)."""
+    scale_v_like_noise: Annotated[bool, Kohya("scale_v_pred_loss_like_noise_pred")] = False
+    """For v models: weigh timesteps as the loss of a noise-predicting model would."""
+    v_like_loss: Annotated[float, Kohya("v_pred_like_loss"), Field(ge=0)] = 0.0
+    """For noise-predicting models: add the loss of a v model, times this. 0: off."""
+    min_timestep: Annotated[int, Kohya("min_timestep"), Field(ge=0, le=999)] = 0
+    """Smallest timestep to train (0 is clean). Raise it to leave fine detail as it is."""
+    max_timestep: Annotated[int, Kohya("max_timestep"), Field(ge=1, le=1000)] = 1000
+    """Timesteps stop before this one (999 is the noisiest). Lower it to leave composition as it is."""
+    timestep_sampling: Annotated[
+        Literal["uniform", "logit_normal", "importance"], Kohya("timestep_sampling", "weighting_scheme")
+    ] = "uniform"
+    """How timesteps are drawn. logit_normal: mostly from the middle; importance: more often where the loss is expected
+    to be high, with weights that leave its average as under uniform."""
+    logit_mean: Annotated[float, Kohya("logit_mean"), Field(ge=-10, le=10)] = 0.0
+    """Middle of logit_normal; above 0 it lies at noisier timesteps."""
+    logit_std: Annotated[float, Kohya("logit_std"), Field(gt=0, le=10)] = 1.0
+    """Width of logit_normal."""
+    stratified_timesteps: bool = False
+    """Spread the timesteps of a batch evenly over the range: the loss is less noisy. Needs batch_size above 1."""
+    noise_offset: Annotated[float, Kohya("noise_offset"), Field(ge=0, le=1)] = 0.0
+    """Shift the noise of every channel as a whole by this times a random number, so that dark and bright pictures can
+    be learned; 0.03 to 0.1 is usual. 0: off."""
+    noise_offset_random_strength: Annotated[bool, Kohya("noise_offset_random_strength")] = False
+    """Draw the strength of noise_offset for each image between 0 and its value."""
+    adaptive_noise_scale: Annotated[float, Kohya("adaptive_noise_scale"), Field(ge=-1, le=1)] = 0.0
+    """Add this times the absolute mean of the picture's latents to noise_offset."""
+    multires_noise_iterations: Annotated[int, Kohya("multires_noise_iterations"), Field(ge=0, le=16)] = 0
+    """Number of coarser layers in the noise, for the same purpose as noise_offset; 6 to 10 is usual. 0: off."""
+    multires_noise_discount: Annotated[float, Kohya("multires_noise_discount"), Field(gt=0, le=1)] = 0.3
+    """Strength of each coarser layer relative to the one before."""
+    ip_noise_gamma: Annotated[float, Kohya("ip_noise_gamma"), Field(ge=0, le=1)] = 0.0
+    """Extra noise in what the model sees but not in what it shall answer (input perturbation); 0.1 is usual. 0: off."""
+    ip_noise_gamma_random_strength: Annotated[bool, Kohya("ip_noise_gamma_random_strength")] = False
+    """Draw the strength of ip_noise_gamma for each image between 0 and its value."""
+    masked_loss_normalized: bool = True
+    """Divide the loss by the area of the mask, so that a small subject counts as much as a large one. False: by the
+    whole area, as sd-scripts does."""
+    mask_floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """How much the part outside the mask still counts."""
+    prior_loss_min: Annotated[float | None, Field(ge=0)] = None
+    """Last weight of the regularization images' loss: it changes evenly from prior_loss_weight. Unset: it stays."""
+    prior_loss_steps: Annotated[int | None, Field(ge=1)] = None
+    """Steps until prior_loss_min is reached. Unset: the whole run."""
+    preserve_regularization: bool = False
+    """For regularization images the answer is to be what the checkpoint alone would say, instead of the noise."""
+    preserve_class: str = ""
+    """Keep what the checkpoint makes of this word: every caption is also asked with it in place of the trigger word,
+    and the answer is to be that of the checkpoint alone. Needs no regularization images, takes twice the time."""
+    preserve_trigger: str = ""
+    """The trigger word that preserve_class takes the place of. Empty: saving.trigger."""
+    preserve_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the loss that preserve_class adds."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problems = []
+        if self.min_timestep >= self.max_timestep:
+            problems.append(f"min_timestep={self.min_timestep} must be below max_timestep={self.max_timestep}")
+        if self.min_snr_gamma and self.debiased_estimation:
+            problems.append("min_snr_gamma and debiased_estimation both say how timesteps are weighed: choose one")
+        if self.scale_v_like_noise and self.v_like_loss:
+            problems.append("scale_v_like_noise is for v models and v_like_loss for noise-predicting ones: choose one")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class SavingSettings(Settings):
@@ -55,6 +244,13 @@ class SavingSettings(Settings):
     """Save every so many epochs. 0: only at the end."""
     every_steps: Annotated[int, Kohya("save_every_n_steps"), Field(ge=0)] = 0
     """Save every so many steps. 0: never by steps."""
+    files_per_run: Annotated[int, Kohya("save_n_epoch_ratio"), Field(ge=0)] = 0
+    """Save at the ends of epochs so often that a run leaves at least so many files, evenly spread. Above 0: it takes the
+    place of saving.every_epochs."""
+    keep_last: Annotated[int, Kohya("save_last_n_epochs"), Field(ge=0)] = 0
+    """Keep only the newest so many of the files saved by epochs, and as many of those saved by steps. 0: keep all."""
+    format: Annotated[Literal["safetensors", "ckpt", "pt"], Kohya("save_model_as")] = "safetensors"
+    """Form of the LoRA files. Every program of today reads safetensors."""
     precision: Annotated[Literal["fp16", "bf16", "float"], Kohya("save_precision")] = "fp16"
     """Type of the tensors in the file. fp16 loads everywhere."""
     title: Annotated[str, Kohya("metadata_title")] = ""
@@ -63,17 +259,50 @@ class SavingSettings(Settings):
     """Trigger words in the file's metadata."""
     comment: Annotated[str, Kohya("training_comment")] = ""
     """Free text in the file's metadata."""
+    state: Annotated[bool, Kohya("save_state", "save_state_on_train_end")] = True
+    """Keep what is needed to go on exactly (loraloom train --resume): written with every LoRA file, and when the run
+    is paused, stops or fails. About six times the size of an fp16 LoRA file with AdamW."""
+    state_every_steps: Annotated[int, Field(ge=0)] = 0
+    """Write the state every so many steps too. 0: not by steps."""
+    state_every_minutes: Annotated[float, Field(ge=0)] = 5.0
+    """Write the state when the last one is older than this: what a power cut can cost. 0: not by time."""
+    keep_states: Annotated[int, Kohya("save_last_n_epochs_state"), Field(ge=0)] = 2
+    """Keep the newest so many states, any of which a new run can branch from. 0: keep all."""
+
+
+class EmaSettings(Settings):
+    """A running average of the LoRA over the steps: smoother than the LoRA of any one step."""
+
+    enabled: bool = False
+    """Keep the average; LoRA files and previews are then made from it."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Share of the average that stays at each step: 0.999 looks back over about the last thousand steps."""
+    warmup: bool = True
+    """Begin with a smaller decay, (1 + n) / (10 + n) at the n-th update, so that the first steps are soon forgotten."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Update every so many steps, with the decay to that power: less work for the same reach."""
+    save: Literal["ema", "both"] = "ema"
+    """What LoRA files hold: the average, or (both) the average and beside it NAME-raw with the LoRA as trained."""
 
 
 class PreviewSettings(Settings):
     """Images painted while the run goes on, with the same seeds each time."""
 
     prompts: Annotated[tuple[str, ...], Kohya("sample_prompts")] = ()
-    """What to paint. Empty: no previews."""
+    """What to paint; each may end in options as in preview.file. Empty, and no preview.file: no previews."""
+    file: Path | None = None
+    """A text file with a prompt in each line, painted after preview.prompts. Options may follow a prompt: --n negative
+    prompt, --w width, --h height, --d seed, --s steps, --l guidance, --ss sampler. Lines that begin with # are left out."""
     negative_prompt: str = ""
     """What to avoid."""
-    every_epochs: Annotated[int, Kohya("sample_every_n_epochs"), Field(ge=1)] = 1
-    """Paint every so many epochs (and always at the end)."""
+    every_epochs: Annotated[int, Kohya("sample_every_n_epochs"), Field(ge=0)] = 1
+    """Paint every so many epochs (and always at the end). 0: not by epochs."""
+    every_steps: Annotated[int, Kohya("sample_every_n_steps"), Field(ge=0)] = 0
+    """Paint every so many steps. 0: not by steps."""
+    weights: Annotated[tuple[Annotated[float, Field(ge=-10, le=10)], ...], Field(min_length=1)] = (1.0,)
+    """Weights of the LoRA to paint each prompt with; 0 shows the checkpoint without it, and is painted once."""
+    sheet: bool = True
+    """Keep previews/sheet.png: all prompts against all epochs on one labelled page."""
     at_start: Annotated[bool, Kohya("sample_at_first")] = True
     """Paint before the first step too, to see what the checkpoint makes of the prompts."""
     steps: Annotated[int, Field(ge=1)] = 20
@@ -86,6 +315,56 @@ class PreviewSettings(Settings):
     """Seed of the first prompt; the next prompt has the next seed."""
     size: Annotated[tuple[int, int] | None, Field()] = None
     """Width and height in pixels. Unset: the training resolution."""
+
+
+class ValidationSettings(Settings):
+    """The loss on pictures that are not trained on: it tells when a run has learned enough, and which epoch is best."""
+
+    folder: Path | None = None
+    """Pictures with captions to measure on, a folder like that of the dataset. Unset: validation.share decides."""
+    share: Annotated[float, Kohya("validation_split"), Field(ge=0, lt=1)] = 0.0
+    """Share of the training pictures that is held out for measuring. 0: none is."""
+    every_epochs: Annotated[int, Kohya("validate_every_n_epochs"), Field(ge=1)] = 1
+    """Measure every so many epochs (and before the first step and at the end)."""
+    every_steps: Annotated[int, Kohya("validate_every_n_steps"), Field(ge=0)] = 0
+    """Measure every so many steps instead of at the ends of epochs. 0: at the ends of epochs."""
+    timesteps: Annotated[int, Field(ge=1, le=100)] = 4
+    """Timesteps, evenly spread, at which each picture is asked about."""
+    draws: Annotated[int, Field(ge=1, le=100)] = 1
+    """Noises for each picture and timestep: more makes the measurement finer and slower."""
+    seed: Annotated[int, Kohya("validation_seed"), Field(ge=0)] = 0
+    """The noises and the pictures held out follow from it. Keep it to compare runs."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Stop the run after so many measurements without a better loss. 0: never."""
+    save_best: bool = True
+    """Keep the LoRA with the best loss so far as NAME-best beside the others."""
+    image_losses: bool = False
+    """At the end, measure every training picture with and without the LoRA and write image-losses.csv: which picture
+    was never learned, which was memorised."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.folder is not None and self.share:
+            raise ValueError("folder and share are two ways to choose the pictures: set one of them")
+        if self.patience and self.folder is None and not self.share:
+            raise ValueError("patience needs pictures to measure on: set folder or share")
+        return self
+
+
+class NotifySettings(Settings):
+    """A message to an address of yours when something happens. Nothing is sent unless the address is set."""
+
+    url: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
+    """Where to send it: an HTTP(S) address, for example a webhook of Discord. Empty: nowhere."""
+    form: Literal["auto", "json", "discord"] = "auto"
+    """json: the event as in events.jsonl; discord: a line of text and the preview. auto: discord for its addresses."""
+    on: tuple[Literal["end", "failure", "preview"], ...] = ("end", "failure")
+    """What to tell: the end of a run, its failure, every preview."""
+
+
+def _named_recomputation(value: object) -> object:
+    """Other trainers have a switch here."""
+    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
 
 class TrainSettings(Settings):
@@ -105,12 +384,18 @@ class TrainSettings(Settings):
     """Images per forward pass. Larger ones usually want a higher learning rate."""
     gradient_accumulation: Annotated[int, Kohya("gradient_accumulation_steps"), Field(ge=1)] = 1
     """Forward passes per optimizer step."""
-    gradient_checkpointing: Annotated[bool, Kohya("gradient_checkpointing")] = False
-    """Compute activations again in the backward pass: much less memory, about a third more time."""
+    gradient_checkpointing: Annotated[
+        Literal["none", "selective", "full"], Kohya("gradient_checkpointing"), BeforeValidator(_named_recomputation)
+    ] = "none"
+    """What the backward pass computes again instead of keeping it: selective (norms and activations: a quarter less
+    is kept, for next to no time) or full (whole blocks: a fifth is kept, 40 % more time). true is full, false none."""
     mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], Kohya("mixed_precision")] = "auto"
     """Type that the checkpoint computes in; the adapter itself stays in fp32. auto: bf16 or fp16 on a GPU, else no."""
     keep_file_precision: bool = False
     """Keep the checkpoint's weights mapped as stored and convert each as it is used: less memory, more time."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Keep the frozen weights of U-Net and text encoders in 8 or 4 bits: a quarter of the memory of fp32 or less, and
+    answers of the checkpoint that are off by about 1 % (int8) or 10 % (nf4). The LoRA itself stays in fp32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     low_memory: Annotated[bool, Kohya("lowram")] = False
@@ -119,7 +404,7 @@ class TrainSettings(Settings):
     """Longest caption in tokens: 75, 150, 225 or more. Unset: what the dataset's longest caption needs."""
     clip_skip: Annotated[int, Kohya("clip_skip"), Field(ge=1, le=12)] = 1
     """Layer of the text encoder to use, counted from the end: 1 for most checkpoints, 2 for NAI-based ones."""
-    prediction: Literal["auto", "epsilon", "v"] = "auto"
+    prediction: Annotated[Literal["auto", "epsilon", "v"], Kohya("v_parameterization")] = "auto"
     """What the checkpoint predicts. auto: detected."""
     zero_terminal_snr: Annotated[bool | None, Kohya("zero_terminal_snr")] = None
     """Noise schedule that ends in pure noise. Unset: detected."""
@@ -127,6 +412,8 @@ class TrainSettings(Settings):
     """Weight of the loss of regularization images."""
     seed: Annotated[int, Kohya("seed"), Field(ge=0)] = 0
     """Every random choice of the run follows from it."""
+    branched_from: str = ""
+    """The run and step that this run went on from; written by loraloom train --branch."""
     dataset: DatasetSettings
     """What to learn from."""
     adapter: AdapterSettings = AdapterSettings()
@@ -135,23 +422,44 @@ class TrainSettings(Settings):
     """How it is updated."""
     lr_schedule: LrScheduleSettings = LrScheduleSettings()
     """How the learning rates change."""
+    objective: ObjectiveSettings = ObjectiveSettings()
+    """What the model is asked and how its answer is judged."""
+    ema: EmaSettings = EmaSettings()
+    """A running average of the LoRA."""
+    notify: NotifySettings = NotifySettings()
+    """A message when something happens."""
+    tensorboard: bool = False
+    """Write losses, learning rates and previews for TensorBoard into the run folder (needs the package)."""
+    validation: ValidationSettings = ValidationSettings()
+    """The loss on pictures that are not trained on."""
     saving: SavingSettings = SavingSettings()
     """When and how LoRA files are written."""
     preview: PreviewSettings = PreviewSettings()
     """Images painted while the run goes on."""
 
     @model_validator(mode="after")
+    def _a_trigger_to_replace(self) -> Self:
+        if self.objective.preserve_class and not (self.objective.preserve_trigger or self.saving.trigger):
+            raise ValueError(
+                "objective.preserve_class takes the place of the trigger word in the captions: set saving.trigger "
+                "(or objective.preserve_trigger)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _names_exist(self) -> Self:
         from loraloom.errors import UnknownNameError
-        from loraloom.training.lr_schedules import LR_SCHEDULES
-        from loraloom.training.optimizers import OPTIMIZERS
+        from loraloom.training.lr_schedules import find_schedule
+        from loraloom.training.optimizers import find_optimizer
 
-        for key, registry, name in (
-            ("optimizer.name", OPTIMIZERS, self.optimizer.name),
-            ("lr_schedule.name", LR_SCHEDULES, self.lr_schedule.name),
+        for key, find, name in (
+            ("optimizer.name", find_optimizer, self.optimizer.name),
+            ("lr_schedule.name", find_schedule, self.lr_schedule.name),
         ):
             try:
-                registry[name]
+                find(name)
             except UnknownNameError as error:
                 raise ValueError(f"{key}: {error.problem}; {error.hint}") from error
+        if self.optimizer.text_encoder_stop not in (None, 1) and not self.adapter.unet:
+            raise ValueError("optimizer.text_encoder_stop: nothing would be trained afterwards, adapter.unet is false")
         return self

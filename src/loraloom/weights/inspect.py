@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loraloom.formats import dialects
 from loraloom.formats.adapter_file import content_hash
-from loraloom.formats.dialects import FOREIGN_SUFFIXES, Dialect
+from loraloom.formats.dialects import FOREIGN_SUFFIXES, Dialect, kind_of, title_of
 from loraloom.formats.files import sha256_of, size_text
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models import family as families
@@ -205,24 +205,50 @@ def _lora_report(tensors: TensorFile, infos: Infos, dialect: Dialect, facts: Map
         layers.setdefault(split[0], {})[split[1]] = info
         keys[split] = key
     foreign = sorted({kind for key in infos for suffix, kind in FOREIGN_SUFFIXES.items() if key.endswith(suffix)})
-    ranks = {name: roles["down"].shape[0] for name, roles in layers.items() if "down" in roles and roles["down"].shape}
+    titles = Counter(title_of(roles) for roles in layers.values())
+    ranks = {name: rank for name, roles in layers.items() if (rank := _rank(roles)) is not None}
     alphas = {name: _alpha(tensors, infos, keys.get((name, "alpha")), rank) for name, rank in ranks.items()}
     made_for = _family_of(layers, tensors.metadata)
     told = {
         "made for": made_for,
+        "kind": _common(titles.elements()),
         "dialect": dialect.title,
         "layers": f"{len(layers)} ({', '.join(f'{part} {count}' for part, count in _layers_of_parts(layers).items())})",
-        "rank": _common(str(rank) for rank in ranks.values()) or "unknown",
-        "alpha": _common(alphas.values()) or "unknown",
+        "rank": _common(str(rank) for rank in ranks.values()) or "none",
+        "alpha": _common(alphas.values()) or "none",
         **facts,
     }
     if foreign:
         told["cannot be used"] = f"holds {', '.join(foreign)} layers, which this version does not read"
+    elif incomplete := [name for name, roles in layers.items() if kind_of(roles) is None]:
+        told["cannot be used"] = f"the tensors of {_counted(len(incomplete), 'layer')} make no kind of adapter, " + (
+            f"the first is {incomplete[0]}: {', '.join(sorted(layers[incomplete[0]]))}"
+        )
     elif strange:
         told["cannot be used"] = f"{len(strange)} tensors belong to no LoRA layer, the first is {strange[0]!r}"
     told |= {label: tensors.metadata[key] for key, label in _RECIPE if tensors.metadata.get(key, "None") != "None"}
-    kind = foreign[0] if foreign else "LoRA"
+    kind = foreign[0] if foreign else titles.most_common(1)[0][0]
     return FileReport(tensors.path, "LoRA", f"a {kind} for {made_for}", told, tensors.metadata)
+
+
+def _rank(roles: Mapping[str, TensorInfo]) -> int | None:
+    """The rank of a layer's factors; None for a kind, or a LoKr layer, without."""
+    for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+        if role in roles and roles[role].shape:
+            return roles[role].shape[0]
+    return None
+
+
+def _width(roles: Mapping[str, TensorInfo]) -> int | None:
+    """How many channels a linear layer reads, as far as its tensors tell."""
+
+    def columns(*names: str) -> int | None:
+        return next((roles[name].shape[1] for name in names if name in roles and len(roles[name].shape) > 1), None)
+
+    first, second = columns("lokr_w1", "lokr_w1_b"), columns("lokr_w2", "lokr_w2_b")
+    if first is not None and second is not None:
+        return first * second
+    return columns("down", "hada_w1_b", "diff")
 
 
 def _alpha(tensors: TensorFile, infos: Infos, key: str | None, rank: int) -> str:
@@ -269,8 +295,7 @@ def _family_of(layers: Layers, metadata: Mapping[str, str]) -> str:
         return "SDXL"
     for ending in (("attn2_to_k", "attn2.to_k"), ("self_attn_q_proj", "self_attn.q_proj")):
         for name, roles in layers.items():
-            if name.endswith(ending) and "down" in roles and len(roles["down"].shape) > 1:
-                width = roles["down"].shape[1]
+            if name.endswith(ending) and (width := _width(roles)) is not None:
                 return _LAYERS_OF_TEXT.get(width, _said(metadata) or f"a model that reads text of width {width}")
     return _said(metadata) or "an unknown model"
 

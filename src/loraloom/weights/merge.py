@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, read_adapters
-from loraloom.adapters.lora import Adapter
 from loraloom.errors import AdapterError, OutputError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterTarget
@@ -65,7 +65,7 @@ class MergeReport:
     loras: tuple[MergedLora, ...]
 
 
-Change = tuple[AdapterTarget, Adapter, float]
+Change = tuple[AdapterTarget, "Adapter | _BiasChange", float]
 
 
 def merge(
@@ -91,14 +91,14 @@ def merge(
         raise OutputError(f"{output} is neither .safetensors nor .ckpt", "the suffix decides the format")
     keep_freed_memory()
     source = open_checkpoint(checkpoint)
-    targets = source.family.adapter_targets(source.infos)
+    targets = source.family.file_targets(source.infos)
     sets = [read_adapters(lora.path, targets) for lora in loras]
     if any(_is_same_or_inside(output, path) for path in (checkpoint, *(lora.path for lora in loras))):
         raise OutputError(f"{output} is one of the inputs", "give the merged checkpoint a name of its own")
     merged = tuple(_counted(lora, adapters) for lora, adapters in zip(loras, sets, strict=True))
     for notice in _without_effect(loras, sets, merged):
         listener(notice)
-    changes = _changes(loras, sets)
+    changes = _changes(loras, sets, source)
     dtype = PRECISIONS[precision] if precision else None
     changed: set[str] = set()
     write_tensors(
@@ -116,20 +116,33 @@ def merge(
 def merged_tensor(weight: Tensor, changes: Sequence[Change], dtype: torch.dtype | None = None) -> Tensor:
     """``weight`` plus the sum of the changes, computed in float32 and rounded once, to ``dtype`` (None: its own)."""
     merged = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32, copy=True)
-    for (start, stop), delta in _deltas(changes, merged.shape[0]).items():
+    for (start, stop), delta in _deltas(changes, merged).items():
         rows = merged[start:stop]
         rows += delta.reshape(rows.shape)
     return merged.to(dtype or weight.dtype)
 
 
-def _deltas(changes: Sequence[Change], rows: int) -> dict[tuple[int, int], Tensor]:
+def _deltas(changes: Sequence[Change], weight: Tensor) -> dict[tuple[int, int], Tensor]:
     """The weighted changes, those of the same rows added up first, so that two LoRAs merge alike in either order."""
     deltas: dict[tuple[int, int], Tensor] = {}
     for target, adapter, strength in changes:
-        where = target.rows or (0, rows)
-        delta = adapter.delta() * strength
+        where = target.rows or (0, weight.shape[0])
+        base = weight[slice(*where)].reshape(target.shape) if adapter.needs_base else None
+        delta = adapter.delta(base) * strength
         deltas[where] = deltas[where].add_(delta) if where in deltas else delta
     return deltas
+
+
+class _BiasChange:
+    """The change that an adapter makes to its layer's bias, where a change of a weight is expected."""
+
+    needs_base = False
+
+    def __init__(self, delta: Tensor) -> None:
+        self._delta = delta
+
+    def delta(self, base: Tensor | None = None) -> Tensor:
+        return self._delta.clone()
 
 
 def _counted(lora: LoraWeight, adapters: AdapterSet) -> MergedLora:
@@ -157,14 +170,24 @@ def _without_effect(
             yield Notice(f"{lora.path} holds no U-Net layers: its U-Net weight has no effect", "warning")
 
 
-def _changes(loras: Sequence[LoraWeight], sets: Sequence[AdapterSet]) -> dict[str, list[Change]]:
-    """What happens to each tensor of the checkpoint; a weight of zero leaves it alone."""
+def _changes(loras: Sequence[LoraWeight], sets: Sequence[AdapterSet], source: Checkpoint) -> dict[str, list[Change]]:
+    """What happens to each tensor of the checkpoint; a weight of zero leaves it alone.
+
+    Raises AdapterError for a change of a bias that the checkpoint does not have.
+    """
     changes: dict[str, list[Change]] = {}
     for lora, adapters in zip(loras, sets, strict=True):
         for target, adapter in adapters.items():
             strength = lora.weight(target.part)
-            if strength != 0.0:
-                changes.setdefault(target.tensor, []).append((target, adapter, strength))
+            if strength == 0.0:
+                continue
+            changes.setdefault(target.tensor, []).append((target, adapter, strength))
+            bias = adapter.bias_delta()
+            if bias is None or not bool(bias.any()):
+                continue
+            if target.bias not in source:
+                raise AdapterError(f"{lora.path} changes the bias of {target.name}, which has none in this checkpoint")
+            changes.setdefault(target.bias, []).append((target, _BiasChange(bias), strength))
     return changes
 
 

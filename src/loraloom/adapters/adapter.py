@@ -1,0 +1,180 @@
+"""The Adapter contract: what every kind of trainable change of a layer can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from loraloom.adapters.settings import AdapterSettings
+from loraloom.errors import AdapterError
+from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.randomness import generator, uniform
+
+__all__ = ["Adapter", "alpha_of", "apply_weight", "fitted", "per_channel", "squeezed", "uniform_tensor", "weight_of"]
+
+
+class Adapter(nn.Module, ABC):
+    """A trainable change of one layer of a frozen model.
+
+    The change is a number times a tensor in the shape of the layer's weight, so a LoRA can be applied at any strength,
+    merged, and several of them added up. Kinds whose change depends on the layer's own weight (``needs_base``) are
+    given that weight as ``base``: the checkpoint's, whatever else is applied beside them.
+    """
+
+    kind: ClassVar[str]
+    """Name in the registry."""
+    needs_base: ClassVar[bool] = False
+    """Whether the change depends on the layer's own weight."""
+    rebuilds: ClassVar[bool] = True
+    """Whether the forward pass builds a tensor as large as the weight: it is built again on the way back, not kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = 0.0
+        self.rank_dropout = 0.0
+        self.module_dropout = 0.0
+        self.dropout_seed = 0
+
+    # -- what a kind defines -----------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def create(
+        cls,
+        target: AdapterTarget,
+        settings: AdapterSettings,
+        rank: int,
+        alpha: float,
+        *,
+        seed: int,
+        base: Tensor | None,
+    ) -> Self:
+        """A new one that changes nothing yet. ``base`` is the layer's own weight, for the kinds that ask for it."""
+
+    @abstractmethod
+    def change(self, base: Tensor | None) -> Tensor:
+        """The change of the layer's weight in its shape, in float32 and with its graph."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a LoRA file, by role."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], target: AdapterTarget) -> Self:
+        """The inverse of :meth:`tensors`; raises AdapterError where they do not fit the target."""
+
+    @abstractmethod
+    def scale_by(self, ratio: float) -> None:
+        """Multiply the change by ``ratio``, spread evenly over the tensors it is made of."""
+
+    # -- what follows from it ----------------------------------------------------------------------------------
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks of the factors in the file; empty where there are none."""
+        return ()
+
+    def delta(self, base: Tensor | None = None) -> Tensor:
+        """The change of the layer's weight, in its shape, float32. Merging needs only this and :meth:`bias_delta`."""
+        with torch.no_grad():
+            return self.change(base).float()
+
+    def bias_delta(self) -> Tensor | None:
+        """The change of the layer's bias, None for the kinds that have none."""
+        return None
+
+    def norm(self) -> Tensor:
+        """Frobenius norm of the change, a scalar on the adapter's device."""
+        norm: Tensor = torch.linalg.vector_norm(self.delta())
+        return norm
+
+    def add_to(self, output: Tensor, x: Tensor, layer: nn.Module, weight: float) -> Tensor:
+        """``output + weight * (the change applied to x)``; ``x`` and ``output`` are the layer's own."""
+        if self.left_out():
+            return output
+        if self.rebuilds and torch.is_grad_enabled():
+            side: Tensor = checkpoint(self.branch, x, layer, use_reentrant=False, preserve_rng_state=False)
+        else:
+            side = self.branch(x, layer)
+        return output + side * weight
+
+    def branch(self, x: Tensor, layer: nn.Module) -> Tensor:
+        """What the change adds to the layer's output."""
+        change = self.change(weight_of(layer) if self.needs_base else None).to(x.dtype)
+        return self.without_rows(apply_weight(x, change, layer))
+
+    def left_out(self) -> bool:
+        """Whether this step's module dropout leaves the whole adapter out."""
+        if not self.training or self.module_dropout == 0.0:
+            return False
+        return uniform(self.dropout_seed, "module") < self.module_dropout
+
+    def without_rows(self, side: Tensor) -> Tensor:
+        """Rank dropout of kinds without a low-rank activation: some output channels get no change in this step."""
+        if not self.training or self.rank_dropout == 0.0:
+            return side
+        channels = side.shape[1] if side.ndim == 4 else side.shape[-1]
+        keep = torch.rand(channels, generator=generator(self.dropout_seed, "rank")) >= self.rank_dropout
+        return side * per_channel(keep.to(side.device, side.dtype) / (1 - self.rank_dropout), side)
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """(C,) in a shape that multiplies the channels of an activation: the last axis, or the second of an image."""
+    return values[:, None, None] if like.ndim == 4 else values
+
+
+def apply_weight(x: Tensor, weight: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tensor:
+    """``x`` through a layer like ``layer`` with another weight."""
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(x, weight, bias, stride=layer.stride, padding=layer.padding)
+    return F.linear(x, weight, bias)
+
+
+def fitted(tensors: Mapping[str, Tensor], role: str, shape: tuple[int, ...], target: AdapterTarget) -> Tensor:
+    """The tensor of a role in ``shape`` and float32; AdapterError when it is missing or has another shape.
+
+    A trailing 1x1 does not count: SD 2 projections come in two and in four dimensions.
+    """
+    tensor = tensors.get(role)
+    if tensor is None:
+        raise AdapterError(f"layer {target.name} has no {role} tensor", "the file is incomplete")
+    if squeezed(tensor.shape) != squeezed(shape):
+        raise AdapterError(
+            f"layer {target.name} has shape {tuple(target.shape)}, which the LoRA's {role} of shape "
+            f"{tuple(tensor.shape)} does not fit",
+            "the LoRA was made for another model",
+        )
+    return tensor.reshape(shape).float()
+
+
+def uniform_tensor(shape: tuple[int, ...], bound: float, random: torch.Generator) -> Tensor:
+    """Uniform values within ``bound`` of zero."""
+    return torch.empty(shape).uniform_(-bound, bound, generator=random)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The layer's own weight, without its graph."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def alpha_of(tensors: Mapping[str, Tensor], rank: int, target: AdapterTarget) -> float:
+    """The stored alpha; the rank where there is none, or zero as sd-scripts writes it."""
+    stored = tensors.get("alpha")
+    if stored is not None and stored.numel() != 1:
+        raise AdapterError(f"layer {target.name} has an alpha of shape {tuple(stored.shape)}", "the file is damaged")
+    return (0.0 if stored is None else float(stored)) or float(rank)
+
+
+def squeezed(shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:
+    """The shape without the trailing 1x1 of a convolution."""
+    shape = tuple(shape)
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape

@@ -1,0 +1,149 @@
+"""DoRA (Liu et al., arXiv:2402.09353): the length of each column (or row) of the weight is trained on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from loraloom.adapters.adapter import Adapter, apply_weight, weight_of
+from loraloom.adapters.kinds import adapter_from_tensors
+from loraloom.adapters.lora import LoraAdapter
+from loraloom.adapters.settings import AdapterSettings
+from loraloom.errors import AdapterError
+from loraloom.formats.adapter_file import AdapterTarget
+
+__all__ = ["DoraAdapter"]
+
+
+class DoraAdapter(Adapter):
+    """``delta = magnitude * (W + inner) / |W + inner| - W`` with another adapter inside, a LoRA when it is trained.
+
+    Lengths are of columns (one for each input channel; ``magnitude`` is (1, in[, 1, 1])) or of rows (one for each
+    output channel; (out, 1[, 1, 1])). The gradient takes the length below the fraction as constant (section 4.3).
+    """
+
+    kind = "dora"
+    needs_base = True
+
+    def __init__(self, inner: Adapter, magnitude: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.magnitude = nn.Parameter(magnitude)
+
+    @classmethod
+    def create(
+        cls,
+        target: AdapterTarget,
+        settings: AdapterSettings,
+        rank: int,
+        alpha: float,
+        *,
+        seed: int,
+        base: Tensor | None,
+    ) -> Self:
+        if base is None:
+            raise ValueError("DoRA needs the layer's own weight")
+        inner = LoraAdapter.create(target, settings, rank, alpha, seed=seed, base=base)
+        out, *rest = target.shape
+        ones = (1,) * len(rest[1:])
+        shape = (out, 1, *ones) if settings.dora_axis == "output" else (1, rest[0], *ones)
+        adapter = cls(inner, torch.ones(shape))
+        with torch.no_grad():
+            adapter.magnitude.copy_(adapter._lengths(base.detach().cpu()))
+        return adapter
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return self.inner.ranks
+
+    @property
+    def by_output(self) -> bool:
+        """Whether each output channel has a length, not each input channel."""
+        return self.magnitude.shape[0] != 1
+
+    def change(self, base: Tensor | None) -> Tensor:
+        base = _given(base).float()
+        merged = base + self.inner.change(base)
+        return merged * self._fractions(_lengths_of(merged, self.by_output)) - base
+
+    def branch(self, x: Tensor, layer: nn.Module) -> Tensor:
+        self._pass_dropout_on()
+        weight = weight_of(layer)
+        fraction = self._fractions(self._lengths(weight)).flatten()
+        channels = fraction[:, None, None] if isinstance(layer, nn.Conv2d) else fraction
+        own, low = (channels - 1).to(x.dtype), channels.to(x.dtype)
+        weight = weight.to(x.dtype)
+        if self.by_output:
+            return apply_weight(x, weight, layer) * own + self.inner.branch(x, layer) * low
+        return apply_weight(x * own, weight, layer) + self.inner.branch(x * low, layer)
+
+    def _pass_dropout_on(self) -> None:
+        inner = self.inner
+        inner.dropout, inner.rank_dropout, inner.dropout_seed = self.dropout, self.rank_dropout, self.dropout_seed
+
+    def _fractions(self, lengths: Tensor) -> Tensor:
+        return self.magnitude.float() / (lengths + torch.finfo(torch.float32).eps)
+
+    @torch.no_grad()
+    def _lengths(self, base: Tensor) -> Tensor:
+        """Lengths of the columns or rows of base plus inner, without building a LoRA's product."""
+        flat = base.float().flatten(1)
+        if not isinstance(self.inner, LoraAdapter):
+            return _lengths_of(base.float() + self.inner.change(base.float()), self.by_output)
+        down, up = (factor.float().flatten(1) for factor in self.inner.factors())
+        scale = self.inner.scale
+        if self.by_output:
+            mixed, own = (flat @ down.T) * up, (up @ (down @ down.T)) * up
+            squares = torch.linalg.vector_norm(flat, dim=1).square() + (2 * scale * mixed + scale**2 * own).sum(1)
+        else:
+            mixed, own = (up.T @ flat) * down, ((up.T @ up) @ down) * down
+            squares = torch.linalg.vector_norm(flat, dim=0).square() + (2 * scale * mixed + scale**2 * own).sum(0)
+            squares = squares.reshape(base.shape[1], -1).sum(1)
+        lengths: Tensor = squares.clamp(min=0).sqrt().reshape(self.magnitude.shape)
+        return lengths
+
+    def norm(self) -> Tensor:
+        """Of the adapter inside: the lengths have no limit."""
+        return self.inner.norm()
+
+    def scale_by(self, ratio: float) -> None:
+        self.inner.scale_by(ratio)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.inner.tensors(), "dora_scale": self.magnitude.detach()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], target: AdapterTarget) -> Self:
+        inner = adapter_from_tensors({role: t for role, t in tensors.items() if role != "dora_scale"}, target)
+        stored = tensors["dora_scale"]
+        out, *rest = target.shape
+        ones = (1,) * len(rest[1:])
+        flat = tuple(length for length in stored.shape if length != 1)
+        first = stored.shape[0] if stored.ndim else 1
+        # PEFT keeps the lengths of rows in one dimension, or as (1, out, 1, 1) of a convolution.
+        rows = (first == out and flat == (out,)) or (stored.ndim == 4 and flat == (out,) and stored.shape[1] == out)
+        if stored.ndim in (2, 4) and first == 1 and stored.shape[1] == rest[0]:
+            rows = False
+        if not rows and flat != ((rest[0],) if rest[0] != 1 else ()):
+            raise AdapterError(
+                f"layer {target.name} has shape {tuple(target.shape)}, which the LoRA's dora_scale of shape "
+                f"{tuple(stored.shape)} does not fit",
+                "the LoRA was made for another model",
+            )
+        shape = (out, 1, *ones) if rows else (1, rest[0], *ones)
+        return cls(inner, stored.reshape(shape).float())
+
+
+def _lengths_of(weight: Tensor, by_output: bool) -> Tensor:
+    axes = [axis for axis in range(weight.ndim) if axis != (0 if by_output else 1)]
+    lengths: Tensor = torch.linalg.vector_norm(weight.detach(), dim=axes, keepdim=True)
+    return lengths
+
+
+def _given(base: Tensor | None) -> Tensor:
+    if base is None:
+        raise ValueError("the change of this kind depends on the layer's own weight")
+    return base

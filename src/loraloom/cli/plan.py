@@ -1,0 +1,139 @@
+"""``loraloom plan``: what a run will take, and what would make it fit."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loraloom.errors import SettingsError
+
+if TYPE_CHECKING:
+    from loraloom.training.plan import Change, Plan
+
+__all__ = ["plan"]
+
+UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def plan(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SETTINGS.toml] [KEY=VALUE]...", help="As for loraloom train."),
+    ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry", help="Take no real step: counted, not timed, and nothing loaded.")
+    ] = False,
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="SIZE", help="Name the cheapest change that fits, such as 6GB.")
+    ] = "",
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Say what a run will take before it starts: steps, images, memory, time, disk.
+
+    Memory is counted by taking a step with the real modules on tensors without data. Unless --dry, two real steps of
+    the largest batch are timed after that. Nothing is saved.
+    """
+    from loraloom.cli.train import split_arguments
+    from loraloom.studio.plan import plan_run
+    from loraloom.training.settings import TrainSettings
+
+    limit = parse_size(memory) if memory else None
+    path, overrides = split_arguments(arguments or [])
+    settings = TrainSettings.load(path, overrides)
+    found, changes = plan_run(settings, dry=dry, limit=limit)
+    if json:
+        import json as writer
+
+        record = found.to_record() | {"changes": [vars(change) for change in changes]}
+        typer.echo(writer.dumps(record, indent=2, ensure_ascii=False))
+        return
+    for line in describe(found):
+        typer.echo(line)
+    if limit is not None:
+        for line in advice(found, changes, limit):
+            typer.echo(line)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``6GB``, ``6 GiB``, ``800m``; a unit is a power of 1024. SettingsError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
+    if match is None:
+        raise SettingsError([f"--memory {text!r} is not a size"], "for example --memory 6GB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def describe(plan: Plan) -> list[str]:
+    """The plan in lines."""
+    work, memory, disk = plan.work, plan.memory, plan.disk
+    width, height, images = work.largest
+    buckets = ", ".join(f"{size}: {count}" for size, count in work.buckets.items())
+    lines = [
+        f"steps      {work.steps} in {work.epochs} epochs of {work.steps_per_epoch}",
+        f"images     {sum(work.images.values())} seen: "
+        + ", ".join(f"{concept} {count}" for concept, count in work.images.items()),
+        f"batches    of an epoch by size: {buckets}; the largest is {images} of {width}x{height}",
+        f"memory     {_gib(memory.peak)} at its peak ({memory.device}): weights {_mib(memory.weights)}, "
+        f"LoRA {_mib(memory.adapter)}, optimizer {_mib(memory.optimizer)}, a step {_mib(memory.step)} "
+        f"(kept for the backward pass {_mib(memory.kept)}), encoding {_mib(memory.encoding)}"
+        + (f", previews {_mib(memory.previews)}" if memory.previews else "")
+        + (f", the program {_mib(memory.process)}" if memory.process else ""),
+    ]
+    if memory.mapped:
+        lines.append(f"           and {_gib(memory.mapped)} of the mapped checkpoint, which the system may drop")
+    if plan.trial is not None and plan.trial.peak is not None:
+        off = 100 * (memory.peak / plan.trial.peak - 1)
+        lines.append(
+            f"           measured in two real steps: {_gib(plan.trial.peak)} (the prediction is {off:+.0f} % off)"
+        )
+    source = (
+        "from two real steps"
+        if plan.timed
+        else f"from counted operations at an assumed {plan.rate / 1e9:.0f} GFLOP/s: a rough figure"
+    )
+    lines.append(
+        f"time       {_duration(plan.seconds)}; {plan.seconds_per_batch:.2f} s for the largest batch "
+        f"({memory.flops / 1e12:.2f} TFLOP), {source}"
+    )
+    parts = [f"{disk.loras} LoRA files of {_mib(disk.lora)}"]
+    parts += [f"states {_mib(disk.state)}"] if disk.state else []
+    parts += [f"previews {_mib(disk.previews)}"] if disk.previews else []
+    parts += [f"latent cache {_mib(disk.latents)}"] if disk.latents else []
+    lines.append(f"disk       {_mib(disk.total)}: {', '.join(parts)}")
+    return lines
+
+
+def advice(plan: Plan, changes: list[Change], limit: int) -> list[str]:
+    """What to change so that it fits."""
+    if not changes:
+        return [f"fits       in {_gib(limit)} as it is"]
+    last = changes[-1]
+    fits = last.peak <= limit
+    head = (
+        f"to fit     {_gib(limit)}:" if fits else f"does not fit {_gib(limit)}; the least is {_gib(last.peak)}, with:"
+    )
+    return [head] + [
+        f"           {' '.join(f'{key}={_value(value)}' for key, value in change.overrides.items())}"
+        f"  -> {_gib(change.peak)} ({change.cost})"
+        for change in changes
+    ]
+
+
+def _value(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size < 2**20 * 10 else f"{size / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

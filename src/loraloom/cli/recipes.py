@@ -1,0 +1,84 @@
+"""``loraloom import``: other programs' recipes, and the one that a LoRA file carries, as a settings file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from loraloom.studio.recipes import Recipe
+
+__all__ = ["import_recipe", "show_account"]
+
+
+def import_recipe(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="sd-scripts TOML, JSON or script; kohya_ss JSON; concepts list; a LoRA."),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top: checkpoint=model.safetensors")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="RUN.toml", help="Write the settings there.")
+    ] = None,
+) -> None:
+    """Turn another program's recipe into a settings file, and say what became of every key of it.
+
+    Without -o the settings are printed and the account goes to stderr. A LoRA file is a recipe too: its metadata.
+    """
+    from rich.console import Console
+
+    from loraloom.errors import SettingsError
+    from loraloom.studio.recipes import read_recipe, write_settings
+
+    recipe = read_recipe(file)
+    given = overrides or []
+    missing = recipe.missing(given)
+    stand_in = [*given, *(f"{path}='.'" for path in missing)]
+    try:
+        recipe.finished(stand_in)
+    except SettingsError:
+        show_account(recipe, Console(stderr=True, highlight=False))
+        raise
+    if output is None:
+        typer.echo(recipe.to_toml(given), nl=False)
+    else:
+        write_settings(recipe, output, given)
+    console = Console(stderr=output is None, highlight=False)
+    show_account(recipe, console, everything=True)
+    for path in missing:
+        known = recipe.known_of_required.get(path, "")
+        console.print(
+            f"still needed: {path}{f' ({known})' if known else ''}", style="bold", markup=False, soft_wrap=True
+        )
+    if output is not None:
+        console.print(f"wrote {output}", markup=False, soft_wrap=True)
+
+
+def show_account(recipe: Recipe, console: Console, *, everything: bool = False) -> None:
+    """Print what a recipe became: (all) keys that were taken over, those that changed in meaning, those left out."""
+    from rich.text import Text
+
+    def line(style: str, *parts: str) -> None:
+        console.print(Text("  ") + Text(parts[0], style) + Text("".join(parts[1:])), soft_wrap=True)
+
+    if everything and recipe.mapped:
+        console.print(f"taken over ({len(recipe.mapped)})", style="bold green")
+        for entry in recipe.mapped:
+            line("", entry.key, f" -> {entry.path} = {entry.value}")
+    if recipe.changed:
+        console.print(f"not quite the same here ({len(recipe.changed)})", style="bold yellow")
+        for key, note in recipe.changed:
+            line("yellow", key, f": {note}")
+    if recipe.unmapped:
+        console.print(f"not carried over ({len(recipe.unmapped)})", style="bold cyan")
+        for key, reason in recipe.unmapped:
+            line("red" if key in recipe.unknown else "cyan", key, f": {reason}")
+    if everything and recipe.idle:
+        names = ", ".join(recipe.idle)
+        console.print(Text(f"empty, off or without effect ({len(recipe.idle)}): {names}", "dim"), soft_wrap=True)

@@ -1,0 +1,105 @@
+"""``loraloom runs``, ``pause``, ``resume`` and ``stop``: runs seen and steered from another terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from loraloom.studio.runs import RunStatus
+
+__all__ = ["pause", "resume", "runs", "stop"]
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The name of a run in runs/, or its folder.")]
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder that holds the runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a run.")] = False,
+) -> None:
+    """List the runs of a folder: state, progress, loss, time left, last preview."""
+    import json
+
+    from loraloom.studio.runs import list_runs
+
+    found = list_runs(folder)
+    if as_json:
+        for run in found:
+            typer.echo(json.dumps(run.to_record(), ensure_ascii=False))
+    elif found:
+        _show(found)
+    else:
+        typer.echo(f"no runs in {folder}")
+
+
+def pause(
+    run: Run,
+    free: Annotated[bool, typer.Option("--free", help="Keep the state and end the process: frees all memory.")] = False,
+) -> None:
+    """Let a run wait after the step in progress, until `loraloom resume` or `loraloom stop`."""
+    from loraloom.studio.run_control import Request, ask
+    from loraloom.studio.runs import find_run
+
+    ask(find_run(run), Request.LEAVE if free else Request.PAUSE)
+    how = "ends after the step in progress with its state kept" if free else "waits after the step in progress"
+    typer.echo(f"{run} {how}; `loraloom resume {run}` lets it go on")
+
+
+def resume(run: Run) -> None:
+    """Let a paused run go on: in its own process if that waits, else here (as `loraloom train --resume RUN` does)."""
+    from loraloom.cli.train import resume_here
+    from loraloom.studio.run_control import Request, ask, is_trained
+    from loraloom.studio.runs import find_run
+
+    folder = find_run(run)
+    if is_trained(folder):
+        ask(folder, Request.GO)
+        typer.echo(f"{run} goes on in its own process")
+    else:
+        resume_here(folder, [], force=False)
+
+
+def stop(
+    run: Run,
+    save: Annotated[bool, typer.Option("--save/--no-save", help="Save the LoRA and the state before the end.")] = True,
+) -> None:
+    """End a run after the step in progress, as Ctrl-C in its terminal would."""
+    from loraloom.studio.run_control import Request, ask
+    from loraloom.studio.runs import find_run
+
+    ask(find_run(run), Request.STOP if save else Request.DISCARD)
+    typer.echo(f"{run} ends after the step in progress{'' if save else ' without saving'}")
+
+
+def _show(found: list[RunStatus]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "state", "step", "loss", "time left", "last preview"):
+        table.add_column(name, overflow="fold")
+    for run in found:
+        going = run.state in ("running", "paused", "interrupted", "stopped")
+        row = (
+            run.name,
+            run.state,
+            f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
+            f"{run.loss:.4f}" if run.loss is not None else "",
+            _duration(run.seconds_left) if going and run.seconds_left is not None else "",
+            Path(run.last_preview).name if run.last_preview else "",
+        )
+        table.add_row(*map(Text, row))
+    console = Console(highlight=False)
+    console.print(table)
+    for run in found:
+        if run.problem:
+            console.print(Text(f"{run.name}: {run.problem}"), soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

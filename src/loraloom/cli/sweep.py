@@ -1,0 +1,61 @@
+"""``loraloom sweep``: train every combination of some settings and compare what came out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["sweep"]
+
+
+def sweep(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SETTINGS.toml] KEY=VALUE,VALUE... [KEY=VALUE]...",
+            help="As for train; settings with several values are varied: optimizer.lr=1e-5,1e-4 adapter.rank=8,32",
+        ),
+    ],
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Train so many runs at once, through Ray. 0: one after another.")
+    ] = 0,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="Use the machines of a Ray cluster that share these folders.")
+    ] = None,
+) -> None:
+    """Train a LoRA for every combination, on the same draws, and compare: a table of losses and a sheet of images.
+
+    Run it again after an interruption: finished runs are kept, an interrupted one goes on.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from loraloom.cli.progress import ProgressDisplay
+    from loraloom.cli.train import split_arguments
+    from loraloom.studio.sweeps import plan_sweep, run_sweep
+    from loraloom.studio.training import StopRequest, stop_on_signals
+
+    combinations = plan_sweep(*split_arguments(arguments))
+    console = Console(highlight=False)
+    stop = StopRequest()
+    with ProgressDisplay(console) as display, stop_on_signals(stop, display):
+        result = run_sweep(combinations, workers=workers, address=ray_address, listener=display, stop=stop)
+    table = Table("combination", title="Losses", title_justify="left")
+    for heading in ("training", "validation", "best", "at epoch"):
+        table.add_column(heading, justify="right")
+    best = min((o.best_validation_loss for o in result.outcomes if o.best_validation_loss is not None), default=None)
+    for outcome in result.outcomes:
+        numbers = (outcome.training_loss, outcome.validation_loss, outcome.best_validation_loss)
+        table.add_row(
+            outcome.combination.label,
+            *("-" if number is None else f"{number:.4f}" for number in numbers),
+            "-" if outcome.best_epoch is None else str(outcome.best_epoch),
+            style="bold green" if best is not None and outcome.best_validation_loss == best else "",
+        )
+    console.print(table)
+    if result.sheet is not None:
+        console.print(f"sheet: {result.sheet}", markup=False, soft_wrap=True)
+    console.print(f"table: {result.table}", markup=False, soft_wrap=True)
+    if result.failures:
+        raise typer.Exit(1)

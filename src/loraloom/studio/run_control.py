@@ -1,0 +1,176 @@
+"""How processes meet at a run folder: who trains it (a lock and a heartbeat), and what it is asked (a control file)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from loraloom.errors import OutputError, ResumeError
+from loraloom.formats.files import write_text
+from loraloom.training.control import Request
+
+__all__ = ["CONTROL_FILES", "FolderControl", "Request", "RunLock", "ask", "is_trained"]
+
+LOCK, PROCESS, CONTROL = ".lock", "process.json", "control.json"
+CONTROL_FILES = (LOCK, PROCESS, CONTROL)
+HEARTBEAT_S = 5.0
+DEAD_AFTER_S = 60.0
+"""A run of another machine whose heartbeat is older than this has died."""
+
+
+class RunLock:
+    """Inside: this process trains the run, and no other can. The system lets go of it when the process dies.
+
+    Raises ResumeError when another process has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: BinaryIO | None = None
+        self._done = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._file = _open_lock(self._folder)
+        deadline = time.monotonic() + 1.0  # somebody who looks whether the run lives has the lock for a moment
+        while not _try_lock(self._file, shared=False):
+            if time.monotonic() > deadline:
+                self._file.close()
+                raise ResumeError(
+                    f"{self._folder} is being trained already{_by_whom(self._folder)}",
+                    "`loraloom runs` shows it; `loraloom stop RUN` ends it",
+                )
+            time.sleep(0.05)
+        facts = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+        write_text(self._folder / PROCESS, json.dumps(facts) + "\n")
+        with suppress(OSError):
+            (self._folder / CONTROL).unlink(missing_ok=True)  # a wish for a process that is gone
+        threading.Thread(target=self._beat, daemon=True, name="run heartbeat").start()
+        return self
+
+    def _beat(self) -> None:
+        while not self._done.wait(HEARTBEAT_S):
+            with suppress(OSError):
+                os.utime(self._folder / PROCESS)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        for name in (PROCESS, CONTROL):
+            with suppress(OSError):
+                (self._folder / name).unlink(missing_ok=True)
+        assert self._file is not None
+        _unlock(self._file)
+        self._file.close()
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a process is training this run now."""
+    path = folder / PROCESS
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        age_s = time.time() - path.stat().st_mtime
+        host = facts["host"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if host != socket.gethostname():
+        return age_s < DEAD_AFTER_S
+    try:
+        file = (folder / LOCK).open("r+b")
+    except OSError:
+        return age_s < DEAD_AFTER_S  # of another user, whose lock cannot be tried
+    with file:
+        if _try_lock(file, shared=True):
+            _unlock(file)
+            return False
+    return True
+
+
+def _open_lock(folder: Path) -> BinaryIO:
+    try:
+        return (folder / LOCK).open("a+b")
+    except OSError as error:
+        raise OutputError(
+            f"{folder / LOCK} cannot be written: {error.strerror}", "check the rights of the folder"
+        ) from error
+
+
+def _by_whom(folder: Path) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        facts = json.loads((folder / PROCESS).read_text(encoding="utf-8"))
+        return f" by process {facts['pid']} on {facts['host']}"
+    return ""
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: BinaryIO, *, shared: bool) -> bool:
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: BinaryIO) -> None:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(file: BinaryIO, *, shared: bool) -> bool:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: BinaryIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+class FolderControl:
+    """The control of a run by its folder: asked after every step, it costs one look at a file's date."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / CONTROL
+        self._seen: tuple[int, int, int] | None = None
+        self._request = Request.GO
+
+    def __call__(self) -> Request:
+        try:
+            found = self._path.stat()
+        except OSError:
+            self._seen, self._request = None, Request.GO
+            return self._request
+        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if stamp != self._seen:
+            with suppress(OSError, ValueError, KeyError, TypeError):  # of Windows, while it is being replaced
+                self._request = Request(json.loads(self._path.read_text(encoding="utf-8"))["request"])
+                self._seen = stamp
+        return self._request
+
+
+def ask(folder: Path, request: Request) -> None:
+    """Ask the process that trains the run; it obeys after the step in progress. ResumeError when there is none."""
+    if not is_trained(folder):
+        raise ResumeError(f"{folder} is not being trained now", "`loraloom runs` lists the runs and their state")
+    text = json.dumps({"request": request.value}) + "\n"
+    for attempt in range(10):
+        try:
+            write_text(folder / CONTROL, text)
+            return
+        except OutputError:  # Windows refuses to replace a file that is being read
+            if attempt == 9:
+                raise
+            time.sleep(0.05)

@@ -1,0 +1,362 @@
+"""Sweeps: one run for every combination of settings, on the same draws, and the guide's comparison of what came out.
+
+The folder ``<output>/<name>-sweep`` holds one run folder for each combination, ``table.csv`` and ``sheet.png``. It is
+the record: the same command again trains what is missing and goes on with what was interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraloom.errors import LoraloomError, SettingsError
+from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeasured, WeightsSaved, ignore
+from loraloom.formats.files import write_text
+from loraloom.studio.project import RunFolder, with_absolute_paths
+from loraloom.studio.training import StopRequest, resume_training, run_training
+from loraloom.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Axis", "Combination", "Outcome", "SweepResult", "plan_sweep", "run_sweep", "split_axes"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting (dotted) and the values it takes, as text."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One run of a sweep: its name, what it says on the sheet, its settings."""
+
+    name: str
+    label: str
+    settings: TrainSettings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run of a sweep came to. Losses are None where nothing was measured."""
+
+    combination: Combination
+    folder: Path
+    lora: Path
+    training_loss: float
+    validation_loss: float | None
+    best_validation_loss: float | None
+    best_epoch: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Every finished run, the table, and the sheet (None without preview prompts)."""
+
+    folder: Path
+    outcomes: tuple[Outcome, ...]
+    failures: tuple[tuple[Combination, str], ...]
+    table: Path
+    sheet: Path | None
+
+
+def split_axes(overrides: Sequence[str]) -> tuple[list[str], list[Axis]]:
+    """Overrides with several values are axes: ``lr=1e-5,1e-4``. Commas in quotes or brackets belong to the value."""
+    fixed, axes = [], []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        values = _split(text)
+        if len(values) > 1:
+            axes.append(Axis(key.strip().replace("-", "_"), tuple(values)))
+        else:
+            fixed.append(override)
+    return fixed, axes
+
+
+def plan_sweep(path: Path | None, overrides: Sequence[str]) -> list[Combination]:
+    """The settings of every combination, the last axis varying fastest.
+
+    Raises SettingsError for a setting that does not exist or a value that it does not take, and when there is no axis.
+    """
+    fixed, axes = split_axes(overrides)
+    if not axes:
+        raise SettingsError(
+            ["a sweep needs a setting with several values"], "for example optimizer.lr=1e-5,1e-4,1e-3"
+        )
+    combinations: list[Combination] = []
+    for values in itertools.product(*(axis.values for axis in axes)):
+        chosen = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
+        settings = TrainSettings.load(path, [*fixed, *chosen])
+        label = ", ".join(
+            f"{axis.key.rpartition('.')[2]} {_short(value)}" for axis, value in zip(axes, values, strict=True)
+        )
+        tag = re.sub(r"[^\w.+-]+", "-", label.replace(", ", "_").replace(" ", ""))
+        name = f"{settings.name}-{tag}"
+        if any(name == other.name for other in combinations):
+            raise SettingsError([f"two combinations of the sweep are both called {name}"], "name each value once")
+        update: dict[str, object] = {"name": name, "output": settings.output / f"{settings.name}-sweep"}
+        if "cache_to_disk" not in settings.dataset.model_fields_set:
+            # Every run needs the same latents: they are encoded once.
+            folder = settings.output / f"{settings.name}-sweep" / "latents"
+            data = {"cache_to_disk": True, "cache_folder": settings.dataset.cache_folder or folder}
+            update["dataset"] = settings.dataset.model_copy(update=data)
+        combinations.append(Combination(name, label, settings.model_copy(update=update)))
+    return combinations
+
+
+def run_sweep(
+    combinations: Sequence[Combination],
+    *,
+    workers: int = 0,
+    address: str | None = None,
+    listener: Listener = ignore,
+    stop: StopRequest | None = None,
+) -> SweepResult:
+    """Train what is missing, then write the table and the sheet.
+
+    ``workers`` above 0 trains that many runs at once in processes of Ray, ``address`` on a Ray cluster (whose machines
+    see the same folders). A run that fails is reported and does not keep the others from running. KeyboardInterrupt
+    when ``stop`` was asked for: everything finished so far is kept.
+    """
+    stop = stop or StopRequest()
+    folder = combinations[0].settings.output
+    missing = [combination for combination in combinations if _finished(combination) is None]
+    if len(missing) < len(combinations):
+        listener(Notice(f"{len(combinations) - len(missing)} of {len(combinations)} runs are finished already"))
+    failures: list[tuple[Combination, str]] = []
+    train_all = _train_here if workers == 0 and address is None else _train_with_ray(workers, address)
+    for combination, problem in train_all(missing, listener, stop):
+        if problem:
+            failures.append((combination, problem))
+            listener(Notice(f"{combination.label}: {problem}", "warning"))
+        else:
+            listener(Notice(f"{combination.label}: finished"))
+    if stop():
+        raise KeyboardInterrupt
+    outcomes = [outcome for combination in combinations if (outcome := _finished(combination)) is not None]
+    table = folder / "table.csv"
+    write_text(table, _table(outcomes))
+    write_text(folder / "sweep.json", json.dumps({c.name: c.label for c in combinations}, indent=1) + "\n")
+    sheet = None
+    if outcomes and outcomes[0].combination.settings.preview.prompts:
+        from loraloom.formats.image_info import save_image
+
+        sheet = folder / "sheet.png"
+        save_image(_sheet(outcomes, listener), sheet, "")
+    elif outcomes:
+        listener(Notice("no sheet: set preview.prompts to see what each combination paints"))
+    return SweepResult(folder, tuple(outcomes), tuple(failures), table, sheet)
+
+
+# -- training ----------------------------------------------------------------------------------------------------
+
+Trained = Iterator[tuple[Combination, str]]
+
+
+def _train_here(missing: Sequence[Combination], listener: Listener, stop: StopRequest) -> Trained:
+    for combination in missing:
+        if stop():
+            return
+        listener(Notice(f"training with {combination.label}"))
+        yield combination, _train(combination, listener, stop)
+
+
+def _train(combination: Combination, listener: Listener, stop: StopRequest) -> str:
+    """Train one combination, or go on with it; what went wrong, or an empty text."""
+    try:
+        folder = _newest(combination)
+        if folder is not None:
+            resume_training(folder, listener=listener, stop=stop)
+        else:
+            run_training(combination.settings, listener=listener, stop=stop)
+    except LoraloomError as error:
+        return str(error)
+    return ""
+
+
+def _train_with_ray(workers: int, address: str | None) -> Callable[..., Trained]:
+    try:
+        import ray
+    except ImportError as error:
+        raise SettingsError(
+            ["several workers need the package ray, which is not installed"], 'pip install "loraloom[ray]"'
+        ) from error
+
+    def train_all(missing: Sequence[Combination], listener: Listener, stop: StopRequest) -> Trained:
+        import torch
+
+        if address is None:
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        else:
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        try:
+            train = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0)(_train_in_worker)
+            running = {train.remote(combination): combination for combination in missing}
+            while running and not stop():
+                done, _ = ray.wait(list(running), timeout=1.0)
+                for reference in done:
+                    yield running.pop(reference), ray.get(reference)
+        finally:
+            ray.shutdown()
+
+    return train_all
+
+
+def _train_in_worker(combination: Combination) -> str:
+    """In a process of Ray: events go to the run's folder only. One thread, as the machine is shared."""
+    import torch
+
+    torch.set_num_threads(1)
+    return _train(combination, ignore, StopRequest())
+
+
+# -- what came out -----------------------------------------------------------------------------------------------
+
+
+def _newest(combination: Combination) -> Path | None:
+    """The run folder of a combination with just these settings, the newest where there are several."""
+    output, wanted = combination.settings.output, with_absolute_paths(combination.settings)
+    if not output.is_dir():
+        return None
+    pattern = re.compile(re.escape(combination.name) + r"(-\d+)?")
+    folders = [path for path in output.iterdir() if path.is_dir() and pattern.fullmatch(path.name)]
+    folders = [path for path in folders if _settings_of(path) == wanted]
+    return max(folders, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+
+
+def _settings_of(folder: Path) -> TrainSettings | None:
+    try:
+        return TrainSettings.load(RunFolder(folder).settings_path)
+    except LoraloomError:
+        return None
+
+
+def _finished(combination: Combination) -> Outcome | None:
+    folder = _newest(combination)
+    if folder is None:
+        return None
+    events: list[Event] = list(RunFolder(folder).events())
+    ends = [event for event in events if isinstance(event, RunFinished) and not event.stopped]
+    files = [Path(event.path) for event in events if isinstance(event, WeightsSaved) and event.final]
+    if not ends or not files or not files[-1].is_file():
+        return None
+    measured = [event for event in events if isinstance(event, ValidationMeasured)]
+    best = min(measured, key=lambda event: event.loss, default=None)
+    return Outcome(
+        combination,
+        folder,
+        files[-1],
+        training_loss=ends[-1].average_loss,
+        validation_loss=measured[-1].loss if measured else None,
+        best_validation_loss=best.loss if best else None,
+        best_epoch=best.epoch if best else None,
+        seconds=ends[-1].seconds,
+    )
+
+
+def _table(outcomes: Sequence[Outcome]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(
+        ["combination", "training loss", "validation loss", "best validation loss", "at epoch", "seconds", "file"]
+    )
+    for outcome in outcomes:
+        numbers = (outcome.training_loss, outcome.validation_loss, outcome.best_validation_loss)
+        table.writerow(
+            [
+                outcome.combination.label,
+                *("" if number is None else f"{number:.6f}" for number in numbers),
+                "" if outcome.best_epoch is None else outcome.best_epoch,
+                f"{outcome.seconds:.0f}",
+                outcome.lora,
+            ]
+        )
+    return text.getvalue()
+
+
+def _sheet(outcomes: Sequence[Outcome], listener: Listener) -> Image.Image:
+    """Prompts x combinations, each prompt with one seed, and what the checkpoint makes of it alone."""
+    from loraloom.generation.loras import load_lora
+    from loraloom.generation.prompts import LoraTag
+    from loraloom.generation.settings import GenerateSettings
+    from loraloom.generation.sheets import draw_sheet
+    from loraloom.generation.text_to_image import text_to_image
+    from loraloom.hardware import choose_device, choose_precision
+    from loraloom.models.loaded import load_model
+
+    settings = outcomes[0].combination.settings
+    preview, device = settings.preview, choose_device(settings.device)
+    model = load_model(
+        settings.checkpoint,
+        device=device,
+        compute=choose_precision(device, settings.mixed_precision).compute,
+        prediction=settings.prediction,
+        zero_terminal_snr=settings.zero_terminal_snr,
+        listener=listener,
+    )
+    width, height = preview.size or settings.dataset.size
+    columns: list[list[Image.Image]] = []
+    for lora in (None, *(outcome.lora for outcome in outcomes)):
+        applied = [] if lora is None else [load_lora(LoraTag(str(lora), 1.0, 1.0), (), model)]
+        columns.append(
+            [
+                text_to_image(
+                    model,
+                    GenerateSettings(
+                        prompt=prompt,
+                        negative_prompt=preview.negative_prompt,
+                        width=width,
+                        height=height,
+                        steps=preview.steps,
+                        cfg_scale=preview.cfg_scale,
+                        sampler=preview.sampler,
+                        seed=preview.seed + index,
+                        clip_skip=settings.clip_skip,
+                    ),
+                    applied,
+                )[0].image
+                for index, prompt in enumerate(preview.prompts)
+            ]
+        )
+    return draw_sheet(
+        [list(row) for row in zip(*columns, strict=True)],
+        rows=list(preview.prompts),
+        columns=["without", *(outcome.combination.label for outcome in outcomes)],
+        title=settings.output.name,
+    )
+
+
+def _split(text: str) -> list[str]:
+    """At the commas that stand in no quotes and no brackets."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character in "[{(":
+            depth += 1
+        elif character in "]})":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append("")
+            continue
+        parts[-1] += character
+    return [part.strip() for part in parts if part.strip()] or [""]
+
+
+def _short(value: str) -> str:
+    """A value as a label: the name of a file instead of its path."""
+    text = value.strip("\"'")
+    return Path(text).stem if "/" in text or "\\" in text else text

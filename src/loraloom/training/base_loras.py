@@ -1,0 +1,71 @@
+"""LoRAs that are merged into the model in memory before training: what is learned then is learned on top of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from loraloom.adapters.attach import AdapterSet, read_adapters
+from loraloom.adapters.settings import AdapterSettings, parse_base_lora
+from loraloom.errors import MissingFileError
+from loraloom.events import Listener, Notice, ignore
+from loraloom.formats.files import sha256_of
+from loraloom.models.loaded import LoadedModel
+
+__all__ = ["merge_base_loras", "origin_metadata"]
+
+
+def merge_base_loras(model: LoadedModel, settings: AdapterSettings, listener: Listener = ignore) -> None:
+    """Add the LoRAs of ``adapter.base_loras`` to the live weights; the checkpoint file is not written.
+
+    All changes are found from the weights as they were loaded, so the order does not matter beyond rounding. Raises
+    AdapterError before anything is changed when one of them does not fit.
+    """
+    asked = [parse_base_lora(text) for text in settings.base_loras]
+    for path, _, _ in asked:
+        _exists(path, "adapter.base_loras")
+    sets: list[tuple[AdapterSet, float, float]] = []
+    for path, text_encoder, unet in asked:
+        sets.append((read_adapters(path, model.file_targets), text_encoder, unet))
+        listener(
+            Notice(f"merged {path.name} into the checkpoint in memory (text encoder {text_encoder:g}, U-Net {unet:g})")
+        )
+    for target in model.file_targets:
+        weight, bias = None, None
+        for adapters, text_encoder, unet in sets:
+            strength = unet if target.part == "unet" else text_encoder
+            if target.name not in adapters.targets or strength == 0.0:
+                continue
+            adapter = adapters.adapter(target.name)
+            base = model.weight_of(target).cpu() if adapter.needs_base else None
+            change = adapter.delta(base) * strength
+            weight = change if weight is None else weight + change
+            more = adapter.bias_delta()
+            if more is not None and bool(more.any()):
+                bias = more * strength if bias is None else bias + more * strength
+        if bias is not None:
+            model.add_to_weight(target, bias, bias=True)
+        if weight is not None:
+            model.add_to_weight(target, weight)
+
+
+def origin_metadata(settings: AdapterSettings) -> dict[str, str]:
+    """What a LoRA file says about the files that its training started from."""
+    told: dict[str, str] = {}
+    if settings.start_from is not None:
+        _exists(settings.start_from, "adapter.start_from")
+        start = {"file": settings.start_from.name, "sha256": sha256_of(settings.start_from)}
+        told["loraloom.started_from"] = json.dumps(start)
+    merged = []
+    for text in settings.base_loras:
+        path, text_encoder, unet = parse_base_lora(text)
+        _exists(path, "adapter.base_loras")
+        merged.append({"file": path.name, "sha256": sha256_of(path), "text_encoder": text_encoder, "unet": unet})
+    if merged:
+        told["loraloom.base_loras"] = json.dumps(merged)
+    return told
+
+
+def _exists(path: Path, setting: str) -> None:
+    if not path.is_file():
+        raise MissingFileError(f"{setting}: {path} does not exist", "check the path; write file:weight")

@@ -1,0 +1,226 @@
+"""sd-scripts' dataset files: [general], [[datasets]] and [[datasets.subsets]], of which the lower level wins.
+
+Source: the schema that sd-scripts checks these files with (library/config_util.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from loraloom.errors import FileFormatError
+from loraloom.training.recipes.names import marked, reason_for, unknown
+from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, _coerced, is_nothing, resolved
+
+__all__ = ["is_dataset_config", "take_dataset_config"]
+
+_CONCEPT_FIELDS = {
+    "num_repeats": "repeats",
+    "is_reg": "is_regularization",
+    "class_tokens": "caption",
+    "flip_aug": "flip",
+    "random_crop": "random_crop",
+    "color_aug": "color_augmentation",
+}
+_OTHER_NAMES = {"batch_size": "train_batch_size"}
+_HANDLED = {"image_dir", "subsets", "alpha_mask", "conditioning_data_dir", "metadata_file", "resolution"}
+
+
+@dataclass
+class _Subset:
+    """One subset with what holds for it: its own entries over those of its dataset."""
+
+    place: str
+    entries: Items
+    dataset: str
+    concept: dict[str, Any] = field(default_factory=dict)
+
+
+def is_dataset_config(data: Any) -> bool:
+    """Whether parsed data is a dataset file."""
+    return isinstance(data, Mapping) and (
+        isinstance(data.get("datasets"), list) or set(data) == {"general"} or isinstance(data.get("subsets"), list)
+    )
+
+
+def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path) -> None:
+    """Translate a dataset file into concepts. ``outer``: the run's own arguments, which count where the file is silent.
+
+    Arguments that the file overrules are taken out of ``outer``.
+    """
+    if not is_dataset_config(data):
+        recipe.problem("dataset.folder", f"{source} holds no [[datasets]]")
+        return
+    general = _named("general", data.get("general") or {})
+    for name, item in general.items():
+        if name in outer:
+            recipe.change(outer.pop(name).key, f"{item.key} of {source.name} counts instead")
+    for key in set(data) - {"general", "datasets"}:
+        if source != recipe.source:
+            recipe.skip(key, "no part of a dataset file")
+    base = {**{name: item for name, item in outer.items() if name in _CONCEPT_FIELDS}, **general}
+    subsets = list(_subsets(data.get("datasets"), recipe, (source.absolute().parent, Path.cwd())))
+    if not subsets:
+        recipe.problem("dataset.folder", f"{source}: no subset names an image_dir")
+    told: set[str] = set()
+    _resolutions(subsets, recipe, told)
+    for subset in subsets:
+        _take_subset(subset, base, recipe, told)
+    recipe.settings.setdefault("dataset", {})["concepts"] = [subset.concept for subset in subsets]
+    _once_for_all(subsets, recipe, told)
+    for name, item in general.items():
+        if item.key not in told:
+            outer[name] = item
+
+
+def _named(place: str, entries: Any) -> Items:
+    if not isinstance(entries, Mapping):
+        raise FileFormatError(f"{place} is no table", "settings are written name = value below [general]")
+    return {
+        _OTHER_NAMES.get(str(name), str(name)): Item(f"{place}.{name}", value)
+        for name, value in entries.items()
+        if name != "subsets"
+    }
+
+
+def _subsets(datasets: Any, recipe: Recipe, folders: tuple[Path, ...]) -> Iterator[_Subset]:
+    for number, dataset in enumerate(datasets if isinstance(datasets, list) else []):
+        place = f"datasets[{number}]"
+        if not isinstance(dataset, Mapping):
+            recipe.problem("", f"{place} is no table")
+            continue
+        above, seen = _named(place, dataset), set[str]()
+        subsets = dataset.get("subsets")
+        for index, entries in enumerate(subsets if isinstance(subsets, list) else []):
+            label = f"{place}.subsets[{index}]"
+            if not isinstance(entries, Mapping):
+                recipe.problem("", f"{label} is no table")
+                continue
+            own = {**above, **_named(label, entries)}
+            folder = own.get("image_dir")
+            if folder is None or is_nothing(folder.value):
+                recipe.problem("dataset.folder", f"{label} names no image_dir")
+                continue
+            path = resolved(str(folder.value), folders)
+            for name, item in above.items():
+                if name in entries and own[name] is not item and (item.key, "") not in recipe.changed:
+                    _once(recipe, item.key, "a subset says something else, which counts there")
+            if path in seen:
+                for item in own.values():
+                    if item.key.startswith(label):
+                        recipe.skip(
+                            item.key, f"{folder.value} is in this dataset already; the first counts, as in sd-scripts"
+                        )
+                continue
+            seen.add(path)
+            recipe.mapped.append(Mapped(folder.key, "dataset.concepts[].folder", path))
+            yield _Subset(label, own, place, {"folder": path})
+
+
+def _once(recipe: Recipe, key: str, note: str) -> None:
+    if all(key != known for known, _ in recipe.changed):
+        recipe.change(key, note)
+
+
+def _resolutions(subsets: list[_Subset], recipe: Recipe, told: set[str]) -> None:
+    """One resolution for all becomes the dataset's; several become those of the concepts."""
+    found: Items = {}
+    for subset in subsets:
+        item = subset.entries.get("resolution")
+        if item is not None and not is_nothing(item.value):
+            found[item.key] = item
+    values = {str(item.value) for item in found.values()}
+    for number, item in enumerate(found.values()):
+        told.add(item.key)
+        if number == 0:
+            recipe.set("dataset.resolution", item.value, item.key)
+        else:
+            path = "dataset.concepts[].resolutions" if len(values) > 1 else "dataset.resolution"
+            recipe.mapped.append(Mapped(item.key, path, item.value))
+    for subset in subsets if len(values) > 1 else []:
+        item = subset.entries.get("resolution")
+        if item is not None and item.key in found:
+            subset.concept["resolutions"] = [item.value]
+
+
+def _take_subset(subset: _Subset, base: Items, recipe: Recipe, told: set[str]) -> None:
+    """The entries that a concept can have for itself."""
+    entries, concept = subset.entries, subset.concept
+    for name, ours in _CONCEPT_FIELDS.items():
+        item = entries.get(name) or base.get(name)
+        if item is None or is_nothing(item.value):
+            continue
+        concept[ours] = item.value
+        if item.key not in told and (name in entries or name in ("num_repeats", "class_tokens")):
+            told.add(item.key)
+            recipe.mapped.append(Mapped(item.key, f"dataset.concepts[].{ours}", item.value))
+    concept.setdefault("repeats", 1)
+    concept.setdefault("caption", "")
+    _masks(entries, concept, recipe, told)
+    for name, item in entries.items():
+        path = marked().get(name, "")
+        if not path.startswith("dataset.captions."):
+            continue
+        try:
+            value = _coerced(path, item.value, recipe.folders)
+        except ValidationError as error:
+            recipe.problem("", f"{item.key} = {item.value!r}: {error.errors()[0]['msg']}")
+            told.add(item.key)
+            continue
+        concept.setdefault("captions", {})[path.rpartition(".")[2]] = value
+        if item.key not in told:
+            told.add(item.key)
+            recipe.mapped.append(Mapped(item.key, path.replace("dataset.", "dataset.concepts[]."), value))
+
+
+def _masks(entries: Items, concept: dict[str, Any], recipe: Recipe, told: set[str]) -> None:
+    folder, alpha = entries.get("conditioning_data_dir"), entries.get("alpha_mask")
+    if folder is not None and not is_nothing(folder.value):
+        concept["masks"], concept["mask_folder"] = "folder", resolved(str(folder.value), recipe.folders)
+        _tell(folder, "dataset.concepts[].mask_folder", recipe, told)
+    if alpha is not None:
+        concept.setdefault("masks", "alpha" if alpha.value else "none")
+        _tell(alpha, "dataset.concepts[].masks", recipe, told)
+
+
+def _tell(item: Item, path: str, recipe: Recipe, told: set[str]) -> None:
+    if item.key not in told:
+        told.add(item.key)
+        recipe.mapped.append(Mapped(item.key, path, item.value))
+
+
+def _once_for_all(subsets: list[_Subset], recipe: Recipe, told: set[str]) -> None:
+    """Entries that hold for the whole run here: the first one counts where datasets differ."""
+    from loraloom.training.recipes.sd_scripts import take_one
+
+    taken: dict[str, Item] = {}
+    for subset in subsets:
+        for name, item in subset.entries.items():
+            if item.key in told or name in ("image_dir", "subsets"):
+                continue
+            told.add(item.key)
+            if is_nothing(item.value):
+                recipe.rest(item.key)
+            elif name == "metadata_file" or (marked().get(name) is None and name not in _SWITCHES):
+                recipe.skip(item.key, reason_for(name) or unknown(name, _HANDLED))
+                if reason_for(name) is None:
+                    recipe.unknown.append(item.key)
+            elif name not in taken:
+                taken[name] = item
+                value = [item.value] if name == "caption_extension" else item.value
+                take_one(name, Item(item.key, value), recipe)
+            elif taken[name].value == item.value:
+                recipe.mapped.append(Mapped(item.key, marked().get(name, "dataset.upscale"), item.value))
+            elif name == "caption_extension":
+                known = recipe.get("dataset.caption_extensions") or []
+                recipe.settings["dataset"]["caption_extensions"] = [*dict.fromkeys([*known, str(item.value)])]
+                recipe.change(item.key, "all endings are looked for in every folder")
+            else:
+                recipe.change(item.key, f"one value holds for the whole run: {taken[name].key} = {taken[name].value}")
+
+
+_SWITCHES = {"bucket_no_upscale", "v_parameterization"}

@@ -1,0 +1,154 @@
+"""The recipe that a LoRA file carries in its metadata: ``ss_*`` (sd-scripts and this program) and ``modelspec.*``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from loraloom.errors import AdapterError
+from loraloom.training.recipes.names import REASONS, TRAIN_NETWORK_ARGUMENTS, marked, unknown
+from loraloom.training.recipes.recipe import Item, Items, Recipe, field_rows, is_nothing, listed
+from loraloom.training.recipes.sd_scripts import take_arguments
+
+__all__ = ["METADATA_NAMES", "take_metadata"]
+
+METADATA_NAMES = {
+    "optimizer": "optimizer_type",
+    "batch_size_per_device": "train_batch_size",
+    "num_epochs": "max_train_epochs",
+    "debiased_estimation": "debiased_estimation_loss",
+}
+"""Keys behind ``ss_`` that are arguments of sd-scripts under another name."""
+_FACT = "a fact about that run or its pictures, not a setting"
+_FACTS = frozenset(
+    listed(
+        "session_id training_started_at training_finished_at num_train_images num_reg_images num_validation_images "
+        "num_batches_per_epoch total_batch_size steps epoch base_model_version sd_scripts_commit_hash sd_model_name "
+        "sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash dataset_dirs reg_dataset_dirs tag_frequency "
+        "bucket_info datasets num_batches_per_epoch mixed_precision_used"
+    )
+)
+_SUBSET_KEYS = listed(
+    "shuffle_caption keep_tokens keep_tokens_separator secondary_separator enable_wildcard caption_prefix "
+    "caption_suffix "
+    "color_aug flip_aug random_crop face_crop_aug_range caption_dropout_rate caption_dropout_every_n_epochs "
+    "caption_tag_dropout_rate token_warmup_min token_warmup_step"
+)
+_DATASET_KEYS = listed(
+    "resolution enable_bucket bucket_no_upscale min_bucket_reso max_bucket_reso batch_size_per_device bucket_reso_steps"
+)
+_SPEC = {
+    "modelspec.title": "saving.title",
+    "modelspec.trigger_phrase": "saving.trigger",
+}
+
+
+def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
+    """Translate the metadata of a LoRA file. Raises AdapterError for a file that has none."""
+    found = {key[3:]: value for key, value in metadata.items() if key.startswith("ss_")}
+    spec = {key: value for key, value in metadata.items() if key.startswith("modelspec.")}
+    if not found and not spec:
+        raise AdapterError(
+            f"{recipe.source} carries no metadata, so its recipe is not known",
+            "only .safetensors files can, and some programs remove it",
+        )
+    items: Items = {}
+    _datasets(found, items, recipe)
+    for name, text in found.items():
+        key = f"ss_{name}"
+        value = _value(text)
+        argument = METADATA_NAMES.get(name, name)
+        if name in _FACTS:
+            recipe.rest(key) if is_nothing(value) else recipe.skip(key, _FACT)
+        elif argument == "max_train_steps" and not is_nothing(_value(found.get("num_epochs"))):
+            recipe.skip(key, "the length follows from the epochs and your own pictures")
+        elif argument in items:
+            recipe.rest(key)
+        elif argument in TRAIN_NETWORK_ARGUMENTS or argument in marked() or argument in REASONS:
+            items[argument] = Item(key, value)
+        elif is_nothing(value) or value is False:
+            recipe.rest(key)
+        else:
+            recipe.skip(key, unknown(name))
+            recipe.unknown.append(key)
+    _adapt(items, recipe)
+    take_arguments(items, recipe, defaults=False)
+    for key, text in spec.items():
+        path = _SPEC.get(key)
+        if path is not None and path in field_rows() and not is_nothing(text) and text != found.get("output_name"):
+            recipe.set(path, text, key)
+        elif key == "modelspec.prediction_type" and text in ("epsilon", "v"):
+            recipe.skip(key, "detected from the checkpoint")
+        else:
+            recipe.skip(key, _FACT)
+    for key in metadata:
+        if not key.startswith(("ss_", "modelspec.")):
+            recipe.skip(key, _FACT)
+    if recipe.get("checkpoint") is None:
+        base = found.get("sd_model_name")
+        recipe.known_of_required["checkpoint"] = "it has no name there" if is_nothing(base) else f"it was {base}"
+    recipe.known_of_required["dataset.folder"] = "a LoRA file does not hold its pictures"
+
+
+def _value(text: Any) -> Any:
+    """Metadata is text; the words that Python prints for True, False and None are those values."""
+    return {"True": True, "False": False, "None": None}.get(text, text) if isinstance(text, str) else text
+
+
+def _datasets(found: dict[str, str], items: Items, recipe: Recipe) -> None:
+    """Runs with a dataset file: what the first dataset and its first subset say."""
+    try:
+        datasets = json.loads(found.get("datasets") or "[]")
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(datasets, list) or not datasets or not isinstance(datasets[0], Mapping):
+        return
+    first = datasets[0]
+    subsets = first.get("subsets")
+    subset = subsets[0] if isinstance(subsets, list) and subsets and isinstance(subsets[0], Mapping) else {}
+    for keys, entries in ((_DATASET_KEYS, first), (_SUBSET_KEYS, subset)):
+        for name in keys:
+            if name in entries and not is_nothing(entries[name]):
+                items[METADATA_NAMES.get(name, name)] = Item(f"ss_datasets: {name}", entries[name])
+    if len(datasets) > 1 or (isinstance(subsets, list) and len(subsets) > 1):
+        recipe.change("ss_datasets", "of several datasets, the first one's settings")
+        del found["datasets"]
+
+
+def _adapt(items: Items, recipe: Recipe) -> None:
+    optimizer = items.get("optimizer_type")
+    if optimizer is not None:
+        name, _, options = str(optimizer.value).partition("(")
+        items["optimizer_type"] = Item(optimizer.key, name)
+        parts = _split(options.removesuffix(")"))
+        if parts:
+            items["optimizer_args"] = Item("ss_optimizer", parts)
+    network = items.get("network_args")
+    if network is not None and isinstance(network.value, str):
+        try:
+            items["network_args"] = Item(network.key, json.loads(network.value))
+        except (ValueError, RecursionError):
+            del items["network_args"]
+            recipe.problem("", f"{network.key} is no JSON")
+    resolution = items.get("resolution")
+    if resolution is not None and isinstance(resolution.value, str):
+        sides = resolution.value.strip("()[] ").split(",")
+        same = len({side.strip() for side in sides}) == 1
+        items["resolution"] = Item(
+            resolution.key, sides[0].strip() if same else ",".join(side.strip() for side in sides)
+        )
+    resolution = items.get("resolution")
+    if resolution is not None and isinstance(resolution.value, list) and len(set(resolution.value)) == 1:
+        items["resolution"] = Item(resolution.key, resolution.value[0])
+
+
+def _split(text: str) -> list[str]:
+    """``a=1,betas=(0.9, 0.99)`` at the commas outside brackets."""
+    parts, depth, start = [], 0, 0
+    for index, character in enumerate(text):
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            parts.append(text[start:index])
+            start = index + 1
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]

@@ -1,0 +1,147 @@
+"""Read the files in which other programs keep recipes. What a file is follows from its content, never from its name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomlkit
+from tomlkit.exceptions import ParseError, TOMLKitError
+
+from loraloom.errors import FileFormatError, MissingFileError
+
+__all__ = ["Document", "parse_json", "read_document"]
+
+MAX_BYTES = 16 * 2**20
+_SCRIPT = re.compile(r"accelerate(?:\.exe)?\s+launch|\b[\w./\\-]+\.py\b|^\s*\$\w+\s*=|^\s*--\w+", re.MULTILINE)
+_BEGINS_LIKE_JSON = re.compile(r"\{|\[\s*[\]{]")
+
+Kind = Literal["lora", "json", "toml", "script"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file as ``data`` (``json``, ``toml``) or as ``text`` (``script``); a ``lora`` is neither."""
+
+    path: Path
+    kind: Kind
+    data: Any = None
+    text: str = ""
+
+
+def read_document(path: Path) -> Document:
+    """Tell what a file is and parse it. Errors name the line and the column."""
+    raw = _bytes(path)
+    if raw is None:
+        return Document(path, "lora")
+    text = _decoded(path, raw)
+    bare = _without_comments(text).strip()
+    if not bare:
+        raise FileFormatError(f"{path} is empty", "the file was not written completely")
+    if _BEGINS_LIKE_JSON.match(bare):
+        return Document(path, "json", parse_json(text, path), text)
+    try:
+        return Document(path, "toml", tomlkit.parse(text).unwrap(), text)
+    except (ParseError, TOMLKitError) as error:
+        if _SCRIPT.search(text):
+            return Document(path, "script", text=text)
+        where = f"{path}, line {error.line} column {error.col}" if isinstance(error, ParseError) else str(path)
+        hint = "recipes are TOML, JSON, a command line, a PowerShell script or a LoRA file; text needs quotes in TOML"
+        raise FileFormatError(f"{where}: {_sentence(error)}", hint) from error
+    except RecursionError as error:
+        raise FileFormatError(f"{path} is nested too deeply", "recipes are two or three levels deep") from error
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """JSON as people write it by hand: comments, a comma after the last entry and ``C:\\train`` with single backslashes
+    are allowed, a key twice is not."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise FileFormatError(f"{path} holds the key {key!r} twice in one object", "keep one of them")
+            found[key] = value
+        return found
+
+    def refuse(name: str) -> Any:
+        raise FileFormatError(f"{path} holds {name}, which is no number to train with", "write a number")
+
+    try:
+        strict = _with_whole_backslashes(_without_extra_commas(_without_comments(text)))
+        return json.loads(strict, object_pairs_hook=once, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        hint = "write a backslash as \\\\ or use /" if "escape" in error.msg else "compare it with the line above it"
+        raise FileFormatError(f"{path}, line {error.lineno} column {error.colno}: {error.msg}", hint) from error
+    except RecursionError as error:
+        raise FileFormatError(f"{path} is nested too deeply", "recipes are two or three levels deep") from error
+
+
+def _bytes(path: Path) -> bytes | None:
+    """The content, None for what is no text: safetensors, zip (.pt, .ckpt) and pickles."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+            if not (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80" or head[4:9] == b"\0\0\0\0{"):
+                raw = head + file.read(MAX_BYTES)
+            else:
+                return None
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} does not exist", "check the path") from error
+    except IsADirectoryError as error:
+        raise FileFormatError(f"{path} is a folder", "give the file with the recipe in it") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FileFormatError(f"{str(path)!r} cannot be read: {reason}", "check its name and permissions") from error
+    if len(raw) > MAX_BYTES:
+        raise FileFormatError(f"{path} is larger than {MAX_BYTES // 2**20} MB", "that is no recipe")
+    return raw
+
+
+def _decoded(path: Path, raw: bytes) -> str:
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # PowerShell writes UTF-16
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        hint = "save it as UTF-8 text"
+        raise FileFormatError(f"{path}, line {line}: byte {error.start} is no text ({encoding})", hint) from error
+    if "\0" in text:
+        raise FileFormatError(f"{path} is no text: it holds zero bytes", "give a recipe or a LoRA file")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _without_comments(text: str) -> str:
+    """``//``, ``/* */`` and ``#`` comments outside strings become blanks, so that places stay the same."""
+    token = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
+    return token.sub(lambda m: m.group() if m.group()[0] == '"' else re.sub(r"[^\n]", " ", m.group()), text)
+
+
+def _without_extra_commas(text: str) -> str:
+    token = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[\]}])', re.DOTALL)
+    return token.sub(lambda m: m.group() if m.group()[0] == '"' else " ", text)
+
+
+def _with_whole_backslashes(text: str) -> str:
+    """``"C:\\train"`` means the folder, not C:, a tab and rain: backslashes of such a path are doubled."""
+    path = re.compile(r'"[A-Za-z]:\\(?!\\)(?:[^"\n])*"')
+    return path.sub(lambda m: re.sub(r"\\+", r"\\\\", m.group()), text)
+
+
+def _sentence(error: Exception) -> str:
+    return re.sub(r" at line \d+ col \d+$", "", str(error))
+
+
+def flattened(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Entries of a file with or without sections, in order; a section's name is dropped, as sd-scripts does."""
+    entries: list[tuple[str, Any]] = []
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            entries.extend(value.items())
+        else:
+            entries.append((key, value))
+    return entries

@@ -1,0 +1,285 @@
+"""Command lines and the scripts they stand in: PowerShell with ``$variables`` (the guide's), shell, batch files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraloom.errors import FileFormatError
+from loraloom.training.recipes.names import ACCELERATE, REASONS, SPELLINGS, TRAIN_NETWORK_ARGUMENTS, marked
+from loraloom.training.recipes.recipe import Recipe
+
+__all__ = ["Script", "command_arguments", "read_script"]
+
+_ASSIGNED = {
+    "powershell": re.compile(r"^\s*\$(?P<name>\w+)\s*(?P<plus>\+?)=\s*(?P<value>.+?)\s*;?\s*$"),
+    "batch": re.compile(r"^\s*@?set\s+\"?(?P<plus>)(?P<name>\w+)=(?P<value>[^\"]*)\"?\s*$", re.IGNORECASE),
+    "shell": re.compile(r"^\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)(?P<plus>\+?)=(?P<value>.*?)\s*;?\s*$"),
+}
+_VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)|%(\w+)%")
+_COMPUTED = re.compile(r"\$\(")
+_ARITHMETIC = re.compile(r"([\d.eE+-]+)\s*([*/])\s*([\d.eE+-]+)")
+_PROGRAM = re.compile(r"\.py\"?$")
+_ONLY_IN_SCRIPTS = {
+    "gpu_training_speed",
+    "desired_training_time",
+    "is_random_seed",
+    "do_not_interrupt",
+    "test_run",
+    "sd_scripts_dir",
+    "use_vae",
+    "logging_enabled",
+}
+
+
+_SWITCHED = {"vae_path": "use_vae", "vae": "use_vae", "log_prefix": "logging_enabled", "logging_dir": "logging_enabled"}
+"""Variables that count only while another one is not 0."""
+
+
+@dataclass
+class Script:
+    """What a script says: ``pairs`` of argument and value, and the arguments that it computes while running."""
+
+    pairs: list[tuple[str, Any]] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    """The variable that alone makes an argument, as it is written: ``$ckpt``."""
+    computed: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    """Variables that are no argument's name and stand in no argument."""
+
+
+def read_script(text: str, path: Path, recipe: Recipe) -> Script:
+    """Arguments of a script or of a bare command line, with the script's variables put in."""
+    language = _language(text)
+    lines = _joined(text, language)
+    variables: dict[str, Any] = {}
+    commands: list[str] = []
+    depth = 0
+    for line in lines:
+        assigned = _ASSIGNED[language].match(line)
+        name, value = (assigned["name"], assigned["value"]) if assigned else ("", line)
+        if re.search(r"(?:^|[\s\"'`])--\w", value) and not _talks(line):
+            if _always_said(line, assigned, depth):
+                commands.append(_without_quotes(value) if assigned else value)
+        elif assigned and depth == 0 and name not in variables:
+            known, found = _value(value, variables, language)
+            if known:
+                variables[name] = found
+        depth += _braces(line) if language == "powershell" else 0
+    script = Script()
+    used: set[str] = set()
+    for command in commands:
+        for name, argument in command_arguments(command, language, recipe):
+            value, computed = _substituted(argument, variables, used)
+            if computed:
+                script.computed.append(name)
+            else:
+                script.pairs.append((name, value))
+                whole = _VARIABLE.fullmatch(argument) if isinstance(argument, str) else None
+                if whole:
+                    script.labels[name] = argument
+    _take_variables(variables, used, script)
+    if language == "powershell":
+        script.labels |= {
+            name: f"${name}" for name, _ in script.pairs if name in variables and name not in script.labels
+        }
+    if not script.pairs and not variables:
+        raise FileFormatError(
+            f"{path} holds no arguments", "a command line has --name=value, a script variables or such a line"
+        )
+    return script
+
+
+def command_arguments(command: str, language: str, recipe: Recipe) -> list[tuple[str, Any]]:
+    """``--name=value``, ``--name value ...`` and ``--name`` of one command; what belongs to accelerate is set apart."""
+    words = _words(command, language)
+    program = next((index for index, word in enumerate(words) if _PROGRAM.search(word)), None)
+    first = next((index for index, word in enumerate(words) if word.startswith("--")), len(words))
+    pairs: list[tuple[str, Any]] = []
+    for index in range(first, len(words)):
+        word = words[index]
+        if not re.match(r"--\w", word):
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        values: list[str] = [value] if equals else []
+        for follower in words[index + 1 :]:
+            if re.match(r"--\w", follower) or _PROGRAM.search(follower):
+                break
+            values.append(follower)
+        found: Any = True if not values else values[0] if len(values) == 1 else values
+        if program is not None and index < program and name != "mixed_precision":
+            reason = REASONS.get(name, "an option of accelerate, which is not used")
+            recipe.skip(f"--{name}", reason if name in ACCELERATE else "an option of accelerate, which is not used")
+        else:
+            pairs.append((name, found))
+    return pairs
+
+
+def _language(text: str) -> str:
+    if re.search(r"^\s*\$\w+\s*\+?=|`\s*$", text, re.MULTILINE):
+        return "powershell"
+    if re.search(r"^\s*@?(?:set\s+\"?\w+=|echo\s+off|rem\b|call\s)|\^\s*$", text, re.MULTILINE | re.IGNORECASE):
+        return "batch"
+    if re.search(r"(?<![\w\\])[A-Za-z]:\\", text) and not re.search(r"\\\s*$", text, re.MULTILINE):
+        return "batch"
+    return "shell"
+
+
+def _joined(text: str, language: str) -> list[str]:
+    """Lines without comments; a line that goes on in the next one is joined with it."""
+    mark = {"powershell": "`", "batch": "^", "shell": "\\"}[language]
+    lines: list[str] = []
+    open_line = ""
+    for raw in text.split("\n"):
+        line = _uncommented(raw, language)
+        if open_line and not line.strip() and raw.strip():
+            continue  # a comment between the parts of one command
+        line = open_line + line
+        stripped = line.rstrip()
+        if stripped.endswith(mark) and not stripped.endswith(mark * 2):
+            open_line = stripped[:-1] + " "
+            continue
+        open_line = ""
+        if stripped:
+            lines.append(stripped)
+    if open_line.strip():
+        lines.append(open_line)
+    return lines
+
+
+def _uncommented(line: str, language: str) -> str:
+    if language == "batch":
+        return "" if re.match(r"\s*(?:@?rem\b|::)", line, re.IGNORECASE) else line
+    quote = ""
+    for index, character in enumerate(line):
+        if quote:
+            escaped = language == "powershell" and index and line[index - 1] == "`"
+            quote = "" if character == quote and not escaped else quote
+        elif character in "\"'":
+            quote = "" if language == "powershell" and index and line[index - 1] == "`" else character
+        elif character == "#" and (index == 0 or line[index - 1].isspace() or line[index - 1] in ";{}"):
+            return line[:index]
+    return line
+
+
+def _talks(line: str) -> bool:
+    """Lines that print or ask, or that only handle the arguments."""
+    return bool(re.match(r"\s*(?:Write-\w+|echo|printf|Read-Host|pip|python\s+-m\s+pip|git|cd)\b", line, re.IGNORECASE))
+
+
+def _always_said(line: str, assigned: re.Match[str] | None, depth: int) -> bool:
+    """Whether arguments in a line hold in any case; what is added under a condition is known from its variables."""
+    if assigned:
+        return depth == 0 or not assigned["plus"]
+    if re.search(r"\baccelerate\b|\.py\b", line):
+        return True
+    return depth == 0 and not re.match(r"\s*(?:if|foreach|for|while|function|switch)\b", line, re.IGNORECASE)
+
+
+def _braces(line: str) -> int:
+    bare = re.sub(r'"(?:`.|[^"`])*"|\'[^\']*\'', "", line)
+    return bare.count("{") - bare.count("}")
+
+
+def _without_quotes(value: str) -> str:
+    text = value.strip()
+    if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0]:
+        text = text[1:-1]
+    return text.replace('`"', '"')
+
+
+def _value(text: str, variables: dict[str, Any], language: str) -> tuple[bool, Any]:
+    """Whether a value is plain enough to know, and the value: numbers, text, other variables, lists, a/3."""
+    text = text.strip()
+    if language == "powershell":
+        if re.match(r"@\(", text):
+            return True, [part.strip().strip("\"'") for part in text[2:].rstrip(")").split(",") if part.strip()]
+        if text.lower() in ("$true", "$false", "$null"):
+            return True, {"$true": True, "$false": False, "$null": None}[text.lower()]
+        if re.search(r"[\[|]|\.\w+\(|\bGet-", _VARIABLE.sub("", text)) and text[:1] not in "\"'":
+            return False, None
+    bare = text
+    if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0]:
+        bare = text[1:-1].replace('`"', '"')
+        if text[0] == "'":
+            return True, bare
+    if language == "shell" and ("$(" in text or "`" in text):
+        return False, None
+    value, computed = _substituted(bare, variables, set())
+    if computed:
+        return False, None
+    sum_ = _ARITHMETIC.fullmatch(value.strip()) if isinstance(value, str) and text[:1] not in "\"'" else None
+    if sum_:
+        try:
+            left, right = float(sum_[1]), float(sum_[3])
+            return True, left * right if sum_[2] == "*" else left / right
+        except (ValueError, ZeroDivisionError):
+            return False, None
+    return True, value
+
+
+def _substituted(value: Any, variables: dict[str, Any], used: set[str]) -> tuple[Any, bool]:
+    """The value with variables put in, and whether one of them is only known while the script runs."""
+    if isinstance(value, list):
+        parts = [_substituted(part, variables, used) for part in value]
+        flat = [item for part, _ in parts for item in (part if isinstance(part, list) else [part])]
+        return flat, any(computed for _, computed in parts)
+    if not isinstance(value, str):
+        return value, False
+    if _COMPUTED.search(value):
+        used.update(name for match in _VARIABLE.finditer(value) for name in match.groups() if name)
+        return value, True
+    unknown = False
+
+    def put(match: re.Match[str]) -> str:
+        nonlocal unknown
+        name = next(group for group in match.groups() if group)
+        used.add(name)
+        if name not in variables:
+            unknown = True
+            return match.group()
+        return str(variables[name])
+
+    whole = _VARIABLE.fullmatch(value)
+    if whole:
+        name = next(group for group in whole.groups() if group)
+        used.add(name)
+        return (variables[name], False) if name in variables else (value, True)
+    return _VARIABLE.sub(put, value), unknown
+
+
+def _take_variables(variables: dict[str, Any], used: set[str], script: Script) -> None:
+    """Variables named as arguments are (the guide's script names them so) where no argument said it already."""
+    known = {*TRAIN_NETWORK_ARGUMENTS, *marked(), *SPELLINGS, *_ONLY_IN_SCRIPTS, *REASONS}
+    said = {SPELLINGS.get(name, name) for name, _ in script.pairs}
+    order = list(variables)
+    for name in order:
+        if name in used and name not in _ONLY_IN_SCRIPTS:
+            continue
+        switch = _SWITCHED.get(name)
+        if switch is not None and str(variables.get(switch, 1)) == "0":
+            script.pairs.append((name, ""))
+        elif name in ("is_sd_v2_ckpt", "is_sd_v2_768_ckpt", "shuffle_caption", "debug_dataset"):
+            if SPELLINGS.get(name, name) not in said:
+                script.pairs.append((name, str(variables[name]).strip() not in ("0", "", "False")))
+        elif name in known and SPELLINGS.get(name, name) not in said:
+            script.pairs.append((name, variables[name]))
+        elif name not in used:
+            script.unused.append(name)
+
+
+def _words(command: str, language: str) -> list[str]:
+    if language == "shell":
+        try:
+            return shlex.split(command)
+        except ValueError:
+            pass  # quotes that do not pair: read as the other shells do
+    words = []
+    for match in re.finditer(r'(?:[^\s"\']|"(?:`"|[^"])*"|\'[^\']*\')+', command):
+        word = match.group().replace('`"', '"')
+        words.append(re.sub(r'"([^"]*)"|\'([^\']*)\'', lambda m: m[1] if m[1] is not None else m[2], word))
+    return words

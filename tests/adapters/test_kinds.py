@@ -1,0 +1,205 @@
+"""What every kind of adapter must do: start as nothing, act as its merged weight does, and survive a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from loraloom.adapters.attach import AdapterSet, attach, read_adapters
+from loraloom.adapters.kinds import ADAPTERS
+from loraloom.adapters.lora import LoraAdapter
+from loraloom.adapters.norm import NormAdapter
+from loraloom.errors import AdapterError
+from loraloom.formats.adapter_file import write_adapter_file
+from loraloom.formats.tensors import write_tensors
+
+from .layers import INPUTS, LAYERS, SETTINGS, TRAINED, made, randomise, spot
+
+
+@pytest.fixture(params=sorted(LAYERS))
+def layer_and_input(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(1)
+    return LAYERS[request.param](), torch.randn(INPUTS[request.param])
+
+
+def test_every_kind_is_tested() -> None:
+    assert {str(settings["kind"]) for settings in SETTINGS.values()} == set(TRAINED) == set(ADAPTERS) - {"norm"}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_starts_as_identity(case: str, layer_and_input: tuple[nn.Module, torch.Tensor]) -> None:
+    layer, x = layer_and_input
+    adapter = made(layer, SETTINGS[case])
+    assert float(adapter.delta(layer.weight).abs().max()) <= 3e-7  # type: ignore[arg-type]
+    with attach(AdapterSet({spot(layer): adapter}), {"lora_unet_a_b": layer}):
+        assert torch.allclose(layer(x), layer.forward(x), atol=2e-6)
+
+
+@pytest.mark.parametrize("weight", [1.0, -0.6])
+@pytest.mark.parametrize("case", SETTINGS)
+def test_forward_equals_merged_weight(
+    case: str, weight: float, layer_and_input: tuple[nn.Module, torch.Tensor]
+) -> None:
+    layer, x = layer_and_input
+    adapter = randomise(made(layer, SETTINGS[case]))
+    before = layer.weight.detach().clone()  # type: ignore[operator,union-attr]
+    delta = adapter.delta(before)
+    assert float(delta.abs().max()) > 0.01
+    with attach(AdapterSet({spot(layer): adapter}), {"lora_unet_a_b": layer}, unet=weight):
+        trained = layer(x)
+        with torch.no_grad():
+            beside = layer(x)
+    assert torch.equal(layer.weight, before)  # type: ignore[arg-type]
+    layer.weight.data += weight * delta  # type: ignore[union-attr,operator]
+    assert torch.allclose(beside, layer(x), atol=1e-5)
+    assert torch.allclose(trained, beside, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_gradients_are_those_of_the_merged_weight(case: str) -> None:
+    """Autograd through the delta says what the short cut of the forward pass must give."""
+    torch.manual_seed(2)
+    layer, x = LAYERS["conv3"](), torch.randn(INPUTS["conv3"])
+    adapter = randomise(made(layer, SETTINGS[case]))
+    with attach(AdapterSet({spot(layer): adapter}), {"lora_unet_a_b": layer}):
+        layer(x).square().sum().backward()
+    trained = [parameter for parameter in adapter.parameters() if parameter.requires_grad]
+    found = [parameter.grad.clone() for parameter in trained]  # type: ignore[union-attr]
+    adapter.zero_grad()
+    change = adapter.change(layer.weight.detach())  # type: ignore[operator,union-attr]
+    output = nn.functional.conv2d(x, layer.weight.detach() + change, layer.bias, 2, 1)  # type: ignore[operator,union-attr,arg-type]
+    output.square().sum().backward()
+    for parameter, gradient in zip(trained, found, strict=True):
+        assert torch.allclose(gradient, parameter.grad, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_file_round_trip(case: str, layer_and_input: tuple[nn.Module, torch.Tensor], tmp_path: Path) -> None:
+    layer, _ = layer_and_input
+    adapter = randomise(made(layer, SETTINGS[case]))
+    path, place = tmp_path / "x.safetensors", spot(layer)
+    write_adapter_file(path, AdapterSet({place: adapter}).file_tensors(), metadata={}, dtype=torch.float32)
+    ((_, read),) = read_adapters(path, [place]).items()
+    base = layer.weight.detach()  # type: ignore[operator,union-attr]
+    assert torch.allclose(read.delta(base), adapter.delta(base), atol=1e-6)
+    assert read.ranks == adapter.ranks
+    assert read.kind == adapter.kind or (read.kind, adapter.kind) == ("lora", "lora_fa")
+    assert not any(parameter.requires_grad for parameter in read.parameters())
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_shortened_to_a_norm(case: str, layer_and_input: tuple[nn.Module, torch.Tensor]) -> None:
+    layer, _ = layer_and_input
+    adapter = randomise(made(layer, SETTINGS[case]))
+    if adapter.needs_base:
+        before = float(adapter.norm())
+    else:
+        before = float(adapter.delta().norm())
+        assert float(adapter.norm()) == pytest.approx(before, rel=1e-5)
+    adapters = AdapterSet({spot(layer): adapter})
+    assert adapters.apply_max_norm(before * 2) == (0, pytest.approx(before, rel=1e-5))
+    assert adapters.apply_max_norm(before / 3) == (1, pytest.approx(before / 3, rel=1e-5))
+    assert float(adapter.norm()) <= before / 3 * 1.00001
+    if "pissa" not in case:
+        assert float(adapter.norm()) == pytest.approx(before / 3, rel=1e-4)
+
+
+def test_max_norm_of_a_lora_is_that_of_sd_scripts() -> None:
+    """There the product is built: both matrices are multiplied by the root of limit / norm."""
+    layer = LAYERS["conv3"]()
+    adapter = randomise(made(layer, {"kind": "lora"}))
+    assert isinstance(adapter, LoraAdapter)
+    down, up, scale = adapter.down.detach().clone(), adapter.up.detach().clone(), adapter.scale
+    norm = torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down).mul(scale).norm()
+    AdapterSet({spot(layer): adapter}).apply_max_norm(float(norm) / 4)
+    assert torch.allclose(adapter.up, up / 2, atol=1e-6)
+    assert torch.allclose(adapter.down, down / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_dropouts_depend_on_the_step_alone_and_are_off_in_eval(
+    case: str, layer_and_input: tuple[nn.Module, torch.Tensor]
+) -> None:
+    layer, x = layer_and_input
+    adapter = randomise(made(layer, SETTINGS[case]))
+    adapters = AdapterSet({spot(layer): adapter})
+    with torch.no_grad(), attach(adapters, {"lora_unet_a_b": layer}):
+        plain, whole = layer.forward(x), layer(x)
+        for name in ("rank_dropout", "module_dropout"):
+            setattr(adapter, name, 0.5)
+            outputs = []
+            for step in (*range(12), *range(12)):
+                adapters.train().seed_step(3, step)
+                torch.rand(2)  # the global generator must not matter
+                outputs.append(layer(x))
+            assert all(torch.equal(a, b) for a, b in zip(outputs[:12], outputs[12:], strict=True)), name
+            assert any(not torch.allclose(outputs[0], other) for other in outputs), name
+            if name == "module_dropout":
+                kinds = {torch.equal(output, plain) for output in outputs}
+                assert kinds == {True, False}
+                assert all(torch.equal(o, plain) or torch.allclose(o, whole, atol=1e-6) for o in outputs)
+            adapters.eval()
+            assert torch.allclose(layer(x), whole, atol=1e-6)
+            setattr(adapter, name, 0.0)
+
+
+def test_rank_dropout_keeps_the_mean() -> None:
+    layer, x = LAYERS["linear"](), torch.randn(INPUTS["linear"])
+    adapter = randomise(made(layer, {"kind": "lora", "rank": 4}))
+    adapter.rank_dropout = 0.5
+    adapters = AdapterSet({spot(layer): adapter}).train()
+    with torch.no_grad():
+        whole = adapter.eval().branch(x, layer)
+        adapter.train()
+        total = torch.zeros_like(whole)
+        for step in range(2000):
+            adapters.seed_step(step)
+            total += adapter.branch(x, layer)
+    assert torch.allclose(total / 2000, whole, atol=0.12 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.GroupNorm(2, 8)])
+def test_a_normalization_of_a_file(norm: nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(3, 5, 8) if isinstance(norm, nn.LayerNorm) else torch.randn(2, 8, 4, 4)
+    path, place = tmp_path / "x.safetensors", spot(norm)
+    tensors = {"lora_unet_a_b.w_norm": torch.randn(8), "lora_unet_a_b.b_norm": torch.randn(8)}
+    write_tensors(path, tensors)
+    adapters = read_adapters(path, [place])
+    assert isinstance(adapters.adapter(place.name), NormAdapter)
+    with attach(adapters, {place.name: norm}, unet=0.5):
+        beside = norm(x)
+    norm.weight.data += 0.5 * tensors["lora_unet_a_b.w_norm"]  # type: ignore[union-attr,operator]
+    norm.bias.data += 0.5 * tensors["lora_unet_a_b.b_norm"]  # type: ignore[union-attr,operator]
+    assert torch.allclose(beside, norm(x), atol=1e-5)
+
+
+BROKEN = {
+    "loha": [
+        ("hada_w1_b", torch.ones(2, 5), "hada_w|w_b"),
+        ("hada_w2_a", None, "hada_w2_a"),
+        ("hada_w1_a", torch.full((20, 2), float("nan")), "NaN"),
+    ],
+    "lokr": [
+        ("lokr_w1", torch.ones(3, 3), "Kronecker"),
+        ("lokr_w1", torch.ones(1, 1), "does not fit|factors are"),
+        ("lokr_w2", torch.ones(4, 4, 2), "does not fit"),
+    ],
+    "dora": [("dora_scale", torch.ones(1, 7), "dora_scale"), ("up", torch.ones(20, 3), r"\(20, 3\)")],
+    "full": [("diff", torch.ones(20, 11), r"\(20, 11\)")],
+    "ia3": [("weight", torch.ones(3), "does not fit"), ("on_input", None, "no kind of adapter")],
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_tensors_that_do_not_fit_are_refused(kind: str, tmp_path: Path) -> None:
+    from loraloom.adapters.kinds import adapter_from_tensors
+
+    layer = LAYERS["linear"]()
+    whole = {**made(layer, {"kind": kind, "lokr_full_matrix": True}).tensors()}
+    for role, tensor, message in BROKEN[kind]:
+        tensors = {**whole, role: tensor} if tensor is not None else {k: t for k, t in whole.items() if k != role}
+        with pytest.raises(AdapterError, match=message):
+            adapter_from_tensors(tensors, spot(layer))  # type: ignore[arg-type]

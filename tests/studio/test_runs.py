@@ -1,0 +1,175 @@
+"""Runs as other processes see them: locks, wishes, and what the files tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loraloom.errors import MissingFileError, ResumeError
+from loraloom.events import (
+    Event,
+    Notice,
+    PreviewSaved,
+    RunFailed,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    StepFinished,
+)
+from loraloom.studio.project import EventLog, RunFolder
+from loraloom.studio.run_control import FolderControl, RunLock, ask, is_trained
+from loraloom.studio.runs import find_run, list_runs, read_status
+from loraloom.training.control import Request
+
+STARTED = RunStarted("x", 20, 5, 4, 4, 100)
+
+
+def step(number: int, loss: float = 0.5) -> StepFinished:
+    return StepFinished(number, 1 + (number - 1) // 5, loss, loss, {"unet": 1e-4}, 2.0)
+
+
+def run(folder: Path, *events: Event) -> RunFolder:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.toml").write_text("", encoding="utf-8")
+    found = RunFolder(folder)
+    with EventLog(found) as log:
+        for event in events:
+            log(event)
+    return found
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from loraloom.studio.run_control import RunLock
+with RunLock(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_never_train_one_run_and_a_dead_one_lets_go(tmp_path: Path) -> None:
+    run(tmp_path, STARTED)
+    assert not is_trained(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "locked\n"
+        assert is_trained(tmp_path)
+        assert read_status(tmp_path).state == "running"
+        with pytest.raises(ResumeError, match=f"trained already by process {process.pid}"), RunLock(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+    finally:
+        process.kill()
+        process.communicate()
+    assert (tmp_path / "process.json").exists()  # it had no time to clear up
+    assert not is_trained(tmp_path)
+    assert read_status(tmp_path).state == "interrupted"
+    with RunLock(tmp_path):
+        assert is_trained(tmp_path)
+    assert not is_trained(tmp_path)
+
+
+def test_a_run_of_another_machine_is_told_by_its_heartbeat(tmp_path: Path) -> None:
+    path = tmp_path / "process.json"
+    path.write_text(json.dumps({"pid": 1, "host": "another machine"}), encoding="utf-8")
+    assert is_trained(tmp_path)
+    os.utime(path, (time.time() - 300, time.time() - 300))
+    assert not is_trained(tmp_path)
+    path.write_text("{", encoding="utf-8")
+    assert not is_trained(tmp_path)
+
+
+def test_wishes_arrive(tmp_path: Path) -> None:
+    run(tmp_path)
+    control = FolderControl(tmp_path)
+    assert control() is Request.GO
+    with pytest.raises(ResumeError, match="not being trained"):
+        ask(tmp_path, Request.STOP)
+    (tmp_path / "control.json").write_text(json.dumps({"request": "stop"}), encoding="utf-8")
+    with RunLock(tmp_path):
+        assert control() is Request.GO  # a wish for an earlier process counts no more
+        for request in (Request.PAUSE, Request.GO, Request.LEAVE, Request.DISCARD, Request.STOP):
+            ask(tmp_path, request)
+            assert control() is request and control() is request
+        (tmp_path / "control.json").write_text("not JSON", encoding="utf-8")
+        assert control() is Request.STOP
+        (tmp_path / "control.json").unlink()
+        assert control() is Request.GO
+    assert not (tmp_path / "control.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "at"),
+    [
+        ([], "interrupted", 0),
+        ([STARTED, step(1), step(2)], "interrupted", 2),
+        ([STARTED, step(1), RunPaused(1, freed=True)], "paused", 1),
+        ([STARTED, step(1), RunPaused(1)], "interrupted", 1),
+        ([STARTED, step(1), RunFinished(1, 2.0, True, 0.5)], "stopped", 1),
+        ([STARTED, step(20), RunFinished(20, 2.0, False, 0.5)], "finished", 20),
+        ([STARTED, step(3), RunFailed(3, "no memory", "buy some")], "failed", 3),
+        ([STARTED, step(3), RunFailed(3, "x", ""), RunResumed(2), STARTED], "interrupted", 2),
+        ([STARTED, *map(step, range(1, 8)), RunResumed(4), STARTED, step(5)], "interrupted", 5),
+    ],
+)
+def test_the_state_of_a_run_that_nobody_trains(events: list[Event], state: str, at: int, tmp_path: Path) -> None:
+    run(tmp_path / "cat", *events)
+    found = read_status(tmp_path / "cat")
+    assert (found.state, found.step) == (state, at)
+
+
+def test_what_is_told_of_a_run(tmp_path: Path) -> None:
+    preview = PreviewSaved("previews/2.png", "a cat", 5, 1)
+    run(tmp_path / "b", Notice("x"), STARTED, *(step(i, 1 / i) for i in range(1, 9)), preview)
+    run(tmp_path / "a", STARTED, RunFailed(0, "no memory", ""))
+    (tmp_path / "c").mkdir()
+    first, second = list_runs(tmp_path)
+    assert (first.name, first.state, first.problem) == ("a", "failed", "no memory")
+    assert (second.step, second.total_steps, second.epoch, second.epochs) == (8, 20, 2, 4)
+    assert (second.loss, second.seconds_per_step, second.seconds_left) == (1 / 8, 2.0, 24.0)
+    assert second.last_preview == "previews/2.png"
+    assert json.loads(json.dumps(second.to_record()))["name"] == "b"
+    with RunLock(tmp_path / "b"):
+        assert read_status(tmp_path / "b").state == "running"
+        run(tmp_path / "b", RunPaused(8))
+        assert read_status(tmp_path / "b").state == "paused"
+    with pytest.raises(MissingFileError):
+        list_runs(tmp_path / "none")
+
+
+def test_runs_are_found_by_name_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "runs" / "cat")
+    assert find_run("cat").resolve() == (tmp_path / "runs" / "cat").resolve()
+    assert find_run(str(tmp_path / "runs" / "cat")) == tmp_path / "runs" / "cat"
+    with pytest.raises(MissingFileError, match="no run 'car'") as caught:
+        find_run("car")
+    assert "'cat'" in caught.value.hint
+
+
+def test_events_of_a_resumed_run_read_as_one_run(tmp_path: Path) -> None:
+    folder = run(tmp_path, STARTED, step(1), step(2), step(3), PreviewSaved("p", "x", 3, 1), RunFailed(3, "x", ""))
+    run(tmp_path, RunResumed(2, "state"), STARTED, step(3, 0.25), RunFinished(3, 6.0, True, 0.25))
+    run(tmp_path, RunResumed(3), STARTED, step(4))
+    assert [event for event in folder.events() if isinstance(event, StepFinished)] == [
+        step(1), step(2), step(3, 0.25), step(4)
+    ]  # fmt: skip
+    assert not [event for event in folder.events() if isinstance(event, (RunFailed, RunFinished, PreviewSaved))]
+    assert len(list(folder.recorded_events())) == 13
+
+
+def test_a_torn_last_line_does_not_swallow_the_next(tmp_path: Path) -> None:
+    folder = run(tmp_path, STARTED, step(1))
+    with folder.events_path.open("ab") as file:
+        file.write(b'{"event": "StepFin')
+    run(tmp_path, RunResumed(1), step(2))
+    assert [event.step for event in folder.events() if isinstance(event, StepFinished)] == [1, 2]

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from loraloom.cli.main import app
+from loraloom.errors import SettingsError
+from loraloom.events import Event, Notice, StepFinished
+from loraloom.formats.tensors import write_tensors
+from loraloom.studio.sweeps import Combination, plan_sweep, run_sweep, split_axes
+from loraloom.studio.training import run_training
+from toys import toy_tensors
+
+Plan = Callable[..., list[Combination]]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    write_tensors(tmp_path / "toy.safetensors", toy_tensors("sd1"))
+    (tmp_path / "pictures").mkdir()
+    for index, colour in enumerate(["#d02020", "#2030c0", "#20c030"]):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / "pictures" / f"{index}.png")
+    fixed = [
+        f"checkpoint='{tmp_path / 'toy.safetensors'}'",
+        f"output='{tmp_path / 'runs'}'",
+        f"dataset.folder='{tmp_path / 'pictures'}'",
+        "dataset.resolution=64",
+        "adapter.rank=2",
+        "epochs=2",
+        "device=cpu",
+        "name=toy",
+    ]
+    return lambda *overrides: plan_sweep(None, [*fixed, *overrides])
+
+
+def test_settings_with_several_values_are_axes() -> None:
+    fixed, axes = split_axes(["a=1", "b=1,2", "c=[1,2]", "d='x,y'", "e='x, y',z", "f-g=1e-4, 1e-5"])
+    assert fixed == ["a=1", "c=[1,2]", "d='x,y'"]
+    assert [(axis.key, axis.values) for axis in axes] == [
+        ("b", ("1", "2")),
+        ("e", ("'x, y'", "z")),
+        ("f_g", ("1e-4", "1e-5")),
+    ]
+
+
+def test_every_combination_is_planned_with_its_own_name(plan: Plan) -> None:
+    found = plan("optimizer.lr=1e-5,1e-3", "adapter.rank=2,4")
+    assert [c.label for c in found] == ["lr 1e-5, rank 2", "lr 1e-5, rank 4", "lr 1e-3, rank 2", "lr 1e-3, rank 4"]
+    assert [c.name for c in found][0] == "toy-lr1e-5_rank2"
+    assert [(c.settings.optimizer.lr, c.settings.adapter.rank) for c in found][3] == (1e-3, 4)
+
+
+@pytest.mark.parametrize("overrides", [["optimizer.lr=1e-5"], ["optimizer.nonsense=1,2"], ["adapter.rank=2,2"]])
+def test_what_cannot_be_swept_is_refused(plan: Plan, overrides: list[str]) -> None:
+    with pytest.raises(SettingsError):
+        plan(*overrides)
+
+
+def test_a_sweep_trains_compares_and_goes_on_where_it_was_interrupted(plan: Plan, tmp_path: Path) -> None:
+    combinations = plan(
+        "optimizer.lr=1e-4,1e-2", "validation.share=0.3", "preview.prompts=['a', 'b']", "preview.steps=1"
+    )
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Notice) and event.text.startswith("training with lr 1e-2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(combinations, listener=interrupt)
+    steps: list[Event] = []
+    result = run_sweep(combinations, listener=lambda e: steps.append(e) if isinstance(e, StepFinished) else None)
+    assert len(steps) == 4  # of the second run alone: 2 pictures x 2 epochs
+    assert [o.combination.label for o in result.outcomes] == ["lr 1e-4", "lr 1e-2"] and not result.failures
+    assert result.outcomes[1].validation_loss is not None
+    with result.table.open(encoding="utf-8") as file:
+        assert [row["combination"] for row in csv.DictReader(file)] == ["lr 1e-4", "lr 1e-2"]
+    assert result.sheet is not None and Image.open(result.sheet).width > 3 * 64
+    assert not any(isinstance(event, StepFinished) for event in _again(combinations))
+    alone = run_training(combinations[1].settings.model_copy(update={"output": tmp_path / "alone"}))
+    assert alone.lora is not None
+    ours, theirs = load_file(result.outcomes[1].lora), load_file(alone.lora)
+    assert all((ours[key] == theirs[key]).all() for key in theirs)
+
+
+def _again(combinations: list[Combination]) -> list[Event]:
+    events: list[Event] = []
+    run_sweep(combinations, listener=events.append)
+    return events
+
+
+def test_a_run_that_fails_does_not_keep_the_others(plan: Plan) -> None:
+    result = run_sweep(plan("optimizer.lr=1e-3,1e30", "optimizer.max_grad_norm=0"))
+    assert [o.combination.label for o in result.outcomes] == ["lr 1e-3"]
+    assert [c.label for c, _ in result.failures] == ["lr 1e30"] and "not finite" in result.failures[0][1]
+
+
+def test_changed_settings_make_new_runs(plan: Plan) -> None:
+    first = run_sweep(plan("optimizer.lr=1e-4,1e-3", "epochs=1"))
+    second = run_sweep(plan("optimizer.lr=1e-4,1e-3", "epochs=2"))
+    assert {o.folder for o in first.outcomes}.isdisjoint(o.folder for o in second.outcomes)
+
+
+def test_two_workers_of_ray_train_the_same(plan: Plan) -> None:
+    pytest.importorskip("ray")
+    combinations = plan("optimizer.lr=1e-4,1e-3", "epochs=1")
+    result = run_sweep(combinations, workers=2)
+    assert len(result.outcomes) == 2 and not result.failures
+
+
+def test_the_command(plan: Plan, tmp_path: Path) -> None:
+    settings = plan("optimizer.lr=1,2")[0].settings.model_copy(update={"name": "toy", "output": tmp_path / "runs"})
+    (tmp_path / "run.toml").write_text(settings.to_toml(comments=False), encoding="utf-8")
+    result = CliRunner().invoke(app, ["sweep", str(tmp_path / "run.toml"), "optimizer.lr=1e-4,1e-3", "epochs=1"])
+    assert result.exit_code == 0, result.output
+    assert "lr 1e-4" in result.output and (tmp_path / "runs" / "toy-sweep" / "table.csv").exists()

@@ -1,0 +1,556 @@
+"""Recipes of other programs: every key is accounted for, and what comes out can be trained with."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loraloom.errors import AdapterError, FileFormatError, MissingFileError, SettingsError
+from loraloom.settings import read_toml
+from loraloom.training.recipes.names import (
+    COMBINED,
+    NETWORK_REASONS,
+    REASONS,
+    SPELLINGS,
+    TRAIN_NETWORK_ARGUMENTS,
+    marked,
+    reason_for,
+)
+from loraloom.training.recipes.reading import read_recipe
+from loraloom.training.recipes.recipe import Recipe, field_rows
+from loraloom.training.settings import TrainSettings
+
+FILES = Path(__file__).parents[1] / "data_files" / "recipes"
+
+
+def mapped(recipe: Recipe) -> dict[str, tuple[str, object]]:
+    return {entry.key: (entry.path, entry.value) for entry in recipe.mapped}
+
+
+def written(tmp_path: Path, name: str, text: str) -> Path:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path / name
+
+
+def settings_again(recipe: Recipe, tmp_path: Path, *overrides: str) -> TrainSettings:
+    """Through the settings file, as a person would go."""
+    path = written(tmp_path, "run.toml", recipe.to_toml())
+    return TrainSettings.load(path, overrides)
+
+
+def test_every_argument_of_train_network_is_mapped_or_has_a_reason() -> None:
+    nowhere = [
+        name
+        for name in (SPELLINGS.get(name, name) for name in TRAIN_NETWORK_ARGUMENTS)
+        if name not in marked() and name not in COMBINED and not reason_for(name)
+    ]
+    assert nowhere == []
+    assert len(TRAIN_NETWORK_ARGUMENTS) == len(set(TRAIN_NETWORK_ARGUMENTS)) == 193
+
+
+def test_the_tables_name_settings_that_exist() -> None:
+    paths = set(field_rows())
+    assert set(marked().values()) <= paths
+    for text in COMBINED.values():
+        first = re.match(r"[a-z_]+\.[a-z_]+", text)
+        assert first is None or first.group() in paths, text
+    assert not [reason for reason in (REASONS | NETWORK_REASONS).values() if not reason.strip()]
+    assert all(
+        name in TRAIN_NETWORK_ARGUMENTS or name in marked() or name in REASONS
+        for name in SPELLINGS.values()
+        if name != "num_repeats"
+    )
+
+
+def test_a_whole_sd_scripts_file(tmp_path: Path) -> None:
+    path = FILES / "sd-scripts.toml"
+    recipe = read_recipe(path)
+    keys = [key for section in tomllib.loads(path.read_text(encoding="utf-8")).values() for key in section]
+    assert len(keys) >= 60
+    told = {key.partition(":")[0] for key in recipe.keys}
+    assert [key for key in keys if key not in told] == []
+    assert recipe.unknown == [] and recipe.problems == []
+
+    settings = settings_again(recipe, tmp_path)
+    assert settings.adapter.rank == 32 and settings.adapter.alpha == 16 and settings.adapter.conv_rank == 8
+    assert settings.optimizer.name == "adamw_8bit"
+    assert (settings.optimizer.weight_decay, settings.optimizer.betas, settings.optimizer.eps) == (
+        0.05,
+        (0.9, 0.99),
+        1e-7,
+    )
+    assert settings.optimizer.text_encoder_lr == 5e-5
+    assert (settings.epochs, settings.steps) == (8, None), "epochs count before steps, as there"
+    assert settings.lr_schedule.warmup_steps == 0.05 and settings.lr_schedule.cycles == 3
+    assert settings.dataset.resolution == (512, 768)
+    assert settings.dataset.upscale is False, "bucket_no_upscale is the other way round"
+    assert settings.dataset.folder == FILES / "img", "relative to the recipe"
+    assert settings.gradient_checkpointing == "full"
+    assert settings.preview.sampler == "Euler a"
+    assert settings.preview.prompts[0] == "foxstyle, a red fox in snow --n blurry --w 512 --h 768 --d 1"
+    assert settings.preview.prompts[1].endswith("--s 24 --l 6.5")
+    assert recipe.finished() == settings
+
+
+def test_the_form_of_kohya_ss(tmp_path: Path) -> None:
+    path = FILES / "kohya_ss-gui.json"
+    recipe = read_recipe(path)
+    keys = list(json.loads(path.read_text(encoding="utf-8")))
+    assert len(keys) > 280, "as many as the form saves"
+    told = {key.partition(":")[0] for key in recipe.keys}
+    assert [key for key in keys if key not in told] == []
+    assert recipe.unknown == [] and recipe.problems == []
+
+    settings = settings_again(recipe, tmp_path)
+    assert settings.epochs == 6
+    assert settings.lr_schedule.warmup_steps == 0.1, "10 percent"
+    assert settings.objective.multires_noise_iterations == 6
+    assert settings.objective.noise_offset == 0, "of the other kind of noise"
+    assert settings.adapter.conv_rank == 8 and settings.adapter.alpha == 16
+    assert settings.dataset.captions.tag_dropout == 0.1, "from additional_parameters"
+    assert settings.dataset.captions.secondary_separator == ";;;"
+    assert settings.objective.timestep_sampling == "uniform", "the field is for FLUX"
+    assert settings.preview.prompts[1] == "a fox, portrait"
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "value"),
+    [
+        ({"max_train_steps": 900}, "steps", 900),
+        ({"LoRA_type": "LyCORIS/LoHa"}, "adapter.kind", "loha"),
+        ({"LoRA_type": "Standard"}, "adapter.conv_rank", None),
+        ({"LoRA_type": "LyCORIS/LoCon", "LyCORIS_preset": "attn-mlp"}, "adapter.conv_rank", None),
+        ({"LoRA_type": "LyCORIS/LoKr", "network_dim": 100000, "conv_dim": 100000}, "adapter.lokr_full_matrix", True),
+        ({"lr_warmup_steps": 30}, "lr_schedule.warmup_steps", 30),
+        ({"noise_offset_type": "Original"}, "objective.noise_offset", 0.05),
+        ({"text_encoder_lr": 0}, "adapter.text_encoder", False),
+        ({"text_encoder_lr": 0, "unet_lr": 0}, "adapter.text_encoder", None),
+        ({"lr_scheduler_num_cycles": ""}, "lr_schedule.cycles", 6),
+        ({"keep_tokens": "3"}, "dataset.captions.keep_tokens", 3),
+        ({"gradient_accumulation_steps": 4.0}, "gradient_accumulation", 4),
+    ],
+)
+def test_rules_of_the_form(tmp_path: Path, change: dict[str, object], path: str, value: object) -> None:
+    data = json.loads((FILES / "kohya_ss-gui.json").read_text(encoding="utf-8")) | change
+    recipe = read_recipe(written(tmp_path, "gui.json", json.dumps(data)))
+    assert recipe.get(path) == value
+    recipe.finished()
+
+
+def test_another_family_is_refused(tmp_path: Path) -> None:
+    data = json.loads((FILES / "kohya_ss-gui.json").read_text(encoding="utf-8")) | {"flux1_checkbox": True}
+    with pytest.raises(SettingsError, match="flux1_checkbox is on"):
+        read_recipe(written(tmp_path, "gui.json", json.dumps(data))).finished()
+
+
+def test_the_guides_script(tmp_path: Path) -> None:
+    recipe = read_recipe(FILES / "guide.ps1")
+    text = (FILES / "guide.ps1").read_text(encoding="utf-8")
+    variables = re.findall(r"^(\$\w+) =", text, re.MULTILINE)
+    assert [name for name in variables if name not in recipe.keys] == []
+    found = mapped(recipe)
+    for key, path, value in (
+        ("$train_batch_size", "batch_size", 1),
+        ("$num_epochs", "epochs", 10),
+        ("$max_token_length", "max_token_length", 75),
+        ("$clip_skip", "clip_skip", 1),
+        ("$learning_rate", "optimizer.lr", 1e-4),
+        ("$unet_lr", "optimizer.unet_lr", 1e-4),
+        ("$text_encoder_lr", "optimizer.text_encoder_lr", 5e-5),
+        ("$scheduler", "lr_schedule.name", "cosine_with_restarts"),
+        ("$save_precision", "saving.precision", "fp16"),
+        ("$mixed_precision", "mixed_precision", "fp16"),
+        ("$network_dim", "adapter.rank", 128),
+        ("$lr_warmup_ratio", "lr_schedule.warmup_steps", 0.05),
+        ("$ckpt", "checkpoint", r"X:\models\anime.safetensors"),
+        ("$shuffle_caption", "dataset.captions.shuffle", True),
+        ("use_8bit_adam", "optimizer.name", "adamw_8bit"),
+    ):
+        assert found[key] == (path, value), key
+    assert recipe.get("adapter.alpha") == 128, "the guide is older than network_alpha: scale 1"
+    assert {"--max_train_steps", "--seed", "--lr_warmup_steps", "$my_note"} <= {key for key, _ in recipe.unmapped}
+    recipe.finished()
+    settings_again(recipe, tmp_path)
+
+
+def test_the_guides_script_in_utf_16(tmp_path: Path) -> None:
+    path = tmp_path / "guide.txt"
+    path.write_bytes((FILES / "guide.ps1").read_text(encoding="utf-8").encode("utf-16"))
+    assert read_recipe(path).settings == {**read_recipe(FILES / "guide.ps1").settings}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("accelerate launch train_network.py --network_dim=8 --network_module=networks.lora", {"adapter.rank": 8}),
+        (
+            "python ./train_network.py --network_dim 8 --flip_aug --unet_lr 1e-3",
+            {"dataset.flip": True, "optimizer.unet_lr": 1e-3},
+        ),
+        (
+            "DIM=12\naccelerate launch \\\n  train_network.py \\\n # --seed=3 \\\n --network_dim=${DIM} \\\n --seed 4",
+            {"seed": 4, "adapter.rank": 12},
+        ),
+        (
+            '@echo off\nset DIM=9\naccelerate launch ^\n train_network.py --network_dim=%DIM% --output_dir="D:\\o\\"',
+            {"adapter.rank": 9, "output": "D:\\o"},
+        ),
+        (
+            '--optimizer_type Prodigy --optimizer_args "d_coef=2" "betas=0.9,0.99"',
+            {"optimizer.args": {"d_coef": 2}, "optimizer.betas": [0.9, 0.99]},
+        ),
+        (
+            "accelerate launch --mixed_precision=bf16 --num_processes 1 train_network.py --network_dim 4",
+            {"mixed_precision": "bf16"},
+        ),
+        (
+            '$r = 6\ntrain_network.py `\n --network_dim=$r --network_args "conv_dim=$r" "conv_alpha=1"',
+            {"adapter.conv_rank": 6, "adapter.conv_alpha": 1},
+        ),
+        (
+            "train_network.py --learning_rate=1 --min_snr_gamma=5 --v_parameterization",
+            {"prediction": "v", "objective.min_snr_gamma": 5},
+        ),
+        (
+            "train_network.py --network_train_unet_only --optimizer_type torch.optim.RAdam",
+            {"adapter.text_encoder": False, "optimizer.name": "torch.optim.RAdam"},
+        ),
+        ("train_network.py --train_data_dir D:\\pictures\\cat", {"dataset.folder": "D:\\pictures\\cat"}),
+        (
+            "train_network.py --base_weights a.safetensors b.safetensors --base_weights_multiplier 0.5 1",
+            {"adapter.base_loras": ["{here}/a.safetensors:0.5", "{here}/b.safetensors:1"]},
+        ),
+        ("train_network.py --save_every_n_steps 100 --save_last_n_steps 300", {"saving.keep_last": 3}),
+    ],
+)
+def test_command_lines(tmp_path: Path, text: str, expected: dict[str, object]) -> None:
+    recipe = read_recipe(written(tmp_path, "go", text + "\n"))
+    for path, value in expected.items():
+        if isinstance(value, list):
+            value = [item.format(here=tmp_path) if isinstance(item, str) else item for item in value]
+        assert recipe.get(path) == value
+    assert recipe.problems == []
+
+
+def test_what_is_not_said_is_what_sd_scripts_does(tmp_path: Path) -> None:
+    recipe = read_recipe(
+        written(tmp_path, "a.toml", 'train_data_dir = "img"\npretrained_model_name_or_path = "a.ckpt"\n')
+    )
+    settings = recipe.finished()
+    assert (settings.adapter.rank, settings.adapter.alpha, settings.lr_schedule.name) == (4, 1.0, "constant")
+    assert (settings.steps, settings.optimizer.lr, settings.saving.every_epochs) == (1600, 2e-6, 0)
+    assert settings.dataset.buckets is False
+    assert all(key.startswith("(") for key, _ in recipe.changed)
+
+
+def test_a_dataset_file_with_two_datasets(tmp_path: Path) -> None:
+    recipe = read_recipe(FILES / "dataset.toml")
+    assert recipe.unknown == ["datasets[1].subsets[0].shuffel_caption"]
+    assert "nearest name is shuffle_caption" in dict(recipe.unmapped)["datasets[1].subsets[0].shuffel_caption"]
+    data = tomllib.loads((FILES / "dataset.toml").read_text(encoding="utf-8"))
+    keys = [f"general.{key}" for key in data["general"]]
+    for number, dataset in enumerate(data["datasets"]):
+        keys += [f"datasets[{number}].{key}" for key in dataset if key != "subsets"]
+        for index, subset in enumerate(dataset["subsets"]):
+            keys += [f"datasets[{number}].subsets[{index}].{key}" for key in subset]
+    assert [key for key in keys if key not in recipe.keys] == []
+
+    settings = settings_again(recipe, tmp_path, "checkpoint=a.ckpt")
+    fox, style, reg, large = settings.dataset.concepts
+    assert (fox.repeats, fox.caption, fox.flip, fox.resolutions) == (10, "fox", True, (512,))
+    assert (style.repeats, style.flip, style.captions) == (2, False, {"keep_tokens": 3, "dropout": 0.1})
+    assert reg.is_regularization and reg.repeats == 1 and not style.is_regularization
+    assert (large.folder, large.resolutions, large.masks) == (fox.folder, ((768, 1024),), "folder")
+    assert settings.dataset.captions.shuffle and settings.dataset.captions.keep_tokens == 1
+    assert settings.batch_size == 4
+    assert any(key == "datasets[1].batch_size" for key, _ in recipe.changed)
+
+
+def test_a_run_that_names_a_dataset_file(tmp_path: Path) -> None:
+    shutil.copy(FILES / "dataset.toml", tmp_path / "dataset.toml")
+    text = 'dataset_config = "dataset.toml"\ntrain_data_dir = "other"\nkeep_tokens = 5\nnetwork_dim = 8\n'
+    recipe = read_recipe(written(tmp_path, "run.toml", text + 'pretrained_model_name_or_path = "a.ckpt"\nseed = 3\n'))
+    settings = recipe.finished()
+    assert len(settings.dataset.concepts) == 4 and settings.seed == 3
+    assert settings.dataset.captions.keep_tokens == 1, "the dataset file counts before the run's own arguments"
+    assert {"train_data_dir", "keep_tokens"} <= {key for key, _ in recipe.changed}
+
+
+def test_a_folder_twice_in_one_dataset(tmp_path: Path) -> None:
+    subset = '[[datasets.subsets]]\nimage_dir="a"\nnum_repeats='
+    text = f"[[datasets]]\n{subset}3\n{subset}9\n"
+    recipe = read_recipe(written(tmp_path, "d.toml", text))
+    assert [concept["repeats"] for concept in recipe.get("dataset.concepts")] == [3]
+    assert "first counts" in dict(recipe.unmapped)["datasets[0].subsets[1].num_repeats"]
+
+
+def test_a_list_of_five_concepts(tmp_path: Path) -> None:
+    recipe = read_recipe(FILES / "concepts_list.json")
+    settings = settings_again(recipe, tmp_path, "checkpoint=a.ckpt")
+    assert [concept.folder.relative_to(FILES).as_posix() for concept in settings.dataset.concepts] == [
+        "img/anna", "reg/woman", "img/dog", "reg/dog", "img/style", "img/car", "img/tree",
+    ]  # fmt: skip
+    anna, woman, dog, _, style, car, tree = settings.dataset.concepts
+    assert anna.captions == {"trigger": "annaxyz woman"} and woman.is_regularization and not woman.captions
+    assert dog.captions == {"sentence": "photo of sks dog"}
+    assert style.captions == {"sentence": "inkstyle, [filewords]"}
+    assert car.captions == {"trigger": "zwxcar"} and tree.captions == {}
+    assert {concept.repeats for concept in settings.dataset.concepts} == {1}
+    assert settings.preview.prompts == ("sks dog on a beach --n blurry --d 7 --l 8 --s 40",)
+    assert recipe.unknown == ["concepts[4].colour"]
+
+
+def test_a_path_with_single_backslashes(tmp_path: Path) -> None:
+    path = written(tmp_path, "c.json", r'[{"instance_data_dir": "C:\train\new pictures", "instance_prompt": "x"}]')
+    assert read_recipe(path).get("dataset.concepts")[0]["folder"] == r"C:\train\new pictures"
+    path = written(tmp_path, "c.json", r'[{"instance_data_dir": "C:\\train\\new", "instance_prompt": "x"}]')
+    assert read_recipe(path).get("dataset.concepts")[0]["folder"] == r"C:\train\new"
+
+
+def test_captions_in_file_names(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1 a red cat.png").touch()
+    path = written(tmp_path, "c.json", '[{"instance_data_dir": "cat", "instance_prompt": "[filewords]"}]')
+    assert read_recipe(path).get("dataset.concepts")[0]["captions"] == {"source": "filename"}
+
+
+def test_a_db_config_of_january_2023(tmp_path: Path) -> None:
+    path = FILES / "db_config.json"
+    recipe = read_recipe(path)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    told = {key.partition("[")[0] for key in recipe.keys}
+    assert [key for key in data if key not in told] == []
+    assert recipe.unknown == []
+    settings = settings_again(recipe, tmp_path)
+    assert (settings.epochs, settings.saving.every_epochs, settings.preview.every_epochs) == (100, 25, 5)
+    assert (settings.optimizer.unet_lr, settings.optimizer.text_encoder_lr) == (2e-4, 1e-4)
+    assert (settings.optimizer.text_encoder_stop, settings.optimizer.weight_decay) == (0.75, 0.02)
+    assert settings.lr_schedule.name == "linear" and settings.lr_schedule.warmup_steps == 100
+    assert (settings.adapter.rank, settings.adapter.alpha) == (8, None)
+    assert settings.dataset.captions.shuffle and settings.dataset.captions.keep_tokens == 1
+    assert settings.optimizer.name == "adamw_8bit"
+
+
+def test_later_names_of_db_config(tmp_path: Path) -> None:
+    data = {
+        "db_model_name": "x", "use_lora": True, "lora_unet_rank": 12, "lora_txt_rank": 4, "optimizer": "8bit AdamW",
+        "weight_decay": 0.3, "offset_noise": 0.1, "stop_text_encoder": 0, "num_train_epochs": 5,
+        "prior_loss_scale": True, "prior_loss_weight_min": 0.2,
+        "prior_loss_weight": 0.9, "lora_txt_learning_rate": 1e-4,
+        "c1_instance_data_dir": "img", "c1_instance_prompt": "[filewords]",
+        "not_cache_latents": True, "src": "a.ckpt",
+    }  # fmt: skip
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data)))
+    settings = recipe.finished()
+    assert (settings.adapter.rank, settings.adapter.text_encoder, settings.optimizer.weight_decay) == (12, False, 0.3)
+    assert (settings.objective.noise_offset, settings.objective.prior_loss_min) == (0.1, 0.2)
+    assert settings.dataset.concepts[0].folder == tmp_path / "img"
+    assert [key for key in data if key not in recipe.keys] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("a.json", '{"network_dim": 4,\n "seed": }', "line 2 column 10"),
+        ("a.json", '[{"instance_data_dir": "cat\\q"}]', r"line 1 column \d+: Invalid \\escape"),
+        ("a.toml", "network_dim = 4\nseed = = 3\n", "line 2 column"),
+        ("a.json", '{"seed": 1, "seed": 2, "network_dim": 3}', "'seed' twice"),
+        ("a.json", '{"learning_rate": NaN}', "NaN"),
+        ("a.json", "[1, 2]", "is no|no recipe|not one of concepts|not valid|line 1"),
+        ("a.json", "[" * 100_000, "nested|line"),
+        ("a.toml", "a = " + "[" * 20_000, "nested|line|not valid"),
+        ("a.toml", "   \n", "is empty"),
+        ("a.json", '{"colour": 1}', "no recipe that is known"),
+        ("a.json", '{"__version": 5, "training_method": "LORA"}', "OneTrainer"),
+        ("a.toml", '[dataset]\nfolder = "x"\n', "settings file of this program"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, name: str, text: str, place: str) -> None:
+    with pytest.raises(FileFormatError, match=place):
+        read_recipe(written(tmp_path, name, text))
+
+
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
+        read_recipe(tmp_path / "nothing.toml")
+    with pytest.raises(FileFormatError, match="is a folder"):
+        read_recipe(tmp_path)
+    (tmp_path / "b").write_bytes(b"network_dim = 4\nname = '\xff'\n")
+    with pytest.raises(FileFormatError, match="line 2"):
+        read_recipe(tmp_path / "b")
+    with pytest.raises(FileFormatError, match="no LoRA file"):
+        read_recipe(FILES / "sd-scripts.toml", only_lora=True)
+
+
+def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
+    text = """
+network_dim = 0
+clip_skip = 40
+optimizer_type = "Nonsense"
+lr_scheduler = "wobble"
+loss_type = "l9"
+network_module = "networks.dylora"
+network_train_unet_only = true
+network_train_text_encoder_only = true
+"""
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    with pytest.raises(SettingsError) as caught:
+        recipe.finished()
+    said = "\n".join(caught.value.problems)
+    for part in ("network_dim = 0", "clip_skip = 40", "'Nonsense'", "'wobble'", "loss_type", "dylora", "contradict"):
+        assert part in said
+    for path in ("checkpoint", "dataset.folder"):
+        assert f"does not say {path}" in said
+    fixes = [
+        "adapter.rank=4",
+        "clip_skip=1",
+        "optimizer.name=adamw",
+        "lr_schedule.name=linear",
+        "objective.loss_type=l2",
+    ]
+    more = [
+        "adapter.kind=lora",
+        "adapter.unet=true",
+        "adapter.text_encoder=true",
+        "checkpoint=a.ckpt",
+        "dataset.folder=img",
+    ]
+    assert recipe.finished([*fixes, *more]).clip_skip == 1
+
+
+def test_a_name_on_the_hub_is_no_checkpoint(tmp_path: Path) -> None:
+    text = 'pretrained_model_name_or_path = "runwayml/stable-diffusion-v1-5"\ntrain_data_dir = "img"\n'
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    assert recipe.missing() == ["checkpoint"]
+    with pytest.raises(SettingsError, match="runwayml/stable-diffusion-v1-5"):
+        recipe.finished()
+    assert recipe.finished(["checkpoint=a.ckpt"]).checkpoint == Path("a.ckpt")
+
+
+def test_an_unknown_key_is_told_with_the_nearest_name(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, "a.toml", "netwrok_dim = 3\nnetwork_alpha = 2\n"))
+    assert recipe.unmapped == [("netwrok_dim", "not known; the nearest name is network_dim")]
+
+
+def test_the_settings_file_says_where_things_came_from() -> None:
+    text = read_recipe(FILES / "sd-scripts.toml").to_toml()
+    assert "rank = 32 # network_dim" in text
+    assert "#   max_train_steps: left out" in text and "#   xformers: not needed" in text
+
+
+MakeSettings = Callable[..., TrainSettings]
+
+
+def test_a_run_from_a_recipe_and_its_lora_as_a_recipe(
+    tmp_path: Path, pictures: Path, checkpoints: Callable[[str], Path]
+) -> None:
+    from loraloom.studio.training import run_training
+
+    text = f"""
+[model]
+pretrained_model_name_or_path = '{checkpoints("sd1")}'
+train_data_dir = '{pictures}'
+output_dir = '{tmp_path / "runs"}'
+output_name = "tiny"
+[network]
+network_module = "networks.lora"
+network_dim = 2
+network_alpha = 1
+resolution = "64"
+max_train_steps = 2
+train_batch_size = 2
+learning_rate = 1e-3
+lr_scheduler = "cosine"
+optimizer_args = ["weight_decay=0.2"]
+noise_offset = 0.07
+min_snr_gamma = 5
+shuffle_caption = true
+training_comment = "hello"
+seed = 11
+"""
+    recipe = read_recipe(written(tmp_path, "kohya.toml", text))
+    settings = recipe.finished(["device=cpu"])
+    result = run_training(settings)
+    assert result.lora.is_file()
+    assert TrainSettings.load(result.folder / "settings.toml").objective.noise_offset == 0.07
+
+    like = read_recipe(result.lora, only_lora=True)
+    assert like.missing() == ["checkpoint", "dataset.folder"]
+    assert "sd1.safetensors" in like.known_of_required["checkpoint"]
+    again = like.finished([f"checkpoint='{settings.checkpoint}'", f"dataset.folder='{pictures}'"])
+    assert (again.adapter.rank, again.adapter.alpha, again.seed, again.dataset.resolution) == (2, 1.0, 11, 64)
+    assert (again.optimizer.lr, again.lr_schedule.name, again.batch_size) == (1e-3, "cosine", 2)
+    assert again.optimizer.name == "adamw"
+    assert like.problems == []
+
+
+def test_the_metadata_of_sd_scripts(tmp_path: Path) -> None:
+    import torch
+
+    from loraloom.formats.tensors import write_tensors
+
+    metadata = {
+        "ss_network_dim": "16", "ss_network_alpha": "8", "ss_network_module": "lycoris.kohya",
+        "ss_network_args": json.dumps({"algo": "loha", "conv_dim": "4", "conv_alpha": "1", "preset": "full"}),
+        "ss_optimizer": "bitsandbytes.optim.adamw.AdamW8bit(weight_decay=0.1,betas=(0.9, 0.95))",
+        "ss_learning_rate": "0.0001", "ss_unet_lr": "None", "ss_text_encoder_lr": "5e-05", "ss_seed": "7",
+        "ss_num_epochs": "3", "ss_max_train_steps": "300", "ss_lr_scheduler": "cosine_with_restarts",
+        "ss_min_snr_gamma": "5.0", "ss_noise_offset": "None", "ss_v2": "False", "ss_sd_model_name": "anime.ckpt",
+        "ss_clip_skip": "2", "ss_cache_latents": "True", "ss_mixed_precision": "fp16", "ss_steps": "300",
+        "ss_datasets": json.dumps([{"resolution": [512, 512], "enable_bucket": True, "batch_size_per_device": 4,
+                                    "subsets": [{"keep_tokens": 2, "shuffle_caption": True, "flip_aug": False}]}]),
+        "modelspec.title": "My style", "modelspec.architecture": "stable-diffusion-v1/lora", "sshs_model_hash": "00",
+    }  # fmt: skip
+    write_tensors(tmp_path / "l.safetensors", {"lora_unet_x.alpha": torch.ones(1)}, metadata=metadata)
+    recipe = read_recipe(tmp_path / "l.safetensors")
+    settings = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+    assert (settings.adapter.kind, settings.adapter.rank, settings.adapter.conv_rank) == ("loha", 16, 4)
+    assert (settings.optimizer.name, settings.optimizer.betas) == ("adamw_8bit", (0.9, 0.95))
+    assert (settings.epochs, settings.steps, settings.batch_size) == (3, None, 4)
+    assert (settings.dataset.resolution, settings.dataset.captions.keep_tokens) == (512, 2)
+    assert settings.saving.title == "My style" and settings.clip_skip == 2
+    assert "anime.ckpt" in recipe.known_of_required["checkpoint"]
+    told = {key.partition(":")[0] for key in recipe.keys}
+    assert [key for key in metadata if key not in told] == []
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 3.7, "x", "\0", ["a"], {"a": 1}, [{}], 10**40])
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        (
+            "kohya_ss-gui.json",
+            ["epoch", "lr_warmup", "LoRA_type", "conv_dim", "sample_prompts", "additional_parameters"],
+        ),
+        ("db_config.json", ["stop_text_encoder", "concepts_list", "src", "sanity_prompt", "optimizer", "lora_rank"]),
+    ],
+)
+def test_odd_values_are_problems_and_lose_no_key(tmp_path: Path, file: str, keys: list[str], value: object) -> None:
+    data = json.loads((FILES / file).read_text(encoding="utf-8"))
+    for key in keys:
+        recipe = read_recipe(written(tmp_path, "odd.json", json.dumps(data | {key: value})))
+        recipe.to_toml()
+        if not recipe.problems:
+            told = {name.partition(":")[0].partition("[")[0] for name in recipe.keys}
+            assert [name for name in data if name not in told] == []
+
+
+def test_a_lora_without_metadata(tmp_path: Path) -> None:
+    import torch
+
+    from loraloom.formats.tensors import write_tensors
+
+    write_tensors(tmp_path / "l.safetensors", {"lora_unet_x.alpha": torch.ones(1)})
+    with pytest.raises(AdapterError, match="carries no metadata"):
+        read_recipe(tmp_path / "l.safetensors")
+
+
+def test_the_template_is_read_back_by_the_own_reader(tmp_path: Path) -> None:
+    path = written(tmp_path, "run.toml", read_recipe(FILES / "concepts_list.json").to_toml())
+    assert len(read_toml(path)["dataset"]["concepts"]) == 7

@@ -1,0 +1,348 @@
+"""What the model is asked and how its answer is judged: draws, noise, loss, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraloom.diffusion.objectives import Prediction
+from loraloom.diffusion.schedules import NoiseSchedule
+from loraloom.errors import SettingsError
+from loraloom.models.conditioning import Conditioning
+from loraloom.training.settings import ObjectiveSettings, TrainSettings
+from loraloom.training.step import (
+    UNIFORM_SHARE,
+    Batch,
+    Objective,
+    objective_notices,
+    prior_weight,
+)
+
+MakeSettings = Callable[..., TrainSettings]
+SCHEDULE = NoiseSchedule.scaled_linear()
+ENDING_IN_NOISE = NoiseSchedule.scaled_linear(zero_terminal_snr=True)
+
+
+def objective(prediction: Prediction = "epsilon", schedule: NoiseSchedule = SCHEDULE, **settings: object) -> Objective:
+    return Objective(schedule, prediction, 7, ObjectiveSettings.model_validate(settings))
+
+
+def batch(count: int = 4, size: tuple[int, int] = (8, 8), epoch: int = 0) -> Batch:
+    latents = torch.randn(count, 4, *size, generator=torch.Generator().manual_seed(11))
+    keys = [(epoch, f"picture {index}", 0) for index in range(count)]
+    return Batch(latents, Conditioning(torch.zeros(count, 77, 8)), torch.ones(count), keys)
+
+
+# ------------------------------------------------------------------------------------------------ timesteps
+
+
+def test_timesteps_stay_in_their_range_and_reach_its_ends() -> None:
+    for sampling in ("uniform", "logit_normal", "importance"):
+        asked = objective(min_timestep=10, max_timestep=14, timestep_sampling=sampling)
+        drawn = torch.cat([asked.timesteps(batch(50, epoch=epoch)) for epoch in range(8)])
+        assert set(drawn.tolist()) == {10, 11, 12, 13}, sampling
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal", "importance"])
+@pytest.mark.parametrize("stratified", [False, True])
+def test_timesteps_follow_the_stated_density(sampling: str, stratified: bool) -> None:
+    asked = objective(timestep_sampling=sampling, stratified_timesteps=stratified, logit_mean=-0.5)
+    drawn = torch.cat([asked.timesteps(batch(8, epoch=epoch)) for epoch in range(1500)])
+    found = torch.bincount(drawn, minlength=1000).reshape(10, 100).sum(1) / len(drawn)
+    torch.testing.assert_close(found.double(), asked.density.reshape(10, 100).sum(1), atol=0.012, rtol=0)
+
+
+def test_stratified_timesteps_take_one_of_each_part() -> None:
+    asked = objective(stratified_timesteps=True)
+    for epoch in range(20):
+        assert sorted((asked.timesteps(batch(4, epoch=epoch)) // 250).tolist()) == [0, 1, 2, 3]
+    firsts = {int(asked.timesteps(batch(4, epoch=epoch))[0]) // 250 for epoch in range(30)}
+    assert firsts == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("weighing", [{}, {"min_snr_gamma": 5.0}, {"min_timestep": 100, "max_timestep": 700}])
+def test_importance_sampling_leaves_the_expected_loss(prediction: Prediction, weighing: dict[str, float]) -> None:
+    plain = objective(prediction, **weighing)
+    sampled = objective(prediction, timestep_sampling="importance", **weighing)
+    losses = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = [
+        float((asked.density * losses * (1.0 if weights is None else weights)).sum())
+        for asked in (plain, sampled)
+        for weights in [asked.timestep_weights]
+    ]
+    assert expected[1] == pytest.approx(expected[0], rel=1e-5)
+    ratio = sampled.timestep_weights / (1.0 if plain.timestep_weights is None else plain.timestep_weights)
+    assert float(ratio.max()) <= 1 / UNIFORM_SHARE + 1e-4
+    assert float(sampled.density.max() / sampled.density[sampled.density > 0].min()) > 1.2
+
+
+def test_draws_do_not_depend_on_the_batch_unless_stratified() -> None:
+    whole = batch(4)
+    one = replace(whole, latents=whole.latents[2:3], keys=whole.keys[2:3])
+    options = {
+        "timestep_sampling": "importance",
+        "noise_offset": 0.1,
+        "noise_offset_random_strength": True,
+        "adaptive_noise_scale": 0.2,
+        "multires_noise_iterations": 4,
+        "ip_noise_gamma": 0.1,
+        "ip_noise_gamma_random_strength": True,
+    }
+    asked = objective(**options)
+    assert asked.timesteps(one).item() == asked.timesteps(whole)[2].item()
+    noise, alone = asked.noise(whole), asked.noise(one)
+    torch.testing.assert_close(alone[0], noise[2])
+    torch.testing.assert_close(asked.perturbed(alone, one)[0], asked.perturbed(noise, whole)[2])
+    torch.testing.assert_close(noise, asked.noise(whole), rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------------------------ noise
+
+
+def test_an_offset_shifts_every_channel_as_a_whole() -> None:
+    plain, shifted = objective().noise(batch()), objective(noise_offset=0.1).noise(batch())
+    shift = (shifted - plain).mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(shifted - plain, shift.expand_as(plain), atol=1e-6, rtol=0)
+    many = objective(noise_offset=0.1).noise(batch(500, (2, 2))) - objective().noise(batch(500, (2, 2)))
+    assert float(many[:, :, 0, 0].std()) == pytest.approx(0.1, rel=0.05)
+    random = objective(noise_offset=0.1, noise_offset_random_strength=True).noise(batch(500, (2, 2)))
+    random = random - objective().noise(batch(500, (2, 2)))
+    assert float(random[:, :, 0, 0].std()) == pytest.approx(0.1 / 3**0.5, rel=0.08)  # a uniform number squared: 1/3
+
+
+def test_the_adaptive_offset_follows_the_mean_of_the_latents() -> None:
+    given = batch()
+    unit = objective(noise_offset=1.0).noise(given) - objective().noise(given)
+    mean = given.latents.mean(dim=(2, 3), keepdim=True).abs()
+    adaptive = objective(noise_offset=0.05, adaptive_noise_scale=0.3).noise(given) - objective().noise(given)
+    torch.testing.assert_close(adaptive, (0.05 + 0.3 * mean) * unit, atol=1e-6, rtol=1e-4)
+    less = objective(noise_offset=0.05, adaptive_noise_scale=-1.0).noise(given) - objective().noise(given)
+    torch.testing.assert_close(less, (0.05 - mean).clamp(min=0) * unit, atol=1e-6, rtol=1e-4)
+
+
+def test_multires_noise_is_coarser_and_of_unit_size_for_each_image() -> None:
+    given = batch(64, (16, 16))
+    plain, coarse = objective().noise(given), objective(multires_noise_iterations=6, multires_noise_discount=0.9)
+    noise = coarse.noise(given)
+    torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.ones(64))
+    assert float(noise.mean(dim=(2, 3)).std()) > 3 * float(plain.mean(dim=(2, 3)).std())
+
+
+def test_input_perturbation_is_seen_but_not_asked_for() -> None:
+    given = batch(200)
+    asked = objective(ip_noise_gamma=0.2)
+    noise = asked.noise(given)
+    more = asked.perturbed(noise, given) - noise
+    assert float(more.std()) == pytest.approx(0.2, rel=0.02)
+    assert float((more * noise).mean()) == pytest.approx(0.0, abs=0.005)
+    assert asked.target(given.latents, noise, torch.full((200,), 500)) is noise
+    random = objective(ip_noise_gamma=0.2, ip_noise_gamma_random_strength=True).perturbed(noise, given) - noise
+    assert float(random.std()) == pytest.approx(0.2 / 3**0.5, rel=0.1)
+
+
+def test_without_options_nothing_is_computed() -> None:
+    given, asked = batch(), objective()
+    noise = asked.noise(given)
+    assert asked.perturbed(noise, given) is noise
+    assert asked.timestep_weights is None
+    predicted = given.latents
+    expected = (predicted - noise).square().mean(dim=(1, 2, 3))
+    assert torch.equal(asked.loss(predicted, noise, asked.timesteps(given)), expected)
+
+
+# ------------------------------------------------------------------------------------------------ loss
+
+
+@pytest.mark.parametrize(
+    ("prediction", "settings", "weight"),
+    [
+        ("epsilon", {"min_snr_gamma": 5.0}, lambda snr: min(snr, 5.0) / snr),
+        ("v", {"min_snr_gamma": 5.0}, lambda snr: min(snr, 5.0) / (snr + 1)),
+        ("epsilon", {"debiased_estimation": True}, lambda snr: snr**-0.5),
+        ("v", {"debiased_estimation": True}, lambda snr: 1 / (snr + 1)),
+        ("v", {"scale_v_like_noise": True}, lambda snr: snr / (snr + 1)),
+        ("epsilon", {"v_like_loss": 0.5}, lambda snr: 1 + 0.5 * (snr + 1) / snr),
+        (
+            "v",
+            {"scale_v_like_noise": True, "min_snr_gamma": 1.0},
+            lambda snr: snr / (snr + 1) * min(snr, 1.0) / (snr + 1),
+        ),
+    ],
+)
+@pytest.mark.parametrize("schedule", [SCHEDULE, ENDING_IN_NOISE], ids=["plain", "zero terminal SNR"])
+def test_the_loss_is_weighed_by_the_snr(
+    prediction: Prediction,
+    settings: dict[str, object],
+    weight: Callable[[float], float],
+    schedule: NoiseSchedule,
+) -> None:
+    given = batch(3)
+    timesteps = torch.tensor([100, 500, 900])
+    zeros = torch.zeros_like(given.latents)
+    found = objective(prediction, schedule, **settings).loss(given.latents, zeros, timesteps)
+    plain = given.latents.square().mean(dim=(1, 2, 3))
+    alpha = schedule.alphas_cumprod[timesteps].double()
+    expected = [float(loss) * weight(float(snr)) for loss, snr in zip(plain, alpha / (1 - alpha), strict=True)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_weight_is_finite_where_there_is_no_signal() -> None:
+    for prediction, options in (
+        ("epsilon", {"min_snr_gamma": 5.0}),
+        ("epsilon", {"debiased_estimation": True}),
+        ("epsilon", {"v_like_loss": 1.0}),
+        ("epsilon", {"timestep_sampling": "importance", "debiased_estimation": True}),
+        ("v", {"timestep_sampling": "importance", "min_snr_gamma": 5.0}),
+        ("v", {"scale_v_like_noise": True, "debiased_estimation": True}),
+    ):
+        weights = objective(prediction, ENDING_IN_NOISE, **options).timestep_weights
+        assert weights is not None
+        assert bool(weights.isfinite().all())
+
+
+def test_huber_thresholds_are_those_of_each_images_timestep() -> None:
+    asked = objective(loss_type="huber", huber_schedule="exponential", huber_c=0.1)
+    predicted = torch.full((2, 4, 2, 2), 3.0)
+    found = asked.loss(predicted, torch.zeros_like(predicted), torch.tensor([0, 999]))
+    expected = [2 * c * ((9 + c * c) ** 0.5 - c) for c in (1.0, 0.1**0.999)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["l2", "l1", "huber", "smooth_l1"])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_what_is_masked_gets_no_gradient_at_all(loss_type: str, normalized: bool) -> None:
+    given = batch(2)
+    masks = torch.ones(2, 1, 8, 8)
+    masks[:, :, :, 4:] = 0
+    predicted = given.latents.clone().requires_grad_()
+    asked = objective(loss_type=loss_type, masked_loss_normalized=normalized, min_snr_gamma=5.0)
+    asked.loss(predicted, torch.zeros_like(predicted), torch.tensor([50, 700]), masks=masks).sum().backward()
+    assert predicted.grad is not None
+    assert float(predicted.grad[..., 4:].abs().max()) == 0.0
+    assert float(predicted.grad[..., :4].abs().min()) > 0.0
+
+
+def test_masked_losses_by_hand() -> None:
+    given = batch(2)
+    errors = given.latents.square()
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[:, :, :2] = 1
+    zeros, timesteps = torch.zeros_like(errors), torch.tensor([5, 6])
+
+    def loss(**settings: object) -> list[float]:
+        return objective(**settings).loss(given.latents, zeros, timesteps, masks=masks).tolist()
+
+    inside, whole = errors[:, :, :2].mean(dim=(1, 2, 3)), errors.mean(dim=(1, 2, 3))
+    assert loss() == pytest.approx(inside.tolist())
+    assert loss(masked_loss_normalized=False) == pytest.approx((inside / 4).tolist())
+    floored = 0.25 * errors.sum(dim=(1, 2, 3)) + 0.75 * errors[:, :, :2].sum(dim=(1, 2, 3))
+    assert loss(mask_floor=0.25) == pytest.approx((floored / (4 * (0.25 * 48 + 16))).tolist())
+    assert loss(mask_floor=0.25, masked_loss_normalized=False) == pytest.approx((floored / 256).tolist())
+    assert float((whole - inside).abs().min()) > 1e-3
+
+
+def test_the_prior_weight_changes_evenly(make_settings: MakeSettings) -> None:
+    settings = make_settings("prior_loss_weight=0.75", "objective.prior_loss_min=0.1")
+    weights = [prior_weight(settings, step, 11) for step in range(11)]
+    assert weights == pytest.approx([0.75 - 0.065 * step for step in range(11)])
+    shorter = make_settings("prior_loss_weight=0.75", "objective.prior_loss_min=0.1", "objective.prior_loss_steps=6")
+    assert [prior_weight(shorter, step, 11) for step in (0, 5, 10)] == pytest.approx([0.75, 0.1, 0.1])
+    assert prior_weight(make_settings("prior_loss_weight=0.75"), 9, 10) == 0.75
+
+
+# ------------------------------------------------------------------------------------------------ what goes together
+
+
+def test_contradictions_are_named_together(make_settings: MakeSettings) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make_settings(
+            "objective.min_timestep=600",
+            "objective.max_timestep=600",
+            "objective.min_snr_gamma=5",
+            "objective.debiased_estimation=true",
+        )
+    text = str(caught.value)
+    assert "min_timestep=600 must be below max_timestep=600" in text
+    assert "min_snr_gamma and debiased_estimation" in text
+
+
+def test_names_of_sd_scripts_are_answered(make_settings: MakeSettings) -> None:
+    for theirs, ours in (
+        ("v_pred_like_loss=1", "objective.v_like_loss"),
+        ("debiased_estimation_loss=true", "objective.debiased_estimation"),
+        ("huber_c=0.2", "objective.huber_c"),
+        ("ip_noise_gamma=0.1", "objective.ip_noise_gamma"),
+    ):
+        with pytest.raises(SettingsError, match=f"is called '{ours}' here"):
+            make_settings(theirs)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "name", "settings"),
+    [("epsilon", "scale_v_like_noise", {"scale_v_like_noise": True}), ("v", "v_like_loss", {"v_like_loss": 1.0})],
+)
+def test_what_the_prediction_forbids_is_said_with_both_names(
+    prediction: Prediction, name: str, settings: dict[str, object]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        objective(prediction, **settings).check()
+    assert f"objective.{name}" in str(caught.value)
+    assert f"predicts {prediction}" in str(caught.value)
+    objective("v" if prediction == "epsilon" else "epsilon", **settings).check()
+
+
+def test_a_density_without_timesteps_is_an_error() -> None:
+    with pytest.raises(SettingsError, match="never draws a timestep"):
+        objective(timestep_sampling="logit_normal", logit_mean=10, logit_std=0.1, max_timestep=5).check()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["huber_c=0.3"], "huber_c"),
+        (["loss_type=huber", "huber_scale=2"], "huber_scale"),
+        (["logit_mean=1"], "logit_mean"),
+        (["timestep_sampling=importance", "logit_std=2"], "logit_std"),
+        (["noise_offset_random_strength=true"], "noise_offset_random_strength"),
+        (["adaptive_noise_scale=-0.1"], "adaptive_noise_scale"),
+        (["multires_noise_discount=0.5"], "multires_noise_discount"),
+        (["ip_noise_gamma_random_strength=true"], "ip_noise_gamma_random_strength"),
+        (["mask_floor=0.1"], "mask_floor"),
+        (["masked_loss_normalized=false"], "masked_loss_normalized"),
+        (["prior_loss_steps=5"], "prior_loss_steps"),
+        (["prior_loss_min=0.1"], "prior_loss_min"),
+        (["preserve_regularization=true"], "preserve_regularization"),
+        (["preserve_weight=2"], "preserve_weight"),
+        (["preserve_trigger=sks"], "preserve_trigger"),
+    ],
+)
+def test_settings_without_effect_are_said(make_settings: MakeSettings, overrides: list[str], name: str) -> None:
+    settings = make_settings(*(f"objective.{override}" for override in overrides))
+    notices = objective_notices(settings, "epsilon", False, has_regularization=False)
+    assert [notice.split()[0] for notice in notices] == [f"objective.{name}"]
+
+
+def test_settings_with_effect_are_not_mentioned(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings(
+        "objective.loss_type=huber",
+        "objective.huber_schedule=constant",
+        "objective.huber_scale=2",
+        "objective.mask_floor=0.1",
+        "objective.prior_loss_min=0.1",
+        "objective.prior_loss_steps=4",
+        "objective.adaptive_noise_scale=0.1",
+        "objective.stratified_timesteps=true",
+    )
+    assert objective_notices(settings, "epsilon", True) == []
+    (tmp_path / "settings.toml").write_text(make_settings().to_toml(), encoding="utf-8")
+    assert objective_notices(TrainSettings.load(tmp_path / "settings.toml"), "v", False, has_regularization=False) == []
+    single = make_settings("batch_size=1", "objective.stratified_timesteps=true", "zero_terminal_snr=true")
+    notices = objective_notices(single, "epsilon", True)
+    assert len(notices) == 2
+    assert "batch_size=1" in notices[0]
+    assert "zero_terminal_snr" in notices[1]
