@@ -253,8 +253,9 @@ def compare_parts(pictures: Pictures, folder: Path, epochs: int | None) -> dict[
         "both": [],
     }
     found = {}
+    plan = dataclasses.replace(STYLE, text_encoder_lr=STYLE.lr / 2)
     for name, changed in overrides.items():
-        lora = train_plan(STYLE, pictures, folder / name, epochs=epochs, overrides=changed)
+        lora = train_plan(plan, pictures, folder / name, epochs=epochs, overrides=changed)
         found[name] = measure_style(pictures, lora, count=12)
         write_sheet(folder / f"{name}.png", found[name].pop("_sheet"), title=f"style, trained: {name}")
     return found

@@ -80,12 +80,13 @@ def test_doors_and_settings_start_without_torch(module: str) -> None:
 
 
 def test_registries_resolve() -> None:
+    from loraloom.adapters.kinds import ADAPTERS
     from loraloom.diffusion.samplers import SAMPLERS
     from loraloom.models.family import FAMILIES
     from loraloom.training.lr_schedules import LR_SCHEDULES
     from loraloom.training.optimizers import OPTIMIZERS
 
-    for registry in (SAMPLERS, FAMILIES, LR_SCHEDULES, OPTIMIZERS):
+    for registry in (ADAPTERS, SAMPLERS, FAMILIES, LR_SCHEDULES, OPTIMIZERS):
         assert len(registry) > 0
         for name in registry:
             assert registry.load(name) is not None

@@ -52,7 +52,7 @@ def test_settings_with_several_values_are_axes() -> None:
 def test_every_combination_is_planned_with_its_own_name(plan: Plan) -> None:
     found = plan("optimizer.lr=1e-5,1e-3", "adapter.rank=2,4")
     assert [c.label for c in found] == ["lr 1e-5, rank 2", "lr 1e-5, rank 4", "lr 1e-3, rank 2", "lr 1e-3, rank 4"]
-    assert [c.name for c in found][0] == "toy-lr1e-5_rank2"
+    assert found[0].name == "toy-lr1e-5_rank2"
     assert [(c.settings.optimizer.lr, c.settings.adapter.rank) for c in found][3] == (1e-3, 4)
 
 

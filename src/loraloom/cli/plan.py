@@ -10,7 +10,7 @@ import typer
 from loraloom.errors import SettingsError
 
 if TYPE_CHECKING:
-    from loraloom.training.plan import Change, Plan
+    from loraloom.studio.plan import Change, Plan
 
 __all__ = ["plan"]
 

@@ -97,7 +97,8 @@ class ProgressDisplay:
             case MemoryMeasured():
                 predicted, measured = event.predicted / 2**30, event.measured / 2**30
                 self._say(
-                    f"memory at its peak: {measured:.2f} GiB, {predicted:.2f} predicted ({event.off_percent:+.0f} %)", "dim"
+                    f"memory at its peak: {measured:.2f} GiB, {predicted:.2f} predicted ({event.off_percent:+.0f} %)",
+                    "dim",
                 )
             case SamplerStepped():
                 self._bar("painting", event.step, event.steps, f"image {event.image} of {event.images}")

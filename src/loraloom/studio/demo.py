@@ -71,7 +71,8 @@ class DemoPlan:
     epochs: int = 7
     batch_size: int = 4
     lr: float = 1e-3
-    text_encoder_lr: float = 5e-4
+    text_encoder_lr: float | None = 5e-4
+    """None: the text encoder is not trained."""
     rank: int = 16
     overrides: tuple[str, ...] = ()
     """More settings of the run, as on the command line."""
@@ -94,10 +95,10 @@ STYLE = DemoPlan(
         "openmoji, a red heart",
         "openmoji, a lemon",
     ),
-    epochs=7,
-    lr=2e-3,
-    text_encoder_lr=1e-3,
-    rank=16,
+    epochs=9,
+    lr=3e-3,
+    text_encoder_lr=None,
+    rank=8,
 )
 CHARACTER = DemoPlan(
     name="mewo-cat",
@@ -256,7 +257,7 @@ def _explain_checkpoint(folder: Path, doors: _Doors) -> Path:
     say("1. What a LoRA is: a small file that teaches a Stable Diffusion checkpoint something new")
     say("   The checkpoint itself stays as it is; beside the layers of its U-Net and its text encoder small pairs of")
     say("   matrices are trained. Your checkpoint will be a real one. The demo's comes with the package, in the file")
-    say("   layout of a real one: tiny, trained from scratch on emoji drawings, it paints simple things, roughly.")
+    say("   layout of a real one: tiny, trained from scratch on emoji drawings, it knows a hundred simple things.")
     say(f"   {checkpoint} ({size})")
     say("2. How it is used: on the fly, with a weight you choose for each picture, or merged into a checkpoint")
     say("   On the fly is the recommended way, since the weight stays free. Step 5 does both.")
@@ -339,6 +340,9 @@ def training_settings(
     overrides: Sequence[str] = (),
 ) -> TrainSettings:
     """The settings of a plan's run; ``previews`` paints and saves after each epoch, ``overrides`` come last."""
+    text_encoder = ["adapter.text_encoder=false"]
+    if plan.text_encoder_lr is not None:
+        text_encoder = [f"optimizer.text_encoder_lr={plan.text_encoder_lr}"]
     painted = [*plan.prompts[:2], *plan.control_prompts[:1]] if previews else []
     return TrainSettings.load(
         None,
@@ -351,7 +355,7 @@ def training_settings(
             f"epochs={epochs or plan.epochs}",
             f"batch_size={plan.batch_size}",
             f"optimizer.lr={plan.lr}",
-            f"optimizer.text_encoder_lr={plan.text_encoder_lr}",
+            *text_encoder,
             f"adapter.rank={plan.rank}",
             f"saving.trigger={plan.trigger}",
             f"saving.every_epochs={int(previews)}",

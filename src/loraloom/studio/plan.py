@@ -11,7 +11,7 @@ from loraloom.training.plan import Change, Plan, cheapest_changes, make_plan
 from loraloom.training.settings import TrainSettings
 from loraloom.training.trainer import with_resolution
 
-__all__ = ["plan_run"]
+__all__ = ["Change", "Plan", "plan_run"]
 
 
 def plan_run(

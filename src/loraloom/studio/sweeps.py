@@ -91,9 +91,7 @@ def plan_sweep(path: Path | None, overrides: Sequence[str]) -> list[Combination]
     """
     fixed, axes = split_axes(overrides)
     if not axes:
-        raise SettingsError(
-            ["a sweep needs a setting with several values"], "for example optimizer.lr=1e-5,1e-4,1e-3"
-        )
+        raise SettingsError(["a sweep needs a setting with several values"], "for example optimizer.lr=1e-5,1e-4,1e-3")
     combinations: list[Combination] = []
     for values in itertools.product(*(axis.values for axis in axes)):
         chosen = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]

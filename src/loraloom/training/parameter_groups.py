@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 UP = "up"
-"""Name of an adapter's parameter that LoRA+ speeds up: the factor that starts at zero."""
+"""Last part of the name of an adapter's parameter that LoRA+ speeds up: the factor that starts at zero."""
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "sine": lambda x: math.sin(math.pi / 2 * x),
@@ -94,6 +94,10 @@ class PlannedGroup:
     members: tuple[tuple[str, str], ...]
 
 
+def _is_up(name: str) -> bool:
+    return name.rpartition(".")[2] == UP
+
+
 def plan_groups(
     layers: Iterable[tuple[AdapterTarget, Sequence[str]]], settings: OptimizerSettings, family: str
 ) -> list[PlannedGroup]:
@@ -106,7 +110,8 @@ def plan_groups(
     rates = _part_rates(list(dict.fromkeys(target.part for target, _ in layers)), settings)
     factors = _block_factors(settings, family)
     ratios = {part: _loraplus(part, settings) for part in rates}
-    if any(ratio != 1.0 for ratio in ratios.values()) and not any(UP in names for _, names in layers):
+    has_up = any(_is_up(name) for _, names in layers for name in names)
+    if any(ratio != 1.0 for ratio in ratios.values()) and not has_up:
         raise SettingsError(
             ["LoRA+ needs up matrices, and this kind of adapter has none"], "unset optimizer.loraplus_*"
         )
@@ -118,7 +123,7 @@ def plan_groups(
         if factor == 0.0:
             continue
         for name in names:
-            faster = name == UP and ratios[target.part] != 1.0
+            faster = _is_up(name) and ratios[target.part] != 1.0
             key = target.part, factor, faster
             members.setdefault(key, []).append((target.name, name))
             if block is not None:

@@ -245,7 +245,7 @@ class SavingSettings(Settings):
     every_steps: Annotated[int, Kohya("save_every_n_steps"), Field(ge=0)] = 0
     """Save every so many steps. 0: never by steps."""
     files_per_run: Annotated[int, Kohya("save_n_epoch_ratio"), Field(ge=0)] = 0
-    """Save at the ends of epochs so often that a run leaves at least so many files, evenly spread. Above 0: it takes the
+    """Save at the ends of epochs so often that a run leaves at least so many files, evenly spread. Above 0 it takes the
     place of saving.every_epochs."""
     keep_last: Annotated[int, Kohya("save_last_n_epochs"), Field(ge=0)] = 0
     """Keep only the newest so many of the files saved by epochs, and as many of those saved by steps. 0: keep all."""
@@ -292,7 +292,8 @@ class PreviewSettings(Settings):
     """What to paint; each may end in options as in preview.file. Empty, and no preview.file: no previews."""
     file: Path | None = None
     """A text file with a prompt in each line, painted after preview.prompts. Options may follow a prompt: --n negative
-    prompt, --w width, --h height, --d seed, --s steps, --l guidance, --ss sampler. Lines that begin with # are left out."""
+    prompt, --w width, --h height, --d seed, --s steps, --l guidance, --ss sampler. Lines beginning with # are left
+    out."""
     negative_prompt: str = ""
     """What to avoid."""
     every_epochs: Annotated[int, Kohya("sample_every_n_epochs"), Field(ge=0)] = 1
