@@ -28,7 +28,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools" / "embedded_base")]
 
-from features import features, near_black
+from features import features, outlined
 from harness import record
 
 from loraloom.generation.settings import GenerateSettings
@@ -122,7 +122,7 @@ class Judge:
         with np.load(REFERENCE / "drawings.npz") as data:
             self.names = [str(name) for name in data["names"]] * 2
             self.vectors = np.concatenate([data[f"{kind}_vectors"] for kind in ("noto", "openmoji")]).astype(np.float32)
-            self.near_black = {kind: data[f"{kind}_near_black"] for kind in ("noto", "openmoji")}
+            self.outlined = {kind: data[f"{kind}_outlined"] for kind in ("noto", "openmoji")}
 
     def nearest(self, image: Image.Image) -> str:
         """The name of the drawing most like the image; empty for the character's faces."""
@@ -134,8 +134,8 @@ class Judge:
 
 
 def style_score(images: Sequence[Image.Image]) -> float:
-    """Mean share of near-black in what stands in front of the background."""
-    return float(np.mean([near_black(image) for image in images]))
+    """Mean share of the edge that is outlined in black: OpenMoji's style."""
+    return float(np.mean([outlined(image) for image in images]))
 
 
 def drift(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> float:
@@ -175,14 +175,14 @@ def measure_style(pictures: Pictures, lora: Path, *, count: int = 24, few: int =
         for weight in WEIGHTS
     }
     drawings = [Image.open(HELD_OUT[name]).convert("RGB") for name in names]
-    real = style_score(pictures.as_shown(drawings))
+    real = style_score(drawings)
     base, styled = style_score(without), style_score(painted[1.0])
     return {
         "weight_0_equals_base": all(a.tobytes() == b.tobytes() for a, b in zip(without, painted[0.0], strict=True)),
         "base_score": round(base, 4),
         "score_at_weight_1": round(styled, 4),
-        "openmoji_score": round(style_score(drawings), 4),
-        "openmoji_score_through_autoencoder": round(real, 4),
+        "openmoji_score": round(real, 4),
+        "openmoji_score_through_autoencoder": round(style_score(pictures.as_shown(drawings)), 4),
         "share_of_the_way": round((styled - base) / (real - base), 3),
         "scores_by_weight": {f"{weight:g}": round(style_score(painted[weight][:few]), 4) for weight in WEIGHTS},
         "named_base": round(judge.named(without, names), 3),

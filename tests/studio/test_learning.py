@@ -36,10 +36,10 @@ def learning() -> Iterator[ModuleType]:
 
 
 def test_black_outlines_tell_the_styles_apart(learning: ModuleType) -> None:
-    from features import auc, near_black  # type: ignore[import-not-found]
+    from features import auc, outlined  # type: ignore[import-not-found]
 
-    noto = learning.Judge().near_black["noto"].tolist()
-    openmoji = [near_black(image) for image in learning.held_out_drawings().values()]
+    noto = learning.Judge().outlined["noto"].tolist()
+    openmoji = [outlined(image) for image in learning.held_out_drawings().values()]
     assert auc(openmoji, noto) >= 0.99
 
 

@@ -161,6 +161,12 @@ def test_the_up_matrices_learn_faster(layers: Layers) -> None:
     assert all((name == "up") == group.name.endswith(" up") for group in plan for _, name in group.members)
 
 
+def test_the_up_matrix_inside_another_adapter_counts(layers: Layers) -> None:
+    dora = [(target, ("dora_scale", "inner.down", "inner.up")) for target, _ in layers("sd1")]
+    plan = plan_groups(dora, optimizer_settings(loraplus_ratio=2), "sd1")
+    assert {name for group in plan if group.name.endswith(" up") for _, name in group.members} == {"inner.up"}
+
+
 def test_an_adapter_without_up_matrices_cannot_have_it(layers: Layers) -> None:
     other = [(target, ("w1_a", "w1_b")) for target, _ in layers("sd1")]
     with pytest.raises(SettingsError, match="needs up matrices"):

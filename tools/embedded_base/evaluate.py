@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from drawings import Concept, IconSet, load_sprites, read_concepts
-from features import auc, background_name, features, foreground, near_black
+from features import auc, background_name, features, foreground, outlined
 from PIL import Image, ImageEnhance
 from sheet import paint
 from torch import Tensor
@@ -166,11 +166,11 @@ def main() -> None:
         "prompts": len(coloured),
     }
     on_white = [
-        near_black(image) for image, (_, background) in zip(images, asked, strict=True) if background == "white"
+        outlined(image) for image, (_, background) in zip(images, asked, strict=True) if background == "white"
     ]
-    noto_style = [near_black(plain(sprite)) for sprite in world.values()]
-    openmoji_style = [near_black(plain(sprite)) for sprite in openmoji.values()]
-    results["near_black_share"] = {
+    noto_style = [outlined(plain(sprite)) for sprite in world.values()]
+    openmoji_style = [outlined(plain(sprite)) for sprite in openmoji.values()]
+    results["outlined_share"] = {
         "base": float(np.mean(on_white)),
         "noto": float(np.mean(noto_style)),
         "openmoji": float(np.mean(openmoji_style)),

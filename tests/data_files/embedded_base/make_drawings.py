@@ -6,7 +6,7 @@ Needs ``resvg-py`` and the npm packages unpacked (tools/embedded_base/README.md 
 
 For each concept of ``concepts.tsv`` and each held-out cat face: the code point, the main name (empty for cat faces),
 and of Noto's and OpenMoji's drawing of it, on white, the feature vector (tools/embedded_base/features.py) and the share
-of near-black. ``openmoji/`` holds OpenMoji's drawings of things that the demo's dataset does not
+of outlined edge. ``openmoji/`` holds OpenMoji's drawings of things that the demo's dataset does not
 show, as that dataset's drawings are made.
 """
 
@@ -36,7 +36,7 @@ HELD_OUT_THINGS = (
 
 def main(noto: Path, openmoji: Path) -> None:
     from drawings import HELD_OUT, IconSet, read_concepts
-    from features import features, near_black
+    from features import features, outlined
 
     concepts = read_concepts()
     names = {concept.code: concept.name for concept in concepts} | dict.fromkeys(sorted(HELD_OUT), "")
@@ -47,7 +47,7 @@ def main(noto: Path, openmoji: Path) -> None:
         codes=np.array(list(names)),
         names=np.array(list(names.values())),
         **{f"{kind}_vectors": np.stack([features(page) for page in pages[kind]]).astype(np.float16) for kind in sets},
-        **{f"{kind}_near_black": np.array([near_black(page) for page in pages[kind]], np.float32) for kind in sets},
+        **{f"{kind}_outlined": np.array([outlined(page) for page in pages[kind]], np.float32) for kind in sets},
     )
     codes = {concept.name: concept.code for concept in concepts}
     for number, name in enumerate(HELD_OUT_THINGS):
