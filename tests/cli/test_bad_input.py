@@ -209,7 +209,11 @@ def test_a_disk_that_fills_up_during_the_run(files: Path, command: Command, monk
     assert "no space left" in outcome.error_lines[0]
     run = files / "runs" / "lora"
     folders = {"previews", "state", "weights"}
-    assert {path.name for path in run.rglob("*")} - {".lock", "curves.png"} == {"events.jsonl", "settings.toml", *folders}
+    assert {path.name for path in run.rglob("*")} - {".lock", "curves.png"} == {
+        "events.jsonl",
+        "settings.toml",
+        *folders,
+    }
     assert "RunFailed" in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()[-1]
 
 

@@ -165,9 +165,7 @@ def main() -> None:
         "rate": float(np.mean([asked_colour_shown(image, word) for image, word in coloured])),
         "prompts": len(coloured),
     }
-    on_white = [
-        outlined(image) for image, (_, background) in zip(images, asked, strict=True) if background == "white"
-    ]
+    on_white = [outlined(image) for image, (_, background) in zip(images, asked, strict=True) if background == "white"]
     noto_style = [outlined(plain(sprite)) for sprite in world.values()]
     openmoji_style = [outlined(plain(sprite)) for sprite in openmoji.values()]
     results["outlined_share"] = {

@@ -214,8 +214,8 @@ class TrainingRun:
         started = time.time()
         device = choose_device(settings.device)
         precision = choose_precision(device, settings.mixed_precision)
-        if device.type == "cpu" and settings.quantize == "none":
-            keep_freed_memory()  # who quantizes wants memory more than time
+        if device.type == "cpu" and settings.quantize == "none" and not settings.keep_file_precision:
+            keep_freed_memory()  # weights that are made dense at every use would leave their holes in the heap
         try_optimizer(settings.optimizer, device)
         for remark in (*optimizer_remarks(settings), *adapter_notices(settings.adapter)):
             listener(Notice(remark, "warning"))
