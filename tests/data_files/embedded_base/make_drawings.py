@@ -31,7 +31,7 @@ HELD_OUT_THINGS = (
     "star", "green apple", "red balloon", "deciduous tree", "grinning face", "blue heart", "sun", "cat",
     "pineapple", "rose", "cherries", "house", "umbrella", "crown", "rocket", "ghost",
 )  # fmt: skip
-"""Their own drawings hold hardly any black, so black outlines are the LoRA's."""
+"""Noto draws them without black outlines, so black outlines are the LoRA's."""
 
 
 def main(noto: Path, openmoji: Path) -> None:
