@@ -29,7 +29,6 @@ __all__ = [
     "one_thread",
     "own_memory_bytes",
     "return_freed_memory",
-    "return_large_blocks",
 ]
 
 
@@ -200,28 +199,14 @@ def keep_freed_memory() -> bool:
     A training step on the CPU frees and takes the same large blocks again and again; handing each back to the kernel
     and clearing it anew took about a sixth of the time of a step. The setting is the process's own and lasts as long.
     """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    return _mallopt((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20))
-
-
-def return_large_blocks() -> bool:
-    """Let glibc give every freed block above 4 MiB back to the system at once; whether it could.
-
-    The opposite of :func:`keep_freed_memory`, for models whose weights are made dense at every use: kept, blocks of so
-    many sizes leave holes in the heap that can take more than the weights themselves (SD 1.5 in int8, 256 px: 2.3 GiB
-    at the peak instead of 2.5 to 3.3, and no slower).
-    """
-    mmap_max, mmap_threshold = -4, -3
-    return _mallopt((mmap_max, 65536), (mmap_threshold, 4 * 2**20))
-
-
-def _mallopt(*settings: tuple[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20))
     return all(mallopt(option, value) == 1 for option, value in settings)
 
 

@@ -46,7 +46,6 @@ from loraloom.hardware import (
     choose_precision,
     explained_memory_errors,
     keep_freed_memory,
-    return_large_blocks,
 )
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.conditioning import Text
@@ -215,9 +214,8 @@ class TrainingRun:
         started = time.time()
         device = choose_device(settings.device)
         precision = choose_precision(device, settings.mixed_precision)
-        if device.type == "cpu":
-            converts = settings.quantize != "none" or settings.keep_file_precision
-            return_large_blocks() if converts else keep_freed_memory()
+        if device.type == "cpu" and settings.quantize == "none" and not settings.keep_file_precision:
+            keep_freed_memory()  # weights that are made dense at every use would leave their holes in the heap
         try_optimizer(settings.optimizer, device)
         for remark in (*optimizer_remarks(settings), *adapter_notices(settings.adapter)):
             listener(Notice(remark, "warning"))
