@@ -13,6 +13,7 @@ from loraloom.cli.main import app
 from loraloom.errors import SettingsError
 from loraloom.events import Event, Notice, StepFinished
 from loraloom.formats.tensors import write_tensors
+from loraloom.generation.sheets import lay_out_sheet
 from loraloom.studio.sweeps import Combination, plan_sweep, run_sweep, split_axes
 from loraloom.studio.training import run_training
 from toys import toy_tensors
@@ -56,7 +57,10 @@ def test_every_combination_is_planned_with_its_own_name(plan: Plan) -> None:
     assert [(c.settings.optimizer.lr, c.settings.adapter.rank) for c in found][3] == (1e-3, 4)
 
 
-@pytest.mark.parametrize("overrides", [["optimizer.lr=1e-5"], ["optimizer.nonsense=1,2"], ["adapter.rank=2,2"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [["optimizer.lr=1e-5"], ["optimizer.nonsense=1,2"], ["adapter.rank=2,2"], ["name=a,b"], ["preview.steps=1,2"]],
+)
 def test_what_cannot_be_swept_is_refused(plan: Plan, overrides: list[str]) -> None:
     with pytest.raises(SettingsError):
         plan(*overrides)
@@ -104,6 +108,24 @@ def test_changed_settings_make_new_runs(plan: Plan) -> None:
     first = run_sweep(plan("optimizer.lr=1e-4,1e-3", "epochs=1"))
     second = run_sweep(plan("optimizer.lr=1e-4,1e-3", "epochs=2"))
     assert {o.folder for o in first.outcomes}.isdisjoint(o.folder for o in second.outcomes)
+
+
+def test_each_lora_is_painted_on_its_own_checkpoint(plan: Plan, tmp_path: Path) -> None:
+    other = {key: tensor * 1.5 if tensor.ndim > 1 else tensor for key, tensor in toy_tensors("sd1").items()}
+    write_tensors(tmp_path / "other.safetensors", other)
+    checkpoints = f"checkpoint='{tmp_path / 'toy.safetensors'}','{tmp_path / 'other.safetensors'}'"
+    result = run_sweep(plan(checkpoints, "epochs=1", "optimizer.lr=0", "preview.prompts=['a --s 1 --w 64 --h 64']"))
+    assert result.sheet is not None
+    sheet = Image.open(result.sheet).convert("RGB")
+    layout = lay_out_sheet(
+        [[Image.new("RGB", (64, 64))] * 4],
+        rows=["a"],
+        columns=["toy, without", "checkpoint toy", "other, without", "checkpoint other"],
+        title="toy-sweep",
+    )
+    assert sheet.size == layout.size
+    alone, with_lora, other_alone, other_with = (sheet.crop(box).tobytes() for box in layout.cells[0])
+    assert alone == with_lora and other_alone == other_with and alone != other_alone
 
 
 def test_two_workers_of_ray_train_the_same(plan: Plan) -> None:

@@ -26,6 +26,10 @@ from loraloom.training.settings import TrainSettings
 if TYPE_CHECKING:
     from PIL import Image
 
+    from loraloom.generation.loras import AppliedLora
+    from loraloom.models.loaded import LoadedModel
+    from loraloom.training.previews import PreviewPrompt
+
 __all__ = ["Axis", "Combination", "Outcome", "SweepResult", "plan_sweep", "run_sweep", "split_axes"]
 
 
@@ -92,6 +96,9 @@ def plan_sweep(path: Path | None, overrides: Sequence[str]) -> list[Combination]
     fixed, axes = split_axes(overrides)
     if not axes:
         raise SettingsError(["a sweep needs a setting with several values"], "for example optimizer.lr=1e-5,1e-4,1e-3")
+    fruitless = [axis.key for axis in axes if axis.key in ("name", "output") or axis.key.startswith("preview.")]
+    if fruitless:
+        raise SettingsError([f"{key} is the same for every run of a sweep" for key in fruitless], "give it one value")
     combinations: list[Combination] = []
     for values in itertools.product(*(axis.values for axis in axes)):
         chosen = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
@@ -147,7 +154,8 @@ def run_sweep(
     write_text(table, _table(outcomes))
     write_text(folder / "sweep.json", json.dumps({c.name: c.label for c in combinations}, indent=1) + "\n")
     sheet = None
-    if outcomes and outcomes[0].combination.settings.preview.prompts:
+    preview = combinations[0].settings.preview
+    if outcomes and (preview.prompts or preview.file):
         from loraloom.formats.image_info import save_image
 
         sheet = folder / "sheet.png"
@@ -284,18 +292,40 @@ def _table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _sheet(outcomes: Sequence[Outcome], listener: Listener) -> Image.Image:
-    """Prompts x combinations, each prompt with one seed, and what the checkpoint makes of it alone."""
+    """Prompts x combinations, each prompt with one seed, and what each checkpoint makes of them alone."""
     from loraloom.generation.loras import load_lora
     from loraloom.generation.prompts import LoraTag
-    from loraloom.generation.settings import GenerateSettings
     from loraloom.generation.sheets import draw_sheet
-    from loraloom.generation.text_to_image import text_to_image
+    from loraloom.training.previews import preview_prompts
+
+    prompts = preview_prompts(outcomes[0].combination.settings.preview)
+    columns: list[list[Image.Image]] = []
+    labels: list[str] = []
+    model, loaded_from = None, None
+    for outcome in outcomes:
+        settings = outcome.combination.settings
+        source = settings.checkpoint, settings.prediction, settings.zero_terminal_snr, settings.clip_skip
+        if model is None or source != loaded_from:
+            several = len({other.combination.settings.checkpoint for other in outcomes}) > 1
+            model, loaded_from = _load(settings, listener), source
+            columns.append(_paint(model, settings, prompts, []))
+            labels.append(f"{settings.checkpoint.stem}, without" if several else "without")
+        columns.append(_paint(model, settings, prompts, [load_lora(LoraTag(str(outcome.lora), 1.0, 1.0), (), model)]))
+        labels.append(outcome.combination.label)
+    return draw_sheet(
+        [list(row) for row in zip(*columns, strict=True)],
+        rows=[prompt.text for prompt in prompts],
+        columns=labels,
+        title=outcomes[0].combination.settings.output.name,
+    )
+
+
+def _load(settings: TrainSettings, listener: Listener) -> LoadedModel:
     from loraloom.hardware import choose_device, choose_precision
     from loraloom.models.loaded import load_model
 
-    settings = outcomes[0].combination.settings
-    preview, device = settings.preview, choose_device(settings.device)
-    model = load_model(
+    device = choose_device(settings.device)
+    return load_model(
         settings.checkpoint,
         device=device,
         compute=choose_precision(device, settings.mixed_precision).compute,
@@ -303,36 +333,24 @@ def _sheet(outcomes: Sequence[Outcome], listener: Listener) -> Image.Image:
         zero_terminal_snr=settings.zero_terminal_snr,
         listener=listener,
     )
-    width, height = preview.size or settings.dataset.size
-    columns: list[list[Image.Image]] = []
-    for lora in (None, *(outcome.lora for outcome in outcomes)):
-        applied = [] if lora is None else [load_lora(LoraTag(str(lora), 1.0, 1.0), (), model)]
-        columns.append(
-            [
-                text_to_image(
-                    model,
-                    GenerateSettings(
-                        prompt=prompt,
-                        negative_prompt=preview.negative_prompt,
-                        width=width,
-                        height=height,
-                        steps=preview.steps,
-                        cfg_scale=preview.cfg_scale,
-                        sampler=preview.sampler,
-                        seed=preview.seed + index,
-                        clip_skip=settings.clip_skip,
-                    ),
-                    applied,
-                )[0].image
-                for index, prompt in enumerate(preview.prompts)
-            ]
-        )
-    return draw_sheet(
-        [list(row) for row in zip(*columns, strict=True)],
-        rows=list(preview.prompts),
-        columns=["without", *(outcome.combination.label for outcome in outcomes)],
-        title=settings.output.name,
-    )
+
+
+def _paint(
+    model: LoadedModel, settings: TrainSettings, prompts: Sequence[PreviewPrompt], loras: Sequence[AppliedLora]
+) -> list[Image.Image]:
+    from loraloom.generation.text_to_image import text_to_image
+    from loraloom.training.previews import preview_image_settings
+
+    return [
+        text_to_image(
+            model,
+            preview_image_settings(
+                prompt, settings.preview, index, settings.dataset.size, settings.clip_skip, prompt.text
+            ),
+            loras,
+        )[0].image
+        for index, prompt in enumerate(prompts)
+    ]
 
 
 def _split(text: str) -> list[str]:

@@ -20,7 +20,14 @@ from loraloom.generation.text_to_image import text_to_image
 from loraloom.models.loaded import LoadedModel
 from loraloom.training.settings import PreviewSettings, TrainSettings
 
-__all__ = ["PreviewPrompt", "paint_previews", "parse_prompt", "preview_prompts", "write_sheet"]
+__all__ = [
+    "PreviewPrompt",
+    "paint_previews",
+    "parse_prompt",
+    "preview_image_settings",
+    "preview_prompts",
+    "write_sheet",
+]
 
 _OPTION = re.compile(r"\s--([a-z]+)(?=\s|$)")
 _SHEET_COLUMNS = 24
@@ -69,7 +76,7 @@ def parse_prompt(line: str, where: str, settings: PreviewSettings | None = None)
         except ValueError as error:
             raise SettingsError([f"{where}: --{option} {value!r} is not a number"], "for example --w 512") from error
     prompt = replace(PreviewPrompt(text.strip()), **given)  # type: ignore[arg-type]
-    _settings_of(prompt, settings or PreviewSettings(), 0, (512, 512), None, where)
+    preview_image_settings(prompt, settings or PreviewSettings(), 0, (512, 512), None, where)
     return prompt
 
 
@@ -90,7 +97,7 @@ def preview_prompts(settings: PreviewSettings) -> list[PreviewPrompt]:
     return prompts
 
 
-def _settings_of(
+def preview_image_settings(
     prompt: PreviewPrompt,
     preview: PreviewSettings,
     index: int,
@@ -98,6 +105,11 @@ def _settings_of(
     clip_skip: int | None,
     where: str,
 ) -> GenerateSettings:
+    """What is painted for the ``index``-th prompt; ``size`` (width, height) unless prompt or settings give one.
+
+    Raises SettingsError that names ``where`` for a value that painting does not take.
+    """
+
     def chosen(own: object, general: object) -> object:
         return general if own is None else own
 
@@ -151,7 +163,7 @@ def paint_previews(
                 if weight == 0 and any(folder.glob(f"{_literal(settings.name)}_*_{index:02d}_w0.png")):
                     continue
                 attachment.set_weights(unet=weight, text_encoder=weight)
-                generate = _settings_of(prompt, preview, index, size, settings.clip_skip, prompt.text)
+                generate = preview_image_settings(prompt, preview, index, size, settings.clip_skip, prompt.text)
                 image = text_to_image(model, generate)[0]
                 path = folder / f"{settings.name}_{when}_{index:02d}{tail}.png"
                 save_image(image.image, path, image.infotext)
