@@ -204,9 +204,9 @@ def test_a_run_asks_what_the_settings_say_and_records_it(make_settings: MakeSett
     events: list[object] = []
     run = TrainingRun.prepare(settings, tmp_path / "prepared", events.append)
     try:
-        (draws,) = run.epoch_batches(0)[0]
+        (draws,) = run.plan.epoch_batches(0)[0]
         run.step = 1
-        made = run._batch(0, draws)
+        made = run.batches.batch(0, draws, run.step)
     finally:
         run.attachment.detach()
     regular = [draw.sample.is_regularization for draw in draws]

@@ -231,8 +231,8 @@ def test_regularization_images_weigh_as_they_are_told(make_settings: MakeSetting
     )
     (tmp_path / "run" / "weights").mkdir(parents=True)
     prepared = TrainingRun.prepare(settings, tmp_path / "run", lambda event: None)
-    (draws,) = prepared.epoch_batches(0)[0]
-    batch = prepared._batch(0, draws)
+    (draws,) = prepared.plan.epoch_batches(0)[0]
+    batch = prepared.batches.batch(0, draws, prepared.step)
     assert sorted(batch.weights.tolist()) == [0.25] * 6 + [1.0] * 6
 
 

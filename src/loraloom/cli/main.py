@@ -68,6 +68,9 @@ def main() -> None:
     # Idle OpenMP threads sleep instead of spinning: on a machine that also does something else, spinning made small
     # models five times slower. It is read when torch is loaded, so it must be set before; a person's own value stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Else MKL takes fewer threads when the machine is busy, adds up in another order, and no run is like the other.
+    os.environ.setdefault("MKL_DYNAMIC", "FALSE")
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     # --debug is allowed anywhere, also behind the command, where people add it to a line that has just failed.
     debug = "--debug" in sys.argv
     try:

@@ -88,9 +88,14 @@ def resume_here(folder: Path, overrides: list[str], *, force: bool) -> None:
 def _watched(start: Callable[..., TrainingResult]) -> None:
     """Train with a progress bar; Ctrl-C asks for a clean end."""
     from loraloom.cli.progress import ProgressDisplay
-    from loraloom.studio.training import StopRequest, stop_on_signals
+    from loraloom.events import ignore
+    from loraloom.studio.training import StopRequest, is_leader, stop_on_signals
 
     stop = StopRequest()
+    if not is_leader():
+        with stop_on_signals(stop, ignore):
+            start(listener=ignore, stop=stop)
+        return
     with ProgressDisplay() as display, stop_on_signals(stop, display):
         result = start(listener=display, stop=stop)
     typer.echo(f"run folder: {result.folder}")

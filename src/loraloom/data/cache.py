@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 Latent = tuple[Tensor, Tensor]
 Item = tuple[Sample, bool, int]
 """A picture, whether it is mirrored, and which of its versions it is."""
+_TOGETHER = 64
+"""Batches that a process encodes before it hands them to the others."""
 _FORMAT = "1"  # part of every key; raised when pixels are prepared differently
 
 
@@ -131,28 +134,48 @@ class LatentCache:
         self._precision = precision
 
     def prepare(
-        self, samples: Sequence[Sample], flips: bool = False, batch_size: int = 1, listener: Listener = ignore
+        self,
+        samples: Sequence[Sample],
+        flips: bool = False,
+        batch_size: int = 1,
+        listener: Listener = ignore,
+        *,
+        share: tuple[int, int] = (0, 1),
+        exchange: Callable[[Any], Sequence[Any]] = lambda own: [own],
     ) -> None:
         """Encode whatever is missing; with ``flips`` the mirrored pictures too (a sample's own ``flip`` decides).
 
         Batches are cut from all the samples, not from the missing ones, and encoded whole: a cache that was
-        interrupted ends up bit-identical to one that was not. Raises DatasetError naming a picture that can no
-        longer be read or whose latent is not finite; OutputError if the folder cannot be written.
+        interrupted ends up bit-identical to one that was not. ``share``: this is the i-th (from 0) of n processes,
+        which encode every n-th batch and give it to the others through ``exchange`` (own value in, everybody's out).
+        Raises DatasetError naming a picture that can no longer be read or whose latent is not finite; OutputError if
+        the folder cannot be written.
         """
         wanted = list(self._wanted(samples, flips))
         done = 0
-        todo = []
-        for batch in _batches(wanted, batch_size):
-            if all(self._read(*item) is not None for item in batch):
+        batches = list(_batches(wanted, batch_size))
+        missing = {i for i, batch in enumerate(batches) if any(self._read(*item) is None for item in batch)}
+        missing = missing.union(*exchange(missing))
+        todo = sorted(missing)
+        for index, batch in enumerate(batches):
+            if index not in missing:
                 done += len(batch)
                 listener(LatentsCached(done, len(wanted)))
-            else:
-                todo.append(batch)
+        number, count = share
         with quiet_decoders(), ThreadPoolExecutor(2) as pool:
-            for batch, pixels in _ahead(pool, todo):
-                self._keep(batch, pixels)
-                done += len(batch)
-                listener(LatentsCached(done, len(wanted)))
+            for start in range(0, len(todo), _TOGETHER * count):
+                part = todo[start : start + _TOGETHER * count]
+                encoded: dict[int, list[Latent]] = {}
+                own = part[number::count]
+                for index, (batch, pixels) in zip(own, _ahead(pool, [batches[i] for i in own]), strict=True):
+                    encoded[index] = self._keep(batch, pixels)
+                    done += len(batch)
+                    listener(LatentsCached(done, len(wanted)))
+                for index, latents in _joined(exchange(encoded)):
+                    if index not in encoded:
+                        self._receive(batches[index], latents)
+                        done += len(batches[index])
+                        listener(LatentsCached(done, len(wanted)))
 
     def get(self, sample: Sample, flipped: bool = False, variant: int = 0) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, (C, h, w) float32 each; encoded now if they are missing."""
@@ -188,6 +211,12 @@ class LatentCache:
         mean, std = tensors["mean"], tensors["std"]
         return (mean, std) if mean.dtype == std.dtype == self._precision else None
 
+    def _receive(self, batch: Sequence[Item], latents: Sequence[Latent]) -> None:
+        """Keep what another process encoded, unless it is here by way of a shared folder."""
+        for item, (mean, std) in zip(batch, latents, strict=True):
+            if self._read(*item) is None:
+                self._store.write(self._key(*item), {"mean": mean, "std": std})
+
     def _keep(self, batch: Sequence[Item], pixels: Tensor) -> list[Latent]:
         with torch.no_grad():
             means, stds = (part.to("cpu", self._precision) for part in self._encode(pixels))
@@ -212,6 +241,11 @@ def _batches(wanted: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
     for _, group in sorted(groups.items()):
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]
+
+
+def _joined(shares: Sequence[Mapping[int, list[Latent]]]) -> Iterator[tuple[int, list[Latent]]]:
+    """The batches of all processes in order."""
+    return iter(sorted((pair for share in shares for pair in share.items()), key=lambda pair: pair[0]))
 
 
 def _pixels(batch: Sequence[Item]) -> Tensor:

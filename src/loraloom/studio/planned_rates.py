@@ -21,7 +21,7 @@ def plan_rates(settings: TrainSettings) -> Curves:
     from loraloom.models.checkpoint import open_checkpoint
     from loraloom.training.lr_schedules import create_lr_schedule
     from loraloom.training.parameter_groups import plan_groups, rates_at
-    from loraloom.training.trainer import with_resolution
+    from loraloom.training.preparing import with_resolution
 
     checkpoint = open_checkpoint(settings.checkpoint)
     settings = with_resolution(settings, checkpoint, lambda event: None)

@@ -27,6 +27,7 @@ from loraloom.formats.files import write_bytes
 from loraloom.studio.project import EventLog, RunFolder
 from loraloom.studio.run_control import FolderControl, RunLock
 from loraloom.training.settings import TrainSettings
+from loraloom.training.team import Team, is_leader, joined_team, launched_together
 
 if TYPE_CHECKING:
     from loraloom.training.state import ResumePoint
@@ -35,6 +36,8 @@ __all__ = [
     "StopRequest",
     "TrainingResult",
     "branch_training",
+    "is_leader",
+    "launched_together",
     "resume_training",
     "run_training",
     "stop_on_signals",
@@ -65,11 +68,17 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
-    """Inside: the first Ctrl-C (or SIGTERM) asks for a clean stop, a second Ctrl-C interrupts at once."""
+    """Inside: the first Ctrl-C (or SIGTERM) asks for a clean stop, a second Ctrl-C interrupts at once.
+
+    Under torchrun a second one is not heard: torchrun passes on the Ctrl-C that the terminal has already sent.
+    """
+    alone = launched_together() == 1
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop():
-            raise KeyboardInterrupt
+            if alone:
+                raise KeyboardInterrupt
+            return
         stop.set()
         listener(Notice("stopping after this step, then saving; Ctrl-C again to stop at once", "warning"))
 
@@ -90,7 +99,8 @@ def run_training(
 
     A run that fails before its first step (a checkpoint or dataset that cannot be used) leaves no folder.
     """
-    return _train_new(settings, None, listener, stop)
+    with joined_team(settings.device) as team:
+        return _train_new(settings, None, listener, stop, team)
 
 
 def resume_training(
@@ -114,19 +124,34 @@ def resume_training(
     if moved:
         raise SettingsError([f"{moved[0]}: a resumed run stays in its folder"], "--branch starts a run elsewhere")
     settings = TrainSettings.load(folder.settings_path, overrides)
+    with joined_team(settings.device) as team:
+        if not team.leads:
+            return _follow(settings, run, team)
+        return _resume(folder, before, settings, listener, stop, force, team)
+
+
+def _resume(
+    folder: RunFolder,
+    before: TrainSettings,
+    settings: TrainSettings,
+    listener: Listener,
+    stop: StopRequest | None,
+    force: bool,
+    team: Team,
+) -> TrainingResult:
     _check_not_finished(folder, before, settings)
-    with RunLock(run), _recorded(folder, listener, settings, new=False) as record:
+    with RunLock(folder.path), _recorded(folder, listener, settings, new=False) as record:
         from loraloom.training.state import ResumePoint, find_state
 
-        state = find_state(run / "state", record)
+        state = find_state(folder.path / "state", record)
         if state is None:
             record(Notice("no state was kept before the run ended, so it begins again", "warning"))
             record(RunResumed(0))
         point = ResumePoint(state, force=force) if state is not None else None
         if settings != before:
             record.when_begun = lambda: _replace_settings(folder, settings, state.step if state else 0)
-        lora = _train(settings, folder, record, stop, point)
-    return TrainingResult(run, lora)
+        lora = _train(settings, folder, record, stop, point, team)
+    return TrainingResult(folder.path, lora)
 
 
 def branch_training(
@@ -142,23 +167,37 @@ def branch_training(
     from loraloom.training.settings import TrainSettings
     from loraloom.training.state import ResumePoint, find_state
 
-    state = find_state(run / "state", listener, step=step)
-    if state is None:
-        raise ResumeError(f"{run} has kept no state to branch from", "saving.state=true keeps them")
     given = TrainSettings.load(RunFolder(run).settings_path, overrides)
-    settings = given.model_copy(update={"branched_from": f"{run.name}@{state.step}"})
-    return _train_new(settings, ResumePoint(state, branch=True, force=force), listener, stop)
+    with joined_team(given.device) as team:
+        if not team.leads:
+            return _follow(given, run, team)
+        state = find_state(run / "state", listener, step=step)
+        if state is None:
+            raise ResumeError(f"{run} has kept no state to branch from", "saving.state=true keeps them")
+        settings = given.model_copy(update={"branched_from": f"{run.name}@{state.step}"})
+        return _train_new(settings, ResumePoint(state, branch=True, force=force), listener, stop, team)
 
 
 def _train_new(
-    settings: TrainSettings, point: ResumePoint | None, listener: Listener, stop: StopRequest | None
+    settings: TrainSettings, point: ResumePoint | None, listener: Listener, stop: StopRequest | None, team: Team
 ) -> TrainingResult:
+    if not team.leads:
+        return _follow(settings, settings.output, team)
     folder = RunFolder.create(settings.output, settings.name, settings)
     with _recorded(folder, listener, settings, new=True) as record, RunLock(folder.path):
         if settings.branched_from and point is not None:
             record(Notice(f"branched from {settings.branched_from}"))
-        lora = _train(settings, folder, record, stop, point)
+        lora = _train(settings, folder, record, stop, point, team)
     return TrainingResult(folder.path, lora)
+
+
+def _follow(settings: TrainSettings, folder: Path, team: Team) -> TrainingResult:
+    """Train as one of several processes that is not the leading one: the same steps, nothing written or said."""
+    from loraloom.training.trainer import train
+
+    point: ResumePoint | None = team.from_leader(lambda: None)
+    train(settings, folder, resume=point, team=team)
+    return TrainingResult(folder, None)
 
 
 def _train(
@@ -167,9 +206,13 @@ def _train(
     record: _Recorder,
     stop: StopRequest | None,
     point: ResumePoint | None,
+    team: Team,
 ) -> Path | None:
     from loraloom.training.trainer import train
 
+    if team.size > 1:
+        record(Notice(f"{team.size} processes share every step's pictures"))
+    team.from_leader(lambda: point)
     return train(
         settings,
         folder.path,
@@ -177,6 +220,7 @@ def _train(
         stop=stop or StopRequest(),
         control=FolderControl(folder.path),
         resume=point,
+        team=team,
     )
 
 

@@ -342,6 +342,7 @@ class Trial:
 
 def try_steps(settings: TrainSettings, dataset: Dataset, folder: Path, listener: Listener = ignore) -> Trial:
     """Load the checkpoint, encode the pictures of the largest batch and take two steps; nothing is saved."""
+    from loraloom.training.steps import Step
     from loraloom.training.trainer import TrainingRun
 
     batch = max(_epoch(settings, dataset, 0), key=lambda batch: math.prod(_shape(batch)))
@@ -354,12 +355,12 @@ def try_steps(settings: TrainSettings, dataset: Dataset, folder: Path, listener:
     with watch:
         run = TrainingRun.prepare(settings, folder, listener, narrowed=narrowed)
         try:
-            batches = max(run.epoch_batches(0), key=lambda batches: max(len(draws) for draws in batches))
+            batches = max(run.plan.epoch_batches(0), key=lambda batches: max(len(draws) for draws in batches))
             largest = max(batches, key=len)
             with run.model.using(*{"unet", *run.adapters.parts()}):
                 for _ in range(2):
                     began = time.perf_counter()
-                    run._optimizer_step(0, [largest])
+                    run.optimizer_step(Step(0, False, [largest]))
                     seconds = time.perf_counter() - began
             width, height, _ = _shape(batch)
             began = time.perf_counter()
@@ -544,7 +545,7 @@ def make_plan(
     settings: TrainSettings, *, dry: bool = False, folder: Path | None = None, listener: Listener = ignore
 ) -> Plan:
     """Count, predict, and unless ``dry`` take two real steps (with ``folder`` as their scratch folder)."""
-    from loraloom.training.trainer import with_resolution
+    from loraloom.training.preparing import with_resolution
 
     device = choose_device(settings.device)
     checkpoint = open_checkpoint(settings.checkpoint)

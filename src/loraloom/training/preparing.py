@@ -1,0 +1,242 @@
+"""Everything that a run needs before its first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adapters
+from loraloom.adapters.settings import adapter_notices
+from loraloom.data.cache import LatentCache
+from loraloom.data.dataset import Dataset, Sample, load_dataset
+from loraloom.events import Event, Listener, Notice
+from loraloom.generation.loras import find_lora
+from loraloom.generation.prompts import extract_loras
+from loraloom.generation.settings import GenerateSettings
+from loraloom.hardware import Precision, choose_device, choose_precision, keep_freed_memory
+from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.loaded import LoadedModel, load_model
+from loraloom.models.prediction import read_signs
+from loraloom.training.base_loras import merge_base_loras, origin_metadata
+from loraloom.training.captions import CaptionEncoder, needed_chunks, parts_fingerprint
+from loraloom.training.ema import Ema
+from loraloom.training.optimizers import create_optimizer, try_optimizer
+from loraloom.training.parameter_groups import check_rates, optimizer_remarks, parameter_groups
+from loraloom.training.plan import MemoryWatch
+from loraloom.training.preservation import check_trigger, class_chunks
+from loraloom.training.previews import preview_prompts
+from loraloom.training.settings import TrainSettings
+from loraloom.training.state import ResumePoint, identity_of
+from loraloom.training.step import Objective, objective_notices
+from loraloom.training.team import ALONE, Team
+from loraloom.training.validation import split_off, validation_pictures
+
+__all__ = ["RunParts", "prepare_parts", "with_resolution"]
+
+TOLD_REMARKS = ("layout", "regularization", "folder-name")
+"""Kinds of remarks on a dataset that change what is trained, so they are said even though nothing is wrong."""
+
+
+@dataclass
+class RunParts:
+    """What a run is made of."""
+
+    settings: TrainSettings
+    folder: Path
+    listener: Listener
+    dataset: Dataset
+    model: LoadedModel
+    precision: Precision
+    adapters: AdapterSet
+    attachment: Attachment
+    cache: LatentCache
+    encode: CaptionEncoder
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    max_token_length: int
+    started: float = 0.0
+    ema: Ema | None = None
+    held_out: tuple[Sample, ...] = ()
+    """The pictures that the validation loss is measured on."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Metadata about the LoRA files that the training started from."""
+    team: Team = ALONE
+    """The processes that train together."""
+
+
+def prepare_parts(
+    settings: TrainSettings,
+    folder: Path,
+    listener: Listener,
+    stop: Callable[[], bool] = lambda: False,
+    resume: ResumePoint | None = None,
+    *,
+    watch: MemoryWatch | None = None,
+    narrowed: Callable[[Dataset], Dataset] = lambda dataset: dataset,
+    team: Team = ALONE,
+) -> RunParts:
+    """Read the dataset, load the checkpoint, cache latents, put a new LoRA on the model.
+
+    ``watch`` is told what the run is before anything is loaded; ``narrowed`` leaves a part of the dataset. ``resume``
+    is only checked here. Raises KeyboardInterrupt when ``stop`` says yes while images are encoded: there is nothing to
+    save yet.
+    """
+    started = time.time()
+    device = choose_device(team.device(settings.device))
+    precision = choose_precision(device, settings.mixed_precision)
+    if device.type == "cpu" and settings.quantize == "none" and not settings.keep_file_precision:
+        keep_freed_memory()  # weights that are made dense at every use would leave their holes in the heap
+    try_optimizer(settings.optimizer, device)
+    for remark in (*optimizer_remarks(settings), *adapter_notices(settings.adapter)):
+        listener(Notice(remark, "warning"))
+    origins = origin_metadata(settings.adapter)
+    checkpoint = open_checkpoint(settings.checkpoint)
+    check_rates(settings, checkpoint.family.name, [part.part for part in checkpoint.family.text_parts])
+    _check_preview_prompts(settings)
+    settings = with_resolution(settings, checkpoint, listener)
+    dataset, held_out = split_off(load_dataset(settings.dataset), settings.validation)
+    held_out += validation_pictures(settings.validation, settings.dataset)
+    for problem in dataset.problems:
+        if problem.severity != "info" or problem.kind in TOLD_REMARKS:
+            listener(Notice(str(problem), "info" if problem.severity == "info" else "warning"))
+    if resume is not None:
+        resume.check(identity_of(settings, dataset, checkpoint), precision.name, listener)
+    dataset = narrowed(dataset)
+    if watch is not None:
+        watch.start(settings, checkpoint, dataset)
+    model = load_model(
+        checkpoint,
+        device=device,
+        compute=precision.compute,
+        keep_file_precision=settings.keep_file_precision,
+        prediction=settings.prediction,
+        zero_terminal_snr=settings.zero_terminal_snr,
+        offload=settings.low_memory,
+        quantize=settings.quantize,
+        listener=listener,
+    )
+    listener(
+        Notice(
+            f"{settings.checkpoint.name} is {model.family.title}, predicts {model.prediction}; "
+            f"training on {device} with mixed precision {precision.name}"
+        )
+    )
+    model.check_clip_skip(settings.clip_skip)
+    objective = _checked_objective(settings, dataset, model, listener)
+    max_token_length = _max_token_length(settings, dataset, model, listener)
+    cache = LatentCache(model.encode_images, vae_key=vae_fingerprint(model), folder=settings.dataset.latent_folder)
+    with model.using("vae"):
+        batch_size = 1 if device.type == "cpu" else 4
+        cache.prepare(
+            [*dataset.samples, *held_out],
+            settings.dataset.flip,
+            batch_size,
+            _interruptible(listener, stop),
+            share=(team.rank, team.size),
+            exchange=team.exchange,
+        )
+    if freed := model.rest("vae"):
+        listener(Notice(f"the VAE rests in the file until it is needed: {freed / 2**20:.0f} MiB less"))
+
+    merge_base_loras(model, settings.adapter, listener)
+    adapters = create_adapters(
+        settings.adapter,
+        model.targets,
+        seed=settings.seed,
+        family=model.family.name,
+        weight=model.weight_of,
+        listener=listener,
+    ).to(device)
+    layers = {target.name: model.layer(target) for target in model.targets}
+    trained_text = any(part != "unet" for part in adapters.parts())
+    for part, module in model.parts.items():
+        if part != "vae":
+            module.gradient_checkpointing = settings.gradient_checkpointing  # type: ignore[assignment]
+    return RunParts(
+        settings=settings,
+        folder=folder,
+        listener=listener,
+        dataset=dataset,
+        model=model,
+        precision=precision,
+        adapters=adapters,
+        attachment=attach(adapters, layers),
+        cache=cache,
+        encode=CaptionEncoder(model, settings, chunks=max_token_length // 75, trained=trained_text),
+        objective=objective,
+        optimizer=create_optimizer(
+            parameter_groups(adapters, settings.optimizer, model.family.name), settings.optimizer
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_loss_scaling),
+        max_token_length=max_token_length,
+        started=started,
+        ema=Ema(adapters, settings.ema) if settings.ema.enabled else None,
+        held_out=held_out,
+        origins=origins,
+        team=team,
+    )
+
+
+def with_resolution(settings: TrainSettings, checkpoint: Checkpoint, listener: Listener) -> TrainSettings:
+    """The settings with the family's own resolution where none was set."""
+    if settings.dataset.resolutions or "resolution" in settings.dataset.model_fields_set:
+        return settings
+    signs = read_signs(checkpoint, checkpoint.metadata, checkpoint.path, prediction=settings.prediction)
+    resolution = checkpoint.family.default_resolution_for(signs.prediction or "epsilon")
+    listener(Notice(f"dataset.resolution = {resolution}: what {checkpoint.family.title} was trained at"))
+    return settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"resolution": resolution})})
+
+
+def _checked_objective(settings: TrainSettings, dataset: Dataset, model: LoadedModel, listener: Listener) -> Objective:
+    """What is asked of this model, with a notice of every objective setting that has no effect."""
+    objective = Objective(model.schedule, model.prediction, settings.seed, settings.objective)
+    objective.check()
+    notices = objective_notices(
+        settings,
+        model.prediction,
+        any(sample.has_mask for sample in dataset.samples),
+        has_regularization=bool(dataset.regularization),
+    )
+    for text in notices + check_trigger(settings, [sample.fullest_caption for sample in dataset.training]):
+        listener(Notice(text, "warning"))
+    return objective
+
+
+def _interruptible(listener: Listener, stop: Callable[[], bool]) -> Listener:
+    def listen(event: Event) -> None:
+        listener(event)
+        if stop():
+            raise KeyboardInterrupt
+
+    return listen
+
+
+def _check_preview_prompts(settings: TrainSettings) -> None:
+    """A LoRA tag in a preview prompt must be found now, not after hours of training."""
+    for prompt in preview_prompts(settings.preview):
+        for tag in extract_loras(prompt.text)[1]:
+            find_lora(tag.name, GenerateSettings().lora_folders)
+
+
+def vae_fingerprint(model: LoadedModel) -> str:
+    """A hash of the VAE's weights and of the type it computes in: what cached latents depend on."""
+    return parts_fingerprint(model, ["vae"], str(model.vae_compute))
+
+
+def _max_token_length(settings: TrainSettings, dataset: Dataset, model: LoadedModel, listener: Listener) -> int:
+    chunks = max((needed_chunks(sample, model) for sample in dataset.samples), default=1)
+    classes = class_chunks(settings, [sample.fullest_caption for sample in dataset.training], model)
+    needed = 75 * max(chunks, classes, 1)
+    if settings.max_token_length is None:
+        if needed > 75:
+            listener(Notice(f"max_token_length = {needed}: the longest caption needs it"))
+        return needed
+    if settings.max_token_length < needed:
+        text = f"captions longer than max_token_length = {settings.max_token_length} are cut; {needed} would keep all"
+        listener(Notice(text, "warning"))
+    return settings.max_token_length
