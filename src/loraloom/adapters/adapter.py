@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -16,7 +17,25 @@ from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterTarget
 from loraloom.randomness import generator, uniform
 
-__all__ = ["Adapter", "alpha_of", "apply_weight", "fitted", "per_channel", "squeezed", "uniform_tensor", "weight_of"]
+__all__ = [
+    "Adapter",
+    "Rows",
+    "alpha_of",
+    "apply_weight",
+    "fitted",
+    "per_channel",
+    "squeezed",
+    "uniform_tensor",
+    "weight_of",
+]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A part of a batch: the rows ``chosen``, in their order, of ``total``."""
+
+    chosen: tuple[int, ...]
+    total: int
 
 
 class Adapter(nn.Module, ABC):
@@ -40,6 +59,7 @@ class Adapter(nn.Module, ABC):
         self.rank_dropout = 0.0
         self.module_dropout = 0.0
         self.dropout_seed = 0
+        self.rows: Rows | None = None
 
     # -- what a kind defines -----------------------------------------------------------------------------------
 
@@ -115,6 +135,16 @@ class Adapter(nn.Module, ABC):
         if not self.training or self.module_dropout == 0.0:
             return False
         return uniform(self.dropout_seed, "module") < self.module_dropout
+
+    def draw_rows(self, shape: Sequence[int], random: torch.Generator | None, device: torch.device) -> Tensor:
+        """Uniform numbers in [0, 1) for a batch, (B, ...): of a part, those that the whole would have given it.
+
+        A batch that is not the part that was told of (another question about some of its pictures) draws for itself.
+        """
+        if self.rows is None or shape[0] != len(self.rows.chosen):
+            return torch.rand(tuple(shape), generator=random, device=device)
+        drawn = torch.rand((self.rows.total, *shape[1:]), generator=random, device=device)
+        return drawn[list(self.rows.chosen)]
 
     def without_rows(self, side: Tensor) -> Tensor:
         """Rank dropout of kinds without a low-rank activation: some output channels get no change in this step."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from loraloom.adapters.adapter import Adapter
+from loraloom.adapters.adapter import Adapter, Rows
 from loraloom.adapters.blocks import BLOCK_COUNTS, block_index
 from loraloom.adapters.kinds import ADAPTERS, adapter_from_tensors
 from loraloom.adapters.settings import AdapterSettings
@@ -83,6 +83,11 @@ class AdapterSet(nn.Module):
         for target, adapter in self.items():
             if adapter.dropout or adapter.rank_dropout or adapter.module_dropout:
                 adapter.dropout_seed = seed_of(*key, "dropout", target.name)
+
+    def take_rows(self, unet: Rows | None, text_encoder: Rows | None) -> None:
+        """Say which rows of a larger batch come next, so that each drops what it would have dropped there."""
+        for target, adapter in self.items():
+            adapter.rows = unet if target.part == "unet" else text_encoder
 
     @torch.no_grad()
     def apply_max_norm(self, limit: float) -> tuple[int, float]:

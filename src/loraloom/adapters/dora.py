@@ -83,6 +83,7 @@ class DoraAdapter(Adapter):
     def _pass_dropout_on(self) -> None:
         inner = self.inner
         inner.dropout, inner.rank_dropout, inner.dropout_seed = self.dropout, self.rank_dropout, self.dropout_seed
+        inner.rows = self.rows
 
     def _fractions(self, lengths: Tensor) -> Tensor:
         return self.magnitude.float() / (lengths + torch.finfo(torch.float32).eps)

@@ -136,7 +136,7 @@ class LoraAdapter(Adapter):
         if self.dropout:
             # A meter of memory runs on the meta device, where nothing is drawn.
             random = None if low.is_meta else torch.Generator(low.device).manual_seed(self.dropout_seed)
-            keep = torch.rand(low.shape, generator=random, device=low.device) >= self.dropout
+            keep = self.draw_rows(low.shape, random, low.device) >= self.dropout
             low = low * keep.to(low.dtype) / (1 - self.dropout)
         if self.rank_dropout:
             low = low * self._kept_ranks(low) / (1 - self.rank_dropout)
@@ -145,7 +145,8 @@ class LoraAdapter(Adapter):
     def _kept_ranks(self, low: Tensor) -> Tensor:
         """Which components of the rank each sample of the batch keeps in this step (sd-scripts' rank_dropout)."""
         channels = low.shape[1] if low.ndim == 4 else low.shape[-1]
-        drawn = torch.rand(low.shape[0], self.rank, generator=generator(self.dropout_seed, "rank"))
+        random = generator(self.dropout_seed, "rank")
+        drawn = self.draw_rows((low.shape[0], self.rank), random, torch.device("cpu"))
         keep = (drawn >= self.rank_dropout).repeat(1, channels // self.rank).to(low.device, low.dtype)
         return keep[:, :, None, None] if low.ndim == 4 else keep.reshape(len(keep), *(1,) * (low.ndim - 2), channels)
 

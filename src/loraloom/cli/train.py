@@ -53,29 +53,28 @@ def train(
     `loraloom settings` explains every setting; `loraloom settings --toml > run.toml` writes a file to edit.
     Ctrl-C once finishes the step, saves and ends; twice stops at once. `--resume RUN` goes on from there.
     """
-    from loraloom.studio.runs import find_run
-    from loraloom.studio.training import branch_training, run_training
+    from loraloom.studio.training import branch_training, one_voice, run_training
     from loraloom.training.settings import TrainSettings
 
-    path, overrides = split_arguments(arguments or [])
-    if resume is not None or branch is not None or force:
-        _check_alone(path, recipe, like, resume, branch)
+    with one_voice():
+        path, overrides = split_arguments(arguments or [])
+        if resume is not None or branch is not None or force:
+            _check_alone(path, recipe, like, resume, branch)
+        if resume is None and branch is None:
+            if recipe is not None or like is not None:
+                settings = _by_recipe(path, recipe, like, overrides)
+            else:
+                settings = TrainSettings.load(path, overrides)
     if resume is not None:
-        resume_here(find_run(resume), overrides, force=force)
-        return
-    if branch is not None:
+        resume_here(_run_here(resume), overrides, force=force)
+    elif branch is not None:
         run, step = _run_and_step(branch)
-        folder = find_run(run)
+        folder = _run_here(run)
         _watched(lambda **doors: branch_training(folder, step, overrides, force=force, **doors))
-        return
-    if recipe is not None or like is not None:
-        settings = _by_recipe(path, recipe, like, overrides)
-    else:
-        settings = TrainSettings.load(path, overrides)
-    if plot_lr:
+    elif plot_lr:
         _plot_rates(settings)
-        return
-    _watched(lambda **doors: run_training(settings, **doors))
+    else:
+        _watched(lambda **doors: run_training(settings, **doors))
 
 
 def resume_here(folder: Path, overrides: list[str], *, force: bool) -> None:
@@ -99,6 +98,23 @@ def _watched(start: Callable[..., TrainingResult]) -> None:
     with ProgressDisplay() as display, stop_on_signals(stop, display):
         result = start(listener=display, stop=stop)
     typer.echo(f"run folder: {result.folder}")
+
+
+def _run_here(text: str) -> Path:
+    """The folder of a run. Of several processes only the leading one, which hands it on, must see it."""
+    from loraloom.errors import MissingFileError
+    from loraloom.studio.runs import find_run
+    from loraloom.studio.training import is_leader, launched_together
+
+    if not is_leader():
+        return Path(text)
+    try:
+        return find_run(text)
+    except MissingFileError as error:
+        if launched_together() == 1:
+            raise
+        hint = f"{error.hint}; under torchrun it must lie on the machine of process 0 (--node-rank 0)"
+        raise MissingFileError(error.problem, hint) from error
 
 
 def _check_alone(
@@ -135,12 +151,14 @@ def _by_recipe(path: Path | None, recipe: Path | None, like: Path | None, overri
 
     from loraloom.cli.recipes import show_account
     from loraloom.studio.recipes import read_recipe
+    from loraloom.studio.training import is_leader
 
     given = [str(file) for file in (path, recipe, like) if file is not None]
     if len(given) > 1:
         raise SettingsError([f"settings come from one file; these were given: {', '.join(given)}"], "name one of them")
     found = read_recipe(recipe or like or Path(), only_lora=like is not None)
-    show_account(found, Console(stderr=True, highlight=False))
+    if is_leader():
+        show_account(found, Console(stderr=True, highlight=False))
     return found.finished(overrides)
 
 

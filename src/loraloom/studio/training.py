@@ -27,7 +27,7 @@ from loraloom.formats.files import write_bytes
 from loraloom.studio.project import EventLog, RunFolder
 from loraloom.studio.run_control import FolderControl, RunLock
 from loraloom.training.settings import TrainSettings
-from loraloom.training.team import Team, is_leader, joined_team, launched_together
+from loraloom.training.team import Team, is_leader, joined_team, launched_together, one_voice
 
 if TYPE_CHECKING:
     from loraloom.training.state import ResumePoint
@@ -38,6 +38,7 @@ __all__ = [
     "branch_training",
     "is_leader",
     "launched_together",
+    "one_voice",
     "resume_training",
     "run_training",
     "stop_on_signals",
@@ -99,7 +100,7 @@ def run_training(
 
     A run that fails before its first step (a checkpoint or dataset that cannot be used) leaves no folder.
     """
-    with joined_team(settings.device) as team:
+    with joined_team() as team:
         return _train_new(settings, None, listener, stop, team)
 
 
@@ -116,29 +117,25 @@ def resume_training(
     Raises ResumeError when another process trains it, when it is finished, or when dataset, checkpoint or settings
     differ (``force``: a warning instead).
     """
-    from loraloom.training.settings import TrainSettings
-
-    folder = RunFolder(run)
-    before = TrainSettings.load(folder.settings_path)
-    moved = [text for text in overrides if text.partition("=")[0].strip() == "output"]
-    if moved:
-        raise SettingsError([f"{moved[0]}: a resumed run stays in its folder"], "--branch starts a run elsewhere")
-    settings = TrainSettings.load(folder.settings_path, overrides)
-    with joined_team(settings.device) as team:
+    with joined_team() as team:
         if not team.leads:
-            return _follow(settings, run, team)
-        return _resume(folder, before, settings, listener, stop, force, team)
+            return _follow(None, run, team)
+        return _resume(RunFolder(run), overrides, listener, stop, force, team)
 
 
 def _resume(
     folder: RunFolder,
-    before: TrainSettings,
-    settings: TrainSettings,
+    overrides: Sequence[str],
     listener: Listener,
     stop: StopRequest | None,
     force: bool,
     team: Team,
 ) -> TrainingResult:
+    before = TrainSettings.load(folder.settings_path)
+    moved = [text for text in overrides if text.partition("=")[0].strip() == "output"]
+    if moved:
+        raise SettingsError([f"{moved[0]}: a resumed run stays in its folder"], "--branch starts a run elsewhere")
+    settings = TrainSettings.load(folder.settings_path, overrides)
     _check_not_finished(folder, before, settings)
     with RunLock(folder.path), _recorded(folder, listener, settings, new=False) as record:
         from loraloom.training.state import ResumePoint, find_state
@@ -164,13 +161,12 @@ def branch_training(
     stop: StopRequest | None = None,
 ) -> TrainingResult:
     """A new run that goes on from a state (``step``; None: the newest) of another one, with other settings."""
-    from loraloom.training.settings import TrainSettings
     from loraloom.training.state import ResumePoint, find_state
 
-    given = TrainSettings.load(RunFolder(run).settings_path, overrides)
-    with joined_team(given.device) as team:
+    with joined_team() as team:
         if not team.leads:
-            return _follow(given, run, team)
+            return _follow(None, run, team)
+        given = TrainSettings.load(RunFolder(run).settings_path, overrides)
         state = find_state(run / "state", listener, step=step)
         if state is None:
             raise ResumeError(f"{run} has kept no state to branch from", "saving.state=true keeps them")
@@ -191,13 +187,28 @@ def _train_new(
     return TrainingResult(folder.path, lora)
 
 
-def _follow(settings: TrainSettings, folder: Path, team: Team) -> TrainingResult:
-    """Train as one of several processes that is not the leading one: the same steps, nothing written or said."""
+def _follow(settings: TrainSettings | None, folder: Path, team: Team) -> TrainingResult:
+    """Train as one of several processes that is not the leading one: the same steps, nothing written or said.
+
+    ``settings`` None: those of the leading process, which alone needs to see the folder of a run that goes on.
+    """
     from loraloom.training.trainer import train
 
-    point: ResumePoint | None = team.from_leader(lambda: None)
-    train(settings, folder, resume=point, team=team)
+    task = team.from_leader(_nothing)
+    train(settings or task.settings, folder, resume=task.point, team=team)
     return TrainingResult(folder, None)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the leading process tells the others before they begin."""
+
+    settings: TrainSettings
+    point: ResumePoint | None
+
+
+def _nothing() -> _Task:
+    raise RuntimeError("only the leading process has something to tell")
 
 
 def _train(
@@ -210,9 +221,7 @@ def _train(
 ) -> Path | None:
     from loraloom.training.trainer import train
 
-    if team.size > 1:
-        record(Notice(f"{team.size} processes share every step's pictures"))
-    team.from_leader(lambda: point)
+    team.from_leader(lambda: _Task(settings, point))
     return train(
         settings,
         folder.path,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from loraloom.training.plan import MemoryWatch
 from loraloom.training.preservation import check_trigger, class_chunks
 from loraloom.training.previews import preview_prompts
 from loraloom.training.settings import TrainSettings
-from loraloom.training.state import ResumePoint, identity_of
+from loraloom.training.state import ResumePoint, check_alike, identity_of
 from loraloom.training.step import Objective, objective_notices
 from loraloom.training.team import ALONE, Team
 from loraloom.training.validation import split_off, validation_pictures
@@ -87,6 +88,7 @@ def prepare_parts(
     save yet.
     """
     started = time.time()
+    team.check(settings.batch_size, settings.gradient_accumulation)
     device = choose_device(team.device(settings.device))
     precision = choose_precision(device, settings.mixed_precision)
     if device.type == "cpu" and settings.quantize == "none" and not settings.keep_file_precision:
@@ -97,7 +99,8 @@ def prepare_parts(
     origins = origin_metadata(settings.adapter)
     checkpoint = open_checkpoint(settings.checkpoint)
     check_rates(settings, checkpoint.family.name, [part.part for part in checkpoint.family.text_parts])
-    _check_preview_prompts(settings)
+    if team.leads:
+        _check_preview_prompts(settings)
     settings = with_resolution(settings, checkpoint, listener)
     dataset, held_out = split_off(load_dataset(settings.dataset), settings.validation)
     held_out += validation_pictures(settings.validation, settings.dataset)
@@ -106,9 +109,14 @@ def prepare_parts(
             listener(Notice(str(problem), "info" if problem.severity == "info" else "warning"))
     if resume is not None:
         resume.check(identity_of(settings, dataset, checkpoint), precision.name, listener)
+    if team.size > 1:
+        pictures = replace(dataset, samples=(*dataset.samples, *held_out))
+        check_alike(team.exchange((identity_of(settings, pictures, checkpoint), precision.name)))
+        listener(Notice(_shared_work(settings, team)))
     dataset = narrowed(dataset)
     if watch is not None:
-        watch.start(settings, checkpoint, dataset)
+        own = math.ceil(settings.batch_size / team.size)  # the largest share of a batch
+        watch.start(settings.model_copy(update={"batch_size": own}), checkpoint, dataset)
     model = load_model(
         checkpoint,
         device=device,
@@ -152,6 +160,7 @@ def prepare_parts(
         weight=model.weight_of,
         listener=listener,
     ).to(device)
+    team.copy_leader(adapters.state_dict().values())
     layers = {target.name: model.layer(target) for target in model.targets}
     trained_text = any(part != "unet" for part in adapters.parts())
     for part, module in model.parts.items():
@@ -179,6 +188,14 @@ def prepare_parts(
         held_out=held_out,
         origins=origins,
         team=team,
+    )
+
+
+def _shared_work(settings: TrainSettings, team: Team) -> str:
+    pictures = settings.batch_size * settings.gradient_accumulation
+    return (
+        f"{team.size} processes share the {pictures} pictures of each step (batch_size={settings.batch_size} x "
+        f"gradient_accumulation={settings.gradient_accumulation}: in all, not for each process)"
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.data.dataset import Dataset, Sample
-from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, ResumeError
+from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, ResumeError, SettingsError
 from loraloom.events import Listener, Notice
 from loraloom.formats.files import sha256_of
 from loraloom.formats.tensors import open_tensors, write_tensors
@@ -31,6 +31,7 @@ __all__ = [
     "ResumePoint",
     "RunState",
     "Stateful",
+    "check_alike",
     "check_identity",
     "checkpoint_fingerprint",
     "find_state",
@@ -78,6 +79,23 @@ FREE_SETTINGS = (
 )
 """Settings that a run may go on with in another value (a final dot: the whole group). The checkpoint and the dataset
 are compared by their content instead of their paths."""
+MACHINE_SETTINGS = (
+    "output",
+    "checkpoint",
+    "device",
+    "low_memory",
+    "keep_file_precision",
+    "dataset.folder",
+    "dataset.regularization_folder",
+    "dataset.mask_folder",
+    "dataset.cache_to_disk",
+    "dataset.cache_text_to_disk",
+    "dataset.cache_folder",
+    "saving.",
+    "preview.",
+    "tensorboard",
+)
+"""Settings that may differ between processes that train one run together: where things lie, and what one alone does."""
 ROUNDING_SETTINGS = ("device", "low_memory", "gradient_checkpointing", "keep_file_precision")
 """Those that change results by rounding only."""
 
@@ -509,6 +527,27 @@ def check_identity(
     if rounding and not branch:
         listener(Notice(f"{', '.join(rounding)} changed: results may differ by rounding", "warning"))
     return changed
+
+
+def check_alike(identities: Sequence[tuple[Identity, str]]) -> None:
+    """Raise SettingsError where a process of a run was given something else than the first one.
+
+    Each is what a process would train, and the name of its mixed precision.
+    """
+    (first, precision), problems = identities[0], []
+    for rank, (other, own_precision) in enumerate(identities[1:], 1):
+        differences = [] if other.checkpoint == first.checkpoint else ["the checkpoint is another one"]
+        differences += _dataset_differences(first.to_values(), other)
+        differences += [
+            f"{path} = {_shown(other.settings.get(path))} instead of {_shown(value)}"
+            for path, value in first.settings.items()
+            if other.settings.get(path) != value and not _is_one_of(path, MACHINE_SETTINGS)
+        ]
+        if own_precision != precision:
+            differences.append(f"mixed precision is {own_precision} instead of {precision}")
+        problems += [f"process {rank} has not what process 0 has: {text}" for text in differences]
+    if problems:
+        raise SettingsError(problems, "every machine needs the same settings, pictures, captions and checkpoint")
 
 
 def _defaults() -> Mapping[str, Any]:

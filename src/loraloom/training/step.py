@@ -22,6 +22,7 @@ from loraloom.training.settings import ObjectiveSettings, TrainSettings
 __all__ = [
     "Batch",
     "Objective",
+    "Part",
     "Preserved",
     "objective_notices",
     "prior_weight",
@@ -47,6 +48,14 @@ class Preserved:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Of which batch another is a part: the keys of all its images, and which of them are in the part."""
+
+    keys: Sequence[tuple[int | str, ...]]
+    rows: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Batch:
     """What one forward pass learns from; B images of one size, on the model's device.
 
@@ -65,6 +74,8 @@ class Batch:
     """Regularization images whose target is what the checkpoint says (``asked`` is not used: it is the caption)."""
     preserved: Preserved | None = None
     """Training images to be asked once more, with the class in place of the trigger word."""
+    part: Part | None = None
+    """Set where several processes share a batch: what is drawn for a batch as a whole is drawn for the whole."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +172,13 @@ class Objective:
             low, count = settings.min_timestep, self._end - settings.min_timestep
             drawn = [low + seed_of(self.seed, "timestep", *key) % count for key in batch.keys]
             return torch.tensor(drawn)
-        numbers = [uniform(self.seed, "timestep", *key) for key in batch.keys]
+        whole = batch.keys if batch.part is None else batch.part.keys
+        numbers = [uniform(self.seed, "timestep", *key) for key in whole]
         if settings.stratified_timesteps:
-            strata = shuffled(range(len(numbers)), self.seed, "strata", *(part for key in batch.keys for part in key))
+            strata = shuffled(range(len(numbers)), self.seed, "strata", *(part for key in whole for part in key))
             numbers = [(stratum + number) / len(numbers) for stratum, number in zip(strata, numbers, strict=True)]
+        if batch.part is not None:
+            numbers = [numbers[row] for row in batch.part.rows]
         return objectives.draw_timesteps(self.density, numbers)
 
     @property

@@ -10,7 +10,21 @@ from loraloom.data.batches import Draw, plan_epoch
 from loraloom.data.dataset import Dataset
 from loraloom.training.settings import TrainSettings
 
-__all__ = ["Step", "StepPlan"]
+__all__ = ["Share", "Step", "StepPlan"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process takes of a step's ``number``-th batch (from 0): the pictures at ``rows``; alone all of them."""
+
+    batch: list[Draw]
+    number: int
+    rows: tuple[int, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the batch is left to others."""
+        return len(self.rows) == len(self.batch)
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,32 @@ validates, paints previews, and hears whoever stops or pauses the run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loraloom.errors import HardwareError, SettingsError
+from loraloom.errors import HardwareError, LoraloomError, SettingsError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.distributed.distributed_c10d import Store
 
     from loraloom.data.batches import Draw
+    from loraloom.training.steps import Share
 
-__all__ = ["ALONE", "Team", "is_leader", "joined_team", "launched_together"]
+__all__ = ["ALONE", "Team", "is_leader", "joined_team", "launched_together", "one_voice"]
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=24)
 """How long a process waits for another: previews and validation of the leader may take long."""
+MEETING = timedelta(minutes=5)
+"""How long they look for one another at the start."""
+_FAILED, _FAILURE = "loraloom/failed", "loraloom/failure"
+_HEARSAY = timedelta(seconds=5)
+"""How long to look for the reason why another process is gone."""
 
 
 def launched_together() -> int:
@@ -46,6 +54,10 @@ class Team:
     rank: int = 0
     size: int = 1
     local: int = 0
+    on_cuda: bool = False
+    """Whether tensors on CUDA devices travel between them (through NCCL); others go through the CPU (gloo)."""
+    store: Store | None = field(default=None, repr=False, compare=False)
+    """What all of them can read and write, and which lives on when one of them ends."""
 
     @property
     def leads(self) -> bool:
@@ -53,7 +65,14 @@ class Team:
         return self.rank == 0
 
     def device(self, requested: str) -> str:
-        """The device of this process: on a machine with several GPUs each process takes its own."""
+        """The device of this process: on a machine with several GPUs each process takes its own.
+
+        Raises SettingsError for a GPU that all would share, HardwareError when there are too few.
+        """
+        if self.size > 1 and requested.startswith("cuda:"):
+            raise SettingsError(
+                [f"device={requested} under torchrun: every process takes a GPU of its own"], "set device=cuda or auto"
+            )
         import torch
 
         if self.size == 1 or requested not in ("auto", "cuda") or not torch.cuda.is_available():
@@ -63,51 +82,80 @@ class Team:
                 f"torchrun started process {self.local} on this machine, which has {torch.cuda.device_count()} GPU(s)",
                 "give --nproc-per-node the number of GPUs",
             )
+        torch.cuda.set_device(self.local)
         return f"cuda:{self.local}"
 
-    def share(self, batches: Sequence[list[Draw]]) -> list[list[Draw]]:
+    # -- work that is shared -----------------------------------------------------------------------------------
+
+    def check(self, batch_size: int, gradient_accumulation: int) -> None:
+        """Raise SettingsError when some processes could never have a picture to learn from."""
+        pictures = batch_size * gradient_accumulation
+        if self.size > pictures:
+            raise SettingsError(
+                [
+                    f"{self.size} processes share the {pictures} picture(s) of a step (batch_size={batch_size} x "
+                    f"gradient_accumulation={gradient_accumulation}, in all, not for each process)"
+                ],
+                f"set batch_size={self.size} or more, or start fewer processes",
+            )
+
+    def share(self, batches: Sequence[list[Draw]]) -> list[Share]:
         """This process's part of a step's batches: of the pictures in order every ``size``-th, buckets kept apart."""
-        if self.size == 1:
-            return list(batches)
+        from loraloom.training.steps import Share
+
         shares, seen = [], 0
-        for draws in batches:
-            mine = [draw for index, draw in enumerate(draws, seen) if index % self.size == self.rank]
+        for number, draws in enumerate(batches):
+            rows = tuple(row for row in range(len(draws)) if (seen + row) % self.size == self.rank)
             seen += len(draws)
-            if mine:
-                shares.append(mine)
+            if rows:
+                shares.append(Share(draws, number, rows))
         return shares
 
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum of every process's tensor, the same everywhere."""
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        """Add up the gradients and losses of all processes, in one message; returns the sum of the losses, a scalar.
+
+        Sums are made in float32 and are the same in every process, bit for bit. A parameter that no process has a
+        gradient for keeps none, as it would in one process.
+        """
         if self.size == 1:
-            return value
+            return loss
+        import torch
+
+        present = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=loss.device)
+        grads = [p.grad.flatten().float() if p.grad is not None else loss.new_zeros(p.numel()) for p in parameters]
+        flat = self._summed(torch.cat([loss.detach().reshape(1).float(), present, *grads]))
+        total, counts, rest = flat[0], flat[1 : 1 + len(parameters)], flat[1 + len(parameters) :]
+        parts = torch.split(rest, [parameter.numel() for parameter in parameters])
+        for parameter, count, part in zip(parameters, counts.tolist(), parts, strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype) if count else None
+        return total
+
+    # -- messages ----------------------------------------------------------------------------------------------
+
+    def _summed(self, tensor: Tensor) -> Tensor:
         import torch.distributed as dist
 
-        with _explained():
-            dist.all_reduce(value)
-        return value
+        travels = tensor if self._can_travel(tensor) else tensor.cpu()
+        with self._explained():
+            dist.all_reduce(travels)
+        return travels.to(tensor.device)
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add up the gradients of all processes, in one message for each type.
-
-        A parameter that no process has a gradient for keeps none, as it would in one process.
-        """
+    def copy_leader(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the leading process: what two machines compute differs by rounding."""
         if self.size == 1:
             return
         import torch
+        import torch.distributed as dist
 
-        if not parameters:
-            return
-        device = parameters[0].device
-        present = self.sum(torch.tensor([float(p.grad is not None) for p in parameters], device=device)).tolist()
-        touched = [parameter for parameter, count in zip(parameters, present, strict=True) if count]
-        for dtype in dict.fromkeys(parameter.dtype for parameter in touched):
-            group = [parameter for parameter in touched if parameter.dtype == dtype]
-            flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in group])
-            self.sum(flat)
-            parts = flat.split([parameter.numel() for parameter in group])
-            for parameter, part in zip(group, parts, strict=True):
-                parameter.grad = part.view_as(parameter).clone()
+        with torch.no_grad():
+            for tensor in tensors:
+                travels = tensor.contiguous() if self._can_travel(tensor) else tensor.cpu().contiguous()
+                with self._explained():
+                    dist.broadcast(travels, src=0)
+                tensor.copy_(travels)
+
+    def _can_travel(self, tensor: Tensor) -> bool:
+        return tensor.device.type == "cpu" or (self.on_cuda and tensor.device.type == "cuda")
 
     def from_leader(self, make: Callable[[], T]) -> T:
         """What ``make`` gives in the leading process, which alone calls it, in every process."""
@@ -116,7 +164,7 @@ class Team:
         import torch.distributed as dist
 
         box: list[Any] = [make() if self.leads else None]
-        with _explained():
+        with self._explained():
             dist.broadcast_object_list(box, src=0)
         value: T = box[0]
         return value
@@ -128,58 +176,107 @@ class Team:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        with _explained():
+        with self._explained():
             dist.all_gather_object(values, value)
         return values
+
+    # -- failures ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """A broken connection means that another process has ended: the error says why."""
+        try:
+            yield
+        except RuntimeError as error:
+            problem, hint = self._heard() or (str(error).splitlines()[0], "")
+            raise HardwareError(
+                f"another process of this run is gone: {problem}", hint or "the run can go on with --resume"
+            ) from error
+
+    def _heard(self) -> tuple[str, str] | None:
+        """What the process that failed first said of itself."""
+        if self.store is None:
+            return None
+        try:
+            self.store.wait([_FAILURE], _HEARSAY)
+            problem, _, hint = self.store.get(_FAILURE).decode().partition("\n")
+        except RuntimeError:  # it was killed, or the store went with it
+            return None
+        return problem, hint
+
+    def fails_first(self, error: BaseException) -> bool:
+        """Whether no other process has failed before; then the others hear the reason, and this one is to say it."""
+        if self.store is None:
+            return True
+        with suppress(RuntimeError):
+            if self.store.add(_FAILED, 1) > 1:
+                return False
+            problem, hint = str(error) or type(error).__name__, ""
+            if isinstance(error, LoraloomError):
+                problem, hint = error.problem, error.hint
+            self.store.set(_FAILURE, f"process {self.rank} on {socket.gethostname()}: {problem}\n{hint}")
+        return True
 
 
 ALONE = Team()
 
 
 @contextmanager
-def joined_team(device: str) -> Iterator[Team]:
+def one_voice() -> Iterator[None]:
+    """Inside, while the processes do not know one another yet, only the first of each machine lets an error out."""
+    try:
+        yield
+    except LoraloomError as error:
+        if launched_together() > 1 and os.environ.get("LOCAL_RANK", "0") != "0":
+            raise SystemExit(1) from error
+        raise
+
+
+@contextmanager
+def joined_team() -> Iterator[Team]:
     """Inside, this process works with the others that torchrun started (none: it is alone).
 
-    ``device``: the setting; gloo connects CPUs, NCCL connects NVIDIA GPUs. HardwareError when the others are not found.
+    gloo connects CPUs, NCCL connects NVIDIA GPUs. HardwareError when the others are not found. Of several processes
+    that fail, one lets the error out and the others end without a word.
     """
     size = launched_together()
     if size == 1:
         yield ALONE
         return
+    team = _join(size)
+    try:
+        yield team
+    except BaseException as error:
+        # No farewell to the group: it would wait for processes that are gone.
+        if not team.fails_first(error) and isinstance(error, LoraloomError):
+            raise SystemExit(1) from error
+        raise
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+
+
+def _join(size: int) -> Team:
     import torch
     import torch.distributed as dist
 
     if not dist.is_available():
         raise HardwareError("this build of torch has no torch.distributed", "start the run without torchrun")
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    if not dist.is_gloo_available():
+        raise HardwareError("this build of torch has no gloo, which connects the processes", "install one that has it")
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
-    if device.startswith("cuda:"):
-        raise SettingsError(
-            [f"device={device} under torchrun: every process takes a GPU of its own"], "set device=cuda or auto"
-        )
-    if on_gpu:
-        torch.cuda.set_device(local % torch.cuda.device_count())
-    backend = "cuda:nccl,cpu:gloo" if on_gpu and dist.is_nccl_available() else "gloo"
+    on_cuda = torch.cuda.is_available() and dist.is_nccl_available()
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=MEETING))
+        backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+        group = PrefixStore("group", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise HardwareError(
             f"process {rank} of {size} did not find the others: {str(error).splitlines()[0]}",
             "check --nnodes, --rdzv-endpoint and the firewall between the machines",
         ) from error
-    try:
-        yield Team(rank, size, local)
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """A broken connection means that another process has ended, which says why itself."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise HardwareError(
-            f"another process of this run is gone: {str(error).splitlines()[0]}",
-            "its own message says why; the run can go on with --resume",
-        ) from error
+    return Team(rank, size, local, on_cuda, store)

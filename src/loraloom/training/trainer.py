@@ -30,18 +30,13 @@ from loraloom.events import (
     WeightsSaved,
     ignore,
 )
-from loraloom.hardware import (
-    explained_memory_errors,
-)
+from loraloom.hardware import explained_memory_errors
 from loraloom.training.batching import BatchMaker, size_conditioning
 from loraloom.training.control import Control, Request, keep_going
 from loraloom.training.ema import Ema
 from loraloom.training.lr_schedules import LrSchedule, create_lr_schedule
 from loraloom.training.optimizers import evaluating
-from loraloom.training.parameter_groups import (
-    set_learning_rates,
-    text_encoder_stopped,
-)
+from loraloom.training.parameter_groups import set_learning_rates, text_encoder_stopped
 from loraloom.training.plan import MemoryWatch
 from loraloom.training.preparing import RunParts, prepare_parts
 from loraloom.training.preservation import Preservation
@@ -59,10 +54,7 @@ from loraloom.training.state import (
     placed,
     write_state,
 )
-from loraloom.training.step import (
-    training_losses,
-    without_adapters,
-)
+from loraloom.training.step import training_losses, without_adapters
 from loraloom.training.steps import Step, StepPlan
 from loraloom.training.team import ALONE, Team
 from loraloom.training.validation import (
@@ -177,7 +169,8 @@ class TrainingRun(RunParts):
     @cached_property
     def batches(self) -> BatchMaker:
         """Makes the batches of the steps."""
-        return BatchMaker(self.settings, self.model, self.cache, self.encode, self.preservation, self.plan)
+        chunks = self.max_token_length // 75
+        return BatchMaker(self.settings, self.model, self.cache, self.encode, self.preservation, self.plan, chunks)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -328,17 +321,16 @@ class TrainingRun(RunParts):
         self.listener(Notice(text, "warning"))
 
     def _asked(self, control: Control) -> Request:
-        """What to do after this step; the leading process is asked, and all do the same."""
-        return Request(self.team.from_leader(lambda: self._asked_here(control).value))
+        """What to do after this step; a pause is waited out in here. The leading process is asked, and all do the same.
 
-    def _asked_here(self, control: Control) -> Request:
-        """A pause is waited out in here."""
-        request = control()
+        The others hear of every look at a pause: none waits for a message that comes after hours.
+        """
+        request = self.team.from_leader(control)
         if request is not Request.PAUSE:
             return request
         self.save_state()
         self.listener(RunPaused(self.step))
-        while (request := control()) is Request.PAUSE:
+        while (request := self.team.from_leader(control)) is Request.PAUSE:
             time.sleep(PAUSE_POLL_S)
         if request is Request.GO:
             self.listener(RunResumed(self.step))
@@ -438,8 +430,7 @@ class TrainingRun(RunParts):
         if text_encoder_stopped(settings.optimizer, self.step, self.total_steps):
             for target, adapter in self.adapters.items():
                 adapter.train(target.part == "unet")
-        summed = self.team.sum(self._accumulate_gradients(step))
-        loss = float(summed) / step.images
+        loss = float(self.team.sum_gradients(self._trained, self._accumulate_gradients(step))) / step.images
         if not math.isfinite(loss):
             raise self._not_finite(f"the loss of step {self.step + 1} is {loss}")
         return loss, self._apply_gradients()
@@ -449,11 +440,10 @@ class TrainingRun(RunParts):
         settings = self.settings
         full = settings.batch_size * settings.gradient_accumulation
         sums: list[Tensor] = []
-        # Processes that see other pictures drop other components.
-        own = () if self.team.size == 1 else (self.team.rank,)
-        for index, draws in enumerate(self.team.share(step.batches)):
-            self.adapters.seed_step(settings.seed, self.step, index, *own)
-            batch = self.batches.batch(step.epoch, draws, self.step)
+        for share in self.team.share(step.batches):
+            self.adapters.seed_step(settings.seed, self.step, share.number)
+            self.adapters.take_rows(*self.batches.dropout_rows(step.epoch, share, self.step))
+            batch = self.batches.batch(step.epoch, share.batch, self.step, None if share.is_whole else share.rows)
             for part in training_losses(self.model, batch, self.objective, self.attachment):
                 losses = part * batch.weights
                 self.scaler.scale(losses.sum() / full).backward()  # type: ignore[no-untyped-call]
@@ -463,7 +453,6 @@ class TrainingRun(RunParts):
     def _apply_gradients(self) -> bool:
         """One update from the gradients that are there; False when fp16 overflowed and it was skipped."""
         settings = self.settings
-        self.team.sum_gradients(self._trained)
         self.scaler.unscale_(self.optimizer)
         limit = settings.optimizer.max_grad_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.adapters.parameters(), limit))
@@ -486,11 +475,7 @@ class TrainingRun(RunParts):
     def _not_finite(self, problem: str) -> NotFiniteError:
         """Save what was good and explain. The weights are those before the bad step, so they are sound."""
         self.optimizer.zero_grad(set_to_none=True)
-        try:
-            path = self.save(f"{self.settings.name}-last-good-step{self.step:08d}", 0)
-            kept = f"the weights before that step are in {path}"
-        except FileError as error:
-            kept = f"the weights before that step were beyond saving: {error.problem}"
+        kept = self.team.from_leader(self._keep_last_good)
         causes = ["lower optimizer.lr"]
         if self.precision.name == "fp16":
             causes.append("set mixed_precision=bf16 or no")
@@ -498,6 +483,13 @@ class TrainingRun(RunParts):
             f"{problem}: NaN or infinity would destroy the LoRA, so the run stopped",
             f"{' or '.join(causes)}; {kept}",
         )
+
+    def _keep_last_good(self) -> str:
+        try:
+            path = self.save(f"{self.settings.name}-last-good-step{self.step:08d}", 0)
+        except FileError as error:
+            return f"the weights before that step were beyond saving: {error.problem}"
+        return f"the weights before that step are in {path}"
 
     # -- what is written ---------------------------------------------------------------------------------------
 
