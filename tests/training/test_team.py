@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.distributed import Store
 
 from loraloom.adapters.adapter import Adapter, Rows
 from loraloom.adapters.lora import LoraAdapter
 from loraloom.data.batches import Draw
+from loraloom.diffusion.schedules import NoiseSchedule
 from loraloom.errors import HardwareError, SettingsError
+from loraloom.events import ignore
 from loraloom.formats.tensors import open_tensors
 from loraloom.models.conditioning import Conditioning
-from loraloom.training.settings import ObjectiveSettings
+from loraloom.studio.training import branch_training, run_training
+from loraloom.training.settings import ObjectiveSettings, TrainSettings
 from loraloom.training.state import Identity, check_alike
 from loraloom.training.step import Batch, Objective, Part
+from loraloom.training.steps import Step
 from loraloom.training.team import ALONE, Team, is_leader, joined_team, launched_together, one_voice
-
-Run = Callable[..., Path]
+from loraloom.training.trainer import TrainingRun
 
 
 def numbered(count: int) -> list[Draw]:
@@ -123,7 +128,7 @@ def test_a_part_of_a_batch_drops_what_it_would_have_dropped_in_the_whole() -> No
 
 def test_a_part_of_a_batch_has_the_timesteps_of_the_whole() -> None:
     settings = ObjectiveSettings(stratified_timesteps=True)
-    objective = Objective(sd_schedule(), "epsilon", 3, settings)
+    objective = Objective(NoiseSchedule.scaled_linear(), "epsilon", 3, settings)
     keys = [(0, f"picture {number}", 0) for number in range(4)]
     none = Conditioning(torch.zeros(4, 1, 1))
     whole = objective.timesteps(Batch(torch.zeros(4, 4, 8, 8), none, torch.ones(4), keys))
@@ -151,67 +156,136 @@ def test_machines_must_have_the_same() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, pictures: Path, checkpoints: Callable[[str], Path]) -> Run:
-    """Train for 20 steps in one or several processes, as a person would; returns the LoRA."""
-    base = [
-        f"checkpoint={checkpoints('sd1')}",
-        f"dataset.folder={pictures}",
-        f"output={tmp_path / 'runs'}",
-        "dataset.resolution=64",
+def photographs(tmp_path: Path) -> Path:
+    """Seven training pictures of two shapes and three regularization images, of 128 px, with captions."""
+    for number in range(10):
+        folder = tmp_path / "photographs" / ("1_thing" if number > 6 else "1_sks thing")
+        if number > 6:
+            folder = tmp_path / "regularization" / "1_thing"
+        folder.mkdir(parents=True, exist_ok=True)
+        size = (128, 192) if number in (1, 4, 5) else (128, 128)
+        shades = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(number)).mul(255).byte().numpy()
+        Image.fromarray(shades).resize(size).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a thing, number {number}", encoding="utf-8")
+    return tmp_path / "photographs"
+
+
+@pytest.fixture
+def words(tmp_path: Path, photographs: Path, checkpoints: Callable[[str], Path]) -> list[str]:
+    """Settings of a run in which all that is random for a batch as a whole plays a part."""
+    return [
+        f"checkpoint='{checkpoints('sd1')}'",
+        f"dataset.folder='{photographs}'",
+        f"dataset.regularization_folder='{tmp_path / 'regularization'}'",
+        f"output='{tmp_path / 'runs'}'",
+        "dataset.resolution=128",  # smaller, and the innermost level is one pixel, whose gradients are rounding
+        "dataset.flip=true",
         "adapter.rank=2",
-        "steps=20",
-        "batch_size=4",
-        "device=cpu",
+        "adapter.dropout=0.2",
+        "adapter.rank_dropout=0.2",
+        "adapter.module_dropout=0.1",
+        "optimizer.text_encoder_lr=1e-4",
         "optimizer.lr=1e-4",
         "optimizer.eps=1e-5",  # else adamw gives a gradient that is nothing but rounding the step of a real one
+        "objective.stratified_timesteps=true",
         "lr_schedule.name=constant",
+        "ema.enabled=true",
+        "validation.share=0.2",
+        "validation.every_epochs=2",
+        "validation.timesteps=2",
+        "batch_size=3",
+        "gradient_accumulation=2",
+        "steps=20",
+        "device=cpu",
         "saving.precision=float",
         "saving.every_epochs=0",
+        "saving.state_every_steps=10",
     ]
 
-    def start(name: str, *arguments: str, processes: int = 1) -> Path:
-        command = [sys.executable, "-m"]
-        if processes > 1:
-            command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-        words = list(arguments) if "--resume" in arguments else [*base, f"name={name}", *arguments]
-        ended = subprocess.run(
-            [*command, "loraloom", "train", *words],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=240,
-        )
-        assert ended.returncode == 0, ended.stderr
-        return tmp_path / "runs" / name / "weights" / f"{name}.safetensors"
 
-    return start
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha"])
+def test_the_gradients_of_the_shares_add_up_to_those_of_the_step(
+    words: list[str], tmp_path: Path, kind: str, size: int
+) -> None:
+    settings = TrainSettings.load(None, [*words, f"adapter.kind={kind}", *LEFT_OUT.get(kind, ())])
+    run = TrainingRun.prepare(settings, tmp_path, ignore)
+    random = torch.Generator().manual_seed(0)
+    for parameter in run.adapters.parameters():
+        if parameter.requires_grad and kind != "dora":
+            torch.nn.init.normal_(parameter, std=0.05, generator=random)
+    try:
+        steps = list(islice(run.plan.remaining(0), 2))
+        assert len({draws[0].sample.bucket for step in steps for draws in step.batches}) == 2
+        for step in steps:
+            whole, loss = gradients(run, step, ALONE)
+            shares = [gradients(run, step, Team(rank, size)) for rank in range(size)]
+            assert sum(share for _, share in shares) == pytest.approx(loss, rel=1e-6)
+            largest = max(float(gradient.abs().max()) for gradient in whole.values())
+            for name, gradient in whole.items():
+                summed = sum((share[name] for share, _ in shares if name in share), torch.zeros_like(gradient))
+                assert float((summed - gradient).abs().max()) < 2e-5 * largest, name
+    finally:
+        run.attachment.detach()
+
+
+LEFT_OUT = {"loha": ("adapter.dropout=0",)}
+"""Settings that a kind has no use for."""
+
+
+def gradients(run: TrainingRun, step: Step, team: Team) -> tuple[dict[str, Tensor], float]:
+    run.team = team
+    run.optimizer.zero_grad(set_to_none=True)
+    run.adapters.train()
+    loss = float(run._accumulate_gradients(step))
+    return {name: p.grad.clone() for name, p in run.adapters.named_parameters() if p.grad is not None}, loss
+
+
+def in_two_processes(*arguments: str) -> str:
+    """``loraloom train`` as a person would start it; what it printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "loraloom"]
+    ended = subprocess.run(
+        [*command, "train", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout + ended.stderr
 
 
 def furthest(first: Path, second: Path) -> float:
+    """The largest difference between the LoRAs, or states, in two files."""
     one, two = open_tensors(first), open_tensors(second)
     assert set(one) == set(two)
     return max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
 
 
-def test_two_processes_learn_what_one_learns(run: Run, tmp_path: Path, pictures: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (64, 96), "#207020").save(pictures / "1_blue" / "tall.png")  # a bucket of its own, and odd batches
-    extra = ("gradient_accumulation=2", "ema.enabled=true", "dataset.flip=true")
-    alone = run("alone", *extra)
-    together = run("together", *extra, processes=2)
-    assert furthest(alone, together) < 1e-5
-    written = sorted(path.name for path in (tmp_path / "runs" / "together").rglob("*") if path.is_file())
-    assert written == sorted(
-        path.name.replace("alone", "together") for path in (tmp_path / "runs" / "alone").rglob("*") if path.is_file()
-    ), "one process writes, once"
+def files(run: Path) -> list[str]:
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
 
 
-def test_a_run_of_two_processes_goes_on_alone_and_the_other_way_round(run: Run, tmp_path: Path) -> None:
-    straight = run("straight")
-    run("two", "steps=10", processes=2)
-    two = run("two", "--resume", str(tmp_path / "runs" / "two"), "steps=20")
-    assert furthest(straight, two) < 1e-5
-    run("one", "steps=10")
-    one = run("one", "--resume", str(tmp_path / "runs" / "one"), "steps=20", processes=2)
-    assert furthest(straight, one) < 1e-5
+def test_two_processes_learn_what_one_learns_and_go_on_from_one_another(words: list[str], tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    alone = run_training(TrainSettings.load(None, [*words, "name=lora"])).folder
+    alone = alone.rename(tmp_path / "alone")
+    told = in_two_processes(*words, "name=lora")
+    assert "2 processes share the 6 pictures of each step" in told
+    together = runs / "lora"
+    final, state = Path("weights", "lora.safetensors"), Path("state", "step-00000020.safetensors")
+    print("weights", furthest(alone / final, together / final), "state", furthest(alone / state, together / state))
+    assert furthest(alone / final, together / final) < 1e-5
+    assert furthest(alone / state, together / state) < 1e-5, "moments of the optimizer and the average too"
+    assert files(alone) == files(together), "one process writes, once"
+
+    branch = branch_training(together, 10, ["name=branch"]).lora
+    assert branch is not None
+    assert furthest(alone / final, branch) < 1e-5, "two processes, then one"
+
+    killed = runs / "killed"
+    killed.mkdir()
+    shutil.copy(alone / "settings.toml", killed)
+    shutil.copytree(alone / "state", killed / "state", ignore=lambda *_: [state.name])
+    in_two_processes("--resume", str(killed))
+    assert furthest(alone / final, killed / final) < 1e-5, "one process, then two"

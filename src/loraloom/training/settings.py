@@ -382,7 +382,7 @@ class TrainSettings(Settings):
     steps: Annotated[int | None, Kohya("max_train_steps"), Field(ge=1)] = None
     """Number of optimizer steps. Set: it decides and epochs is not used."""
     batch_size: Annotated[int, Kohya("train_batch_size"), Field(ge=1)] = 1
-    """Images per forward pass. Larger ones usually want a higher learning rate."""
+    """Images per forward pass, of all processes together. Larger ones usually want a higher learning rate."""
     gradient_accumulation: Annotated[int, Kohya("gradient_accumulation_steps"), Field(ge=1)] = 1
     """Forward passes per optimizer step."""
     gradient_checkpointing: Annotated[
