@@ -105,7 +105,7 @@ class Team:
             group = [parameter for parameter in touched if parameter.dtype == dtype]
             flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in group])
             self.sum(flat)
-            parts = flat.split([parameter.numel() for parameter in group])
+            parts = torch.split(flat, [parameter.numel() for parameter in group])
             for parameter, part in zip(group, parts, strict=True):
                 parameter.grad = part.view_as(parameter).clone()
 
