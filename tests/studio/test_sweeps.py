@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from loraloom.cli.main import app
-from loraloom.errors import SettingsError
+from loraloom.errors import HardwareError, SettingsError
 from loraloom.events import Event, Notice, StepFinished
 from loraloom.formats.tensors import write_tensors
 from loraloom.generation.sheets import lay_out_sheet
@@ -133,6 +134,33 @@ def test_two_workers_of_ray_train_the_same(plan: Plan) -> None:
     combinations = plan("optimizer.lr=1e-4,1e-3", "epochs=1")
     result = run_sweep(combinations, workers=2)
     assert len(result.outcomes) == 2 and not result.failures
+
+
+def test_a_worker_of_ray_that_dies_takes_no_other_run_with_it(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    combinations = plan("optimizer.lr=1e-4,1e-3,1e-2", "epochs=1")
+    doomed, faulty, elsewhere = (combination.name for combination in combinations)
+
+    def train(combination: Combination) -> str:
+        if combination.name == doomed:
+            os._exit(1)
+        if combination.name == faulty:
+            raise OSError("the disk is full")
+        return ""
+
+    monkeypatch.setattr("loraloom.studio.sweeps._train_in_worker", train)
+    result = run_sweep(combinations, workers=2)
+    problems = {combination.name: problem for combination, problem in result.failures}
+    assert "all machines must share" in problems[elsewhere]
+    assert "OSError: the disk is full" in problems[faulty]
+    assert "gave no answer" in problems[doomed]
+
+
+def test_a_cluster_that_is_not_there_is_an_error_with_a_hint(plan: Plan) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(HardwareError, match="no Ray cluster answers at auto") as failure:
+        run_sweep(plan("optimizer.lr=1e-4,1e-3"), address="auto")
+    assert "ray start --head" in failure.value.hint
 
 
 def test_the_command(plan: Plan, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class ProgressDisplay:
             case RunResumed():
                 self._say(f"going on after step {event.step}")
             case WeightsSaved():
-                self._say(f"{'saved the LoRA' if event.final else 'saved'} {event.path}")
+                self._say(f"{'saved the result' if event.final else 'saved'} {event.path}")
             case RunFinished():
                 how = "stopped as asked" if event.stopped else "finished"
                 self._say(f"{how} after {event.step} steps in {event.seconds:.0f} s, loss {event.average_loss:.4f}")

@@ -173,6 +173,18 @@ class LoadedModel:
                     stack.callback(placement.leave)
             yield
 
+    def unfreeze(self, part: str) -> nn.Module:
+        """Give a part fp32 weights of its own on the device, to be trained; nothing of it stays mapped or offloaded."""
+        self._placements.pop(part, None)
+        module = self.parts[part]
+        for owner in module.modules():
+            for name, parameter in list(owner.named_parameters(recurse=False)):
+                if isinstance(parameter, QuantizedWeight):
+                    raise SettingsError(["a quantized weight cannot be trained itself"], "set quantize=none")
+                own = parameter.detach().to(self.device, torch.float32, copy=True)
+                owner.register_parameter(name, nn.Parameter(own))
+        return module
+
     def rest(self, part: str) -> int:
         """Let a part wait in the checkpoint file until :meth:`using` asks for it; the bytes that this frees.
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraloom.errors import LoraloomError, SettingsError
+from loraloom.errors import HardwareError, LoraloomError, SettingsError
 from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeasured, WeightsSaved, ignore
 from loraloom.formats.files import write_text
 from loraloom.studio.project import RunFolder, with_absolute_paths
@@ -142,6 +142,8 @@ def run_sweep(
     failures: list[tuple[Combination, str]] = []
     train_all = _train_here if workers == 0 and address is None else _train_with_ray(workers, address)
     for combination, problem in train_all(missing, listener, stop):
+        if not problem and not stop() and _finished(combination) is None:
+            problem = f"it was stopped before its end, or its folder is not in {folder}, which all machines must share"
         if problem:
             failures.append((combination, problem))
             listener(Notice(f"{combination.label}: {problem}", "warning"))
@@ -151,6 +153,7 @@ def run_sweep(
         raise KeyboardInterrupt
     outcomes = [outcome for combination in combinations if (outcome := _finished(combination)) is not None]
     table = folder / "table.csv"
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(table, _table(outcomes))
     write_text(folder / "sweep.json", json.dumps({c.name: c.label for c in combinations}, indent=1) + "\n")
     sheet = None
@@ -205,18 +208,36 @@ def _train_with_ray(workers: int, address: str | None) -> Callable[..., Trained]
         if address is None:
             ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
         else:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
+            try:
+                ray.init(address=address, log_to_driver=False, configure_logging=False)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise HardwareError(
+                    f"no Ray cluster answers at {address}: {str(error).strip().splitlines()[0]}",
+                    "`ray start --head` on the first machine, with the same versions of Python and Ray on all of them",
+                ) from error
         try:
             train = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0)(_train_in_worker)
             running = {train.remote(combination): combination for combination in missing}
             while running and not stop():
                 done, _ = ray.wait(list(running), timeout=1.0)
                 for reference in done:
-                    yield running.pop(reference), ray.get(reference)
+                    try:
+                        problem = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        problem = _lost(error)
+                    yield running.pop(reference), problem
         finally:
             ray.shutdown()
 
     return train_all
+
+
+def _lost(error: Exception) -> str:
+    """What became of a run whose worker gave no answer: an error in it, or it was killed, or its machine is gone."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = getattr(error, "cause", None)
+    reason = f"{type(cause).__name__}: {cause}" if cause is not None else lines[0] if lines else type(error).__name__
+    return f"its worker gave no answer ({reason}); the same command again goes on with it"
 
 
 def _train_in_worker(combination: Combination) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "check_rates",
     "optimizer_remarks",
     "parameter_groups",
+    "part_rates",
     "plan_groups",
     "rate_metadata",
     "rates_at",
@@ -107,7 +108,7 @@ def plan_groups(
     Raises SettingsError.
     """
     layers = list(layers)
-    rates = _part_rates(list(dict.fromkeys(target.part for target, _ in layers)), settings)
+    rates = part_rates(list(dict.fromkeys(target.part for target, _ in layers)), settings)
     factors = _block_factors(settings, family)
     ratios = {part: _loraplus(part, settings) for part in rates}
     has_up = any(_is_up(name) for _, names in layers for name in names)
@@ -146,11 +147,12 @@ def plan_groups(
 def check_rates(settings: TrainSettings, family: str, encoders: Sequence[str]) -> None:
     """Raise SettingsError where the rates do not fit a checkpoint, known by its family and its text encoders alone."""
     adapter = settings.adapter
-    _part_rates([*(["unet"] if adapter.unet else []), *(encoders if adapter.text_encoder else [])], settings.optimizer)
+    part_rates([*(["unet"] if adapter.unet else []), *(encoders if adapter.text_encoder else [])], settings.optimizer)
     _block_factors(settings.optimizer, family)
 
 
-def _part_rates(parts: Sequence[str], settings: OptimizerSettings) -> dict[str, float]:
+def part_rates(parts: Sequence[str], settings: OptimizerSettings) -> dict[str, float]:
+    """The learning rate of each part; SettingsError for two rates of one text encoder."""
     own = settings.text_encoder_lr
     encoders = [part for part in parts if part != "unet"]
     if isinstance(own, tuple) and len(encoders) == 1:

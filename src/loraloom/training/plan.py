@@ -32,6 +32,7 @@ from loraloom.training.meter import Meter
 from loraloom.training.optimizers import create_optimizer
 from loraloom.training.previews import preview_prompts
 from loraloom.training.settings import TrainSettings
+from loraloom.training.whole import WholeModel, whole_parts
 
 __all__ = [
     "Change",
@@ -174,7 +175,7 @@ def predict_memory(
         checkpoint,
         device=torch.device("meta"),
         compute=precision.compute,
-        keep_file_precision=settings.keep_file_precision,
+        keep_file_precision=settings.keep_file_precision or settings.method == "full",
         prediction="epsilon",  # which of the two makes no difference here, and probing needs data
         quantize=settings.quantize,
     )
@@ -240,7 +241,12 @@ def _optimizer_workspace(gradients: int) -> int:
 
 
 def _adapters(settings: TrainSettings, model: LoadedModel) -> AdapterSet:
-    """The run's adapters without data. What they start from has no effect on their size."""
+    """The run's adapters (or the weights that are trained themselves) without data.
+
+    What adapters start from has no effect on their size.
+    """
+    if settings.method == "full":
+        return WholeModel(model, whole_parts(model, settings.adapter)).train()
     fresh = settings.adapter if settings.adapter.rank_from_file else settings.adapter.model_copy(
         update={"init": "default", "start_from": None}
     )  # fmt: skip
@@ -259,6 +265,8 @@ def _weight_bytes(model: LoadedModel, part: str, *, on_cpu: bool) -> tuple[int, 
     own = mapped = 0
     for name, parameter in model.parts[part].named_parameters():
         stored = model.checkpoint.info(model.prefixes[part] + name)
+        if parameter.requires_grad:
+            continue  # counted with what is trained
         if isinstance(parameter, QuantizedWeight):
             own += parameter.stored_bytes
         elif on_cpu and parameter.dtype == stored.dtype:

@@ -14,6 +14,7 @@ from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adap
 from loraloom.adapters.settings import adapter_notices
 from loraloom.data.cache import LatentCache
 from loraloom.data.dataset import Dataset, Sample, load_dataset
+from loraloom.errors import SettingsError
 from loraloom.events import Event, Listener, Notice
 from loraloom.generation.loras import find_lora
 from loraloom.generation.prompts import extract_loras
@@ -35,6 +36,7 @@ from loraloom.training.state import ResumePoint, check_alike, identity_of
 from loraloom.training.step import Objective, objective_notices
 from loraloom.training.team import ALONE, Team
 from loraloom.training.validation import split_off, validation_pictures
+from loraloom.training.whole import WholeModel, WholeView, whole_groups, whole_notices, whole_parts
 
 __all__ = ["RunParts", "prepare_parts", "with_resolution"]
 
@@ -94,7 +96,9 @@ def prepare_parts(
     if device.type == "cpu" and settings.quantize == "none" and not settings.keep_file_precision:
         keep_freed_memory()  # weights that are made dense at every use would leave their holes in the heap
     try_optimizer(settings.optimizer, device)
-    for remark in (*optimizer_remarks(settings), *adapter_notices(settings.adapter)):
+    full = settings.method == "full"
+    remarks = whole_notices(settings) if full else adapter_notices(settings.adapter)
+    for remark in (*optimizer_remarks(settings), *remarks):
         listener(Notice(remark, "warning"))
     origins = origin_metadata(settings.adapter)
     checkpoint = open_checkpoint(settings.checkpoint)
@@ -121,7 +125,7 @@ def prepare_parts(
         checkpoint,
         device=device,
         compute=precision.compute,
-        keep_file_precision=settings.keep_file_precision,
+        keep_file_precision=settings.keep_file_precision or full,
         prediction=settings.prediction,
         zero_terminal_snr=settings.zero_terminal_snr,
         offload=settings.low_memory,
@@ -152,16 +156,9 @@ def prepare_parts(
         listener(Notice(f"the VAE rests in the file until it is needed: {freed / 2**20:.0f} MiB less"))
 
     merge_base_loras(model, settings.adapter, listener)
-    adapters = create_adapters(
-        settings.adapter,
-        model.targets,
-        seed=settings.seed,
-        family=model.family.name,
-        weight=model.weight_of,
-        listener=listener,
-    ).to(device)
-    team.copy_leader(adapters.state_dict().values())
-    layers = {target.name: model.layer(target) for target in model.targets}
+    adapters, attachment = (_whole if full else _with_adapters)(model, settings, listener)
+    if not full:
+        team.copy_leader(adapters.state_dict().values())
     trained_text = any(part != "unet" for part in adapters.parts())
     for part, module in model.parts.items():
         if part != "vae":
@@ -174,12 +171,15 @@ def prepare_parts(
         model=model,
         precision=precision,
         adapters=adapters,
-        attachment=attach(adapters, layers),
+        attachment=attachment,
         cache=cache,
         encode=CaptionEncoder(model, settings, chunks=max_token_length // 75, trained=trained_text),
         objective=objective,
         optimizer=create_optimizer(
-            parameter_groups(adapters, settings.optimizer, model.family.name), settings.optimizer
+            whole_groups(adapters, settings.optimizer)
+            if isinstance(adapters, WholeModel)
+            else parameter_groups(adapters, settings.optimizer, model.family.name),
+            settings.optimizer,
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_loss_scaling),
         max_token_length=max_token_length,
@@ -189,6 +189,29 @@ def prepare_parts(
         origins=origins,
         team=team,
     )
+
+
+def _with_adapters(model: LoadedModel, settings: TrainSettings, listener: Listener) -> tuple[AdapterSet, Attachment]:
+    """New adapters on the model's layers."""
+    adapters = create_adapters(
+        settings.adapter,
+        model.targets,
+        seed=settings.seed,
+        family=model.family.name,
+        weight=model.weight_of,
+        listener=listener,
+    ).to(model.device)
+    return adapters, attach(adapters, {target.name: model.layer(target) for target in model.targets})
+
+
+def _whole(model: LoadedModel, settings: TrainSettings, listener: Listener) -> tuple[AdapterSet, Attachment]:
+    """The model's own weights, to be trained."""
+    parts = whole_parts(model, settings.adapter)
+    if not parts:
+        raise SettingsError(["nothing is trained"], "set adapter.unet or adapter.text_encoder to true")
+    listener(Notice(f"the checkpoint's own weights are trained: {', '.join(parts)}"))
+    whole = WholeModel(model, parts)
+    return whole, WholeView(whole)
 
 
 def _shared_work(settings: TrainSettings, team: Team) -> str:

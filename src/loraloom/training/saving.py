@@ -21,13 +21,15 @@ from loraloom.errors import FileError, OutputError
 from loraloom.formats.adapter_file import content_hash, model_hashes, read_adapter_file, write_adapter_file
 from loraloom.formats.files import sha256_of
 from loraloom.formats.tensors import open_tensors
+from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import LoadedModel
+from loraloom.models.saving import save_checkpoint
 from loraloom.training.lr_schedules import steps_of
 from loraloom.training.optimizers import optimizer_title
 from loraloom.training.parameter_groups import rate_metadata
 from loraloom.training.settings import TrainSettings
 
-__all__ = ["RunFacts", "checkpoint_hashes", "remove_older", "run_metadata", "save_adapter"]
+__all__ = ["RunFacts", "checkpoint_hashes", "remove_older", "run_metadata", "save_adapter", "save_whole"]
 
 SAVE_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
 
@@ -50,6 +52,19 @@ class RunFacts:
     epoch: int
     origins: Mapping[str, str] = field(default_factory=dict)
     """Metadata about the files that the training started from."""
+
+
+def save_whole(path: Path, facts: RunFacts) -> None:
+    """Write the model with its trained weights as a checkpoint, atomically, and see whether it reads back."""
+    spec = {key: value.removesuffix("/lora") for key, value in run_metadata(facts).items() if "network" not in key}
+    metadata = {**facts.model.checkpoint.metadata, **spec}
+    save_checkpoint(facts.model, path, dtype=SAVE_TYPES[facts.settings.saving.precision], metadata=metadata)
+    try:
+        written = open_checkpoint(path)
+    except FileError as error:
+        raise OutputError(f"{path}: what was written does not read back: {error.problem}", _FAILING_DISK) from error
+    if len(written) != len(facts.model.checkpoint):
+        raise OutputError(f"{path}: tensors are missing in what was written", _FAILING_DISK)
 
 
 def save_adapter(path: Path, adapters: AdapterSet, facts: RunFacts) -> None:

@@ -371,6 +371,10 @@ def _named_recomputation(value: object) -> object:
 class TrainSettings(Settings):
     """One training run."""
 
+    method: Literal["adapter", "full"] = "adapter"
+    """What is trained: a LoRA (or another adapter) beside the frozen checkpoint, or (full) the checkpoint's own
+    weights, as DreamBooth does. full leaves a whole checkpoint, needs several times the memory, and wants a learning
+    rate of 1e-6 to 5e-6; adapter.unet and adapter.text_encoder say which parts."""
     checkpoint: Annotated[Path, Kohya("pretrained_model_name_or_path", "ckpt")]
     """The Stable Diffusion checkpoint to learn on: .safetensors, .ckpt or a Diffusers folder (family: detected)."""
     name: Annotated[str, Kohya("output_name"), Field(min_length=1, pattern=r"^[^/\\:*?\"<>|]+$")] = "lora"

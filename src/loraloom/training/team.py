@@ -31,6 +31,8 @@ PATIENCE = timedelta(hours=24)
 """How long a process waits for another: previews and validation of the leader may take long."""
 MEETING = timedelta(minutes=5)
 """How long they look for one another at the start."""
+MESSAGE_ELEMENTS = 2**26
+"""Numbers in a message: a quarter of a GiB beside the gradients themselves."""
 _FAILED, _FAILURE = "loraloom/failed", "loraloom/failure"
 _HEARSAY = timedelta(seconds=5)
 """How long to look for the reason why another process is gone."""
@@ -112,23 +114,24 @@ class Team:
         return shares
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
-        """Add up the gradients and losses of all processes, in one message; returns the sum of the losses, a scalar.
+        """Add up the gradients and losses of all processes; returns the sum of the losses, a scalar.
 
-        Sums are made in float32 and are the same in every process, bit for bit. A parameter that no process has a
-        gradient for keeps none, as it would in one process.
+        The gradients of a LoRA are one message, those of a whole checkpoint several. Sums are made in float32 and are
+        the same in every process, bit for bit. A parameter that no process has a gradient for keeps none, as it would
+        in one process.
         """
         if self.size == 1:
             return loss
         import torch
 
         present = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=loss.device)
-        grads = [p.grad.flatten().float() if p.grad is not None else loss.new_zeros(p.numel()) for p in parameters]
-        flat = self._summed(torch.cat([loss.detach().reshape(1).float(), present, *grads]))
-        total, counts, rest = flat[0], flat[1 : 1 + len(parameters)], flat[1 + len(parameters) :]
-        parts = torch.split(rest, [parameter.numel() for parameter in parameters])
-        for parameter, count, part in zip(parameters, counts.tolist(), parts, strict=True):
-            parameter.grad = part.view_as(parameter).to(parameter.dtype) if count else None
-        return total
+        head = self._summed(torch.cat([loss.detach().reshape(1).float(), present]))
+        for group in _in_messages(parameters, head[1:].tolist()):
+            grads = [p.grad.flatten().float() if p.grad is not None else loss.new_zeros(p.numel()) for p in group]
+            parts = torch.split(self._summed(torch.cat(grads)), [parameter.numel() for parameter in group])
+            for parameter, part in zip(group, parts, strict=True):
+                parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        return head[0]
 
     # -- messages ----------------------------------------------------------------------------------------------
 
@@ -216,6 +219,22 @@ class Team:
                 problem, hint = error.problem, error.hint
             self.store.set(_FAILURE, f"process {self.rank} on {socket.gethostname()}: {problem}\n{hint}")
         return True
+
+
+def _in_messages(parameters: Sequence[nn.Parameter], present: Sequence[float]) -> Iterator[list[nn.Parameter]]:
+    """Those that any process has a gradient for, in groups that fit into a message."""
+    group: list[nn.Parameter] = []
+    elements = 0
+    for parameter, count in zip(parameters, present, strict=True):
+        if not count:
+            continue
+        if group and elements + parameter.numel() > MESSAGE_ELEMENTS:
+            yield group
+            group, elements = [], 0
+        group.append(parameter)
+        elements += parameter.numel()
+    if group:
+        yield group
 
 
 ALONE = Team()

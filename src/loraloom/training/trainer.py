@@ -41,7 +41,7 @@ from loraloom.training.plan import MemoryWatch
 from loraloom.training.preparing import RunParts, prepare_parts
 from loraloom.training.preservation import Preservation
 from loraloom.training.previews import PreviewPrompt, paint_previews, preview_prompts
-from loraloom.training.saving import RunFacts, checkpoint_hashes, remove_older, save_adapter
+from loraloom.training.saving import RunFacts, checkpoint_hashes, remove_older, save_adapter, save_whole
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import (
     Identity,
@@ -64,6 +64,7 @@ from loraloom.training.validation import (
     Validator,
     write_image_losses,
 )
+from loraloom.training.whole import WholeModel
 
 __all__ = ["TrainingRun", "train"]
 
@@ -531,7 +532,10 @@ class TrainingRun(RunParts):
             epoch=epoch,
             origins=self.origins,
         )
-        save_adapter(path, self.adapters, facts)
+        if isinstance(self.adapters, WholeModel):
+            save_whole(path, facts)
+        else:
+            save_adapter(path, self.adapters, facts)
         self.listener(WeightsSaved(path=str(path), step=self.step, epoch=epoch, final=final))
         return path
 

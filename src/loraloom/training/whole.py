@@ -1,0 +1,138 @@
+"""Full fine-tuning, as DreamBooth does it: the checkpoint's own weights are trained, and a checkpoint comes out.
+
+:class:`WholeModel` takes the place of the adapters in a run and :class:`WholeView` that of their attachment, so that
+the loop, exact resume, the running average, previews and validation are the same for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraloom.adapters.attach import AdapterSet, Attachment
+from loraloom.adapters.settings import AdapterSettings
+from loraloom.errors import SettingsError
+from loraloom.models.loaded import LoadedModel
+from loraloom.training.parameter_groups import part_rates
+from loraloom.training.settings import OptimizerSettings, TrainSettings
+
+__all__ = ["WholeModel", "WholeView", "whole_groups", "whole_notices", "whole_parts"]
+
+HIGH_RATE = 2e-5
+"""Learning rates above this one usually destroy a checkpoint whose own weights are trained."""
+
+
+def whole_parts(model: LoadedModel, settings: AdapterSettings) -> list[str]:
+    """The parts that are trained: ``unet``, and the text encoders."""
+    return [part for part in model.parts if part != "vae" and settings.trains_part(part)]
+
+
+class WholeModel(AdapterSet):
+    """The weights of whole parts of a model, in fp32, in place of adapters beside them."""
+
+    def __init__(self, model: LoadedModel, parts: Sequence[str]) -> None:
+        super().__init__({})
+        self.model = model
+        self.trained = nn.ModuleDict({part: model.unfreeze(part) for part in parts})
+
+    def parts(self) -> list[str]:
+        return list(self.trained)
+
+    def part_parameters(self, part: str) -> list[nn.Parameter]:
+        return list(self.trained[part].parameters())
+
+    def to(self, *arguments: Any, **named: Any) -> WholeModel:
+        """It is where the model is, and stays there."""
+        return self
+
+    def stored(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """(part, weight, the same weight as it is in the checkpoint file)."""
+        for part, module in self.trained.items():
+            for name, parameter in module.named_parameters():
+                yield part, parameter, self.model.checkpoint[self.model.prefixes[part] + name]
+
+
+class WholeView(Attachment):
+    """How much of the training shows: weight 0 is the checkpoint as it was, 1 as it is trained, others in between.
+
+    Weights other than 1 keep the trained values aside, and bring them back bit for bit.
+    """
+
+    def __init__(self, whole: WholeModel) -> None:
+        super().__init__(AdapterSet({}), {}, {})
+        self._whole = whole
+        self._aside: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def set_weights(self, *, unet: float, text_encoder: float) -> None:
+        """Show the trained parts so strongly."""
+        for part, parameter, stored in self._whole.stored():
+            weight = unet if part == "unet" else text_encoder
+            trained = self._aside.pop(parameter, None)
+            if trained is not None:
+                parameter.copy_(trained)
+            if weight == 1.0:
+                continue
+            self._aside[parameter] = parameter.detach().clone()
+            base = stored.to(parameter.device, torch.float32)
+            parameter.copy_(base if weight == 0.0 else torch.lerp(base, parameter, weight))
+
+    def detach(self) -> None:
+        """Nothing to take off: what was trained is the model."""
+        self.set_weights(unet=1.0, text_encoder=1.0)
+
+
+def whole_groups(whole: WholeModel, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """The optimizer's groups, one for each part: ``{"params", "lr", "base_lr", "name", "part"}``."""
+    rates = part_rates(whole.parts(), settings)
+    return [
+        {
+            "params": whole.part_parameters(part),
+            "lr": rates[part],
+            "base_lr": rates[part],
+            "name": part,
+            "part": part,
+        }
+        for part in whole.parts()
+    ]
+
+
+def whole_notices(settings: TrainSettings) -> list[str]:
+    """Sentences about settings that have no effect, or a doubtful one, when the whole checkpoint is trained.
+
+    SettingsError for what cannot be done with it.
+    """
+    problems = []
+    if settings.quantize != "none":
+        problems.append(f"quantize={settings.quantize}: weights in a few bits cannot be trained themselves")
+    if settings.saving.format == "pt":
+        problems.append("saving.format=pt is for LoRA files; a checkpoint is safetensors or ckpt")
+    if settings.adapter.start_from is not None:
+        problems.append("adapter.start_from: there is no LoRA to go on from; adapter.base_loras merges one first")
+    if settings.adapter.max_norm:
+        problems.append("adapter.max_norm limits the change that an adapter makes")
+    given = settings.optimizer
+    if given.loraplus_ratio or given.loraplus_unet_ratio or given.loraplus_text_encoder_ratio:
+        problems.append("optimizer.loraplus_*: a checkpoint has no up matrices")
+    if given.block_lr != type(given.block_lr)():
+        problems.append("optimizer.block_lr gives rates to the blocks of an adapter")
+    if problems:
+        raise SettingsError([f"{problem} (method=full)" for problem in problems], "or train a LoRA: method=adapter")
+    kept = ("unet", "text_encoder", "base_loras")
+    fresh = AdapterSettings()
+    notices = [
+        f"adapter.{name} has no effect with method=full, which has no adapter"
+        for name in AdapterSettings.model_fields
+        if name not in kept and getattr(settings.adapter, name) != getattr(fresh, name)
+    ]
+    highest = max(part_rates(["unet"], given).values())
+    if highest > HIGH_RATE and not given.args and given.name.lower().startswith("adamw"):
+        notices.append(
+            f"a learning rate of {highest:g} suits a LoRA; the weights of a whole checkpoint want 1e-6 to 5e-6"
+        )
+    if settings.keep_file_precision:
+        notices.append("keep_file_precision holds for the VAE alone with method=full: what is trained is kept in fp32")
+    return notices
