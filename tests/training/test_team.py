@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -191,46 +191,41 @@ def words(tmp_path: Path, photographs: Path, checkpoints: Callable[[str], Path])
         "lr_schedule.name=constant",
         "ema.enabled=true",
         "validation.share=0.2",
-        "validation.every_epochs=2",
-        "validation.timesteps=2",
-        "batch_size=3",
+        "validation.every_epochs=20",
+        "validation.timesteps=1",
+        "batch_size=2",
         "gradient_accumulation=2",
         "steps=20",
         "device=cpu",
         "saving.precision=float",
         "saving.every_epochs=0",
-        "saving.state_every_steps=10",
+        "saving.state_every_steps=15",
     ]
 
 
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("kind", ["lora", "dora", "loha"])
+@pytest.mark.parametrize(("kind", "size"), [("lora", 3), ("dora", 2)])
 def test_the_gradients_of_the_shares_add_up_to_those_of_the_step(
     words: list[str], tmp_path: Path, kind: str, size: int
 ) -> None:
-    settings = TrainSettings.load(None, [*words, f"adapter.kind={kind}", *LEFT_OUT.get(kind, ())])
+    settings = TrainSettings.load(None, [*words, f"adapter.kind={kind}"])
     run = TrainingRun.prepare(settings, tmp_path, ignore)
     random = torch.Generator().manual_seed(0)
     for parameter in run.adapters.parameters():
         if parameter.requires_grad and kind != "dora":
             torch.nn.init.normal_(parameter, std=0.05, generator=random)
     try:
-        steps = list(islice(run.plan.remaining(0), 2))
-        assert len({draws[0].sample.bucket for step in steps for draws in step.batches}) == 2
-        for step in steps:
-            whole, loss = gradients(run, step, ALONE)
-            shares = [gradients(run, step, Team(rank, size)) for rank in range(size)]
-            assert sum(share for _, share in shares) == pytest.approx(loss, rel=1e-6)
-            largest = max(float(gradient.abs().max()) for gradient in whole.values())
-            for name, gradient in whole.items():
-                summed = sum((share[name] for share, _ in shares if name in share), torch.zeros_like(gradient))
-                assert float((summed - gradient).abs().max()) < 2e-5 * largest, name
+        step = next(
+            step for step in run.plan.remaining(0) if len({draws[0].sample.bucket for draws in step.batches}) == 2
+        )
+        whole, loss = gradients(run, step, ALONE)
+        shares = [gradients(run, step, Team(rank, size)) for rank in range(size)]
+        assert sum(share for _, share in shares) == pytest.approx(loss, rel=1e-6)
+        largest = max(float(gradient.abs().max()) for gradient in whole.values())
+        for name, gradient in whole.items():
+            summed = sum((share[name] for share, _ in shares if name in share), torch.zeros_like(gradient))
+            assert float((summed - gradient).abs().max()) < 2e-5 * largest, name
     finally:
         run.attachment.detach()
-
-
-LEFT_OUT = {"loha": ("adapter.dropout=0",)}
-"""Settings that a kind has no use for."""
 
 
 def gradients(run: TrainingRun, step: Step, team: Team) -> tuple[dict[str, Tensor], float]:
@@ -270,10 +265,11 @@ def test_two_processes_learn_what_one_learns_and_go_on_from_one_another(
     words: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     runs = tmp_path / "runs"
+    words = [*words, "adapter.text_encoder=false"]  # to save time: the shares of its gradients are tested above
     alone = run_training(TrainSettings.load(None, [*words, "name=lora"])).folder
     alone = alone.rename(tmp_path / "alone")
     told = in_two_processes(*words, "name=lora")
-    assert "2 processes share the 6 pictures of each step" in told
+    assert "2 processes share the 4 pictures of each step" in told
     together = runs / "lora"
     final, state = Path("weights", "lora.safetensors"), Path("state", "step-00000020.safetensors")
     difference = furthest(alone / final, together / final)
@@ -282,13 +278,11 @@ def test_two_processes_learn_what_one_learns_and_go_on_from_one_another(
     assert furthest(alone / state, together / state) < 1e-5, "moments of the optimizer and the average too"
     assert files(alone) == files(together), "one process writes, once"
 
-    branch = branch_training(together, 10, ["name=branch"]).lora
+    branch = branch_training(together, 15, ["name=branch"]).lora
     assert branch is not None
     assert furthest(alone / final, branch) < 1e-5, "two processes, then one"
 
     killed = runs / "killed"
-    killed.mkdir()
-    shutil.copy(alone / "settings.toml", killed)
-    shutil.copytree(alone / "state", killed / "state", ignore=lambda *_: [state.name])
+    shutil.copytree(alone, killed, ignore=lambda *_: [state.name, final.name, "events.jsonl"])
     in_two_processes("--resume", str(killed))
     assert furthest(alone / final, killed / final) < 1e-5, "one process, then two"
