@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.distributed import Store
+from typer.testing import CliRunner
 
 from loraloom.adapters.adapter import Adapter, Rows
 from loraloom.adapters.lora import LoraAdapter
+from loraloom.cli.main import app
 from loraloom.data.batches import Draw
 from loraloom.diffusion.schedules import NoiseSchedule
 from loraloom.errors import HardwareError, SettingsError
@@ -79,6 +81,14 @@ def test_torchrun_is_told_by_its_variables(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit), one_voice():
         raise SettingsError(["the first process of this machine says it"])
+
+
+@pytest.mark.parametrize("words", [["sweep", "optimizer.lr=1e-4,1e-3"], ["generate", "a cat"]])
+def test_other_commands_are_not_for_torchrun(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    failure = CliRunner().invoke(app, words).exception
+    assert isinstance(failure, SettingsError) and "under torchrun" in failure.problem
 
 
 def test_processes_without_a_picture_are_refused() -> None:

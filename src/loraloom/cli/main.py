@@ -10,7 +10,7 @@ import typer
 
 import loraloom
 from loraloom.cli.failures import show_failure
-from loraloom.errors import LoraloomError
+from loraloom.errors import LoraloomError, SettingsError
 
 __all__ = ["app", "main"]
 
@@ -32,12 +32,24 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """A LoRA studio for Stable Diffusion."""
+    if "RANK" in os.environ and context.invoked_subcommand not in ("train", "sweep"):
+        _check_alone(context.invoked_subcommand or "")
+
+
+def _check_alone(command: str) -> None:
+    """Several processes that torchrun started would all do the same, and write over one another."""
+    from loraloom.studio.training import launched_together, one_voice
+
+    if launched_together() > 1:
+        with one_voice():
+            raise SettingsError([f"{command} under torchrun: only train is shared by processes"], "start it without")
 
 
 def _register() -> None:

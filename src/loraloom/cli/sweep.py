@@ -35,12 +35,13 @@ def sweep(
     from loraloom.cli.train import split_arguments
     from loraloom.errors import SettingsError
     from loraloom.studio.sweeps import plan_sweep, run_sweep
-    from loraloom.studio.training import StopRequest, launched_together, stop_on_signals
+    from loraloom.studio.training import StopRequest, launched_together, one_voice, stop_on_signals
 
     if launched_together() > 1:
-        raise SettingsError(
-            ["a sweep under torchrun"], "start it without torchrun; --workers trains several runs at once"
-        )
+        with one_voice():
+            raise SettingsError(
+                ["a sweep under torchrun"], "start it without torchrun; --workers trains several runs at once"
+            )
     combinations = plan_sweep(*split_arguments(arguments))
     console = Console(highlight=False)
     stop = StopRequest()

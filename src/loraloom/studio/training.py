@@ -81,7 +81,8 @@ def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
                 raise KeyboardInterrupt
             return
         stop.set()
-        listener(Notice("stopping after this step, then saving; Ctrl-C again to stop at once", "warning"))
+        hint = "Ctrl-C again to stop at once" if alone else "torchrun kills what is not done in 30 seconds"
+        listener(Notice(f"stopping after this step, then saving; {hint}", "warning"))
 
     names = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last is Ctrl-Break on Windows, and exists there only
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]

@@ -8,6 +8,7 @@ validates, paints previews, and hears whoever stops or pauses the run.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -65,6 +66,11 @@ class Team:
     def leads(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
+
+    @property
+    def name(self) -> str:
+        """What to call this process in a message."""
+        return f"process {self.rank} on {socket.gethostname()}"
 
     def device(self, requested: str) -> str:
         """The device of this process: on a machine with several GPUs each process takes its own.
@@ -191,7 +197,7 @@ class Team:
         try:
             yield
         except RuntimeError as error:
-            problem, hint = self._heard() or (str(error).splitlines()[0], "")
+            problem, hint = self._heard() or (_first_sentence(error), "")
             raise HardwareError(
                 f"another process of this run is gone: {problem}", hint or "the run can go on with --resume"
             ) from error
@@ -217,7 +223,7 @@ class Team:
             problem, hint = str(error) or type(error).__name__, ""
             if isinstance(error, LoraloomError):
                 problem, hint = error.problem, error.hint
-            self.store.set(_FAILURE, f"process {self.rank} on {socket.gethostname()}: {problem}\n{hint}")
+            self.store.set(_FAILURE, f"{self.name}: {problem}\n{hint}")
         return True
 
 
@@ -267,12 +273,22 @@ def joined_team() -> Iterator[Team]:
         yield team
     except BaseException as error:
         # No farewell to the group: it would wait for processes that are gone.
-        if not team.fails_first(error) and isinstance(error, LoraloomError):
-            raise SystemExit(1) from error
+        is_first = team.fails_first(error)
+        if isinstance(error, LoraloomError):
+            if not is_first:
+                raise SystemExit(1) from error
+            if not team.leads:
+                error.problem = f"{team.name}: {error.problem}"
         raise
     import torch.distributed as dist
 
     dist.destroy_process_group()
+
+
+def _first_sentence(error: Exception) -> str:
+    """What gloo or NCCL say, without where in their source they say it."""
+    text = re.sub(r"^\[[^\]]*\]\s*", "", str(error)).partition("\n")[0]
+    return text.partition(". ")[0]
 
 
 def _join(size: int) -> Team:
@@ -295,7 +311,7 @@ def _join(size: int) -> Team:
         dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise HardwareError(
-            f"process {rank} of {size} did not find the others: {str(error).splitlines()[0]}",
+            f"process {rank} of {size} did not find the others: {_first_sentence(error)}",
             "check --nnodes, --rdzv-endpoint and the firewall between the machines",
         ) from error
     return Team(rank, size, local, on_cuda, store)
