@@ -113,7 +113,7 @@ def _run_here(text: str) -> Path:
     except MissingFileError as error:
         if launched_together() == 1:
             raise
-        hint = f"{error.hint}; under torchrun it must lie on the machine of process 0 (--node-rank 0)"
+        hint = f"{error.hint}; under torchrun it must lie on the machine of process 0 (of --node-rank 0)"
         raise MissingFileError(error.problem, hint) from error
 
 

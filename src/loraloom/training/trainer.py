@@ -238,49 +238,59 @@ class TrainingRun(RunParts):
             self._preview(epoch=0)
         if not self.step:
             self._validate(epoch=0)
-        epoch, request, previewed = self.epoch - 1, Request.GO, -1
+        epoch, request, previewed = self.epoch, Request.GO, -1
         for step in self.plan.remaining(self.step):
-            epoch, ends_epoch = step.epoch, step.ends_epoch
-            tick = time.monotonic()
-            rates = set_learning_rates(self.optimizer, settings.optimizer, self.lr_schedule, self.step, total)
-            loss, applied = self.optimizer_step(step)
-            if self.ema is not None and applied:
-                self.ema.update(self.step + 1)
-            self.skipped = 0 if applied else self.skipped + 1
-            if self.skipped > MAX_SKIPPED_STEPS:
-                raise self._not_finite(f"the gradients overflowed fp16 in {self.skipped} steps in a row")
-            self.step += 1
-            self.losses.append(loss)
-            self._sound = True
-            average = sum(self.losses) / len(self.losses)
-            seconds = time.monotonic() - tick
-            self.seconds += seconds
-            self.listener(StepFinished(self.step, epoch + 1, loss, average, rates, seconds))
+            epoch = step.epoch + 1
+            self._take_step(step)
             request = self._asked(control) if self.step < total else Request.GO
             if request is not Request.GO or self.step == total:
                 break
             tick = time.monotonic()
-            self._validate_if_due(epoch + 1, ends_epoch)
+            self._validate_if_due(epoch, step.ends_epoch)
             if self.patience.is_over:
                 break
-            self._save_if_due(epoch + 1, ends_epoch)
-            if self._preview_if_due(epoch + 1, ends_epoch):
+            self._save_if_due(epoch, step.ends_epoch)
+            if self._preview_if_due(epoch, step.ends_epoch):
                 previewed = self.step
             self.seconds += time.monotonic() - tick
+        return self._finish(request, epoch, has_preview=previewed == self.step)
+
+    def _take_step(self, step: Step) -> None:
+        """One step with everything that counts it."""
+        tick = time.monotonic()
+        rates = set_learning_rates(
+            self.optimizer, self.settings.optimizer, self.lr_schedule, self.step, self.total_steps
+        )
+        loss, applied = self.optimizer_step(step)
+        if self.ema is not None and applied:
+            self.ema.update(self.step + 1)
+        self.skipped = 0 if applied else self.skipped + 1
+        if self.skipped > MAX_SKIPPED_STEPS:
+            raise self._not_finite(f"the gradients overflowed fp16 in {self.skipped} steps in a row")
+        self.step += 1
+        self.losses.append(loss)
+        self._sound = True
+        average = sum(self.losses) / len(self.losses)
+        seconds = time.monotonic() - tick
+        self.seconds += seconds
+        self.listener(StepFinished(self.step, step.epoch + 1, loss, average, rates, seconds))
+
+    def _finish(self, request: Request, epoch: int, *, has_preview: bool) -> Path | None:
+        """What is left to do after the last step, in ``epoch`` (from 1); ``request`` says why it was the last."""
         if request is Request.LEAVE:
             self.save_state()
             self.listener(RunPaused(self.step, freed=True))
             return None
         stopped, final = request is not Request.GO, None
         if request is Request.GO and not self.patience.is_over:
-            self._validate(epoch=epoch + 1)
+            self._validate(epoch=epoch)
         self._tell_of_best()
         if request is not Request.DISCARD:
             self._write_image_losses()
-            final = self.save(settings.name, epoch + 1, final=True)
+            final = self.save(self.settings.name, epoch, final=True)
             self.save_state()
-        if previewed != self.step and not stopped:
-            self._preview(epoch=epoch + 1)
+        if not has_preview and not stopped:
+            self._preview(epoch=epoch)
         average = sum(self.losses) / max(len(self.losses), 1)
         self.listener(RunFinished(self.step, self.seconds, stopped, average))
         return final
