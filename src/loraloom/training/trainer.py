@@ -38,8 +38,7 @@ from loraloom.events import (
     ignore,
 )
 from loraloom.generation.loras import find_lora
-from loraloom.generation.prompts import extract_loras
-from loraloom.generation.settings import GenerateSettings
+from loraloom.generation.prompts import PromptReader
 from loraloom.hardware import (
     Precision,
     choose_device,
@@ -67,7 +66,7 @@ from loraloom.training.parameter_groups import (
 )
 from loraloom.training.plan import MemoryWatch
 from loraloom.training.preservation import Preservation, check_trigger, class_chunks
-from loraloom.training.previews import PreviewPrompt, paint_previews, preview_prompts
+from loraloom.training.previews import PreviewPrompt, paint_previews, preview_image_settings, preview_prompts
 from loraloom.training.saving import RunFacts, checkpoint_hashes, remove_older, save_adapter
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import (
@@ -855,10 +854,11 @@ def _interruptible(listener: Listener, stop: Callable[[], bool]) -> Listener:
 
 
 def _check_preview_prompts(settings: TrainSettings) -> None:
-    """A LoRA tag in a preview prompt must be found now, not after hours of training."""
-    for prompt in preview_prompts(settings.preview):
-        for tag in extract_loras(prompt.text)[1]:
-            find_lora(tag.name, GenerateSettings().lora_folders)
+    """A LoRA or a wildcard file that a preview prompt names must be found now, not after hours of training."""
+    for index, prompt in enumerate(preview_prompts(settings.preview)):
+        generate = preview_image_settings(prompt, settings.preview, index, (512, 512), None, prompt.text)
+        for tag in PromptReader(generate).read(generate.seed).loras:
+            find_lora(tag.name, generate.lora_folders)
 
 
 def vae_fingerprint(model: LoadedModel) -> str:
