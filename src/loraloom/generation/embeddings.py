@@ -39,14 +39,14 @@ def load_embeddings(
     texts: Iterable[str],
     folders: Sequence[Path],
     tokenizer: Tokenizer,
-    widths: Mapping[TextPart, int],
+    widths: Mapping[TextPart, int | None],
     listener: Listener = ignore,
 ) -> tuple[tuple[TextEmbedding, ...], dict[str, Path]]:
     """The embeddings whose names stand in one of the texts, and the file of each; no other file is opened.
 
     A name is found by its tokens, so case does not matter, and part of a word is no name. ``widths``: of each text
-    encoder of the model. An embedding made for other encoders is told by a warning and stays text, as in the web UI;
-    FileFormatError for a file that cannot be read.
+    encoder of the model, None where any will do. An embedding made for other encoders is told by a warning and stays
+    text, as in the web UI; FileFormatError for a file that cannot be read.
     """
     files = embedding_files(folders)
     spoken = [tokenizer.encode(text) for text in texts] if files else []
@@ -70,13 +70,13 @@ def _contains(text: list[int], ids: list[int]) -> bool:
     return any(text[start : start + len(ids)] == ids for start in range(len(text) - len(ids) + 1))
 
 
-def _fitting(file: EmbeddingFile, widths: Mapping[TextPart, int]) -> dict[str, Tensor] | str:
+def _fitting(file: EmbeddingFile, widths: Mapping[TextPart, int | None]) -> dict[str, Tensor] | str:
     """The vectors by text encoder, or why they do not fit the model's."""
     fitting: dict[str, Tensor] = {}
     for part, width in widths.items():
         own: Encoder = _ENCODERS[part.encoder]
         vectors = file.vectors.get(own) if len(widths) > 1 or "any" not in file.vectors else file.vectors["any"]
-        if vectors is not None and vectors.shape[1] == width:
+        if vectors is not None and width in (None, vectors.shape[1]):
             fitting[part.part] = vectors
     if len(fitting) == len(widths) == len(file.vectors):
         return fitting

@@ -85,6 +85,11 @@ class Chunk:
     """Embeddings and the place of the first vector of each; the ids there mean nothing."""
 
     @property
+    def length(self) -> int:
+        """How many of its 75 places are used."""
+        return self.ids.index(EOS) - 1
+
+    @property
     def emphasised(self) -> bool:
         """Whether any weight differs from 1."""
         return any(weight != 1.0 for weight in self.weights)
@@ -207,7 +212,7 @@ def _chunk(pieces: list[_Piece]) -> Chunk:
 
 def measure(text: Text, tokenizer: Tokenizer, *, max_chunks: int | None = None) -> TextLength:
     """How many tokens and chunks a text needs, and what is lost when only ``max_chunks`` are allowed."""
-    used = [chunk.ids.index(EOS) - 1 for chunk in tokenise(text, tokenizer)]
+    used = [chunk.length for chunk in tokenise(text, tokenizer)]
     dropped = sum(used[max_chunks:]) if max_chunks is not None else 0
     return TextLength(tokens=sum(used), chunks=len(used), dropped=dropped)
 
