@@ -54,13 +54,21 @@ class _Mark:
     text: str
 
 
-_Items = tuple["str | _Mark | _Change | _Alternation", ...]
+@dataclass(frozen=True)
+class _Group:
+    """Brackets that are text, with what is in them."""
+
+    items: _Items
+
+
+_Item = str | _Mark | _Group | _Change | _Alternation
+_Items = tuple["_Item", ...]
 
 
 @dataclass
 class _Frame:
     opening: str
-    items: list[str | _Mark | _Change | _Alternation] = field(default_factory=list)
+    items: list[_Item] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -161,16 +169,13 @@ def _closed(frames: list[_Frame], mark: str, clock: _Clock, boundaries: set[int]
             boundaries.add(made.when)
         frames[-1].items.append(made)
         return
-    frames[-1].items.extend([frame.opening, *(_inert(item, strict=strict) for item in frame.items), mark])
     if strict and (bars or colons > (1 if mark == ")" else 0)):
-        _flatten(frames)  # no group by the web UI's grammar: nothing around it can be one
-
-
-def _inert(item: str | _Mark | _Change | _Alternation, *, strict: bool) -> str | _Mark | _Change | _Alternation:
-    """A mark inside a group that is text. The web UI's grammar has no place at all for a bar there."""
-    if isinstance(item, _Mark) and not (strict and item.text in "|\\"):
-        return item.text
-    return item
+        frames.append(frame)  # no group by the web UI's grammar: nothing around it can be one
+        _flatten(frames)
+        frames[0].items.append(_Mark(mark))
+        return
+    inert = (item.text if isinstance(item, _Mark) else item for item in frame.items)
+    frames[-1].items.append(_Group((frame.opening, *inert, mark)))
 
 
 def _flatten(frames: list[_Frame]) -> None:
@@ -181,7 +186,7 @@ def _flatten(frames: list[_Frame]) -> None:
     del frames[1:]
 
 
-def _split(items: list[str | _Mark | _Change | _Alternation], mark: str) -> tuple[_Items, ...]:
+def _split(items: list[_Item], mark: str) -> tuple[_Items, ...]:
     places = [-1, *(index for index, item in enumerate(items) if item == _Mark(mark)), len(items)]
     return tuple(tuple(items[start + 1 : end]) for start, end in pairwise(places))
 
@@ -210,4 +215,4 @@ def _texts(items: _Items, step: int) -> Iterator[str]:
         elif isinstance(item, _Mark):
             yield item.text
         else:
-            waiting.extend(reversed(item.at(step)))
+            waiting.extend(reversed(item.items if isinstance(item, _Group) else item.at(step)))
