@@ -100,7 +100,7 @@ class StepCounter:
     """
 
     def __init__(self, sigmas: Tensor, compatibility: PromptCompatibility) -> None:
-        self._ends = [float(sigma) * (1 - 1e-6) for sigma in sigmas[1:].tolist()]
+        self._ends = [float(sigma) * (1 + 1e-6) for sigma in sigmas[1:].tolist()]
         self._counts_calls = compatibility != "none"
         self._calls = 0
 

@@ -17,7 +17,17 @@ from loraloom.randomness import seed_of, shuffled, uniform
 
 __all__ = ["WildcardFolders", "has_choices", "make_choices"]
 
-_TOKEN = re.compile(r"\\.|__(?P<name>\w(?:[\w\-./* ]*?[\w*])??)__(?!_)|(?P<mark>[{}|])|\$\$|[^\\_{}|$]+|.", re.DOTALL)
+_TOKEN = re.compile(
+    r"""
+      \\.
+    | __ (?P<name> [^\W_] (?: [\w\-./*\ ]*? (?: [^\W_] | \* ) )?? ) __ (?!_)
+    | (?P<mark> [{}|] )
+    | \$\$
+    | [^\\_{}|$]+
+    | .
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 _COUNT = re.compile(r"\s*(?:(\d{1,4})|(\d{0,4})-(\d{0,4}))\s*")
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)::")
 _DEEPEST = 32
