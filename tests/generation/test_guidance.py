@@ -73,6 +73,22 @@ def test_no_negative_where_the_weights_add_up_to_one(toy_model: Models, monkeypa
     torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=1e-3)
 
 
+@torch.no_grad()
+def test_parts_are_padded_by_the_web_uis_rules(toy_model: Models) -> None:
+    model = toy_model("sd1")
+    plan = plan_prompt(f"a cat AND {LONG}", 4, compatibility="a1111")
+    plans = [ImagePlans(plan, plan_prompt("", 4, is_negative=True))]
+    found = Guidance(model, TextCache(model, settings(), (), SIZE), plans, 5.0, one_pass=True)._guided(*inputs(1), 1)
+    noisy, timesteps = inputs(1)
+    short = model.encode_text(["a cat"]).context
+    missing = model.encode_text([LONG]).context.shape[1] - 77
+    padded = Conditioning(torch.cat([short, short[:, -1:].repeat(1, missing, 1)], dim=1))
+    bad = answer(model, 0, 1, "")
+    expected = bad + 5 * (model.denoise(noisy, timesteps, padded)[0] - bad) + 5 * (answer(model, 0, 1, LONG) - bad)
+    torch.testing.assert_close(found[0], expected, atol=5e-4, rtol=1e-3)
+    assert not torch.allclose(found, guided(model, [f"a cat AND {LONG}"], "", 5.0, one_pass=True), atol=5e-3)
+
+
 class Spy:
     """What the U-Net was given: the conditioning of every call."""
 
@@ -174,6 +190,16 @@ def test_every_emphasis_paints_another_image(toy_model: Models, emphasis: str) -
     assert not torch.allclose(plain.latent, other.latent, atol=1e-4)
     assert "Emphasis: " in other.infotext
     assert "Emphasis" not in plain.infotext
+
+
+@pytest.mark.parametrize(
+    "prompt", ["[[(({{<>|:", "(a AND b:1.2) AND", "[a:b:0.5", "{2$$", "x\\", "]])):1.2)", "AND AND :", "BREAK AND"]
+)
+def test_unbalanced_prompts_paint(toy_model: Models, prompt: str) -> None:
+    for rules in ("none", "a1111"):
+        changes = {"prompt": prompt, "negative_prompt": prompt, "steps": 1, "prompt_compatibility": rules}
+        (image,) = text_to_image(toy_model("sd1"), settings(**changes))
+        assert bool(torch.isfinite(image.latent).all())
 
 
 def test_steps_by_noise_levels() -> None:
