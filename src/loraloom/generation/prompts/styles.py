@@ -44,7 +44,9 @@ def read_styles(path: Path) -> dict[str, Style]:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise FileFormatError(f"{path}, line {line}: is not {encoding[:6].upper()}", "save it as UTF-8") from error
+        raise FileFormatError(
+            f"{path}, line {line}: is not {encoding.removesuffix('-sig').upper()}", "save it as UTF-8"
+        ) from error
     try:
         table = csv.DictReader(io.StringIO(text, newline=""))
         rows = list(table)
