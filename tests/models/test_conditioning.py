@@ -12,6 +12,7 @@ from loraloom.models.conditioning import (
     Chunk,
     Conditioning,
     Segment,
+    TextEmbedding,
     apply_emphasis,
     measure,
     tokenise,
@@ -130,3 +131,70 @@ def test_stack_index_and_move() -> None:
     assert (half.context.dtype, half.pooled.dtype, half.sizes.dtype) == (torch.float16, torch.float16, torch.float32)
     with pytest.raises(ValueError, match="cannot share a batch"):
         Conditioning.stack([items[0], Conditioning(torch.randn(1, 77, 4))])
+
+
+# --- embeddings
+
+
+def embedding(name: str, length: int) -> TextEmbedding:
+    return TextEmbedding(name, tuple(TOKENIZER.encode(name)), {"text_encoder": torch.zeros(length, 4)})
+
+
+def test_an_embedding_takes_as_many_places_as_it_has_vectors() -> None:
+    style = embedding("my style", 3)
+    (chunk,) = tokenise([Segment("a "), Segment("my style, cat", 1.5)], TOKENIZER, embeddings=[style])
+    assert chunk.embeddings == ((2, style),)
+    assert chunk.length == 6
+    assert chunk.weights[1:8] == (1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.0)
+    assert chunk.ids[5:7] == tuple(TOKENIZER.encode(", cat"))
+
+
+def test_the_longest_name_is_meant_and_parts_of_words_are_none() -> None:
+    short, long = embedding("my", 1), embedding("my style", 1)
+    (chunk,) = tokenise("my, my style, mystyle", TOKENIZER, embeddings=[short, long])
+    assert [(place, item.name) for place, item in chunk.embeddings] == [(1, "my"), (3, "my style")]
+
+
+def test_an_embedding_is_never_split() -> None:
+    style = embedding("style", 10)
+    first, second = tokenise("cat " * 70 + "style dog", TOKENIZER, embeddings=[style])
+    assert first.length == 70
+    assert first.embeddings == ()
+    assert second.embeddings == ((1, style),)
+    assert second.length == 11
+    (only,) = tokenise("cat " * 65 + "style", TOKENIZER, embeddings=[style])
+    assert only.embeddings == ((66, style),)
+
+
+def test_an_embedding_moves_with_its_phrase() -> None:
+    style = embedding("style", 4)
+    first, second = tokenise("cat " * 68 + ", a style b c d e", TOKENIZER, embeddings=[style])
+    assert first.length == 69
+    assert second.embeddings == ((2, style),)
+
+
+# --- emphasis in closed form
+
+
+def test_each_emphasis_is_its_formula() -> None:
+    generator = torch.Generator().manual_seed(2)
+    hidden, empty = torch.randn(2, 77, 8, generator=generator), torch.randn(1, 77, 8, generator=generator)
+    weights = torch.ones(2, 77)
+    weights[0, 3:6] = torch.tensor([1.5, 0.0, -1.0])
+    multiplied = hidden * weights[:, :, None]
+    torch.testing.assert_close(apply_emphasis(hidden, weights, "no_norm"), multiplied)
+    restored = multiplied * (hidden.mean((1, 2)) / multiplied.mean((1, 2)))[:, None, None]
+    torch.testing.assert_close(apply_emphasis(hidden, weights, "original"), restored, rtol=1e-4, atol=1e-5)
+    moved = empty + weights[:, :, None] * (hidden - empty)
+    comfy = apply_emphasis(hidden, weights, "comfy", empty)
+    torch.testing.assert_close(comfy, moved)
+    assert torch.equal(comfy[1], hidden[1])
+    assert torch.equal(apply_emphasis(hidden, weights, "ignore"), hidden)
+    with pytest.raises(ValueError, match="empty"):
+        apply_emphasis(hidden, weights, "comfy")
+
+
+def test_a_context_is_padded_with_its_last_vector() -> None:
+    context = torch.arange(6.0).reshape(1, 3, 2)
+    padded = Conditioning(context).padded(5).context
+    assert padded[0].tolist() == [[0, 1], [2, 3], [4, 5], [4, 5], [4, 5]]

@@ -65,7 +65,7 @@ def test_a_text_means_the_same_alone_and_in_a_batch(model: LoadedModel) -> None:
 def test_emphasis_changes_the_text_and_can_be_left_out(model: LoadedModel) -> None:
     plain = model.encode_text(["a cat"])
     strong = model.encode_text([[Segment("a"), Segment("cat", 1.5)]])
-    ignored = model.encode_text([[Segment("a"), Segment("cat", 1.5)]], emphasis=False)
+    ignored = model.encode_text([[Segment("a"), Segment("cat", 1.5)]], emphasis="ignore")
     assert torch.equal(ignored.context, plain.context)
     assert not torch.allclose(strong.context, plain.context, atol=1e-2)
     torch.testing.assert_close(strong.context[:, 2] / plain.context[:, 2] / 1.5, torch.ones_like(plain.context[:, 2]),

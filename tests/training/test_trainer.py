@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from loraloom.adapters.attach import read_adapters
-from loraloom.errors import DatasetError, NotFiniteError, SettingsError
+from loraloom.errors import DatasetError, NotFiniteError, PromptError, SettingsError
 from loraloom.events import (
     Event,
     LatentsCached,
@@ -167,6 +167,15 @@ def test_saves_previews_and_their_names(make_settings: MakeSettings, tmp_path: P
     assert [event.final for event in only(events, WeightsSaved)][-1] is True  # type: ignore[attr-defined]
     with Image.open(tmp_path / "run" / "previews" / previews[0]) as image:
         assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize("prompt", ["a __nothing__", "a <lora:nothing:1>", "a {<lora:nothing:1>|<lora:none:1>}"])
+def test_what_preview_prompts_name_is_looked_for_before_the_first_step(
+    make_settings: MakeSettings, tmp_path: Path, prompt: str
+) -> None:
+    with pytest.raises(PromptError, match=r"there is no .*(nothing|none)"):
+        run(make_settings(f"preview.prompts=['{prompt}']"), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
 def test_previews_are_painted_without_dropout_and_change_nothing(make_settings: MakeSettings, tmp_path: Path) -> None:

@@ -53,7 +53,20 @@ def _check_alone(command: str) -> None:
 
 
 def _register() -> None:
-    from loraloom.cli import class_images, dataset, demo, generate, plan, recipes, runs, settings, sweep, train, weights
+    from loraloom.cli import (
+        class_images,
+        dataset,
+        demo,
+        generate,
+        plan,
+        recipes,
+        runs,
+        settings,
+        sweep,
+        tokens,
+        train,
+        weights,
+    )
 
     app.command("demo")(demo.demo)
     dataset.app.command("class-images")(class_images.class_images)
@@ -66,6 +79,7 @@ def _register() -> None:
     app.command("stop")(runs.stop)
     app.command("sweep")(sweep.sweep)
     app.command("generate")(generate.generate)
+    app.command("tokens")(tokens.tokens)
     app.command("merge")(weights.merge)
     app.command("inspect")(weights.inspect)
     app.command("import")(recipes.import_recipe)

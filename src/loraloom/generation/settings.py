@@ -11,18 +11,42 @@ from loraloom.diffusion.samplers import resolve_sampler, resolve_sigma_schedule
 from loraloom.errors import UnknownNameError
 from loraloom.settings import Settings
 
-__all__ = ["GenerateSettings"]
+__all__ = ["GenerateSettings", "PromptCompatibility", "PromptEmphasis"]
 
 LARGEST_AREA = 4096 * 4096
+
+PromptCompatibility = Literal["none", "a1111", "a1111-1.5"]
+"""The rules that prompts are read by: Loraloom's, or the web UI's since or before its version 1.6, faults included."""
+PromptEmphasis = Literal["original", "no_norm", "comfy", "ignore", "none"]
+"""What weights in brackets do."""
 
 
 class GenerateSettings(Settings):
     """What to paint, and how."""
 
     prompt: str = ""
-    """What the image shows. ``(word:1.2)`` weighs, ``BREAK`` starts a new chunk, ``<lora:name:0.8>`` uses a LoRA."""
+    """What the image shows. ``(word:1.2)`` weighs, ``[day:night:0.5]`` changes half way, ``AND`` joins two prompts,
+    ``{red|blue}`` draws one, ``<lora:name:0.8>`` uses a LoRA; the whole language is in docs/prompts.md."""
     negative_prompt: str = ""
     """What the image should not show."""
+    styles: tuple[str, ...] = ()
+    """Styles to add to both prompts, by name."""
+    style_files: tuple[Path, ...] = (Path("styles.csv"),)
+    """Tables of styles with the columns name, prompt and negative_prompt, as the web UI keeps them."""
+    dynamic_prompts: bool = True
+    """Draw ``{red|blue}`` and ``__name__`` anew for every image. Off: they are text."""
+    wildcard_folders: tuple[Path, ...] = (Path("wildcards"),)
+    """Folders, searched with their subfolders, for the text file that ``__name__`` draws a line of."""
+    embedding_folders: tuple[Path, ...] = (Path("embeddings"),)
+    """Folders, searched with their subfolders, for textual-inversion embeddings; a file's name in a prompt uses it."""
+    emphasis: PromptEmphasis = "original"
+    """What weights do: original (the web UI's: weigh, then restore the mean), no_norm (weigh only), comfy (ComfyUI's:
+    weigh the difference from an empty text), ignore (nothing), none (brackets are text)."""
+    comma_backtrack: Annotated[int, Field(ge=0, le=74)] = 20
+    """Where a chunk of 75 tokens is full within a phrase, the words after a comma at most so many tokens back move on
+    to the next chunk."""
+    prompt_compatibility: PromptCompatibility = "none"
+    """a1111: read prompts exactly as the web UI does, its known faults included; a1111-1.5: as it did before 1.6."""
     width: Annotated[int | None, Field(ge=8, le=8192, multiple_of=8)] = None
     """Width in pixels, a multiple of 8. Unset: the resolution of the checkpoint's family."""
     height: Annotated[int | None, Field(ge=8, le=8192, multiple_of=8)] = None

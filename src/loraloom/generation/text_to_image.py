@@ -5,26 +5,30 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 import loraloom
-from loraloom.diffusion import objectives
 from loraloom.diffusion.samplers import SAMPLERS, SamplerPlan, resolve_sampler
 from loraloom.diffusion.schedules import sampling_sigmas
 from loraloom.errors import CheckpointError, HardwareError, LoraloomError
 from loraloom.events import Listener, Notice, SamplerStepped, ignore
+from loraloom.formats.files import sha256_of
 from loraloom.formats.image_info import format_parameters
+from loraloom.generation.embeddings import load_embeddings
+from loraloom.generation.guidance import Guidance, ImagePlans, StepCounter, TextCache, calls_per_step, encoder_widths
 from loraloom.generation.loras import AppliedLora, attached, load_lora
-from loraloom.generation.prompts import extract_loras, parse_attention
+from loraloom.generation.prompts import ImagePrompt, LoraTag, PromptPlan, PromptReader, plan_prompt
 from loraloom.generation.settings import GenerateSettings
-from loraloom.models.conditioning import Conditioning
 from loraloom.models.loaded import LoadedModel
 from loraloom.randomness import normal
 
-__all__ = ["GeneratedImage", "image_size", "initial_noise", "paint", "text_to_image"]
+__all__ = ["GeneratedImage", "image_size", "initial_noise", "paint", "text_to_image", "with_seed"]
 
 LATENT_CHANNELS = 4
 LATENT_STEP = 8
@@ -33,12 +37,17 @@ LATENT_STEP = 8
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """One image: its pixels, its latents (4, h, w) in float32 on the CPU, its parameters as text, its seed."""
+    """One image: its pixels, its latents (4, h, w) in float32 on the CPU, its parameters as text, its prompts."""
 
     image: Image.Image
     latent: Tensor
     infotext: str
-    seed: int
+    prompt: ImagePrompt
+
+    @property
+    def seed(self) -> int:
+        """The seed of its noise and of the choices in its prompts."""
+        return self.prompt.seed
 
 
 def text_to_image(
@@ -65,34 +74,52 @@ def paint(
 
     The LoRAs of the prompt's tags are found in ``settings.lora_folders`` and used besides ``loras``; they are off the
     model again when the last image is out (no weight is ever written). Adapters that a caller has attached stay.
-    Raises PromptError, AdapterError, CheckpointError (an inpainting model; NaN), HardwareError (memory, NaN in half
-    precision).
+    Images whose prompts draw different LoRAs are not in one batch.
+    Raises PromptError, FileError (styles, wildcards, embeddings), AdapterError, CheckpointError (an inpainting model;
+    NaN), HardwareError (memory, NaN in half precision).
     """
     _refuse_inpainting(model)
-    _, tags = extract_loras(settings.prompt)
-    _, ignored = extract_loras(settings.negative_prompt)
-    if ignored:
+    settings = with_seed(settings)
+    reader = PromptReader(settings)
+    prompts = [reader.read(settings.seed + index) for index in range(settings.count)]
+    if any(prompt.ignored_loras for prompt in prompts):
         listener(Notice("LoRA tags in the negative prompt do nothing: a LoRA works on the whole image", "warning"))
-    used = [*loras, *(load_lora(tag, settings.lora_folders, model) for tag in tags)]
-    first = settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**32)
-    seeds = [first + index for index in range(settings.count)]
     width, height = image_size(model, settings)
     extra_tags = "".join(f"<lora:{lora.name}:{lora.text_encoder:g}:{lora.unet:g}>" for lora in loras)
+
+    @cache
+    def found(tag: LoraTag) -> AppliedLora:
+        return load_lora(tag, settings.lora_folders, model)
+
+    done = 0
     try:
-        with torch.no_grad(), attached(model, used):
-            prompts = _encode(model, settings, width, height)
-            for start in range(0, len(seeds), settings.batch_size):
-                batch = seeds[start : start + settings.batch_size]
-                report = _progress(listener, settings, start)
-                latents = _sample(model, settings, prompts, batch, (width, height), report)
-                for seed, latent in zip(batch, latents, strict=True):
-                    infotext = _infotext(model, settings, used, seed, (width, height), model_hash, extra_tags)
-                    yield GeneratedImage(_decode(model, latent), latent.cpu(), infotext, seed)
+        for tags, group in groupby(prompts, key=lambda prompt: prompt.loras):
+            used = [*loras, *(found(tag) for tag in tags)]
+            alike = list(group)
+            with torch.no_grad(), attached(model, used):
+                planned = _plan(model, settings, alike, (width, height), listener)
+                for start in range(0, len(alike), settings.batch_size):
+                    batch = alike[start : start + settings.batch_size]
+                    latents = _sample(
+                        model, settings, planned, batch, (width, height), _progress(listener, settings, done)
+                    )
+                    for prompt, latent in zip(batch, latents, strict=True):
+                        fields = {"Model hash": model_hash, **planned.infotext}
+                        infotext = _infotext(model, settings, used, prompt, (width, height), fields, extra_tags)
+                        yield GeneratedImage(_decode(model, latent), latent.cpu(), infotext, prompt)
+                    done += len(batch)
     except torch.OutOfMemoryError as error:
         raise HardwareError(
             f"out of memory on {model.device} at {width} x {height} pixels",
             "set low_memory=true, keep_file_precision=true, batch_size=1 or a smaller size",
         ) from error
+
+
+def with_seed(settings: GenerateSettings) -> GenerateSettings:
+    """The settings with a seed: a random one where -1 asks for it."""
+    if settings.seed >= 0:
+        return settings
+    return settings.model_copy(update={"seed": random.SystemRandom().randrange(2**32)})
 
 
 def image_size(model: LoadedModel, settings: GenerateSettings) -> tuple[int, int]:
@@ -111,39 +138,56 @@ def initial_noise(seed: int, width: int, height: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Prompts:
-    """Encoded prompt, and the negative one unless guidance does not need it; each a batch of one."""
+class _Planned:
+    """What images with the same LoRAs share: plans of their prompts, encoded texts, embeddings in use."""
 
-    positive: Conditioning
-    negative: Conditioning | None
+    plans: Callable[[ImagePrompt], ImagePlans]
+    texts: TextCache
+    infotext: dict[str, str | None]
 
 
-def _encode(model: LoadedModel, settings: GenerateSettings, width: int, height: int) -> _Prompts:
-    # Original size, crop and target size as SDXL was told in training: the whole picture, uncropped.
-    sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=model.device)
+def _plan(
+    model: LoadedModel,
+    settings: GenerateSettings,
+    prompts: Sequence[ImagePrompt],
+    size: tuple[int, int],
+    listener: Listener,
+) -> _Planned:
+    sampler = resolve_sampler(settings.sampler, settings.schedule).sampler
+    calls = calls_per_step(sampler, settings.prompt_compatibility)
 
-    def encode(text: str) -> Conditioning:
-        encoded = model.encode_text([parse_attention(text)], clip_skip=settings.clip_skip)
-        return encoded.with_sizes(sizes) if model.family.uses_sizes else encoded
+    @cache
+    def planned(text: str, is_negative: bool) -> PromptPlan:
+        return plan_prompt(
+            text,
+            settings.steps,
+            calls_per_step=calls,
+            is_negative=is_negative,
+            compatibility=settings.prompt_compatibility,
+        )
 
-    prompt, negative = (extract_loras(text)[0] for text in (settings.prompt, settings.negative_prompt))
-    with model.using(*(part for part in model.parts if part.startswith("text_encoder"))):
-        positive = encode(prompt)
-        if settings.cfg_scale == 1:
-            return _Prompts(positive, None)
-        unwanted = positive if negative == prompt else encode(negative)
-    if model.family.uses_sizes and not negative.strip() and unwanted.pooled is not None:
-        # Captions were dropped as zeros in SDXL's training, not as the encoding of an empty text.
-        zeros = torch.zeros_like(unwanted.context), torch.zeros_like(unwanted.pooled)
-        unwanted = Conditioning(*zeros, sizes=unwanted.sizes)
-    return _Prompts(positive, unwanted)
+    def plans(prompt: ImagePrompt) -> ImagePlans:
+        return ImagePlans(planned(prompt.text, False), planned(prompt.negative_text, True))
+
+    both = [plan for prompt in prompts for plan in (plans(prompt).positive, plans(prompt).negative)]
+    texts = list(dict.fromkeys(text for plan in both for text in plan.texts))
+    embeddings, paths = load_embeddings(
+        texts, settings.embedding_folders, model.tokenizer, encoder_widths(model), listener
+    )
+    hashes = ", ".join(f"{name}: {_file_hash(path)}" for name, path in paths.items())
+    return _Planned(plans, TextCache(model, settings, embeddings, size), {"TI hashes": hashes or None})
+
+
+def _file_hash(path: Path) -> str:
+    """What the web UI shows as an embedding's hash."""
+    return sha256_of(path)[:12]
 
 
 def _sample(
     model: LoadedModel,
     settings: GenerateSettings,
-    prompts: _Prompts,
-    seeds: Sequence[int],
+    planned: _Planned,
+    prompts: Sequence[ImagePrompt],
     size: tuple[int, int],
     report: Callable[[int], None],
 ) -> Tensor:
@@ -151,14 +195,16 @@ def _sample(
     plan = resolve_sampler(settings.sampler, settings.schedule)
     sigmas = sampling_sigmas(model.schedule, plan.schedule, settings.steps)
     start, end = sigmas[0].item(), sigmas[-1].item()
-    noise = torch.stack([initial_noise(seed, *size) for seed in seeds]).to(model.device)
+    noise = torch.stack([initial_noise(prompt.seed, *size) for prompt in prompts]).to(model.device)
+    plans = [planned.plans(prompt) for prompt in prompts]
+    guidance = Guidance(model, planned.texts, plans, settings.cfg_scale, one_pass=not settings.low_memory)
 
     def fresh_noise(x: Tensor, step: int) -> Tensor:
-        return torch.stack([normal(x.shape[1:], seed, "sampler", step) for seed in seeds]).to(x.device)
+        return torch.stack([normal(x.shape[1:], prompt.seed, "sampler", step) for prompt in prompts]).to(x.device)
 
     with model.using("unet"):
         x = SAMPLERS.load(plan.sampler)(
-            _denoiser(model, prompts, settings.cfg_scale, len(seeds), one_pass=not settings.low_memory),
+            guidance.denoiser(StepCounter(sigmas, settings.prompt_compatibility)),
             noise * ((1 + start**2) ** 0.5 if plan.entry.pure_noise else start),
             sigmas,
             noise=fresh_noise,
@@ -169,34 +215,6 @@ def _sample(
     if not bool(torch.isfinite(latents).all()):
         raise _not_finite(model, "the latents")
     return latents
-
-
-def _denoiser(
-    model: LoadedModel, prompts: _Prompts, scale: float, count: int, *, one_pass: bool
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function that samplers call: x (B, 4, h, w) at sigma (B,) to clean latents, with guidance (2207.12598)."""
-    positive = Conditioning.stack([prompts.positive] * count)
-    negative = None if prompts.negative is None else Conditioning.stack([prompts.negative] * count)
-    both: Conditioning | None = None
-    if negative is not None and one_pass:
-        short, long = sorted((positive.context.shape[1], negative.context.shape[1]))
-        if long % short == 0:  # else both would have to grow to share a batch
-            both = Conditioning.stack([negative, positive])
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        timesteps = model.schedule.sigma_to_timestep(sigma)
-        scaled = x / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1)
-        if both is not None:
-            unwanted, output = model.denoise(scaled.repeat(2, 1, 1, 1), timesteps.repeat(2), both).chunk(2)
-            output = unwanted + scale * (output - unwanted)
-        else:
-            output = model.denoise(scaled, timesteps, positive)
-            if negative is not None:
-                unwanted = model.denoise(scaled, timesteps, negative)
-                output = unwanted + scale * (output - unwanted)
-        return objectives.denoised(model.prediction, output, x, sigma)
-
-    return denoise
 
 
 def _decode(model: LoadedModel, latent: Tensor) -> Image.Image:
@@ -216,9 +234,9 @@ def _infotext(
     model: LoadedModel,
     settings: GenerateSettings,
     loras: Sequence[AppliedLora],
-    seed: int,
+    prompt: ImagePrompt,
     size: tuple[int, int],
-    model_hash: str | None,
+    more: dict[str, str | None],
     extra_tags: str,
 ) -> str:
     plan = resolve_sampler(settings.sampler, settings.schedule)
@@ -228,17 +246,24 @@ def _infotext(
         "Sampler": plan.sampler,
         "Schedule type": _schedule_title(plan),
         "CFG scale": f"{settings.cfg_scale:g}",
-        "Seed": seed,
+        "Seed": prompt.seed,
         "Size": f"{size[0]}x{size[1]}",
-        "Model hash": model_hash,
+        "Model hash": more["Model hash"],
         "Model": model.checkpoint.path.stem,
         "Clip skip": settings.clip_skip if (settings.clip_skip or 1) > 1 else None,
         "RNG": "CPU",
         "Eta": settings.eta,
         "Lora hashes": hashes or None,
+        "TI hashes": more["TI hashes"],
+        "Emphasis": _EMPHASIS[settings.emphasis],
+        "Old prompt editing timelines": "True" if settings.prompt_compatibility == "a1111-1.5" else None,
         "Version": f"loraloom-{loraloom.__version__}",
     }
-    return format_parameters(settings.prompt + extra_tags, settings.negative_prompt, fields)
+    return format_parameters(prompt.prompt + extra_tags, prompt.negative_prompt, fields)
+
+
+_EMPHASIS = {"original": None, "no_norm": "No norm", "comfy": "Comfy", "ignore": "Ignore", "none": "None"}
+"""The web UI's names (it has none for ComfyUI's way)."""
 
 
 def _schedule_title(plan: SamplerPlan) -> str:

@@ -6,10 +6,10 @@ in begin and end (77), each chunk is encoded alone, and the results are joined a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import lcm
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -24,8 +24,10 @@ __all__ = [
     "CHUNK_TOKENS",
     "Chunk",
     "Conditioning",
+    "Emphasis",
     "Segment",
     "Text",
+    "TextEmbedding",
     "TextLength",
     "apply_emphasis",
     "measure",
@@ -53,12 +55,39 @@ Text = str | Sequence[Segment]
 """What can be encoded: a caption, or a prompt parsed into weighted segments."""
 
 
+Emphasis = Literal["original", "no_norm", "comfy", "ignore"]
+"""How the weights of a text act, see :func:`apply_emphasis`."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextEmbedding:
+    """A textual-inversion embedding: vectors that stand in a text where its name does."""
+
+    name: str
+    ids: tuple[int, ...]
+    """The tokens of its name, as they stand in a text."""
+    vectors: Mapping[str, Tensor]
+    """(n, C) for each text encoder, by part name; n is the same for all of them."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that it takes in a chunk."""
+        return len(next(iter(self.vectors.values())))
+
+
 @dataclass(frozen=True)
 class Chunk:
     """77 ids (begin, up to 75 tokens, end, padding) and the weight of each."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
+    embeddings: tuple[tuple[int, TextEmbedding], ...] = ()
+    """Embeddings and the place of the first vector of each; the ids there mean nothing."""
+
+    @property
+    def length(self) -> int:
+        """How many of its 75 places are used."""
+        return self.ids.index(EOS) - 1
 
     @property
     def emphasised(self) -> bool:
@@ -87,25 +116,36 @@ class TextLength:
     """Tokens lost when only so many chunks are allowed."""
 
 
+_Piece = tuple[int, float, "TextEmbedding | None"]
+"""A token, its weight, and the embedding that begins with it."""
+
+
 class _ChunkBuilder:
     """Fills chunks token by token. Words are kept together with their phrase: see ``add``."""
 
     def __init__(self, comma_backtrack: int) -> None:
         self.comma_backtrack = comma_backtrack
-        self.finished: list[list[tuple[int, float]]] = []
-        self.current: list[tuple[int, float]] = []
+        self.finished: list[list[_Piece]] = []
+        self.current: list[_Piece] = []
         self.after_comma = 0
 
     def add(self, token: int, weight: float) -> None:
         if len(self.current) == CHUNK_TOKENS:
             self._begin_next(token)
-        self.current.append((token, weight))
+        self.current.append((token, weight, None))
         if token == COMMA:
             self.after_comma = len(self.current)
 
+    def add_embedding(self, embedding: TextEmbedding, weight: float) -> None:
+        """All vectors go into one chunk, a new one where this one has too few places."""
+        if len(self.current) + embedding.length > CHUNK_TOKENS:
+            self.close()
+        self.current.append((_PLACE_ID, weight, embedding))
+        self.current.extend([(_PLACE_ID, weight, None)] * (embedding.length - 1))
+
     def _begin_next(self, token: int) -> None:
         """Close a full chunk; a phrase begun at most ``comma_backtrack`` tokens ago moves on to the next one."""
-        carried: list[tuple[int, float]] = []
+        carried: list[_Piece] = []
         begun = CHUNK_TOKENS - self.after_comma
         if token != COMMA and self.after_comma and begun < self.comma_backtrack:
             carried = self.current[self.after_comma :]
@@ -119,22 +159,40 @@ class _ChunkBuilder:
         self.after_comma = 0
 
 
-def tokenise(text: Text, tokenizer: Tokenizer, *, comma_backtrack: int = 20) -> list[Chunk]:
+_PLACE_ID = 0
+"""What stands in the ids where an embedding is put in."""
+
+
+def tokenise(
+    text: Text, tokenizer: Tokenizer, *, comma_backtrack: int = 20, embeddings: Sequence[TextEmbedding] = ()
+) -> list[Chunk]:
     """Cut a text into chunks of 77 ids, at least one, padded with the end id.
 
     A chunk that is full in the middle of a phrase gives back the words after its last comma when that comma is
-    at most ``comma_backtrack`` tokens from its end (0: never).
+    at most ``comma_backtrack`` tokens from its end (0: never). Where the tokens of an embedding's name stand in one
+    segment, its vectors are put in their place (the longest name that fits); they are never split.
     """
     builder = _ChunkBuilder(comma_backtrack)
+    by_start: dict[int, list[TextEmbedding]] = {}
+    for embedding in sorted(embeddings, key=lambda embedding: -len(embedding.ids)):
+        by_start.setdefault(embedding.ids[0], []).append(embedding)
     for segment in _segments(text):
         if segment == BREAK:
             builder.close()
             continue
-        for token in tokenizer.encode(segment.text):
-            builder.add(token, segment.weight)
+        ids = tuple(tokenizer.encode(segment.text))
+        place = 0
+        while place < len(ids):
+            known = by_start.get(ids[place], ())
+            fitting = next((item for item in known if ids[place : place + len(item.ids)] == item.ids), None)
+            if fitting is None:
+                builder.add(ids[place], segment.weight)
+            else:
+                builder.add_embedding(fitting, segment.weight)
+            place += 1 if fitting is None else len(fitting.ids)
     if builder.current or not builder.finished:
         builder.close()
-    return [_chunk(tokens) for tokens in builder.finished]
+    return [_chunk(pieces) for pieces in builder.finished]
 
 
 def _segments(text: Text) -> Iterator[Segment]:
@@ -144,28 +202,42 @@ def _segments(text: Text) -> Iterator[Segment]:
         yield from text
 
 
-def _chunk(tokens: list[tuple[int, float]]) -> Chunk:
-    padding = CHUNK_TOKENS - len(tokens) + 1
-    ids = (BOS, *(token for token, _ in tokens), *(EOS,) * padding)
-    weights = (1.0, *(weight for _, weight in tokens), *(1.0,) * padding)
-    return Chunk(ids, weights)
+def _chunk(pieces: list[_Piece]) -> Chunk:
+    padding = CHUNK_TOKENS - len(pieces) + 1
+    ids = (BOS, *(token for token, _, _ in pieces), *(EOS,) * padding)
+    weights = (1.0, *(weight for _, weight, _ in pieces), *(1.0,) * padding)
+    embeddings = tuple((place, embedding) for place, (_, _, embedding) in enumerate(pieces, start=1) if embedding)
+    return Chunk(ids, weights, embeddings)
 
 
 def measure(text: Text, tokenizer: Tokenizer, *, max_chunks: int | None = None) -> TextLength:
     """How many tokens and chunks a text needs, and what is lost when only ``max_chunks`` are allowed."""
-    used = [chunk.ids.index(EOS) - 1 for chunk in tokenise(text, tokenizer)]
+    used = [chunk.length for chunk in tokenise(text, tokenizer)]
     dropped = sum(used[max_chunks:]) if max_chunks is not None else 0
     return TextLength(tokens=sum(used), chunks=len(used), dropped=dropped)
 
 
-def apply_emphasis(hidden: Tensor, weights: Tensor) -> Tensor:
-    """Multiply each token's vector by its weight, then restore the mean of the chunk it is in.
+def apply_emphasis(
+    hidden: Tensor, weights: Tensor, emphasis: Emphasis = "original", empty: Tensor | None = None
+) -> Tensor:
+    """Make each token's vector count by its weight.
 
     ``hidden`` is (N, 77, C), ``weights`` (N, 77); each of the N chunks is treated alone, so that a prompt gives
-    the same tensor whatever it is encoded with. This is the web UI's "Original" emphasis for a single prompt.
+    the same tensor whatever it is encoded with. ``original``, the web UI's for a single prompt, multiplies and then
+    restores the mean of the chunk; ``no_norm`` only multiplies; ``comfy``, ComfyUI's, multiplies the difference from
+    the encoding of an empty text, ``empty`` (1, 77, C); ``ignore`` leaves everything as it is.
     """
+    if emphasis == "ignore":
+        return hidden
     weights = weights.to(hidden.device)
+    if emphasis == "comfy":
+        if empty is None:
+            raise ValueError("this emphasis needs the encoding of an empty text")
+        moved = empty + weights[:, :, None].to(hidden.dtype) * (hidden - empty)
+        return torch.where((weights != 1.0)[:, :, None], moved, hidden)
     weighted = hidden * weights[:, :, None].to(hidden.dtype)
+    if emphasis == "no_norm":
+        return weighted
     before = hidden.float().mean(dim=(1, 2), keepdim=True)
     after = weighted.float().mean(dim=(1, 2), keepdim=True)
     restored = weighted * (before / torch.where(after == 0, torch.ones_like(after), after)).to(hidden.dtype)
@@ -202,6 +274,14 @@ class Conditioning:
             None if self.pooled is None else self.pooled.to(device=device, dtype=dtype),
             None if self.sizes is None else self.sizes.to(device=device),
         )
+
+    def padded(self, length: int) -> Conditioning:
+        """The context made ``length`` tokens long by repeating its last vector, as the web UI does within a prompt.
+
+        Unlike :meth:`stack`, this changes what the text does a little.
+        """
+        missing = length - self.context.shape[1]
+        return replace(self, context=torch.cat([self.context, self.context[:, -1:].repeat(1, missing, 1)], dim=1))
 
     def with_sizes(self, sizes: Tensor) -> Conditioning:
         """The same text with SDXL's picture sizes, (B, 6)."""

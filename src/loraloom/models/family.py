@@ -50,10 +50,18 @@ class TextPart:
         """The layer normally read in a file with so many layers, counted from the end."""
         return 1 if layers == self.trimmed_layers else self.skip
 
+    @property
+    def _table(self) -> str:
+        return "embeddings.token_embedding.weight" if self.encoder == "clip" else "token_embedding.weight"
+
     def prefix(self, names: Mapping[str, object]) -> str | None:
         """The prefix that this file uses, None when the encoder is not in it."""
-        marker = "embeddings.token_embedding.weight" if self.encoder == "clip" else "token_embedding.weight"
-        return next((prefix for prefix in self.prefixes if prefix + marker in names), None)
+        return next((prefix for prefix in self.prefixes if prefix + self._table in names), None)
+
+    def width(self, infos: Infos) -> int | None:
+        """How wide the vectors of its tokens are, None when the encoder is not in the file."""
+        prefix = self.prefix(infos)
+        return None if prefix is None else infos[prefix + self._table].shape[1]
 
 
 class Family(ABC):

@@ -24,7 +24,17 @@ from loraloom.formats.adapter_file import AdapterTarget
 from loraloom.formats.tensors import TensorInfo
 from loraloom.hardware import return_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
-from loraloom.models.conditioning import Chunk, Conditioning, Text, TextLength, apply_emphasis, measure, tokenise
+from loraloom.models.conditioning import (
+    Chunk,
+    Conditioning,
+    Emphasis,
+    Text,
+    TextEmbedding,
+    TextLength,
+    apply_emphasis,
+    measure,
+    tokenise,
+)
 from loraloom.models.family import SIZE_CHANNELS, Family, TextPart
 from loraloom.models.prediction import probe_prediction, read_signs
 from loraloom.models.quantized import Quantization, QuantizedWeight, quantizable
@@ -234,17 +244,23 @@ class LoadedModel:
         *,
         clip_skip: int | None = None,
         max_chunks: int | None = None,
-        emphasis: bool = True,
+        emphasis: Emphasis = "original",
+        comma_backtrack: int = 20,
+        embeddings: Sequence[TextEmbedding] = (),
     ) -> Conditioning:
         """Encode texts into a batch, in the compute precision; differentiable with respect to the encoders.
 
         ``clip_skip`` 1 (the default) is the layer the family normally reads, each step more is one layer earlier
         (for SDXL 1 already is the last layer but one). ``max_chunks`` cuts long texts, see :meth:`measure_text`.
-        ``emphasis`` applies segment weights. Raises SettingsError for a clip skip deeper than the encoder.
+        ``emphasis`` is how segment weights act; ``comma_backtrack`` and ``embeddings`` are those of
+        :func:`conditioning.tokenise`. Raises SettingsError for a clip skip deeper than the encoder.
         """
         depth = 1 if clip_skip is None else clip_skip
         self.check_clip_skip(depth)
-        chunked = [tokenise(text, self.tokenizer)[:max_chunks] for text in texts]
+        chunked = [
+            tokenise(text, self.tokenizer, comma_backtrack=comma_backtrack, embeddings=embeddings)[:max_chunks]
+            for text in texts
+        ]
         chunks = [chunk for text_chunks in chunked for chunk in text_chunks]
         encoded = [self._encode_chunks(part, chunks, depth, emphasis=emphasis) for part in self.family.text_parts]
         context = torch.cat([hidden for hidden, _ in encoded], dim=-1)
@@ -257,9 +273,16 @@ class LoadedModel:
         return Conditioning.stack(rows)
 
     def _encode_chunks(
-        self, part: TextPart, chunks: Sequence[Chunk], depth: int, *, emphasis: bool
+        self, part: TextPart, chunks: Sequence[Chunk], depth: int, *, emphasis: Emphasis
     ) -> tuple[Tensor, Tensor | None]:
-        ids = torch.tensor([chunk.padded_with(part.pad_id).ids for chunk in chunks], device=self.device)
+        emphasised = any(chunk.emphasised for chunk in chunks)
+        with_empty = [*chunks, *tokenise("", self.tokenizer)] if emphasised and emphasis == "comfy" else chunks
+        ids = torch.tensor([chunk.padded_with(part.pad_id).ids for chunk in with_empty], device=self.device)
+        inserted = [
+            (row, place, embedding.vectors[part.part])
+            for row, chunk in enumerate(chunks)
+            for place, embedding in chunk.embeddings
+        ]
         with self.using(part.part):
             hidden, pooled = self.text_encoders[part.part](
                 ids,
@@ -267,9 +290,11 @@ class LoadedModel:
                 normalize=part.normalize,
                 pooled=self.family.uses_sizes and part is self.family.text_parts[-1],
                 dtype=self.compute,
+                inserted=inserted,
             )
-        if emphasis and any(chunk.emphasised for chunk in chunks):
-            hidden = apply_emphasis(hidden, torch.tensor([chunk.weights for chunk in chunks]))
+        hidden, empty = hidden[: len(chunks)], hidden[len(chunks) :]
+        if emphasised:
+            hidden = apply_emphasis(hidden, torch.tensor([chunk.weights for chunk in chunks]), emphasis, empty)
         return hidden, pooled
 
     # -------------------------------------------------------------------------------------------- images

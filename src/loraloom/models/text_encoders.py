@@ -8,7 +8,7 @@ checkpoint's keys after the part's prefix, for example ``cond_stage_model.transf
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -36,6 +36,8 @@ HEAD_SIZE = 64
 """Every CLIP text encoder has heads of 64 channels; a toy narrower than that has one head."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+Inserted = Sequence[tuple[int, int, Tensor]]
+"""Row, place, and vectors (n, C) that take the places of n ids."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,15 @@ def _table(rows: int, width: int) -> Embedding:
     return Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
+def _with_inserted(vectors: Tensor, inserted: Inserted) -> Tensor:
+    if not inserted:
+        return vectors
+    vectors = vectors.clone()
+    for row, place, values in inserted:
+        vectors[row, place : place + len(values)] = values.to(vectors)
+    return vectors
+
+
 def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Causal attention: (B, 77, C) each -> (B, 77, C)."""
 
@@ -82,8 +93,8 @@ class TextEncoder(nn.Module, ABC):
     """What the backward pass computes again instead of keeping it: nothing, norms and activations, whole layers."""
 
     @abstractmethod
-    def embed(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """Ids (N, 77) to vectors (N, 77, C), positions added."""
+    def embed(self, ids: Tensor, dtype: torch.dtype, inserted: Inserted = ()) -> Tensor:
+        """Ids (N, 77) to vectors (N, 77, C), positions added; ``inserted`` vectors stand in for those of ids."""
 
     @abstractmethod
     def layer_list(self) -> nn.ModuleList:
@@ -94,19 +105,27 @@ class TextEncoder(nn.Module, ABC):
         """The layer norm after the last layer."""
 
     def forward(
-        self, ids: Tensor, *, skip: int = 1, normalize: bool = True, pooled: bool = False, dtype: torch.dtype
+        self,
+        ids: Tensor,
+        *,
+        skip: int = 1,
+        normalize: bool = True,
+        pooled: bool = False,
+        dtype: torch.dtype,
+        inserted: Inserted = (),
     ) -> tuple[Tensor, Tensor | None]:
         """Encode ids (N, 77), computing in ``dtype``.
 
         ``skip`` counts layers from the end: 1 is the last layer's output, 2 the one before it, at most the number
         of layers. Layers above it are not computed, unless ``pooled`` asks for the projected vector of each text's
         end (N, D), which needs all of them. ``normalize`` applies the final layer norm to the hidden state.
+        ``inserted`` are vectors of textual inversion, each with the text and the place that it begins at.
         """
         layers = self.layer_list()
         if not 1 <= skip <= len(layers):
             raise ValueError(f"skip must be 1 to {len(layers)}, not {skip}")
         wanted = len(layers) - skip
-        x = self.embed(ids, dtype)
+        x = self.embed(ids, dtype, inserted)
         chosen = x
         for index, layer in enumerate(layers):
             x = self._run(layer, x)
@@ -174,9 +193,9 @@ class _ClipEmbeddings(TensorModule):
         self.token_embedding = _table(sizes.vocabulary, sizes.width)
         self.position_embedding = _table(sizes.positions, sizes.width)
 
-    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, ids: Tensor, dtype: torch.dtype, inserted: Inserted = ()) -> Tensor:
         positions = self.position_embedding.weight[: ids.shape[1]].to(dtype)
-        return self.token_embedding(ids, dtype) + positions
+        return _with_inserted(self.token_embedding(ids, dtype), inserted) + positions
 
 
 class _ClipLayers(nn.Module):
@@ -210,8 +229,8 @@ class ClipTextEncoder(TextEncoder):
             )
         )
 
-    def embed(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.embeddings(ids, dtype)
+    def embed(self, ids: Tensor, dtype: torch.dtype, inserted: Inserted = ()) -> Tensor:
+        return self.embeddings(ids, dtype, inserted)
 
     def layer_list(self) -> nn.ModuleList:
         return self.encoder.layers
@@ -299,9 +318,9 @@ class OpenClipTextEncoder(TextEncoder):
             )
         )
 
-    def embed(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    def embed(self, ids: Tensor, dtype: torch.dtype, inserted: Inserted = ()) -> Tensor:
         positions = self.positional_embedding[: ids.shape[1]].to(dtype)
-        return self.token_embedding(ids, dtype) + positions
+        return _with_inserted(self.token_embedding(ids, dtype), inserted) + positions
 
     def layer_list(self) -> nn.ModuleList:
         return self.transformer.resblocks

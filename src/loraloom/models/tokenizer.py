@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -57,6 +58,13 @@ class Tokenizer:
         encodable = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates become "?", one for one
         encoding = self.backend.encode(encodable, add_special_tokens=False)
         return [Token(id, start, end) for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids as the encoders read it: lower case, a blank after every word."""
+        symbols = "".join(self.backend.id_to_token(id) or "" for id in ids).replace(_WORD_END, "\0")
+        values = {symbol: byte for byte, symbol in zip(_byte_order(), _byte_symbols(), strict=True)}
+        raw = bytes(values.get(symbol, ord(" ")) for symbol in symbols)
+        return raw.decode("utf-8", "replace").rstrip(" ")
 
 
 @cache
@@ -119,8 +127,13 @@ def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     return {word: id for id, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
 
 
-def _byte_symbols() -> list[str]:
-    """One visible character for each byte, in vocabulary order: visible Latin-1 first, then the other 68 bytes."""
+def _byte_order() -> list[int]:
+    """The bytes in vocabulary order: visible Latin-1 first, then the other 68."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = range(256 - len(visible))
-    return [chr(byte) for byte in visible] + [chr(256 + index) for index in others]
+    return [*visible, *(byte for byte in range(256) if byte not in visible)]
+
+
+def _byte_symbols() -> list[str]:
+    """One visible character for each byte, in vocabulary order; those that cannot be seen are moved beyond Latin-1."""
+    visible = 256 - 68
+    return [chr(byte) if index < visible else chr(256 + index - visible) for index, byte in enumerate(_byte_order())]

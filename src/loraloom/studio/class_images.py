@@ -110,7 +110,7 @@ def make_class_images(
         for plan, image in zip(part, images, strict=True):
             path = folder / _name(plan.index, settings)
             # The caption first: an image without one would be trained with the folder's name.
-            write_text(path.with_suffix(".txt"), extract_loras(plan.prompt)[0].strip() + "\n")
+            write_text(path.with_suffix(".txt"), image.prompt.text.strip() + "\n")
             save_image(image.image, path, image.infotext)
             painted += 1
             listener(ImageSaved(str(path), len(there) + painted, count))

@@ -14,9 +14,9 @@ from loraloom.folders import cache_folder
 from loraloom.formats.files import sha256_of, write_text
 from loraloom.formats.image_info import save_image
 from loraloom.generation.loras import find_lora
-from loraloom.generation.prompts import extract_loras
+from loraloom.generation.prompts import PromptReader
 from loraloom.generation.settings import GenerateSettings
-from loraloom.generation.text_to_image import paint
+from loraloom.generation.text_to_image import paint, with_seed
 from loraloom.hardware import choose_device, choose_precision
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
@@ -41,9 +41,11 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
 
     Prompts, LoRAs and the output folder are looked at before the checkpoint is loaded.
     """
-    _, tags = extract_loras(settings.prompt)
-    for tag in tags:
-        find_lora(tag.name, settings.lora_folders)
+    settings = with_seed(settings)
+    reader = PromptReader(settings)
+    names = {tag.name for index in range(settings.count) for tag in reader.read(settings.seed + index).loras}
+    for name in sorted(names):
+        find_lora(name, settings.lora_folders)
     device = choose_device(settings.device)
     precision = choose_precision(device, settings.precision)
     opened = open_checkpoint(checkpoint)

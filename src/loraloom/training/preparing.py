@@ -17,8 +17,7 @@ from loraloom.data.dataset import Dataset, Sample, load_dataset
 from loraloom.errors import SettingsError
 from loraloom.events import Event, Listener, Notice
 from loraloom.generation.loras import find_lora
-from loraloom.generation.prompts import extract_loras
-from loraloom.generation.settings import GenerateSettings
+from loraloom.generation.prompts import PromptReader
 from loraloom.hardware import Precision, choose_device, choose_precision, keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.loaded import LoadedModel, load_model
@@ -30,7 +29,7 @@ from loraloom.training.optimizers import create_optimizer, try_optimizer
 from loraloom.training.parameter_groups import check_rates, optimizer_remarks, parameter_groups
 from loraloom.training.plan import MemoryWatch
 from loraloom.training.preservation import check_trigger, class_chunks
-from loraloom.training.previews import preview_prompts
+from loraloom.training.previews import preview_image_settings, preview_prompts
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint, check_alike, identity_of
 from loraloom.training.step import Objective, objective_notices
@@ -257,10 +256,11 @@ def _interruptible(listener: Listener, stop: Callable[[], bool]) -> Listener:
 
 
 def _check_preview_prompts(settings: TrainSettings) -> None:
-    """A LoRA tag in a preview prompt must be found now, not after hours of training."""
-    for prompt in preview_prompts(settings.preview):
-        for tag in extract_loras(prompt.text)[1]:
-            find_lora(tag.name, GenerateSettings().lora_folders)
+    """A LoRA or a wildcard file that a preview prompt names must be found now, not after hours of training."""
+    for index, prompt in enumerate(preview_prompts(settings.preview)):
+        generate = preview_image_settings(prompt, settings.preview, index, (512, 512), None, prompt.text)
+        for tag in PromptReader(generate).read(generate.seed).loras:
+            find_lora(tag.name, generate.lora_folders)
 
 
 def vae_fingerprint(model: LoadedModel) -> str:

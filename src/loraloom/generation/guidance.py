@@ -1,0 +1,231 @@
+"""Prompts as the sampler needs them: every text encoded once, changing from step to step, parts joined by AND."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import lcm
+
+import torch
+from torch import Tensor
+
+from loraloom.diffusion import objectives
+from loraloom.generation.prompts import PromptPlan, parse_attention
+from loraloom.generation.settings import GenerateSettings, PromptCompatibility
+from loraloom.models.conditioning import Conditioning, Segment, TextEmbedding
+from loraloom.models.family import TextPart
+from loraloom.models.loaded import LoadedModel
+
+__all__ = ["Guidance", "ImagePlans", "StepCounter", "TextCache", "calls_per_step", "encoder_widths", "segments_of"]
+
+_TWO_CALLS = frozenset({"Heun", "DPM2", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "Restart"})
+
+
+def calls_per_step(sampler: str, compatibility: PromptCompatibility) -> int:
+    """What the web UI counts as steps of prompt schedules: for its second-order samplers every call of the model.
+
+    Loraloom's rules count the steps that were asked for.
+    """
+    return 2 if compatibility != "none" and sampler in _TWO_CALLS else 1
+
+
+def encoder_widths(model: LoadedModel) -> dict[TextPart, int]:
+    """How wide the vectors of each text encoder are."""
+    return {part: model.text_encoders[part.part].sizes.width for part in model.family.text_parts}
+
+
+def segments_of(text: str, settings: GenerateSettings) -> list[Segment]:
+    """A text as the encoders take it, read by the rules that the settings name."""
+    return parse_attention(text, emphasis=settings.emphasis, compatibility=settings.prompt_compatibility)
+
+
+class TextCache:
+    """Conditioning of texts, each a batch of one, encoded when it is first asked for and kept."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        settings: GenerateSettings,
+        embeddings: Sequence[TextEmbedding],
+        size: tuple[int, int],
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._embeddings = embeddings
+        width, height = size
+        # Original size, crop and target size as SDXL was told in training: the whole picture, uncropped.
+        self._sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=model.device)
+        self._known: dict[str, Conditioning] = {}
+
+    def positive(self, text: str) -> Conditioning:
+        """The conditioning of a text that is wanted."""
+        if text not in self._known:
+            settings = self._settings
+            encoded = self._model.encode_text(
+                [segments_of(text, settings)],
+                clip_skip=settings.clip_skip,
+                emphasis="ignore" if settings.emphasis == "none" else settings.emphasis,
+                comma_backtrack=settings.comma_backtrack,
+                embeddings=self._embeddings,
+            )
+            self._known[text] = encoded.with_sizes(self._sizes) if self._model.family.uses_sizes else encoded
+        return self._known[text]
+
+    def negative(self, text: str) -> Conditioning:
+        """The conditioning of a text that is not wanted."""
+        encoded = self.positive(text)
+        if not self._model.family.uses_sizes or text.strip() or encoded.pooled is None:
+            return encoded
+        # Captions were dropped as zeros in SDXL's training, not as the encoding of an empty text.
+        return Conditioning(torch.zeros_like(encoded.context), torch.zeros_like(encoded.pooled), encoded.sizes)
+
+
+@dataclass(frozen=True)
+class ImagePlans:
+    """What one image of a batch follows and avoids."""
+
+    positive: PromptPlan
+    negative: PromptPlan
+
+    def needs_negative(self, scale: float) -> bool:
+        """Whether guidance at this scale takes anything of the negative prompt: not when all weights add up to 1."""
+        return scale * sum(part.weight for part in self.positive.parts) != 1
+
+
+class StepCounter:
+    """Which step of a schedule a call of the model belongs to.
+
+    By Loraloom's rules the step between the two noise levels that the call's lies between, whatever the sampler does
+    in it. The web UI counts calls.
+    """
+
+    def __init__(self, sigmas: Tensor, compatibility: PromptCompatibility) -> None:
+        self._ends = [float(sigma) * (1 + 1e-6) for sigma in sigmas[1:].tolist()]
+        self._counts_calls = compatibility != "none"
+        self._calls = 0
+
+    def step(self, sigma: float) -> int:
+        """The step, from 1, of the next call, which is at this noise level."""
+        self._calls += 1
+        if self._counts_calls:
+            return self._calls
+        return min(1 + sum(end >= sigma for end in self._ends), len(self._ends))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One call of the U-Net: the row of the batch that each of its inputs is, and their conditioning."""
+
+    images: tuple[int, ...]
+    entries: tuple[int, ...]
+    conditioning: Conditioning
+
+
+@dataclass(frozen=True)
+class _Round:
+    """All calls of one step: first an entry for each image's negative prompt (if any), then those of the parts."""
+
+    passes: tuple[_Pass, ...]
+    parts: tuple[tuple[int, int, float], ...]
+    """(entry, image, how much it counts)"""
+
+
+class Guidance:
+    """Classifier-free guidance (2207.12598) of a batch, by one part or several (2206.01714) for each image.
+
+    ``output = negative + sum of scale * weight * (part - negative)``. ``one_pass`` sends all of a step through the
+    U-Net together where their lengths allow it; else the negative prompts and the parts go one after another.
+    """
+
+    def __init__(
+        self, model: LoadedModel, texts: TextCache, plans: Sequence[ImagePlans], scale: float, *, one_pass: bool
+    ) -> None:
+        self._model = model
+        self._texts = texts
+        self._plans = plans
+        self._scale = scale
+        self._one_pass = one_pass
+        self._with_negative = any(plan.needs_negative(scale) for plan in plans)
+        self._rounds: dict[tuple[tuple[str, ...], ...], _Round] = {}
+        with model.using(*(part for part in model.parts if part.startswith("text_encoder"))):
+            for plan in plans:
+                for text in plan.positive.texts:
+                    texts.positive(text)
+                if self._with_negative:
+                    for text in plan.negative.texts:
+                        texts.negative(text)
+
+    def denoiser(self, counter: StepCounter) -> Callable[[Tensor, Tensor], Tensor]:
+        """The function that samplers call: x (B, 4, h, w) at sigma (B,) to clean latents."""
+        model = self._model
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            timesteps = model.schedule.sigma_to_timestep(sigma)
+            scaled = x / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1)
+            output = self._guided(scaled, timesteps, counter.step(float(sigma.max())))
+            return objectives.denoised(model.prediction, output, x, sigma)
+
+        return denoise
+
+    def _guided(self, scaled: Tensor, timesteps: Tensor, step: int) -> Tensor:
+        asked = self._round(step)
+        answers: dict[int, Tensor] = {}
+        for one in asked.passes:
+            rows = list(one.images)
+            output = self._model.denoise(scaled[rows], timesteps[rows], one.conditioning)
+            answers.update(zip(one.entries, output, strict=True))
+        count = len(self._plans)
+        if not self._with_negative:
+            total = torch.zeros_like(answers[0])[None].repeat(count, 1, 1, 1)
+            for entry, image, weight in asked.parts:
+                total[image] += weight * answers[entry]
+            return total
+        unwanted = torch.stack([answers[image] for image in range(count)])
+        total = unwanted.clone()
+        for entry, image, weight in asked.parts:
+            total[image] += weight * (answers[entry] - unwanted[image])
+        return total
+
+    def _round(self, step: int) -> _Round:
+        positive = [plan.positive.texts_at(step) for plan in self._plans]
+        negative = [plan.negative.texts_at(step) for plan in self._plans] if self._with_negative else []
+        key = (*positive, *negative)
+        if key not in self._rounds:
+            self._rounds[key] = self._made_round(positive, [text for (text,) in negative])
+        return self._rounds[key]
+
+    def _made_round(self, positive: Sequence[tuple[str, ...]], negative: Sequence[str]) -> _Round:
+        images: list[int] = list(range(len(negative)))
+        slots: list[int] = [0] * len(negative)
+        conditionings = [self._texts.negative(text) for text in negative]
+        parts: list[tuple[int, int, float]] = []
+        for number in range(max(map(len, positive))):
+            for image, texts in enumerate(positive):
+                if number < len(texts):
+                    weight = self._scale * self._plans[image].positive.parts[number].weight
+                    parts.append((len(images), image, weight))
+                    images.append(image)
+                    slots.append(number + 1)
+                    conditionings.append(self._part(self._plans[image], texts, number))
+        lengths = [conditioning.context.shape[1] for conditioning in conditionings]
+        joined = self._one_pass and lcm(*lengths) == max(lengths)  # else all would have to grow to share a batch
+        groups: dict[tuple[int, int], list[int]] = {}
+        for entry, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+            group = (0, 0) if joined else (0, length) if self._one_pass else (slot, length)
+            groups.setdefault(group, []).append(entry)
+        passes = tuple(
+            _Pass(
+                tuple(images[entry] for entry in entries),
+                tuple(entries),
+                Conditioning.stack([conditionings[entry] for entry in entries]),
+            )
+            for entries in groups.values()
+        )
+        return _Round(passes, tuple(parts))
+
+    def _part(self, plans: ImagePlans, texts: tuple[str, ...], number: int) -> Conditioning:
+        """One part's conditioning; the web UI makes those of one prompt equally long, which changes them a little."""
+        encoded = self._texts.positive(texts[number])
+        if plans.positive.compatibility == "none":
+            return encoded
+        return encoded.padded(max(self._texts.positive(text).context.shape[1] for text in texts))

@@ -1,0 +1,47 @@
+"""LoRA tags."""
+
+from __future__ import annotations
+
+import pytest
+
+from loraloom.errors import PromptError
+from loraloom.generation.prompts import LoraTag, extract_loras
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        ("<lora:ada>", LoraTag("ada", 1.0, 1.0)),
+        ("<lora:ada:0.8>", LoraTag("ada", 0.8, 0.8)),
+        ("<lora:ada:0.5:0.9>", LoraTag("ada", 0.5, 0.9)),
+        ("<lora:ada:te=0.5>", LoraTag("ada", 0.5, 0.5)),
+        ("<lora:ada:unet=0.5>", LoraTag("ada", 1.0, 0.5)),
+        ("<lora:ada:0.2:unet=.5>", LoraTag("ada", 0.2, 0.5)),
+        ("<lora:ada:te=0:unet=-1>", LoraTag("ada", 0.0, -1.0)),
+        ("<lora:ada::0.5>", LoraTag("ada", 1.0, 0.5)),
+        ("<lyco:ada:1.5>", LoraTag("ada", 1.5, 1.5)),
+        ("<lora:My Style v1.2 (épée) 猫:0.7>", LoraTag("My Style v1.2 (épée) 猫", 0.7, 0.7)),
+        ("<lora:folder/ada.safetensors:1>", LoraTag("folder/ada.safetensors", 1.0, 1.0)),
+        (r"<lora:C:\loras\ada.safetensors:0.5>", LoraTag(r"C:\loras\ada.safetensors", 0.5, 0.5)),
+        ("<lora:/tmp/ada.pt>", LoraTag("/tmp/ada.pt", 1.0, 1.0)),
+    ],
+)
+def test_lora_tags(tag: str, expected: LoraTag) -> None:
+    assert extract_loras(f"a{tag}b") == ("ab", (expected,))
+
+
+def test_several_tags_keep_their_order_and_other_angles_stay() -> None:
+    text, tags = extract_loras("a <b> <lora:x:1>, c < d <lora:y:0.5:1> > e")
+    assert text == "a <b> , c < d  > e"
+    assert [tag.name for tag in tags] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["<lora:>", "<lora: :1>", "<lora:x:strong>", "<lora:x:1:2:3>", "<lora:x:nan>", "<lora:x:inf>", "<lora:x:dyn=8>"],
+)
+def test_wrong_tags_are_told(tag: str) -> None:
+    with pytest.raises(PromptError) as error:
+        extract_loras(f"a cat {tag}")
+    assert tag in error.value.problem
+    assert error.value.hint
