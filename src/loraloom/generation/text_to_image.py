@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,23 +13,28 @@ from torch import Tensor
 
 import loraloom
 from loraloom.diffusion import objectives
-from loraloom.diffusion.samplers import SAMPLERS, SamplerPlan, resolve_sampler
-from loraloom.diffusion.schedules import sampling_sigmas
+from loraloom.diffusion.samplers import SAMPLERS, SamplerPlan
+from loraloom.diffusion.schedules import sampler_sigmas
 from loraloom.errors import CheckpointError, HardwareError, LoraloomError
 from loraloom.events import Listener, Notice, SamplerStepped, ignore
 from loraloom.formats.image_info import format_parameters
+from loraloom.generation.guidance import Guidance, guidance_of
 from loraloom.generation.loras import AppliedLora, attached, load_lora
+from loraloom.generation.noise import LATENT_CHANNELS, BatchNoise, ImageSeed
 from loraloom.generation.prompts import extract_loras, parse_attention
+from loraloom.generation.sampling import (
+    ignored_settings,
+    image_seeds,
+    level_options,
+    plan_of,
+    sampler_options,
+    sampling_fields,
+)
 from loraloom.generation.settings import GenerateSettings
 from loraloom.models.conditioning import Conditioning
 from loraloom.models.loaded import LoadedModel
-from loraloom.randomness import normal
 
-__all__ = ["GeneratedImage", "image_size", "initial_noise", "paint", "text_to_image"]
-
-LATENT_CHANNELS = 4
-LATENT_STEP = 8
-"""Pixels per latent, each way."""
+__all__ = ["GeneratedImage", "image_size", "paint", "text_to_image"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ def paint(
     listener: Listener = ignore,
     model_hash: str | None = None,
 ) -> Iterator[GeneratedImage]:
-    """Images one after another, batch by batch; image i has seed + i and does not depend on its batch.
+    """Images one after another, batch by batch; image i has seed + i (with variations: variation seed + i) and does
+    not depend on its batch.
 
     The LoRAs of the prompt's tags are found in ``settings.lora_folders`` and used besides ``loras``; they are off the
     model again when the last image is out (no weight is ever written). Adapters that a caller has attached stay.
@@ -74,20 +81,22 @@ def paint(
     if ignored:
         listener(Notice("LoRA tags in the negative prompt do nothing: a LoRA works on the whole image", "warning"))
     used = [*loras, *(load_lora(tag, settings.lora_folders, model) for tag in tags)]
-    first = settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**32)
-    seeds = [first + index for index in range(settings.count)]
+    for line in ignored_settings(settings):
+        listener(Notice(line, "warning"))
+    seeds = image_seeds(settings, *(_chosen(seed) for seed in (settings.seed, settings.variation_seed)))
+    batch_size = 1 if plan_of(settings).entry.one_at_a_time else settings.batch_size
     width, height = image_size(model, settings)
     extra_tags = "".join(f"<lora:{lora.name}:{lora.text_encoder:g}:{lora.unet:g}>" for lora in loras)
     try:
         with torch.no_grad(), attached(model, used):
             prompts = _encode(model, settings, width, height)
-            for start in range(0, len(seeds), settings.batch_size):
-                batch = seeds[start : start + settings.batch_size]
+            for start in range(0, len(seeds), batch_size):
+                batch = seeds[start : start + batch_size]
                 report = _progress(listener, settings, start)
                 latents = _sample(model, settings, prompts, batch, (width, height), report)
                 for seed, latent in zip(batch, latents, strict=True):
                     infotext = _infotext(model, settings, used, seed, (width, height), model_hash, extra_tags)
-                    yield GeneratedImage(_decode(model, latent), latent.cpu(), infotext, seed)
+                    yield GeneratedImage(_decode(model, latent), latent.cpu(), infotext, seed.seed)
     except torch.OutOfMemoryError as error:
         raise HardwareError(
             f"out of memory on {model.device} at {width} x {height} pixels",
@@ -101,13 +110,8 @@ def image_size(model: LoadedModel, settings: GenerateSettings) -> tuple[int, int
     return settings.width or usual, settings.height or usual
 
 
-def initial_noise(seed: int, width: int, height: int) -> Tensor:
-    """Standard normal (4, height / 8, width / 8), float32 on the CPU: a pure function of the seed and the size.
-
-    The same numbers on every device, and those of the web UI with its random numbers set to the CPU.
-    """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(LATENT_CHANNELS, height // LATENT_STEP, width // LATENT_STEP, generator=generator)
+def _chosen(seed: int) -> int:
+    return seed if seed >= 0 else random.SystemRandom().randrange(2**32)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def _encode(model: LoadedModel, settings: GenerateSettings, width: int, height: 
     prompt, negative = (extract_loras(text)[0] for text in (settings.prompt, settings.negative_prompt))
     with model.using(*(part for part in model.parts if part.startswith("text_encoder"))):
         positive = encode(prompt)
-        if settings.cfg_scale == 1:
+        if guidance_of(settings, plan_of(settings)) is None:
             return _Prompts(positive, None)
         unwanted = positive if negative == prompt else encode(negative)
     if model.family.uses_sizes and not negative.strip() and unwanted.pooled is not None:
@@ -143,58 +147,68 @@ def _sample(
     model: LoadedModel,
     settings: GenerateSettings,
     prompts: _Prompts,
-    seeds: Sequence[int],
+    seeds: Sequence[ImageSeed],
     size: tuple[int, int],
     report: Callable[[int], None],
 ) -> Tensor:
     """Finished latents (B, 4, h, w), float32."""
-    plan = resolve_sampler(settings.sampler, settings.schedule)
-    sigmas = sampling_sigmas(model.schedule, plan.schedule, settings.steps)
+    plan = plan_of(settings)
+    sigmas = sampler_sigmas(
+        model.schedule,
+        plan,
+        settings.steps,
+        level_options(settings, model.family.aligned_sigmas),
+        discard_penultimate=settings.discard_penultimate_sigma,
+    )
     start, end = sigmas[0].item(), sigmas[-1].item()
-    noise = torch.stack([initial_noise(seed, *size) for seed in seeds]).to(model.device)
-
-    def fresh_noise(x: Tensor, step: int) -> Tensor:
-        return torch.stack([normal(x.shape[1:], seed, "sampler", step) for seed in seeds]).to(x.device)
-
+    noise = BatchNoise(seeds, size, model.device)
+    starts_pure = plan.entry.pure_noise or settings.sgm_noise_multiplier
+    both = _denoiser(model, settings, prompts, guidance_of(settings, plan), len(seeds))
     with model.using("unet"):
         x = SAMPLERS.load(plan.sampler)(
-            _denoiser(model, prompts, settings.cfg_scale, len(seeds), one_pass=not settings.low_memory),
-            noise * ((1 + start**2) ** 0.5 if plan.entry.pure_noise else start),
+            both if plan.entry.needs_unguided else lambda x, sigma: both(x, sigma)[0],
+            noise.first() * ((1 + start**2) ** 0.5 if starts_pure else start),
             sigmas,
-            noise=fresh_noise,
+            noise=noise,
             callback=lambda step, x, clean: report(step),
-            eta=settings.eta,
+            **sampler_options(settings, plan),
         )
-    latents: Tensor = x / (1 + end**2) ** 0.5  # DDIM ends at the first training timestep, in the other picture
+    if plan.entry.ends_at_first:
+        x = x / (1 + end**2) ** 0.5  # DDIM ends at the first training timestep, in the other picture
+    latents: Tensor = x
     if not bool(torch.isfinite(latents).all()):
         raise _not_finite(model, "the latents")
     return latents
 
 
 def _denoiser(
-    model: LoadedModel, prompts: _Prompts, scale: float, count: int, *, one_pass: bool
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function that samplers call: x (B, 4, h, w) at sigma (B,) to clean latents, with guidance (2207.12598)."""
+    model: LoadedModel, settings: GenerateSettings, prompts: _Prompts, guidance: Guidance | None, count: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The function that samplers call: x (B, 4, h, w) at sigma (B,) to clean latents, with guidance and without."""
     positive = Conditioning.stack([prompts.positive] * count)
     negative = None if prompts.negative is None else Conditioning.stack([prompts.negative] * count)
     both: Conditioning | None = None
-    if negative is not None and one_pass:
+    if negative is not None and not settings.low_memory:
         short, long = sorted((positive.context.shape[1], negative.context.shape[1]))
         if long % short == 0:  # else both would have to grow to share a batch
             both = Conditioning.stack([negative, positive])
+    calls = itertools.count()
+    total = settings.steps * plan_of(settings).entry.calls
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         timesteps = model.schedule.sigma_to_timestep(sigma)
         scaled = x / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1)
-        if both is not None:
+        call = next(calls)
+        if guidance is None or negative is None or not guidance.needs_negative(call, total, float(sigma[0])):
+            output = unwanted = model.denoise(scaled, timesteps, positive)
+        elif both is not None:
             unwanted, output = model.denoise(scaled.repeat(2, 1, 1, 1), timesteps.repeat(2), both).chunk(2)
-            output = unwanted + scale * (output - unwanted)
+            output = guidance.combine(output, unwanted)
         else:
-            output = model.denoise(scaled, timesteps, positive)
-            if negative is not None:
-                unwanted = model.denoise(scaled, timesteps, negative)
-                output = unwanted + scale * (output - unwanted)
-        return objectives.denoised(model.prediction, output, x, sigma)
+            unwanted = model.denoise(scaled, timesteps, negative)
+            output = guidance.combine(model.denoise(scaled, timesteps, positive), unwanted)
+        clean = objectives.denoised(model.prediction, output, x, sigma)
+        return clean, clean if unwanted is output else objectives.denoised(model.prediction, unwanted, x, sigma)
 
     return denoise
 
@@ -209,32 +223,34 @@ def _decode(model: LoadedModel, latent: Tensor) -> Image.Image:
 
 
 def _progress(listener: Listener, settings: GenerateSettings, first: int) -> Callable[[int], None]:
-    return lambda step: listener(SamplerStepped(step + 1, settings.steps, first + 1, settings.count))
+    return lambda step: listener(
+        SamplerStepped(min(step + 1, settings.steps), settings.steps, first + 1, settings.count)
+    )
 
 
 def _infotext(
     model: LoadedModel,
     settings: GenerateSettings,
     loras: Sequence[AppliedLora],
-    seed: int,
+    seed: ImageSeed,
     size: tuple[int, int],
     model_hash: str | None,
     extra_tags: str,
 ) -> str:
-    plan = resolve_sampler(settings.sampler, settings.schedule)
+    plan = plan_of(settings)
     hashes = ", ".join(f"{lora.name}: {lora.hash}" for lora in loras if lora.hash)
     fields = {
         "Steps": settings.steps,
         "Sampler": plan.sampler,
         "Schedule type": _schedule_title(plan),
         "CFG scale": f"{settings.cfg_scale:g}",
-        "Seed": seed,
+        "Seed": seed.seed,
         "Size": f"{size[0]}x{size[1]}",
         "Model hash": model_hash,
         "Model": model.checkpoint.path.stem,
         "Clip skip": settings.clip_skip if (settings.clip_skip or 1) > 1 else None,
         "RNG": "CPU",
-        "Eta": settings.eta,
+        **sampling_fields(settings, seed),
         "Lora hashes": hashes or None,
         "Version": f"loraloom-{loraloom.__version__}",
     }
@@ -242,8 +258,10 @@ def _infotext(
 
 
 def _schedule_title(plan: SamplerPlan) -> str:
-    """DDIM's own levels have no name in the web UI: there they come with the sampler."""
-    return "Automatic" if plan.sampler == "DDIM" and plan.schedule == "DDIM" else plan.schedule
+    """Levels that come with a sampler (DDIM's, UniPC's, LCM's) have no name of their own in the web UI."""
+    entry = plan.entry
+    own = entry.ends_at_first or entry.own_levels or plan.schedule == "LCM"
+    return "Automatic" if own and plan.is_usual else plan.schedule
 
 
 def _refuse_inpainting(model: LoadedModel) -> None:
