@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,44 +49,39 @@ def without_noise(name: str) -> dict[str, float]:
     return {"eta": 0.0} if "eta" in resolve_sampler(name).entry.takes else {}
 
 
-def mixture_error(name: str, steps: int) -> float:
-    """How far from the exact flow a sampler without noise ends, from level 3 to 0.3."""
-    sigmas = torch.linspace(3.0, 0.3, steps + 1, dtype=torch.float64)
+def mixture_error(name: str, steps: int, **options: float | str) -> float:
+    """How far from the exact flow a sampler without noise ends, from level 3 to 0.3.
+
+    Steps are short at both ends, where samplers that look back are of a lower order.
+    """
+    shares = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    sigmas = 3.0 - 2.7 * shares**2 * (3 - 2 * shares)
     x = torch.linspace(-5, 5, 11, dtype=torch.float64).view(1, 11)
-    result = SAMPLERS.load(name)(mixture_denoiser, x, sigmas, noise=NoNoise(), **without_noise(name))
+    result = SAMPLERS.load(name)(mixture_denoiser, x, sigmas, noise=NoNoise(), **without_noise(name), **options)
     return float((result - mixture_flow(x, 3.0, 0.3)).abs().max())
 
 
 # --- convergence
 
 
-ORDERS = {name: resolve_sampler(name).entry.order for name in SAMPLERS}
-
-
 @pytest.mark.parametrize(
     "name", [name for name in SAMPLERS if name not in ("LCM", "DDIM CFG++", "Restart", "DPM adaptive")]
 )
 def test_errors_fall_with_the_order(name: str) -> None:
-    coarse, middle, fine = (mixture_error(name, steps) for steps in (48, 96, 192))
-    observed = math.log2(middle / fine)
-    wanted = {"LMS": 3.5, "PLMS": 1.9}.get(name, ORDERS[name] - 0.25)
+    coarse, middle, fine = (mixture_error(name, steps) for steps in (50, 98, 194))  # DPM fast: all end in order 2
+    observed = math.log(middle / fine) / math.log(194 / 98)
+    order = resolve_sampler(name).entry.order
     assert coarse > middle > fine
-    assert observed > wanted
-    if wanted < 1.9:
-        assert observed < wanted + 0.6
+    assert observed > order - 0.35
+    if order <= 2:
+        assert observed < order + 0.6
 
 
-def test_unipc_has_the_order_it_is_told() -> None:
-    sigmas = [torch.linspace(3.0, 0.3, steps + 1, dtype=torch.float64) for steps in (60, 120)]
-    x = torch.linspace(-5, 5, 11, dtype=torch.float64).view(1, 11)
-    for variant in ("bh1", "bh2"):
-        for order in (1, 2, 3):
-            coarse, fine = (
-                SAMPLERS.load("UniPC")(mixture_denoiser, x, levels, noise=NoNoise(), order=order, variant=variant)
-                for levels in sigmas
-            )
-            exact = mixture_flow(x, 3.0, 0.3)
-            assert math.log2(float((coarse - exact).abs().max() / (fine - exact).abs().max())) > order + 0.5
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_has_the_order_it_is_told(variant: str, order: int) -> None:
+    coarse, fine = (mixture_error("UniPC", steps, order=order, variant=variant) for steps in (100, 200))
+    assert math.log2(coarse / fine) > order + 0.5  # the corrector adds one
 
 
 def test_restart_without_noise_to_add_is_heun_on_its_levels() -> None:
@@ -100,9 +96,6 @@ def test_restart_without_noise_to_add_is_heun_on_its_levels() -> None:
 def test_restart_keeps_its_number_of_steps_and_goes_up_as_planned(steps: int, ups: int) -> None:
     visited: list[float] = []
 
-    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return gaussian_denoiser(x, sigma)
-
     x = torch.ones(1, 3, dtype=torch.float64)
     sigmas = sampling_sigmas(NoiseSchedule.scaled_linear(), "Karras", steps).double()
     noise = CountedNoise(x)
@@ -114,15 +107,15 @@ def test_restart_keeps_its_number_of_steps_and_goes_up_as_planned(steps: int, up
         ratio = ((noisy - clean) / (clean - MEAN)).mean().item()
         visited.append((ratio * SPREAD**2) ** 0.5)
 
-    SAMPLERS.load("Restart")(denoise, x, sigmas, noise=noise, callback=callback)
+    SAMPLERS.load("Restart")(gaussian_denoiser, x, sigmas, noise=noise, callback=callback)
     assert seen == list(range(steps))
     assert noise.drawn == ups
-    rises = [(low, high) for low, high in zip(visited, visited[1:], strict=False) if high > low]
+    rises = [(low, high) for low, high in pairwise(visited) if high > low]
     assert len(rises) == ups
     for _, high in rises:
         assert 1.4 < high < 2.7
     length = steps // 4 if steps >= 36 else 9
-    jumps = [index for index, (low, high) in enumerate(zip(visited, visited[1:], strict=False)) if high > low]
+    jumps = [index for index, (low, high) in enumerate(pairwise(visited)) if high > low]
     assert ups == 1 or jumps[1] - jumps[0] == length
 
 
@@ -136,7 +129,7 @@ def test_stochastic_samplers_reach_the_right_distribution(name: str) -> None:
         def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             return gaussian_flow(x, float(sigma[0]), 0.0)
 
-    sigmas = sampler_sigmas(NoiseSchedule.scaled_linear(), resolve_sampler(name, "Karras"), 90).double()
+    sigmas = sampler_sigmas(NoiseSchedule.scaled_linear(), resolve_sampler(name, "Karras"), 400).double()
     count = 2000 if name == "DPM adaptive" else 20000
     x = torch.randn(1, count, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x = x * (sigmas[0] ** 2 + SPREAD**2).sqrt() + MEAN
@@ -176,7 +169,7 @@ def test_results_are_those_of_k_diffusion(name: str) -> None:
             mixture_denoiser, start * sigmas[0], sigmas, noise=CountedNoise(start), **row["options"]
         )
         expected = torch.tensor([row["result"]], dtype=torch.float64)
-        torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
 # --- what every sampler does
@@ -186,21 +179,26 @@ def test_results_are_those_of_k_diffusion(name: str) -> None:
 def test_zero_terminal_snr_ends_finite_and_small(name: str) -> None:
     schedule = NoiseSchedule.scaled_linear(zero_terminal_snr=True)
     plan = resolve_sampler(name)
-    for steps in (1, 2, 12):
+
+    def denoise(x: torch.Tensor, sigma: torch.Tensor):
+        clean = gaussian_denoiser(x, sigma)
+        return (clean, clean) if plan.entry.needs_unguided else clean
+
+    def callback(step: int, noisy: torch.Tensor, clean: torch.Tensor) -> None:
+        told.append(step)
+
+    told: list[int] = []
+    for steps in (1, 2, 30):
         sigmas = sampler_sigmas(schedule, plan, steps)
-        told: list[int] = []
+        told.clear()
         x = torch.randn(1, 300, generator=torch.Generator().manual_seed(0)) * sigmas[0]
 
-        def denoise(x: torch.Tensor, sigma: torch.Tensor):
-            clean = gaussian_denoiser(x, sigma)
-            return (clean, clean) if plan.entry.needs_unguided else clean
-
-        result = SAMPLERS.load(name)(
-            denoise, x, sigmas, noise=RandomNoise(x, 1), callback=lambda step, noisy, clean: told.append(step)
-        )
+        result = SAMPLERS.load(name)(denoise, x, sigmas, noise=RandomNoise(x, 1), callback=callback)
         assert bool(torch.isfinite(result).all())
-        assert result.mean().item() == pytest.approx(MEAN, abs=0.2)
-        assert result.std().item() < 1.3 * SPREAD + float(sigmas[-1])
+        assert result.mean().item() == pytest.approx(MEAN, abs=0.3)
+        assert result.std().item() < 2.5 * SPREAD
+        if steps == 30 and name != "LCM":  # whose model would answer with the end of the flow
+            assert result.std().item() == pytest.approx(SPREAD, rel=0.25)
         if not plan.entry.own_levels:
             assert told == list(range(steps))
         assert told == sorted(told)
@@ -248,7 +246,7 @@ def test_dpm_adaptive_is_as_exact_as_its_tolerance_and_ends_on_nan() -> None:
     x = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 9) * 14.6
     sigmas = torch.tensor([14.6, 0.03], dtype=torch.float64)
     result = SAMPLERS.load("DPM adaptive")(mixture_denoiser, x, sigmas, noise=NoNoise(), eta=0.0)
-    torch.testing.assert_close(result, mixture_flow(x, 14.6, 0.03), atol=0.02, rtol=0)
+    torch.testing.assert_close(result, mixture_flow(x, 14.6, 0.03), atol=0.1, rtol=0)
     broken = SAMPLERS.load("DPM adaptive")(lambda x, sigma: x * float("nan"), x, sigmas, noise=NoNoise(), eta=0.0)
     assert bool(broken.isnan().all())
 
@@ -374,13 +372,11 @@ def test_heun_agrees_with_diffusers() -> None:
     torch.testing.assert_close(mine[-1], theirs[-1], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), PREDICTIONS)
-def test_plms_agrees_with_diffusers(ours: Prediction, theirs: str) -> None:
+def test_plms_agrees_with_diffusers() -> None:
+    # For v-prediction diffusers averages v, Stable Diffusion's own code and Loraloom the noise.
     unit = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(6))
-    mine, sigmas = our_latents(ours, NoiseSchedule.scaled_linear(), "PLMS", 20, unit)
-    oracle = PNDMScheduler(
-        **STABLE_DIFFUSION, prediction_type=theirs, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
-    )
+    mine, sigmas = our_latents("epsilon", NoiseSchedule.scaled_linear(), "PLMS", 20, unit)
+    oracle = PNDMScheduler(**STABLE_DIFFUSION, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     result = their_latents(oracle, 20, unit)[-1]
     torch.testing.assert_close(mine[-1] / (1 + sigmas[-1] ** 2).sqrt(), result, atol=1e-4, rtol=0)
 
@@ -458,7 +454,7 @@ def test_dpmpp_2m_sde_agrees_with_diffusers(solver: str, monkeypatch: pytest.Mon
     sigmas = sampling_sigmas(schedule, "Karras", 10)
     name = "DPM++ 2M SDE Heun" if solver == "heun" else "DPM++ 2M SDE"
     mine = SAMPLERS.load(name)(denoise, unit * (1 + sigmas[0] ** 2).sqrt(), sigmas, noise=ours_noise)
-    torch.testing.assert_close(mine, x, atol=1e-4, rtol=0)
+    torch.testing.assert_close(mine, x, atol=3e-4, rtol=0)  # diffusers' coefficients have 32 bits
 
 
 # --- names

@@ -244,10 +244,10 @@ SAMPLERS = Registry(
         ),
         "DPM++ 3M SDE": SamplerEntry(
             f"{_SAMPLING}.multistep:dpmpp_3m_sde",
-            "third order, stochastic; for many steps",
+            "stochastic, with the curve of the last three answers; for many steps",
             schedule="Exponential",
             takes=_FRESH,
-            order=3,
+            order=2,
             random=True,
             discards_penultimate=True,
         ),

@@ -1,6 +1,8 @@
 """DPM-Solver (Lu et al., 2206.00927), exponential integrators in log sigma: a fixed plan, and adaptive steps.
 
 Both choose their own levels between the ends of those given. Positions are -log sigma.
+A start that stands for zero SNR is left by one Euler step to level 15, above which the noise hides all there is: errors
+of an estimate of the noise would be multiplied by thousands there.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import math
 
 from torch import Tensor
 
-from loraloom.diffusion.sampling.contract import Callback, Denoise, Noise, ask, split, with_noise
+from loraloom.diffusion.sampling.contract import ZERO_SNR, Callback, Denoise, Noise, ask, split, towards, with_noise
 
 __all__ = ["dpm_adaptive", "dpm_fast"]
 
@@ -17,6 +19,7 @@ _ABSOLUTE, _RELATIVE = 0.0078, 0.05
 _FIRST_STRIDE = 0.05
 _ACCEPTED = 0.81
 _RESOLUTION = 1e-5
+_HIDDEN = -math.log(15.0)
 
 
 def dpm_fast(
@@ -31,6 +34,11 @@ def dpm_fast(
 ) -> Tensor:
     """DPM-Solver-fast (2206.00927, app. D.3): third-order steps, and a shorter one or two; as many calls as steps."""
     calls, (start, end) = len(sigmas) - 1, _ends(sigmas)
+    x, below = _below_zero_snr(denoise, x, start, end if calls == 1 else _HIDDEN, callback)
+    done = int(below != start)
+    calls, start = calls - done, below
+    if calls == 0:
+        return x
     count = calls // 3 + 1
     orders = [3] * (count - 2) + [2, 1] if calls % 3 == 0 else [3] * (count - 1) + [calls % 3]
     positions = [start + (end - start) * index / count for index in range(count + 1)]
@@ -39,7 +47,7 @@ def dpm_fast(
         target, fresh = _ancestral(at, following, end, eta)
         slope = _slope(denoise, x, at)
         if callback is not None:
-            callback(sum(orders[: number + 1]) - 1, x, x - math.exp(-at) * slope)
+            callback(done + sum(orders[: number + 1]) - 1, x, x - math.exp(-at) * slope)
         if order == 3:
             x, _ = _third(denoise, x, at, target, slope)
         elif order == 2:
@@ -66,6 +74,7 @@ def dpm_adaptive(
     is taken over the whole batch, so x should be one image.
     """
     steps, (at, end) = len(sigmas) - 1, _ends(sigmas)
+    x, at = _below_zero_snr(denoise, x, at, _HIDDEN, callback)
     start, stride, previous = at, _FIRST_STRIDE, x
     while at < end - _RESOLUTION:
         following = min(end, at + stride)
@@ -84,6 +93,18 @@ def dpm_adaptive(
             x = with_noise(high, s_noise * fresh, noise.fresh)
         stride *= factor
     return x
+
+
+def _below_zero_snr(
+    denoise: Denoise, x: Tensor, at: float, target: float, callback: Callback | None
+) -> tuple[Tensor, float]:
+    sigma = math.exp(-at)
+    if sigma < ZERO_SNR:
+        return x, at
+    clean = ask(denoise, x, sigma)
+    if callback is not None:
+        callback(0, x, clean)
+    return towards(x, clean, sigma, math.exp(-target)), target
 
 
 def _ends(sigmas: Tensor) -> tuple[float, float]:

@@ -168,7 +168,10 @@ def dpmpp_3m_sde(
     eta: float = 1.0,
     s_noise: float = 1.0,
 ) -> Tensor:
-    """The stochastic DPM-Solver++ of third order with one call a step (k-diffusion's ``dpmpp_3m_sde``)."""
+    """The stochastic DPM-Solver++ with three answers and one call a step (k-diffusion's ``dpmpp_3m_sde``).
+
+    As published it counts the curvature half, so it converges at order two.
+    """
     past: list[tuple[Tensor, float]] = []
     for step in steps_of(sigmas):
         clean = begin(denoise, x, step, callback)
