@@ -11,9 +11,10 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 
 from loraloom.diffusion.objectives import Prediction
 from loraloom.formats.tensors import write_tensors
+from loraloom.generation.noise import initial_noise
 from loraloom.generation.prompts import parse_attention
 from loraloom.generation.settings import GenerateSettings
-from loraloom.generation.text_to_image import initial_noise, text_to_image
+from loraloom.generation.text_to_image import text_to_image
 from loraloom.models.family import FAMILIES
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.saving import save_checkpoint

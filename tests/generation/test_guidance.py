@@ -11,6 +11,7 @@ import torch
 from loraloom.generation.guidance import Guidance, ImagePlans, StepCounter, TextCache, calls_per_step
 from loraloom.generation.prompts import parse_attention, plan_prompt
 from loraloom.generation.settings import GenerateSettings
+from loraloom.generation.strength import Strength
 from loraloom.generation.text_to_image import text_to_image
 from loraloom.models.conditioning import Conditioning
 from loraloom.models.loaded import LoadedModel
@@ -29,8 +30,8 @@ def guided(model: LoadedModel, prompts: list[str], negative: str, scale: float, 
     """The U-Net's guided answer at the first of four steps, by the code that paints."""
     wanted = settings()
     plans = [ImagePlans(plan_prompt(prompt, 4), plan_prompt(negative, 4, is_negative=True)) for prompt in prompts]
-    guidance = Guidance(model, TextCache(model, wanted, (), SIZE), plans, scale, one_pass=one_pass)
-    return guidance._guided(*inputs(len(prompts)), 1)
+    guidance = Guidance(model, TextCache(model, wanted, (), SIZE), plans, Strength(scale), one_pass=one_pass)
+    return guidance._guided(*inputs(len(prompts)), 1, guidance._with_negative)[0]
 
 
 def inputs(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +79,8 @@ def test_parts_are_padded_by_the_web_uis_rules(toy_model: Models) -> None:
     model = toy_model("sd1")
     plan = plan_prompt(f"a cat AND {LONG}", 4, compatibility="a1111")
     plans = [ImagePlans(plan, plan_prompt("", 4, is_negative=True))]
-    found = Guidance(model, TextCache(model, settings(), (), SIZE), plans, 5.0, one_pass=True)._guided(*inputs(1), 1)
+    guidance = Guidance(model, TextCache(model, settings(), (), SIZE), plans, Strength(5.0), one_pass=True)
+    found, _ = guidance._guided(*inputs(1), 1, True)
     noisy, timesteps = inputs(1)
     short = model.encode_text(["a cat"]).context
     missing = model.encode_text([LONG]).context.shape[1] - 77
@@ -212,3 +214,27 @@ def test_steps_by_noise_levels() -> None:
 def test_the_web_ui_counts_calls_of_second_order_samplers() -> None:
     assert calls_per_step("Heun", "a1111") == 2
     assert calls_per_step("Heun", "none") == calls_per_step("Euler", "a1111") == 1
+
+
+@torch.no_grad()
+def test_a_call_without_the_negative_prompt_is_the_parts_alone(
+    toy_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where guidance is left out (``skip_early_cfg``), parts count by their share of all weights."""
+    model = toy_model("sd1")
+    sizes: list[int] = []
+    denoise = model.denoise
+    monkeypatch.setattr(model, "denoise", lambda noisy, *rest: (sizes.append(len(noisy)), denoise(noisy, *rest))[1])
+    plans = [ImagePlans(plan_prompt("a cat :1 AND a dog :3", 4), plan_prompt("bad", 4, is_negative=True))]
+    guidance = Guidance(model, TextCache(model, settings(), (), SIZE), plans, Strength(5.0), one_pass=True)
+    found, unwanted = guidance._guided(*inputs(1), 1, False)
+    assert unwanted is None
+    assert sizes == [2]
+    expected = 0.25 * answer(model, 0, 1, "a cat") + 0.75 * answer(model, 0, 1, " a dog")
+    torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=1e-3)
+    sizes.clear()
+    text_to_image(model, settings(prompt="a AND b", skip_early_cfg=0.5))
+    assert sizes == [2, 2, 2, 3]  # the web UI leaves it out up to and including that share
+    sizes.clear()
+    text_to_image(model, settings(prompt="a AND b :-1", skip_early_cfg=0.5))
+    assert sizes == [3, 3, 3, 3]  # parts that cancel out are nothing without a negative prompt

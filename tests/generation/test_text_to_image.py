@@ -13,9 +13,10 @@ from loraloom.events import Event, Notice, SamplerStepped
 from loraloom.formats.image_info import parse_parameters
 from loraloom.formats.tensors import write_tensors
 from loraloom.generation.loras import load_lora
+from loraloom.generation.noise import initial_noise
 from loraloom.generation.prompts import LoraTag
 from loraloom.generation.settings import GenerateSettings
-from loraloom.generation.text_to_image import initial_noise, paint, text_to_image
+from loraloom.generation.text_to_image import paint, text_to_image
 from loraloom.models.family import FAMILIES
 from loraloom.models.loaded import LoadedModel, load_model
 
@@ -342,3 +343,42 @@ def test_inpainting_models_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="inpainting"):
         latent(poisoned(tmp_path, tmp_path, change))
+
+
+# --- samplers, noise and guidance
+
+
+@pytest.mark.parametrize("sampler", ["DPM++ SDE", "DPM++ 2S a", "DPM fast", "DPM adaptive", "DDIM CFG++", "LCM"])
+def test_batches_do_not_change_images_of_random_samplers(toy_model: Models, sampler: str) -> None:
+    model = toy_model("sd1")
+    wanted = {"sampler": sampler, "steps": 2, "cfg_scale": 2, "sigma_min": 3.0 if "DPM a" in sampler else None}
+    together = text_to_image(model, settings(count=2, batch_size=2, **wanted))
+    alone = [text_to_image(model, settings(seed=seed, **wanted))[0] for seed in (7, 8)]
+    for first, second in zip(together, alone, strict=True):
+        assert_same(first.latent, second.latent)
+
+
+def test_settings_of_noise_change_the_image_and_are_written(toy_model: Models) -> None:
+    model = toy_model("sd1")
+    plain = latent(model)
+    for change, field in (
+        ({"variation_strength": 0.2, "variation_seed": 3}, "Variation seed"),
+        ({"seed_resize_from": "32x32"}, "Seed resize from"),
+        ({"eta_noise_seed_delta": 31337}, "ENSD"),
+        ({"s_noise": 1.1}, "Sigma noise"),
+        ({"guidance_rescale": 0.7}, "CFG rescale"),
+        ({"skip_early_cfg": 0.5}, "Skip Early CFG"),
+        ({"s_min_uncond": 20.0, "s_min_uncond_all": True}, "NGMS"),
+        ({"sgm_noise_multiplier": True}, "SGM noise multiplier"),
+        ({"discard_penultimate_sigma": True}, "Discard penultimate sigma"),
+        ({"schedule": "Karras", "rho": 3.0}, "Schedule rho"),
+    ):
+        (image,) = text_to_image(model, settings(**change))
+        assert not torch.allclose(image.latent, plain, atol=1e-4), change
+        assert field in parse_parameters(image.infotext).fields
+
+
+def test_settings_without_effect_are_told(toy_model: Models) -> None:
+    events: list[Event] = []
+    text_to_image(toy_model("sd1"), settings(sampler="Euler", eta=0.5), listener=events.append)
+    assert Notice("Euler has no use for eta", "warning") in events

@@ -13,7 +13,7 @@ from torch import Tensor
 from world import BACKGROUNDS, with_article
 
 from loraloom.diffusion.objectives import denoised
-from loraloom.diffusion.samplers import dpmpp_2m
+from loraloom.diffusion.sampling.multistep import dpmpp_2m
 from loraloom.diffusion.schedules import sampling_sigmas
 from loraloom.models.conditioning import Conditioning
 from loraloom.models.loaded import LoadedModel, load_model

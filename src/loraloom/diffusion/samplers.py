@@ -1,251 +1,84 @@
-"""Samplers: one function each, from noise to a clean latent along falling noise levels.
+"""The tables of samplers and of their noise levels: names, code, usual choices. Imports no torch: ``--help`` reads it.
 
-The convention is k-diffusion's: ``x = x0 + sigma * noise``, and ``denoise(x, sigma)`` answers with an estimate of x0.
-Random numbers come from ``noise(x, step)``, so that a caller can make them a pure function of (image, step). All
-coefficients are Python floats (64 bit). This module imports no torch: the two tables are read by ``--help``.
+The samplers are in ``loraloom.diffusion.sampling``, the noise levels in ``loraloom.diffusion.schedules``.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
 
 from loraloom.errors import UnknownNameError
 from loraloom.registry import Entry, Registry
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 __all__ = [
+    "ALIGNED_SD",
+    "ALIGNED_SDXL",
     "SAMPLERS",
     "SIGMA_SCHEDULES",
-    "Sampler",
+    "LevelOptions",
     "SamplerEntry",
     "SamplerPlan",
-    "ddim",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "lms",
+    "SigmaScheduleEntry",
     "resolve_sampler",
     "resolve_sigma_schedule",
 ]
 
-Denoise = Callable[["Tensor", "Tensor"], "Tensor"]
-Noise = Callable[["Tensor", int], "Tensor"]
-Callback = Callable[[int, "Tensor", "Tensor"], None]
-
-_ZERO_SNR = 1000.0  # only schedules with zero terminal SNR have noise levels above this
+ALIGNED_SD = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+ALIGNED_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
+"""Levels that were optimized for a model with ten steps (Align Your Steps, Sabour et al., 2404.14507)."""
 
 
-class Sampler(Protocol):
-    """What every function in this module is.
+@dataclass(frozen=True)
+class LevelOptions:
+    """What shapes noise levels besides their name; None is the usual choice."""
 
-    ``x`` (B, C, h, w) at noise level ``sigmas[0]``; ``sigmas`` (steps + 1,) falling, usually to 0. Returns x at
-    ``sigmas[-1]``. ``denoise(x, sigma (B,))`` gives x0; ``noise(x, step)`` standard normal values like x;
-    ``callback(step, x, x0)`` is called once per step, before it. ``eta`` scales the randomness of samplers that have
-    any; None is the sampler's usual amount.
-    """
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        sigmas: Tensor,
-        *,
-        noise: Noise,
-        callback: Callback | None = None,
-        eta: float | None = None,
-    ) -> Tensor: ...
+    smallest: float | None = None
+    """Last level above zero. None: that of the model."""
+    largest: float | None = None
+    """First level. None: that of the model."""
+    rho: float | None = None
+    """Exponent of Karras (7) and Polyexponential (1)."""
+    beta: tuple[float, float] = (0.6, 0.6)
+    """Alpha and beta of Beta's distribution."""
+    aligned: tuple[float, ...] = ALIGNED_SD
+    """The table of Align Your Steps for this family of models."""
 
 
-def euler(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
-    eta: float | None = None,
-) -> Tensor:
-    """Euler's method on the probability flow (Karras et al., 2206.00364, alg. 1 without its correction)."""
-    levels = _levels(sigmas)
-    for step, (sigma, following) in enumerate(pairwise(levels)):
-        clean = _denoise(denoise, x, sigma, step, callback)
-        x = _towards(x, clean, sigma, following)
-    return x
+@dataclass(frozen=True)
+class SigmaScheduleEntry(Entry):
+    """Noise levels: their code, and which of the LevelOptions it uses (``limits`` are smallest and largest)."""
 
-
-def euler_ancestral(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
-    eta: float | None = None,
-) -> Tensor:
-    """Euler steps that go below the next level and add fresh noise back up to it; ``eta`` 1 unless given.
-
-    The same step as DDIM's with that eta (Song et al., 2010.02502, eq. 12 and 16), in the other picture.
-    """
-    eta = 1.0 if eta is None else eta
-    levels = _levels(sigmas)
-    for step, (sigma, following) in enumerate(pairwise(levels)):
-        clean = _denoise(denoise, x, sigma, step, callback)
-        fresh = min(following, eta * following * math.sqrt(max(0.0, 1 - (following / sigma) ** 2)))
-        x = _towards(x, clean, sigma, math.sqrt(following**2 - fresh**2))
-        if fresh > 0:
-            x = x + fresh * noise(x, step)
-    return x
-
-
-def ddim(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
-    eta: float | None = None,
-) -> Tensor:
-    """DDIM (Song et al., 2010.02502): deterministic unless ``eta`` says otherwise."""
-    return euler_ancestral(denoise, x, sigmas, noise=noise, callback=callback, eta=0.0 if eta is None else eta)
-
-
-def heun(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
-    eta: float | None = None,
-) -> Tensor:
-    """Heun's second-order method (Karras et al., 2206.00364, alg. 1): two calls a step, one in a step to zero.
-
-    A step from the level that stands for zero SNR is not corrected either: the correction is the change of slope
-    times half of the stride, and that stride is thousands.
-    """
-    levels = _levels(sigmas)
-    for step, (sigma, following) in enumerate(pairwise(levels)):
-        clean = _denoise(denoise, x, sigma, step, callback)
-        ahead = _towards(x, clean, sigma, following)
-        if following > 0 and sigma < _ZERO_SNR:
-            slope = (x - clean) / sigma
-            slope_ahead = (ahead - denoise(ahead, ahead.new_full((len(ahead),), following))) / following
-            ahead = ahead + (slope_ahead - slope) * ((following - sigma) / 2)
-        x = ahead
-    return x
-
-
-def dpmpp_2m(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
-    eta: float | None = None,
-) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al., 2211.01095, alg. 2): second order with one call a step."""
-    return dpmpp_2m_sde(denoise, x, sigmas, noise=noise, callback=callback, eta=0.0)
-
-
-def dpmpp_2m_sde(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
-    eta: float | None = None,
-) -> Tensor:
-    """SDE-DPM-Solver++(2M) (2211.01095, section 5), midpoint form; ``eta`` 1 unless given, 0 is DPM-Solver++(2M)."""
-    eta = 1.0 if eta is None else eta
-    levels = _levels(sigmas)
-    previous: Tensor | None = None
-    previous_stride = 0.0
-    for step, (sigma, following) in enumerate(pairwise(levels)):
-        clean = _denoise(denoise, x, sigma, step, callback)
-        if following == 0:
-            return clean
-        stride = math.log(sigma / following)
-        if stride == 0:
-            continue
-        estimate = clean
-        if previous is not None:
-            estimate = clean + (clean - previous) * (stride / (2 * previous_stride))
-        keep = math.exp(-stride * (1 + eta))
-        x = keep * x + (1 - keep) * estimate
-        if eta > 0:
-            x = x + following * math.sqrt(-math.expm1(-2 * eta * stride)) * noise(x, step)
-        previous, previous_stride = clean, stride
-    return x
-
-
-def lms(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
-    eta: float | None = None,
-) -> Tensor:
-    """Linear multistep (Adams-Bashforth on uneven levels) of order four, one call a step."""
-    levels = _levels(sigmas)
-    slopes: list[Tensor] = []
-    for step, (sigma, following) in enumerate(pairwise(levels)):
-        clean = _denoise(denoise, x, sigma, step, callback)
-        slopes = [(x - clean) / sigma, *slopes[:3]]
-        past = [levels[step - back] for back in range(len(slopes))]
-        for slope, coefficient in zip(slopes, _adams_bashforth(past, following), strict=True):
-            x = x + coefficient * slope
-    return x
-
-
-def _levels(sigmas: Tensor) -> list[float]:
-    return [float(sigma) for sigma in sigmas.tolist()]
-
-
-def _denoise(denoise: Denoise, x: Tensor, sigma: float, step: int, callback: Callback | None) -> Tensor:
-    clean = denoise(x, x.new_full((len(x),), sigma))
-    if callback is not None:
-        callback(step, x, clean)
-    return clean
-
-
-def _towards(x: Tensor, clean: Tensor, sigma: float, following: float) -> Tensor:
-    """An Euler step, written so that a huge first sigma (zero terminal SNR) costs no precision."""
-    return clean + (x - clean) * (following / sigma)
-
-
-def _adams_bashforth(past: list[float], following: float) -> list[float]:
-    """Integrals from ``past[0]`` to ``following`` of the Lagrange polynomials through ``past``."""
-    # Gauss-Legendre with two points is exact up to degree three, all that four past levels need.
-    middle, half = (past[0] + following) / 2, (following - past[0]) / 2
-    points = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
-    return [
-        half * sum(math.prod((at - other) / (own - other) for other in past if other != own) for at in points)
-        for own in past
-    ]
+    takes: frozenset[str] = frozenset()
+    old_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class SamplerEntry(Entry):
-    """A sampler: its code, and how it starts. ``schedule`` names the noise levels it uses unless told otherwise."""
+    """A sampler: its code, how it starts, what it costs, what it can be told."""
 
     schedule: str = "Uniform"
+    """The noise levels it uses unless told otherwise ("Automatic"), as in the web UI."""
+    takes: frozenset[str] = frozenset()
+    """Options of its function: eta, s_noise, s_churn, s_tmin, s_tmax, order, variant."""
+    order: int = 1
+    calls: int = 1
+    """Model calls a step."""
+    random: bool = False
+    """Whether it adds noise in every step unless told otherwise."""
+    old_names: tuple[str, ...] = ()
     pure_noise: bool = False
     """Start from unit noise in the variance-preserving picture: x = noise * sqrt(1 + sigma²), not noise * sigma."""
-    old_names: tuple[str, ...] = ()
+    ends_at_first: bool = False
+    """With its usual noise levels it ends at that of the first training timestep, not at zero."""
+    discards_penultimate: bool = False
+    """Leave out the last level above zero, and start with one more."""
+    own_levels: bool = False
+    """It chooses its levels between the ends of the schedule; the noise levels that are named do nothing."""
+    one_at_a_time: bool = False
+    """Its steps depend on the image, so a batch would change it."""
+    needs_unguided: bool = False
+    """Its function is given clean latents with guidance and without; the guidance scale is divided by 12.5."""
 
 
 @dataclass(frozen=True)
@@ -261,68 +94,266 @@ class SamplerPlan:
         entry = SAMPLERS[self.sampler]
         return entry if isinstance(entry, SamplerEntry) else SamplerEntry(entry.target, entry.summary)
 
+    @property
+    def levels(self) -> SigmaScheduleEntry:
+        """The entry of its noise levels in SIGMA_SCHEDULES."""
+        entry = SIGMA_SCHEDULES[self.schedule]
+        return entry if isinstance(entry, SigmaScheduleEntry) else SigmaScheduleEntry(entry.target, entry.summary)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether the noise levels are those that the sampler uses unless told otherwise."""
+        return self.schedule == self.entry.schedule
+
 
 def _normalized(name: str) -> str:
-    """What is left of a name when case, blanks, signs and the prefix ``k_`` or ``sample_`` do not count."""
+    """A name without what does not count: case, blanks, signs, ``k_``, ``sample_``, ``_gpu``, ``DiscreteScheduler``."""
     plain = re.sub(r"^(sample_|k_)+", "", name.strip().lower().replace("++", "pp").replace(" ", "_"))
-    return re.sub(r"[^a-z0-9]", "", plain.replace("ancestral", "a"))
+    plain = re.sub(r"[^a-z0-9]", "", plain.replace("ancestral", "a"))
+    return re.sub(r"(discrete)?scheduler$|gpu$", "", plain)
+
+
+def _is_automatic(name: str) -> bool:
+    return _normalized(name) in ("", "automatic", "default")
 
 
 def resolve_sigma_schedule(name: str) -> str:
     """The name in SIGMA_SCHEDULES that ``name`` means, whatever its spelling; raises UnknownNameError."""
     wanted = _normalized(name)
-    for known in SIGMA_SCHEDULES:
-        if wanted == _normalized(known):
+    for known, entry in SIGMA_SCHEDULES.items():
+        old = entry.old_names if isinstance(entry, SigmaScheduleEntry) else ()
+        if wanted in map(_normalized, (known, *old)):
             return known
-    if wanted in ("normal", "default"):
-        return "Uniform"
     raise UnknownNameError(SIGMA_SCHEDULES.kind, name, SIGMA_SCHEDULES)
 
 
 def resolve_sampler(name: str, schedule: str = "automatic") -> SamplerPlan:
-    """The sampler that ``name`` means: A1111's names old and new, k-diffusion's, any case ("dpmpp_2m_karras").
+    """The sampler that ``name`` means: A1111's names old and new, those of k-diffusion, ComfyUI, diffusers' classes.
 
-    A schedule in the name is used unless ``schedule`` names one; raises UnknownNameError.
+    A schedule in the name ("dpmpp_2m_karras") is used unless ``schedule`` names one; raises UnknownNameError.
     """
     wanted = _normalized(name)
-    suffixes = {"": "", **{_normalized(known): known for known in SIGMA_SCHEDULES}, "ka": "Karras"}
+    suffixes = {
+        "": "",
+        **{_normalized(known): known for known in SIGMA_SCHEDULES},
+        "ka": "Karras",
+        "exp": "Exponential",
+    }
     for title in SAMPLERS:
         entry = SamplerPlan(title, "").entry
         stems = {_normalized(known) for known in (title, *entry.old_names)}
         for suffix, named in suffixes.items():
             if wanted.endswith(suffix) and wanted[: len(wanted) - len(suffix)] in stems:
-                if _normalized(schedule) not in ("", "automatic"):
+                if not _is_automatic(schedule):
                     named = resolve_sigma_schedule(schedule)
                 return SamplerPlan(title, named or entry.schedule)
     raise UnknownNameError(SAMPLERS.kind, name, SAMPLERS)
 
 
-_HERE = "loraloom.diffusion.samplers"
+_SAMPLING = "loraloom.diffusion.sampling"
 _SCHEDULES = "loraloom.diffusion.schedules"
+_LIMITS = frozenset({"limits"})
 
 SIGMA_SCHEDULES = Registry(
     "sigma schedule",
     {
-        "Uniform": Entry(f"{_SCHEDULES}:uniform", "evenly spaced timesteps, ending with the first"),
-        "Karras": Entry(f"{_SCHEDULES}:karras", "more steps at low noise (rho 7)"),
-        "Exponential": Entry(f"{_SCHEDULES}:exponential", "evenly spaced in log sigma"),
-        "SGM Uniform": Entry(f"{_SCHEDULES}:sgm_uniform", "evenly spaced timesteps, stopping one stride short"),
-        "Simple": Entry(f"{_SCHEDULES}:simple", "every n-th training noise level"),
-        "DDIM": Entry(f"{_SCHEDULES}:ddim", "DDIM's whole timesteps"),
+        "Uniform": SigmaScheduleEntry(f"{_SCHEDULES}:uniform", "evenly spaced timesteps, ending with the first"),
+        "Karras": SigmaScheduleEntry(
+            f"{_SCHEDULES}:karras", "more steps at low noise (rho 7)", takes=frozenset({"limits", "rho"})
+        ),
+        "Exponential": SigmaScheduleEntry(f"{_SCHEDULES}:exponential", "evenly spaced in log sigma", takes=_LIMITS),
+        "Polyexponential": SigmaScheduleEntry(
+            f"{_SCHEDULES}:polyexponential",
+            "a power of even spacing in log sigma; rho 1 is Exponential",
+            takes=frozenset({"limits", "rho"}),
+        ),
+        "SGM Uniform": SigmaScheduleEntry(
+            f"{_SCHEDULES}:sgm_uniform", "evenly spaced timesteps, stopping one stride short", takes=_LIMITS
+        ),
+        "KL Optimal": SigmaScheduleEntry(
+            f"{_SCHEDULES}:kl_optimal", "evenly spaced in arctan sigma, ending at the smallest level", takes=_LIMITS
+        ),
+        "Align Your Steps": SigmaScheduleEntry(
+            f"{_SCHEDULES}:align_your_steps",
+            "levels optimized for ten steps of SD 1.5 or SDXL",
+            takes=frozenset({"aligned"}),
+            old_names=("ays", "align_your_steps"),
+        ),
+        "Simple": SigmaScheduleEntry(f"{_SCHEDULES}:simple", "every n-th training noise level"),
+        "Normal": SigmaScheduleEntry(f"{_SCHEDULES}:normal", "Uniform between any two levels", takes=_LIMITS),
+        "DDIM": SigmaScheduleEntry(f"{_SCHEDULES}:ddim", "DDIM's whole timesteps", old_names=("ddim_uniform",)),
+        "Beta": SigmaScheduleEntry(
+            f"{_SCHEDULES}:beta", "more steps at both ends of the noise", takes=frozenset({"limits", "beta"})
+        ),
+        "Turbo": SigmaScheduleEntry(
+            f"{_SCHEDULES}:turbo",
+            "whole timesteps counted from the last, for distilled models",
+            old_names=("trailing",),
+        ),
+        "LCM": SigmaScheduleEntry(f"{_SCHEDULES}:lcm", "evenly spaced among the 50 timesteps of consistency models"),
     },
 )
+
+_CHURN = frozenset({"s_churn", "s_tmin", "s_tmax", "s_noise"})
+_FRESH = frozenset({"eta", "s_noise"})
 
 SAMPLERS = Registry(
     "sampler",
     {
-        "Euler": SamplerEntry(f"{_HERE}:euler", "first order, deterministic"),
-        "Euler a": SamplerEntry(f"{_HERE}:euler_ancestral", "first order with fresh noise at every step"),
-        "Heun": SamplerEntry(f"{_HERE}:heun", "second order, two model calls a step"),
-        "DPM++ 2M": SamplerEntry(f"{_HERE}:dpmpp_2m", "second order, one model call a step"),
-        "DPM++ 2M SDE": SamplerEntry(
-            f"{_HERE}:dpmpp_2m_sde", "second order with fresh noise at every step", schedule="Exponential"
+        "DPM++ 2M": SamplerEntry(
+            f"{_SAMPLING}.multistep:dpmpp_2m",
+            "second order, one call a step",
+            schedule="Karras",
+            order=2,
+            old_names=("dpmsolver++", "dpmsolver", "DPMSolverMultistepScheduler"),
         ),
-        "LMS": SamplerEntry(f"{_HERE}:lms", "fourth order multistep, one model call a step"),
-        "DDIM": SamplerEntry(f"{_HERE}:ddim", "Stable Diffusion's first sampler", schedule="DDIM", pure_noise=True),
+        "DPM++ SDE": SamplerEntry(
+            f"{_SAMPLING}.two_calls:dpmpp_sde",
+            "stochastic, noise in the middle of a step too; good with few steps",
+            schedule="Karras",
+            takes=_FRESH,
+            order=2,
+            calls=2,
+            random=True,
+            old_names=("DPMSolverSDEScheduler",),
+        ),
+        "DPM++ 2M SDE": SamplerEntry(
+            f"{_SAMPLING}.multistep:dpmpp_2m_sde",
+            "DPM++ 2M with fresh noise in every step",
+            schedule="Exponential",
+            takes=_FRESH,
+            order=2,
+            random=True,
+        ),
+        "DPM++ 2M SDE Heun": SamplerEntry(
+            f"{_SAMPLING}.multistep:dpmpp_2m_sde_heun",
+            "DPM++ 2M SDE with its correction integrated exactly",
+            schedule="Exponential",
+            takes=_FRESH,
+            order=2,
+            random=True,
+        ),
+        "DPM++ 2S a": SamplerEntry(
+            f"{_SAMPLING}.two_calls:dpmpp_2s_ancestral",
+            "a second call in the middle of an ancestral step",
+            schedule="Karras",
+            takes=_FRESH,
+            order=2,
+            calls=2,
+            random=True,
+        ),
+        "DPM++ 3M SDE": SamplerEntry(
+            f"{_SAMPLING}.multistep:dpmpp_3m_sde",
+            "stochastic, with the curve of the last three answers; for many steps",
+            schedule="Exponential",
+            takes=_FRESH,
+            order=2,
+            random=True,
+            discards_penultimate=True,
+        ),
+        "Euler a": SamplerEntry(
+            f"{_SAMPLING}.one_step:euler_ancestral",
+            "first order with fresh noise in every step; soft images that keep changing with the steps",
+            takes=_FRESH,
+            random=True,
+            old_names=("ddpm",),
+        ),
+        "Euler": SamplerEntry(f"{_SAMPLING}.one_step:euler", "the simplest: first order, deterministic", takes=_CHURN),
+        "LMS": SamplerEntry(f"{_SAMPLING}.multistep:lms", "fourth order from past answers", order=4),
+        "Heun": SamplerEntry(
+            f"{_SAMPLING}.two_calls:heun", "Euler corrected at the end of a step", takes=_CHURN, order=2, calls=2
+        ),
+        "DPM2": SamplerEntry(
+            f"{_SAMPLING}.two_calls:dpm_2",
+            "Euler with a second call in the middle of a step",
+            schedule="Karras",
+            takes=_CHURN,
+            order=2,
+            calls=2,
+            old_names=("KDPM2DiscreteScheduler",),
+            discards_penultimate=True,
+        ),
+        "DPM2 a": SamplerEntry(
+            f"{_SAMPLING}.two_calls:dpm_2_ancestral",
+            "DPM2 with fresh noise in every step",
+            schedule="Karras",
+            takes=_FRESH,
+            order=2,
+            calls=2,
+            random=True,
+            old_names=("KDPM2AncestralDiscreteScheduler",),
+            discards_penultimate=True,
+        ),
+        "DPM fast": SamplerEntry(
+            f"{_SAMPLING}.dpm_solver:dpm_fast",
+            "third-order steps on levels of its own; as many calls as steps",
+            takes=_FRESH,
+            order=3,
+            random=True,
+            own_levels=True,
+        ),
+        "DPM adaptive": SamplerEntry(
+            f"{_SAMPLING}.dpm_solver:dpm_adaptive",
+            "steps as long as the error allows, whatever the number of steps",
+            takes=_FRESH,
+            order=3,
+            calls=3,
+            random=True,
+            old_names=("dpm_ad",),
+            own_levels=True,
+            one_at_a_time=True,
+        ),
+        "Restart": SamplerEntry(
+            f"{_SAMPLING}.two_calls:restart",
+            "Heun that goes back to a higher noise once or twice (from 20 steps on)",
+            schedule="Karras",
+            takes=frozenset({"s_noise"}),
+            order=2,
+            calls=2,
+            random=True,
+        ),
+        "DDIM": SamplerEntry(
+            f"{_SAMPLING}.one_step:ddim",
+            "Stable Diffusion's first sampler",
+            schedule="DDIM",
+            takes=_FRESH,
+            pure_noise=True,
+            ends_at_first=True,
+        ),
+        "DDIM CFG++": SamplerEntry(
+            f"{_SAMPLING}.one_step:ddim_cfg_pp",
+            "DDIM with guidance that stays on the path of the model",
+            schedule="DDIM",
+            takes=_FRESH,
+            pure_noise=True,
+            ends_at_first=True,
+            needs_unguided=True,
+        ),
+        "PLMS": SamplerEntry(
+            f"{_SAMPLING}.multistep:plms",
+            "DDIM's levels, fourth-order weights from past answers",
+            schedule="DDIM",
+            order=2,
+            old_names=("pndm",),
+            pure_noise=True,
+            ends_at_first=True,
+        ),
+        "UniPC": SamplerEntry(
+            f"{_SAMPLING}.unipc:unipc",
+            "predictor and corrector of third order; good with few steps",
+            schedule="SGM Uniform",
+            takes=frozenset({"order", "variant"}),
+            order=3,
+            old_names=("UniPCMultistepScheduler",),
+            pure_noise=True,
+            ends_at_first=True,
+        ),
+        "LCM": SamplerEntry(
+            f"{_SAMPLING}.one_step:lcm",
+            "for consistency models and LCM LoRAs: 4 to 8 steps, cfg_scale 1 to 2",
+            schedule="LCM",
+            takes=frozenset({"s_noise"}),
+            random=True,
+        ),
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import lcm
@@ -12,6 +13,7 @@ from torch import Tensor
 from loraloom.diffusion import objectives
 from loraloom.generation.prompts import PromptPlan, parse_attention
 from loraloom.generation.settings import GenerateSettings, PromptCompatibility
+from loraloom.generation.strength import Strength
 from loraloom.models.conditioning import Conditioning, Segment, TextEmbedding
 from loraloom.models.family import TextPart
 from loraloom.models.loaded import LoadedModel
@@ -87,9 +89,14 @@ class ImagePlans:
     positive: PromptPlan
     negative: PromptPlan
 
+    @property
+    def weight(self) -> float:
+        """What the weights of the prompt's parts add up to."""
+        return sum(part.weight for part in self.positive.parts)
+
     def needs_negative(self, scale: float) -> bool:
         """Whether guidance at this scale takes anything of the negative prompt: not when all weights add up to 1."""
-        return scale * sum(part.weight for part in self.positive.parts) != 1
+        return scale * self.weight != 1
 
 
 class StepCounter:
@@ -127,25 +134,35 @@ class _Round:
 
     passes: tuple[_Pass, ...]
     parts: tuple[tuple[int, int, float], ...]
-    """(entry, image, how much it counts)"""
+    """(entry, image, its weight)"""
 
 
 class Guidance:
     """Classifier-free guidance (2207.12598) of a batch, by one part or several (2206.01714) for each image.
 
-    ``output = negative + sum of scale * weight * (part - negative)``. ``one_pass`` sends all of a step through the
+    ``output = negative + scale * sum of weight * (part - negative)``. ``one_pass`` sends all of a step through the
     U-Net together where their lengths allow it; else the negative prompts and the parts go one after another.
+    ``needs_unguided``: the sampler asks for the answer to the negative prompt too, at every scale.
     """
 
     def __init__(
-        self, model: LoadedModel, texts: TextCache, plans: Sequence[ImagePlans], scale: float, *, one_pass: bool
+        self,
+        model: LoadedModel,
+        texts: TextCache,
+        plans: Sequence[ImagePlans],
+        strength: Strength,
+        *,
+        one_pass: bool,
+        needs_unguided: bool = False,
     ) -> None:
         self._model = model
         self._texts = texts
         self._plans = plans
-        self._scale = scale
+        self._strength = strength
         self._one_pass = one_pass
-        self._with_negative = any(plan.needs_negative(scale) for plan in plans)
+        self._with_negative = needs_unguided or any(plan.needs_negative(strength.scale) for plan in plans)
+        # Without a negative prompt there is nothing to be guided away from unless the parts make up a whole.
+        self._may_skip = all(plan.weight > 0 for plan in plans)
         self._rounds: dict[tuple[tuple[str, ...], ...], _Round] = {}
         with model.using(*(part for part in model.parts if part.startswith("text_encoder"))):
             for plan in plans:
@@ -155,40 +172,53 @@ class Guidance:
                     for text in plan.negative.texts:
                         texts.negative(text)
 
-    def denoiser(self, counter: StepCounter) -> Callable[[Tensor, Tensor], Tensor]:
-        """The function that samplers call: x (B, 4, h, w) at sigma (B,) to clean latents."""
-        model = self._model
+    def denoiser(self, counter: StepCounter, calls: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The function that samplers call: x (B, 4, h, w) at sigma (B,) to clean latents, with guidance and without.
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        ``calls``: how many of them make the image.
+        """
+        model = self._model
+        numbers = itertools.count()
+
+        def denoise(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             timesteps = model.schedule.sigma_to_timestep(sigma)
             scaled = x / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1)
-            output = self._guided(scaled, timesteps, counter.step(float(sigma.max())))
-            return objectives.denoised(model.prediction, output, x, sigma)
+            level = float(sigma.max())
+            needed = self._strength.needs_negative(next(numbers), calls, level) or not self._may_skip
+            output, unwanted = self._guided(scaled, timesteps, counter.step(level), self._with_negative and needed)
+            clean = objectives.denoised(model.prediction, output, x, sigma)
+            return clean, clean if unwanted is None else objectives.denoised(model.prediction, unwanted, x, sigma)
 
         return denoise
 
-    def _guided(self, scaled: Tensor, timesteps: Tensor, step: int) -> Tensor:
-        asked = self._round(step)
+    def _guided(
+        self, scaled: Tensor, timesteps: Tensor, step: int, with_negative: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The guided answer, and that to the negative prompts if they are asked about."""
+        asked = self._round(step, with_negative)
         answers: dict[int, Tensor] = {}
         for one in asked.passes:
             rows = list(one.images)
             output = self._model.denoise(scaled[rows], timesteps[rows], one.conditioning)
             answers.update(zip(one.entries, output, strict=True))
-        count = len(self._plans)
-        if not self._with_negative:
-            total = torch.zeros_like(answers[0])[None].repeat(count, 1, 1, 1)
+        if not with_negative:
+            weights = [plan.weight for plan in self._plans]
+            total = torch.zeros_like(scaled)
             for entry, image, weight in asked.parts:
-                total[image] += weight * answers[entry]
-            return total
-        unwanted = torch.stack([answers[image] for image in range(count)])
-        total = unwanted.clone()
+                total[image] += weight / weights[image] * answers[entry]
+            return total, None
+        unwanted = torch.stack([answers[image] for image in range(len(self._plans))])
+        wanted = unwanted.clone()
         for entry, image, weight in asked.parts:
-            total[image] += weight * (answers[entry] - unwanted[image])
-        return total
+            if weight == 1 == len(self._plans[image].positive.parts):
+                wanted[image] = answers[entry]
+            else:
+                wanted[image] += weight * (answers[entry] - unwanted[image])
+        return self._strength.combine(wanted, unwanted), unwanted
 
-    def _round(self, step: int) -> _Round:
+    def _round(self, step: int, with_negative: bool) -> _Round:
         positive = [plan.positive.texts_at(step) for plan in self._plans]
-        negative = [plan.negative.texts_at(step) for plan in self._plans] if self._with_negative else []
+        negative = [plan.negative.texts_at(step) for plan in self._plans] if with_negative else []
         key = (*positive, *negative)
         if key not in self._rounds:
             self._rounds[key] = self._made_round(positive, [text for (text,) in negative])
@@ -202,8 +232,7 @@ class Guidance:
         for number in range(max(map(len, positive))):
             for image, texts in enumerate(positive):
                 if number < len(texts):
-                    weight = self._scale * self._plans[image].positive.parts[number].weight
-                    parts.append((len(images), image, weight))
+                    parts.append((len(images), image, self._plans[image].positive.parts[number].weight))
                     images.append(image)
                     slots.append(number + 1)
                     conditionings.append(self._part(self._plans[image], texts, number))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from loraloom.diffusion.samplers import resolve_sampler, resolve_sigma_schedule
+from loraloom.diffusion.samplers import resolve_sampler
 from loraloom.errors import UnknownNameError
 from loraloom.settings import Settings
 
@@ -55,14 +55,58 @@ class GenerateSettings(Settings):
     """Sampler steps."""
     cfg_scale: Annotated[float, Field(ge=0, le=100)] = 7.0
     """How strongly the prompt is followed (classifier-free guidance). 1 ignores the negative prompt and is faster."""
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Give the guided answer back the contrast of the unguided one, 0 to 1; 0.7 for zero-terminal-SNR checkpoints."""
+    s_min_uncond: Annotated[float, Field(ge=0, le=20)] = 0.0
+    """Below this noise level every second model call has no negative prompt ("NGMS"): faster, nearly the same."""
+    s_min_uncond_all: bool = False
+    """Leave it out of every call below s_min_uncond, not of every second."""
+    skip_early_cfg: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the model calls, from the first, that leave the negative prompt out: more varied pictures."""
     sampler: str = "Euler a"
-    """Euler, Euler a, Heun, DPM++ 2M, DPM++ 2M SDE, LMS or DDIM; "DPM++ 2M Karras" names the noise levels too."""
+    """Any of A1111's (docs/generating.md), in any spelling; "DPM++ 2M SDE Karras" names the noise levels too."""
     schedule: str = "automatic"
-    """Noise levels: automatic (those of the sampler), Uniform, Karras, Exponential, SGM Uniform, Simple or DDIM."""
+    """Noise levels: automatic (the sampler's usual ones), Uniform, Karras, Exponential, Polyexponential, SGM Uniform,
+    KL Optimal, Align Your Steps, Simple, Normal, DDIM, Beta, Turbo or LCM."""
+    sigma_min: Annotated[float | None, Field(gt=0, le=1000)] = None
+    """Last noise level above zero, for noise levels that are free to choose it. Unset: the checkpoint's own."""
+    sigma_max: Annotated[float | None, Field(gt=0, le=10000)] = None
+    """First noise level, likewise. Unset: the checkpoint's own."""
+    rho: Annotated[float | None, Field(gt=0, le=50)] = None
+    """Exponent of Karras (unset: 7) and Polyexponential (unset: 1): larger puts more steps at low noise."""
+    beta_alpha: Annotated[float, Field(gt=0, le=20)] = 0.6
+    """First parameter of the distribution behind the noise levels Beta: smaller puts more steps at low noise."""
+    beta_beta: Annotated[float, Field(gt=0, le=20)] = 0.6
+    """Its second parameter: smaller puts more steps at high noise."""
+    discard_penultimate_sigma: bool | None = None
+    """Leave out the last noise level above zero. Unset: for DPM2, DPM2 a and DPM++ 3M SDE."""
+    sgm_noise_multiplier: bool = False
+    """Start with the amount of noise that SDXL's own code starts with: sqrt(1 + sigma²), not sigma."""
     eta: Annotated[float | None, Field(ge=0, le=2)] = None
-    """Fresh noise at every step. Unset: 1 for Euler a and DPM++ 2M SDE, 0 for DDIM; the other samplers use none."""
+    """Fresh noise at every step. Unset: 1 for ancestral and SDE samplers and DPM fast and adaptive, 0 for DDIM and
+    DDIM CFG++; the other samplers use none."""
+    s_churn: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Noise that Euler, Heun and DPM2 add before each step and take away in it."""
+    s_tmin: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Lowest noise level at which s_churn works."""
+    s_tmax: Annotated[float | None, Field(gt=0)] = None
+    """Highest noise level at which s_churn works. Unset: no limit."""
+    s_noise: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Strength of all noise that is added while sampling; a little above 1 gives more detail."""
+    unipc_order: Annotated[int, Field(ge=1, le=6)] = 3
+    """Order of UniPC."""
+    unipc_variant: Literal["bh1", "bh2"] = "bh1"
+    """UniPC's B(h). bh1 is the web UI's, bh2 that of diffusers."""
+    eta_noise_seed_delta: Annotated[int, Field(ge=-(2**31), le=2**31)] = 0
+    """Added to the seed for the noise of later steps ("ENSD"; 31337 repeats NovelAI's images)."""
     seed: Annotated[int, Field(ge=-1, le=2**62)] = -1
     """Seed of the first image, the next one gets seed + 1. -1: a random one, written into the image."""
+    variation_seed: Annotated[int, Field(ge=-1, le=2**62)] = -1
+    """Seed towards which variation_strength goes; with several images it counts up, and the seed stays. -1: random."""
+    variation_strength: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far the first noise is from the seed's (0) to the variation seed's (1)."""
+    seed_resize_from: Annotated[str | None, Field(pattern=r"^[1-9]\d{0,3}x[1-9]\d{0,3}$")] = None
+    """Width and height, such as 512x512, of an image with this seed whose composition is kept in another size."""
     count: Annotated[int, Field(ge=1, le=10000)] = 1
     """Images to make."""
     batch_size: Annotated[int, Field(ge=1, le=256)] = 1
@@ -103,14 +147,17 @@ class GenerateSettings(Settings):
     @classmethod
     def _known_schedule(cls, value: str) -> str:
         try:
-            if value.strip().lower() != "automatic":
-                resolve_sigma_schedule(value)
+            resolve_sampler("Euler", value)
         except UnknownNameError as error:
             raise ValueError(str(error)) from error
         return value
 
     @model_validator(mode="after")
     def _fits(self) -> GenerateSettings:
+        if self.seed_resize_from and min(map(int, self.seed_resize_from.split("x"))) < 8:
+            raise ValueError(f"seed_resize_from {self.seed_resize_from} is smaller than 8 pixels")
+        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min:g} is not below sigma_max {self.sigma_max:g}")
         if (self.width or 8) * (self.height or 8) > LARGEST_AREA:
             raise ValueError(f"{self.width} x {self.height} pixels are more than {LARGEST_AREA:,} in all")
         return self

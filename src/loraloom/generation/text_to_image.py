@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 import loraloom
-from loraloom.diffusion.samplers import SAMPLERS, SamplerPlan, resolve_sampler
-from loraloom.diffusion.schedules import sampling_sigmas
+from loraloom.diffusion.samplers import SAMPLERS, SamplerPlan
+from loraloom.diffusion.schedules import sampler_sigmas
 from loraloom.errors import CheckpointError, HardwareError, LoraloomError
 from loraloom.events import Listener, Notice, SamplerStepped, ignore
 from loraloom.formats.files import sha256_of
@@ -23,16 +23,21 @@ from loraloom.formats.image_info import format_parameters
 from loraloom.generation.embeddings import load_embeddings
 from loraloom.generation.guidance import Guidance, ImagePlans, StepCounter, TextCache, calls_per_step, encoder_widths
 from loraloom.generation.loras import AppliedLora, attached, load_lora
+from loraloom.generation.noise import LATENT_CHANNELS, BatchNoise, ImageSeed
 from loraloom.generation.prompts import ImagePrompt, LoraTag, PromptPlan, PromptReader, plan_prompt
+from loraloom.generation.sampling import (
+    ignored_settings,
+    image_seeds,
+    level_options,
+    plan_of,
+    sampler_options,
+    sampling_fields,
+)
 from loraloom.generation.settings import GenerateSettings
+from loraloom.generation.strength import strength_of
 from loraloom.models.loaded import LoadedModel
-from loraloom.randomness import normal
 
-__all__ = ["GeneratedImage", "image_size", "initial_noise", "paint", "text_to_image", "with_seed"]
-
-LATENT_CHANNELS = 4
-LATENT_STEP = 8
-"""Pixels per latent, each way."""
+__all__ = ["GeneratedImage", "image_size", "paint", "text_to_image", "with_seeds"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,8 @@ class GeneratedImage:
     latent: Tensor
     infotext: str
     prompt: ImagePrompt
-
-    @property
-    def seed(self) -> int:
-        """The seed of its noise and of the choices in its prompts."""
-        return self.prompt.seed
+    seed: int
+    """The seed of its noise."""
 
 
 def text_to_image(
@@ -70,7 +72,8 @@ def paint(
     listener: Listener = ignore,
     model_hash: str | None = None,
 ) -> Iterator[GeneratedImage]:
-    """Images one after another, batch by batch; image i has seed + i and does not depend on its batch.
+    """Images one after another, batch by batch; image i has seed + i (with variations: variation seed + i) and does
+    not depend on its batch.
 
     The LoRAs of the prompt's tags are found in ``settings.lora_folders`` and used besides ``loras``; they are off the
     model again when the last image is out (no weight is ever written). Adapters that a caller has attached stay.
@@ -79,11 +82,15 @@ def paint(
     NaN), HardwareError (memory, NaN in half precision).
     """
     _refuse_inpainting(model)
-    settings = with_seed(settings)
+    settings = with_seeds(settings)
     reader = PromptReader(settings)
     prompts = [reader.read(settings.seed + index) for index in range(settings.count)]
     if any(prompt.ignored_loras for prompt in prompts):
         listener(Notice("LoRA tags in the negative prompt do nothing: a LoRA works on the whole image", "warning"))
+    for line in ignored_settings(settings):
+        listener(Notice(line, "warning"))
+    seeds = image_seeds(settings, settings.seed, settings.variation_seed)
+    batch_size = 1 if plan_of(settings).entry.one_at_a_time else settings.batch_size
     width, height = image_size(model, settings)
     extra_tags = "".join(f"<lora:{lora.name}:{lora.text_encoder:g}:{lora.unet:g}>" for lora in loras)
 
@@ -93,20 +100,19 @@ def paint(
 
     done = 0
     try:
-        for tags, group in groupby(prompts, key=lambda prompt: prompt.loras):
+        for tags, group in groupby(zip(prompts, seeds, strict=True), key=lambda pair: pair[0].loras):
             used = [*loras, *(found(tag) for tag in tags)]
             alike = list(group)
             with torch.no_grad(), attached(model, used):
-                planned = _plan(model, settings, alike, (width, height), listener)
-                for start in range(0, len(alike), settings.batch_size):
-                    batch = alike[start : start + settings.batch_size]
-                    latents = _sample(
-                        model, settings, planned, batch, (width, height), _progress(listener, settings, done)
-                    )
-                    for prompt, latent in zip(batch, latents, strict=True):
+                planned = _plan(model, settings, [prompt for prompt, _ in alike], (width, height), listener)
+                for start in range(0, len(alike), batch_size):
+                    batch = alike[start : start + batch_size]
+                    report = _progress(listener, settings, done)
+                    latents = _sample(model, settings, planned, batch, (width, height), report)
+                    for (prompt, seed), latent in zip(batch, latents, strict=True):
                         fields = {"Model hash": model_hash, **planned.infotext}
-                        infotext = _infotext(model, settings, used, prompt, (width, height), fields, extra_tags)
-                        yield GeneratedImage(_decode(model, latent), latent.cpu(), infotext, prompt)
+                        infotext = _infotext(model, settings, used, prompt, seed, (width, height), fields, extra_tags)
+                        yield GeneratedImage(_decode(model, latent), latent.cpu(), infotext, prompt, seed.seed)
                     done += len(batch)
     except torch.OutOfMemoryError as error:
         raise HardwareError(
@@ -115,26 +121,17 @@ def paint(
         ) from error
 
 
-def with_seed(settings: GenerateSettings) -> GenerateSettings:
-    """The settings with a seed: a random one where -1 asks for it."""
-    if settings.seed >= 0:
-        return settings
-    return settings.model_copy(update={"seed": random.SystemRandom().randrange(2**32)})
+def with_seeds(settings: GenerateSettings) -> GenerateSettings:
+    """The settings with seeds: random ones where -1 asks for them."""
+    names = ["seed", *(["variation_seed"] if settings.variation_strength > 0 else [])]
+    update = {name: random.SystemRandom().randrange(2**32) for name in names if getattr(settings, name) < 0}
+    return settings.model_copy(update=update)
 
 
 def image_size(model: LoadedModel, settings: GenerateSettings) -> tuple[int, int]:
     """(width, height) in pixels: as set, else the resolution the family was trained at."""
     usual = model.family.default_resolution_for(model.prediction)
     return settings.width or usual, settings.height or usual
-
-
-def initial_noise(seed: int, width: int, height: int) -> Tensor:
-    """Standard normal (4, height / 8, width / 8), float32 on the CPU: a pure function of the seed and the size.
-
-    The same numbers on every device, and those of the web UI with its random numbers set to the CPU.
-    """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(LATENT_CHANNELS, height // LATENT_STEP, width // LATENT_STEP, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ def _plan(
     size: tuple[int, int],
     listener: Listener,
 ) -> _Planned:
-    sampler = resolve_sampler(settings.sampler, settings.schedule).sampler
+    sampler = plan_of(settings).sampler
     calls = calls_per_step(sampler, settings.prompt_compatibility)
 
     @cache
@@ -187,31 +184,45 @@ def _sample(
     model: LoadedModel,
     settings: GenerateSettings,
     planned: _Planned,
-    prompts: Sequence[ImagePrompt],
+    batch: Sequence[tuple[ImagePrompt, ImageSeed]],
     size: tuple[int, int],
     report: Callable[[int], None],
 ) -> Tensor:
     """Finished latents (B, 4, h, w), float32."""
-    plan = resolve_sampler(settings.sampler, settings.schedule)
-    sigmas = sampling_sigmas(model.schedule, plan.schedule, settings.steps)
+    plan = plan_of(settings)
+    sigmas = sampler_sigmas(
+        model.schedule,
+        plan,
+        settings.steps,
+        level_options(settings, model.family.aligned_sigmas),
+        discard_penultimate=settings.discard_penultimate_sigma,
+    )
     start, end = sigmas[0].item(), sigmas[-1].item()
-    noise = torch.stack([initial_noise(prompt.seed, *size) for prompt in prompts]).to(model.device)
-    plans = [planned.plans(prompt) for prompt in prompts]
-    guidance = Guidance(model, planned.texts, plans, settings.cfg_scale, one_pass=not settings.low_memory)
-
-    def fresh_noise(x: Tensor, step: int) -> Tensor:
-        return torch.stack([normal(x.shape[1:], prompt.seed, "sampler", step) for prompt in prompts]).to(x.device)
-
+    noise = BatchNoise([seed for _, seed in batch], size, model.device)
+    starts_pure = plan.entry.pure_noise or settings.sgm_noise_multiplier
+    guidance = Guidance(
+        model,
+        planned.texts,
+        [planned.plans(prompt) for prompt, _ in batch],
+        strength_of(settings, plan),
+        one_pass=not settings.low_memory,
+        needs_unguided=plan.entry.needs_unguided,
+    )
+    both = guidance.denoiser(
+        StepCounter(sigmas, settings.prompt_compatibility), calls=settings.steps * plan.entry.calls
+    )
     with model.using("unet"):
         x = SAMPLERS.load(plan.sampler)(
-            guidance.denoiser(StepCounter(sigmas, settings.prompt_compatibility)),
-            noise * ((1 + start**2) ** 0.5 if plan.entry.pure_noise else start),
+            both if plan.entry.needs_unguided else lambda x, sigma: both(x, sigma)[0],
+            noise.first() * ((1 + start**2) ** 0.5 if starts_pure else start),
             sigmas,
-            noise=fresh_noise,
+            noise=noise,
             callback=lambda step, x, clean: report(step),
-            eta=settings.eta,
+            **sampler_options(settings, plan),
         )
-    latents: Tensor = x / (1 + end**2) ** 0.5  # DDIM ends at the first training timestep, in the other picture
+    if plan.entry.ends_at_first:
+        x = x / (1 + end**2) ** 0.5  # DDIM ends at the first training timestep, in the other picture
+    latents: Tensor = x
     if not bool(torch.isfinite(latents).all()):
         raise _not_finite(model, "the latents")
     return latents
@@ -227,7 +238,9 @@ def _decode(model: LoadedModel, latent: Tensor) -> Image.Image:
 
 
 def _progress(listener: Listener, settings: GenerateSettings, first: int) -> Callable[[int], None]:
-    return lambda step: listener(SamplerStepped(step + 1, settings.steps, first + 1, settings.count))
+    return lambda step: listener(
+        SamplerStepped(min(step + 1, settings.steps), settings.steps, first + 1, settings.count)
+    )
 
 
 def _infotext(
@@ -235,24 +248,25 @@ def _infotext(
     settings: GenerateSettings,
     loras: Sequence[AppliedLora],
     prompt: ImagePrompt,
+    seed: ImageSeed,
     size: tuple[int, int],
     more: dict[str, str | None],
     extra_tags: str,
 ) -> str:
-    plan = resolve_sampler(settings.sampler, settings.schedule)
+    plan = plan_of(settings)
     hashes = ", ".join(f"{lora.name}: {lora.hash}" for lora in loras if lora.hash)
     fields = {
         "Steps": settings.steps,
         "Sampler": plan.sampler,
         "Schedule type": _schedule_title(plan),
         "CFG scale": f"{settings.cfg_scale:g}",
-        "Seed": prompt.seed,
+        "Seed": seed.seed,
         "Size": f"{size[0]}x{size[1]}",
         "Model hash": more["Model hash"],
         "Model": model.checkpoint.path.stem,
         "Clip skip": settings.clip_skip if (settings.clip_skip or 1) > 1 else None,
         "RNG": "CPU",
-        "Eta": settings.eta,
+        **sampling_fields(settings, seed),
         "Lora hashes": hashes or None,
         "TI hashes": more["TI hashes"],
         "Emphasis": _EMPHASIS[settings.emphasis],
@@ -267,8 +281,10 @@ _EMPHASIS = {"original": None, "no_norm": "No norm", "comfy": "Comfy", "ignore":
 
 
 def _schedule_title(plan: SamplerPlan) -> str:
-    """DDIM's own levels have no name in the web UI: there they come with the sampler."""
-    return "Automatic" if plan.sampler == "DDIM" and plan.schedule == "DDIM" else plan.schedule
+    """Levels that come with a sampler (DDIM's, UniPC's, LCM's) have no name of their own in the web UI."""
+    entry = plan.entry
+    own = entry.ends_at_first or entry.own_levels or plan.schedule == "LCM"
+    return "Automatic" if own and plan.is_usual else plan.schedule
 
 
 def _refuse_inpainting(model: LoadedModel) -> None:

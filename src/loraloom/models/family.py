@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from loraloom.diffusion.samplers import ALIGNED_SD
 from loraloom.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class Family(ABC):
     text_parts: ClassVar[tuple[TextPart, ...]]
     lora_sai_names: ClassVar[bool] = False
     """Whether LoRA files name the U-Net's layers as the checkpoint does (SDXL), not as diffusers does."""
+    aligned_sigmas: ClassVar[tuple[float, ...]] = ALIGNED_SD
+    """Noise levels of ``Align Your Steps``."""
     uses_sizes: ClassVar[bool] = False
     """Whether the U-Net is told picture sizes and a pooled text vector (SDXL)."""
 

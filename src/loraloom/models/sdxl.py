@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from loraloom.diffusion.samplers import ALIGNED_SDXL
 from loraloom.models.family import SIZE_CHANNELS, SIZE_COUNT, Family, Infos, TextPart
 from loraloom.models.layouts import (
     UNetSizes,
@@ -35,6 +36,7 @@ class SDXL(Family):
     default_resolution = 1024
     lora_sai_names = True
     uses_sizes = True
+    aligned_sigmas = ALIGNED_SDXL
     text_parts = (
         TextPart(
             part="text_encoder",

@@ -16,7 +16,7 @@ from loraloom.formats.image_info import save_image
 from loraloom.generation.loras import find_lora
 from loraloom.generation.prompts import PromptReader
 from loraloom.generation.settings import GenerateSettings
-from loraloom.generation.text_to_image import paint, with_seed
+from loraloom.generation.text_to_image import paint, with_seeds
 from loraloom.hardware import choose_device, choose_precision
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
@@ -41,7 +41,7 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
 
     Prompts, LoRAs and the output folder are looked at before the checkpoint is loaded.
     """
-    settings = with_seed(settings)
+    settings = with_seeds(settings)
     reader = PromptReader(settings)
     names = {tag.name for index in range(settings.count) for tag in reader.read(settings.seed + index).loras}
     for name in sorted(names):

@@ -18,6 +18,7 @@ class ImagePrompt:
     """The prompts of one image."""
 
     seed: int
+    """What its choices are drawn by."""
     prompt: str
     """All choices made; the LoRA tags are still in it. This is what is written into the image."""
     negative_prompt: str

@@ -91,6 +91,11 @@ KOHYA_SAMPLERS = {
     "heun": "Heun",
     "lms": "LMS",
     "k_lms": "LMS",
+    "pndm": "PLMS",
+    "dpm_2": "DPM2",
+    "k_dpm_2": "DPM2",
+    "dpm_2_a": "DPM2 a",
+    "k_dpm_2_a": "DPM2 a",
     "dpmsolver++": "DPM++ 2M",
 }
 """Samplers of sd-scripts' previews that are the same here; the others become DPM++ 2M."""
