@@ -1,13 +1,10 @@
-"""LoRAs that learn: trained as the demo trains them, judged by the pictures they paint.
+"""A style that is learned: trained as the demo trains it, judged by the pictures it paints.
 
 Minutes, not seconds: ``-m "not slow"`` leaves these out. benchmarks/learning.py measures more of the same.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -16,23 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from loraloom.studio.demo import CHARACTER, STYLE, make_checkpoint
+from loraloom.studio.demo import STYLE
 
 slow = pytest.mark.slow
 FALL = 0.01
 """How far the style score may fall from one weight to the next before it does not count as rising."""
-
-
-@pytest.fixture(scope="module")
-def learning() -> Iterator[ModuleType]:
-    before = list(sys.path)
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-    try:
-        import learning  # type: ignore[import-not-found]
-
-        yield learning
-    finally:
-        sys.path[:] = before
 
 
 def test_black_outlines_tell_the_styles_apart(learning: ModuleType) -> None:
@@ -49,11 +34,6 @@ def test_drawings_are_found_again(learning: ModuleType) -> None:
     faces = [Image.open(path).resize((128, 128)) for path in sorted(folder.glob("*/*.png"))]
     assert [judge.nearest(face) for face in faces] == [""] * 10, "on any background, at any place and size"
     assert judge.named(list(learning.held_out_drawings().values()), list(learning.HELD_OUT)) == 1
-
-
-@pytest.fixture(scope="module")
-def pictures(learning: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return learning.Pictures(make_checkpoint(tmp_path_factory.mktemp("base") / "base.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -84,35 +64,3 @@ def test_the_style_grows_with_the_weight(style: dict[str, Any]) -> None:
 def test_things_stay_what_they_are_in_the_style(style: dict[str, Any]) -> None:
     assert style["named_base"] >= 0.5, "the checkpoint itself must know them, or nothing is measured"
     assert style["named_at_weight_1"] > 0.75 * style["named_base"], style
-
-
-@pytest.fixture(scope="module")
-def character(learning: ModuleType, pictures: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    plans = {"with": CHARACTER, "without": replace(CHARACTER, regularization_prompts=())}
-    return {
-        name: learning.measure_character(
-            pictures, learning.train_plan(plan, pictures, tmp_path_factory.mktemp(name)), seeds=3
-        )
-        for name, plan in plans.items()
-    }
-
-
-@slow
-def test_the_trigger_word_calls_the_character(character: dict[str, Any]) -> None:
-    assert character["with"]["cat_with_trigger"] >= 0.6, character
-
-
-@slow
-def test_without_the_trigger_word_little_changes(character: dict[str, Any]) -> None:
-    found = character["with"]
-    assert found["cat_without_trigger"] <= found["cat_in_base"] + 0.1, found
-    assert found["drift_without_trigger"] < 0.5 * found["drift_with_trigger"], found
-    assert found["likeness_without_trigger"] > 0.8, found
-
-
-@slow
-def test_regularization_images_keep_the_rest(character: dict[str, Any]) -> None:
-    changed = {name: 1 - found["likeness_without_trigger"] for name, found in character.items()}
-    assert changed["with"] < 0.8 * changed["without"], character
-    assert character["with"]["drift_without_trigger"] < character["without"]["drift_without_trigger"], character
-    assert character["with"]["cat_without_trigger"] <= character["without"]["cat_without_trigger"], character
