@@ -18,6 +18,7 @@ __all__ = [
     "MemoryMeasured",
     "MemoryPredicted",
     "Notice",
+    "PictureChanged",
     "PreviewSaved",
     "PreviewSheetSaved",
     "RunFailed",
@@ -224,6 +225,14 @@ class SamplerStepped(Event):
     steps: int
     image: int
     images: int
+
+
+@dataclass(frozen=True)
+class PictureChanged(Event):
+    """The file of a live preview shows the images as they look after ``step``."""
+
+    path: str
+    step: int
 
 
 def to_record(event: Event) -> dict[str, Any]:

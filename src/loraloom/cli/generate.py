@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from loraloom.errors import SettingsError
+
 __all__ = ["generate"]
+
+_OVERRIDE = re.compile(r"[a-z_]+=")
 
 
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: .safetensors, .ckpt or a Diffusers folder.")],
-    prompt: Annotated[str, typer.Argument(help='What to paint, for example "a cat <lora:my-style:0.8>".')],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help='What to paint: "a cat <lora:my-style:0.8>". Left out with --like.'),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any setting, for example eta=0.5.")
     ] = None,
@@ -27,6 +35,14 @@ def generate(
     batch_size: Annotated[int | None, typer.Option(help="Images made at once (1).")] = None,
     clip_skip: Annotated[int | None, typer.Option(help="Text encoder layer from the end.")] = None,
     lora_folder: Annotated[list[Path] | None, typer.Option(help="Where LoRAs are; may be repeated (loras).")] = None,
+    like: Annotated[
+        Path | None, typer.Option("--like", help="An image whose settings are taken; what else is given comes on top.")
+    ] = None,
+    init_image: Annotated[Path | None, typer.Option(help="Picture to start from (image-to-image).")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where init_image is painted anew.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of the picture is painted anew (0.75).")] = None,
+    hires_scale: Annotated[float | None, typer.Option(help="Paint again so many times as large.")] = None,
+    vae: Annotated[Path | None, typer.Option(help="Another autoencoder than the checkpoint's.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the images (outputs).")] = None,
     low_memory: Annotated[bool | None, typer.Option("--low-memory", help="For GPUs with little memory.")] = None,
 ) -> None:
@@ -34,10 +50,17 @@ def generate(
     from rich.console import Console
 
     from loraloom.cli.progress import ProgressDisplay
+    from loraloom.events import Event, ImageSaved
     from loraloom.generation.settings import GenerateSettings
     from loraloom.settings import apply_overrides
-    from loraloom.studio.images import generate_images
+    from loraloom.studio.images import generate_images, model_hash
 
+    overrides = overrides or []
+    if like is not None and prompt is not None and _OVERRIDE.match(prompt):
+        overrides = [prompt, *overrides]
+        prompt = None
+    if like is None and prompt is None:
+        raise SettingsError(["no prompt is given"], 'write what to paint: loraloom generate MODEL "a cat"')
     options: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative,
@@ -51,13 +74,40 @@ def generate(
         "batch_size": batch_size,
         "clip_skip": clip_skip,
         "lora_folders": lora_folder,
+        "init_image": init_image,
+        "mask": mask,
+        "denoising_strength": strength,
+        "hires_scale": hires_scale,
+        "vae": vae,
         "output_folder": output,
         "low_memory": low_memory,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    settings = GenerateSettings.parse(apply_overrides(given, overrides or []), source="the command line")
+    given = apply_overrides({name: value for name, value in options.items() if value is not None}, overrides)
+    done: list[str] = []
 
     with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
-        saved = generate_images(checkpoint, settings, listener=display)
-    for image in saved:
-        typer.echo(str(image.path))
+
+        def listen(event: Event) -> None:
+            display(event)
+            if isinstance(event, ImageSaved):
+                done.append(event.path)
+                typer.echo(event.path)
+
+        if like is not None:
+            from loraloom.events import Notice
+            from loraloom.studio.likeness import settings_like
+
+            folders = GenerateSettings.parse(
+                {name: value for name, value in given.items() if name == "lora_folders"}, source="the command line"
+            ).lora_folders
+            known = settings_like(like, folders, listener=display)
+            given = {**known.settings, **given}
+            if known.model_hash and (own := model_hash(checkpoint)) and own != known.model_hash:
+                text = f"{like.name} was made with {known.model or 'a checkpoint'} ({known.model_hash}), not with {own}"
+                display(Notice(text, "warning"))
+        settings = GenerateSettings.parse(given, source="the command line")
+        try:
+            generate_images(checkpoint, settings, listener=listen)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped: {len(done)} of {settings.count} images are finished", err=True)
+            raise

@@ -142,7 +142,8 @@ class Guidance:
 
     ``output = negative + scale * sum of weight * (part - negative)``. ``one_pass`` sends all of a step through the
     U-Net together where their lengths allow it; else the negative prompts and the parts go one after another.
-    ``needs_unguided``: the sampler asks for the answer to the negative prompt too, at every scale.
+    ``needs_unguided``: the sampler asks for the answer to the negative prompt too, at every scale. ``channels``
+    (1, C, h, w): what the U-Net of an inpainting model reads besides the latents.
     """
 
     def __init__(
@@ -154,12 +155,14 @@ class Guidance:
         *,
         one_pass: bool,
         needs_unguided: bool = False,
+        channels: Tensor | None = None,
     ) -> None:
         self._model = model
         self._texts = texts
         self._plans = plans
         self._strength = strength
         self._one_pass = one_pass
+        self._channels = channels
         self._with_negative = needs_unguided or any(plan.needs_negative(strength.scale) for plan in plans)
         # Without a negative prompt there is nothing to be guided away from unless the parts make up a whole.
         self._may_skip = all(plan.weight > 0 for plan in plans)
@@ -199,7 +202,10 @@ class Guidance:
         answers: dict[int, Tensor] = {}
         for one in asked.passes:
             rows = list(one.images)
-            output = self._model.denoise(scaled[rows], timesteps[rows], one.conditioning)
+            seen = scaled[rows]
+            if self._channels is not None:
+                seen = torch.cat([seen, self._channels.to(seen).expand(len(rows), -1, -1, -1)], dim=1)
+            output = self._model.denoise(seen, timesteps[rows], one.conditioning)
             answers.update(zip(one.entries, output, strict=True))
         if not with_negative:
             weights = [plan.weight for plan in self._plans]

@@ -14,7 +14,7 @@ from loraloom.formats.adapter_file import content_hash
 from loraloom.generation.prompts import LoraTag
 from loraloom.models.loaded import LoadedModel
 
-__all__ = ["AppliedLora", "attached", "find_lora", "load_lora"]
+__all__ = ["AppliedLora", "attached", "find_lora", "load_lora", "lora_files"]
 
 _SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")  # in the order of preference for files of one name
 
@@ -43,7 +43,7 @@ def find_lora(name: str, folders: Sequence[Path]) -> Path:
                 return path
     known: list[str] = []
     for folder in folders:
-        files = _lora_files(folder)
+        files = lora_files(folder)
         known.extend(_plain(file.stem) for file in files)
         found = _matching(_plain(name), folder, files)
         if found:
@@ -75,7 +75,8 @@ def attached(model: LoadedModel, loras: Sequence[AppliedLora]) -> Iterator[None]
         yield
 
 
-def _lora_files(folder: Path) -> list[Path]:
+def lora_files(folder: Path) -> list[Path]:
+    """LoRA files under a folder, those of preferred formats first."""
     found = [path for path in folder.expanduser().rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()]
     return sorted(found, key=lambda path: (_SUFFIXES.index(path.suffix.lower()), path.as_posix()))
 

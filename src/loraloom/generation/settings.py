@@ -14,6 +14,18 @@ from loraloom.settings import Settings
 __all__ = ["GenerateSettings", "PromptCompatibility", "PromptEmphasis"]
 
 LARGEST_AREA = 4096 * 4096
+HIRES_UPSCALERS = (
+    "Latent",
+    "Latent (antialiased)",
+    "Latent (bicubic)",
+    "Latent (bicubic antialiased)",
+    "Latent (nearest)",
+    "Latent (nearest-exact)",
+    "Lanczos",
+    "Bicubic",
+    "Nearest",
+)
+"""The web UI's names of ways to enlarge that need no model of their own."""
 
 PromptCompatibility = Literal["none", "a1111", "a1111-1.5"]
 """The rules that prompts are read by: Loraloom's, or the web UI's since or before its version 1.6, faults included."""
@@ -121,6 +133,53 @@ class GenerateSettings(Settings):
     """Where the images go, numbered."""
     format: Literal["png", "jpg", "webp"] = "png"
     """File format of the images; all of them carry the parameters."""
+    init_image: Path | None = None
+    """Picture to start from, instead of from noise (image-to-image)."""
+    denoising_strength: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """How much of init_image, or of the smaller picture of a high-resolution pass, is painted anew."""
+    all_steps: bool = False
+    """Take all steps with init_image. Off, as in the web UI: denoising_strength's share of them."""
+    resize_mode: Literal["crop", "stretch", "fill"] = "crop"
+    """How init_image gets the size that is painted: crop what sticks out, stretch, or fill what is missing."""
+    mask: Path | None = None
+    """Picture that is white where init_image is painted anew (inpainting); the rest stays, to the last pixel."""
+    mask_blur: Annotated[float, Field(ge=0, le=64)] = 4.0
+    """Blur of the mask's edge, in pixels of init_image."""
+    mask_invert: bool = False
+    """Paint what is black."""
+    mask_content: Literal["original", "fill", "noise", "nothing"] = "original"
+    """What is under the mask to begin with: the picture, the colours around it, noise, or nothing."""
+    inpaint_area: Literal["whole", "mask"] = "whole"
+    """Paint the whole picture, or only the mask's surroundings, in full size, and put them back."""
+    inpaint_padding: Annotated[int, Field(ge=0, le=1024)] = 32
+    """Surroundings, in pixels, that are seen with inpaint_area=mask."""
+    hires_scale: Annotated[float | None, Field(gt=1, le=8)] = None
+    """High-resolution pass: enlarge the finished latents so many times and paint them again."""
+    hires_width: Annotated[int | None, Field(ge=8, le=8192, multiple_of=8)] = None
+    """Its width, instead of hires_scale; with one of the two sizes the other follows."""
+    hires_height: Annotated[int | None, Field(ge=8, le=8192, multiple_of=8)] = None
+    """Its height, likewise."""
+    hires_steps: Annotated[int, Field(ge=0, le=500)] = 0
+    """Its steps, all of which are taken. 0: as many as the first pass."""
+    hires_upscaler: str = "Latent"
+    """How it enlarges: Latent, Latent (antialiased), Latent (bicubic), Latent (bicubic antialiased), Latent (nearest),
+    Latent (nearest-exact), or between decoding and encoding: Lanczos, Bicubic, Nearest."""
+    hires_sampler: str | None = None
+    """Its sampler. Unset: the same."""
+    hires_schedule: str | None = None
+    """Its noise levels. Unset: the same."""
+    hires_cfg_scale: Annotated[float | None, Field(ge=0, le=100)] = None
+    """Its guidance. Unset: the same."""
+    hires_prompt: str | None = None
+    """Its prompt. Unset: the same."""
+    hires_negative_prompt: str | None = None
+    """Its negative prompt. Unset: the same."""
+    vae: Path | None = None
+    """Another autoencoder instead of the checkpoint's: a VAE file, or a checkpoint whose VAE is taken."""
+    vae_tiling: bool | None = None
+    """Decode and encode in overlapping tiles. Unset: above 2048 x 2048 pixels, or where memory ends."""
+    preview_every: Annotated[int, Field(ge=0, le=500)] = 0
+    """Every so many steps write what is being painted to preview.png in the output folder. 0: never."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
@@ -134,23 +193,36 @@ class GenerateSettings(Settings):
     zero_terminal_snr: bool | None = None
     """Whether the checkpoint was trained with zero terminal SNR. Unset: read from the file."""
 
-    @field_validator("sampler")
+    @field_validator("sampler", "hires_sampler")
     @classmethod
-    def _known_sampler(cls, value: str) -> str:
+    def _known_sampler(cls, value: str | None) -> str | None:
         try:
-            resolve_sampler(value)
+            resolve_sampler(value or "Euler")
         except UnknownNameError as error:
             raise ValueError(str(error)) from error
         return value
 
-    @field_validator("schedule")
+    @field_validator("schedule", "hires_schedule")
     @classmethod
-    def _known_schedule(cls, value: str) -> str:
+    def _known_schedule(cls, value: str | None) -> str | None:
         try:
-            resolve_sampler("Euler", value)
+            resolve_sampler("Euler", value or "automatic")
         except UnknownNameError as error:
             raise ValueError(str(error)) from error
         return value
+
+    @field_validator("hires_upscaler")
+    @classmethod
+    def _known_upscaler(cls, value: str) -> str:
+        for name in HIRES_UPSCALERS:
+            if name.casefold() == value.strip().casefold():
+                return name
+        raise ValueError(str(UnknownNameError("upscaler", value, HIRES_UPSCALERS)))
+
+    @property
+    def has_hires(self) -> bool:
+        """Whether a high-resolution pass is asked for."""
+        return not (self.hires_scale is None and self.hires_width is None and self.hires_height is None)
 
     @model_validator(mode="after")
     def _fits(self) -> GenerateSettings:
@@ -158,6 +230,12 @@ class GenerateSettings(Settings):
             raise ValueError(f"seed_resize_from {self.seed_resize_from} is smaller than 8 pixels")
         if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min:g} is not below sigma_max {self.sigma_max:g}")
+        if self.hires_scale is not None and (self.hires_width or self.hires_height):
+            raise ValueError("hires_scale and hires_width or hires_height are two ways to say the same: set one")
+        if self.mask is not None and self.init_image is None:
+            raise ValueError("mask needs init_image, the picture that it lies on")
+        if self.init_image is not None and self.has_hires:
+            raise ValueError("a high-resolution pass starts from text; with init_image set width and height instead")
         if (self.width or 8) * (self.height or 8) > LARGEST_AREA:
             raise ValueError(f"{self.width} x {self.height} pixels are more than {LARGEST_AREA:,} in all")
         return self

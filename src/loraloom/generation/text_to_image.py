@@ -1,43 +1,44 @@
-"""Text to image: noise of the image's own seed, a sampler guided by the prompt, the VAE."""
+"""From text (and a picture, if one is given) to images."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-import loraloom
-from loraloom.diffusion.samplers import SAMPLERS, SamplerPlan
-from loraloom.diffusion.schedules import sampler_sigmas
-from loraloom.errors import CheckpointError, HardwareError, LoraloomError
+from loraloom.errors import CheckpointError, HardwareError
 from loraloom.events import Listener, Notice, SamplerStepped, ignore
-from loraloom.formats.files import sha256_of
-from loraloom.formats.image_info import format_parameters
-from loraloom.generation.embeddings import load_embeddings
-from loraloom.generation.guidance import Guidance, ImagePlans, StepCounter, TextCache, calls_per_step, encoder_widths
+from loraloom.generation.decoding import decode, image_of
+from loraloom.generation.infotext import infotext_of
+from loraloom.generation.init_image import InitImage, inpainting_channels, prepare_init_image
 from loraloom.generation.loras import AppliedLora, attached, load_lora
-from loraloom.generation.noise import LATENT_CHANNELS, BatchNoise, ImageSeed
-from loraloom.generation.prompts import ImagePrompt, LoraTag, PromptPlan, PromptReader, plan_prompt
-from loraloom.generation.sampling import (
-    ignored_settings,
-    image_seeds,
-    level_options,
-    plan_of,
-    sampler_options,
-    sampling_fields,
+from loraloom.generation.noise import LATENT_CHANNELS, ImageSeed
+from loraloom.generation.passes import (
+    PlannedPrompts,
+    Start,
+    Step,
+    enlarged,
+    hires_settings,
+    hires_size,
+    plan_prompts,
+    sample,
+    steps_taken,
 )
+from loraloom.generation.prompts import ImagePrompt, LoraTag, PromptReader
+from loraloom.generation.sampling import ignored_settings, image_seeds, plan_of
 from loraloom.generation.settings import GenerateSettings
-from loraloom.generation.strength import strength_of
 from loraloom.models.loaded import LoadedModel
 
 __all__ = ["GeneratedImage", "image_size", "paint", "text_to_image", "with_seeds"]
+
+Watch = Callable[[int, Callable[[], Image.Image]], None]
+"""Called after each step with its number (from 1) and a function that shows how the first image of the batch looks."""
 
 
 @dataclass(frozen=True)
@@ -71,50 +72,24 @@ def paint(
     *,
     listener: Listener = ignore,
     model_hash: str | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[GeneratedImage]:
     """Images one after another, batch by batch; image i has seed + i (with variations: variation seed + i) and does
     not depend on its batch.
 
     The LoRAs of the prompt's tags are found in ``settings.lora_folders`` and used besides ``loras``; they are off the
     model again when the last image is out (no weight is ever written). Adapters that a caller has attached stay.
-    Images whose prompts draw different LoRAs are not in one batch.
-    Raises PromptError, FileError (styles, wildcards, embeddings), AdapterError, CheckpointError (an inpainting model;
-    NaN), HardwareError (memory, NaN in half precision).
+    Images whose prompts draw different LoRAs are not in one batch. What ``watch`` raises ends the painting.
+    Raises PromptError, FileError (styles, wildcards, embeddings, pictures), AdapterError, CheckpointError (an editing
+    model; NaN), HardwareError (memory, NaN in half precision).
     """
-    _refuse_inpainting(model)
-    settings = with_seeds(settings)
-    reader = PromptReader(settings)
-    prompts = [reader.read(settings.seed + index) for index in range(settings.count)]
-    if any(prompt.ignored_loras for prompt in prompts):
-        listener(Notice("LoRA tags in the negative prompt do nothing: a LoRA works on the whole image", "warning"))
-    for line in ignored_settings(settings):
-        listener(Notice(line, "warning"))
-    seeds = image_seeds(settings, settings.seed, settings.variation_seed)
-    batch_size = 1 if plan_of(settings).entry.one_at_a_time else settings.batch_size
-    width, height = image_size(model, settings)
-    extra_tags = "".join(f"<lora:{lora.name}:{lora.text_encoder:g}:{lora.unet:g}>" for lora in loras)
-
-    @cache
-    def found(tag: LoraTag) -> AppliedLora:
-        return load_lora(tag, settings.lora_folders, model)
-
-    done = 0
+    _refuse_editing(model)
+    painter = _Painter(model, with_seeds(settings), loras, listener, model_hash, watch)
     try:
-        for tags, group in groupby(zip(prompts, seeds, strict=True), key=lambda pair: pair[0].loras):
-            used = [*loras, *(found(tag) for tag in tags)]
-            alike = list(group)
-            with torch.no_grad(), attached(model, used):
-                planned = _plan(model, settings, [prompt for prompt, _ in alike], (width, height), listener)
-                for start in range(0, len(alike), batch_size):
-                    batch = alike[start : start + batch_size]
-                    report = _progress(listener, settings, done)
-                    latents = _sample(model, settings, planned, batch, (width, height), report)
-                    for (prompt, seed), latent in zip(batch, latents, strict=True):
-                        fields = {"Model hash": model_hash, **planned.infotext}
-                        infotext = _infotext(model, settings, used, prompt, seed, (width, height), fields, extra_tags)
-                        yield GeneratedImage(_decode(model, latent), latent.cpu(), infotext, prompt, seed.seed)
-                    done += len(batch)
+        with torch.no_grad():
+            yield from painter.images()
     except torch.OutOfMemoryError as error:
+        width, height = painter.size
         raise HardwareError(
             f"out of memory on {model.device} at {width} x {height} pixels",
             "set low_memory=true, keep_file_precision=true, batch_size=1 or a smaller size",
@@ -129,180 +104,164 @@ def with_seeds(settings: GenerateSettings) -> GenerateSettings:
 
 
 def image_size(model: LoadedModel, settings: GenerateSettings) -> tuple[int, int]:
-    """(width, height) in pixels: as set, else the resolution the family was trained at."""
+    """(width, height) in pixels of the first pass: as set, else the resolution the family was trained at."""
     usual = model.family.default_resolution_for(model.prediction)
     return settings.width or usual, settings.height or usual
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """What images with the same LoRAs share: plans of their prompts, encoded texts, embeddings in use."""
+class _Job:
+    """One image to be made: its prompts in both passes, its seed."""
 
-    plans: Callable[[ImagePrompt], ImagePlans]
-    texts: TextCache
-    infotext: dict[str, str | None]
+    prompt: ImagePrompt
+    hires_prompt: ImagePrompt
+    seed: ImageSeed
 
 
-def _plan(
-    model: LoadedModel,
-    settings: GenerateSettings,
-    prompts: Sequence[ImagePrompt],
-    size: tuple[int, int],
-    listener: Listener,
-) -> _Planned:
-    sampler = plan_of(settings).sampler
-    calls = calls_per_step(sampler, settings.prompt_compatibility)
+@dataclass
+class _Group:
+    """Images with the same LoRAs, whose prompts are planned and encoded once."""
 
-    @cache
-    def planned(text: str, is_negative: bool) -> PromptPlan:
-        return plan_prompt(
-            text,
-            settings.steps,
-            calls_per_step=calls,
-            is_negative=is_negative,
-            compatibility=settings.prompt_compatibility,
+    jobs: Sequence[_Job]
+    planned: PlannedPrompts | None = None
+    planned_again: PlannedPrompts | None = None
+    """For the high-resolution pass."""
+
+
+class _Painter:
+    """Makes the images of some settings: groups with the same LoRAs, in them batches."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        settings: GenerateSettings,
+        loras: Sequence[AppliedLora],
+        listener: Listener,
+        model_hash: str | None,
+        watch: Watch | None,
+    ) -> None:
+        self._model, self._settings, self._loras = model, settings, tuple(loras)
+        self._listener, self._model_hash, self._watch = listener, model_hash, watch
+        self.size = image_size(model, settings)
+        self._hires: GenerateSettings | None = None
+        if settings.has_hires:
+            self._hires = hires_settings(settings, hires_size(settings, self.size))
+        self._find = cache(self._load)
+
+    def images(self) -> Iterator[GeneratedImage]:
+        settings, listener = self._settings, self._listener
+        jobs = self._jobs()
+        if any(job.prompt.ignored_loras for job in jobs):
+            listener(Notice("LoRA tags in the negative prompt do nothing: a LoRA works on the whole image", "warning"))
+        for line in ignored_settings(settings):
+            listener(Notice(line, "warning"))
+        init = prepare_init_image(self._model, settings, self.size)
+        plans = [plan_of(one) for one in (settings, self._hires) if one is not None]
+        batch_size = 1 if any(plan.entry.one_at_a_time for plan in plans) else settings.batch_size
+        done = 0
+        for _, alike in groupby(jobs, key=lambda job: (job.prompt.loras, job.hires_prompt.loras)):
+            group = _Group(list(alike))
+            for start in range(0, len(group.jobs), batch_size):
+                batch = group.jobs[start : start + batch_size]
+                yield from self._batch(batch, group, init, done)
+                done += len(batch)
+
+    def _jobs(self) -> list[_Job]:
+        settings = self._settings
+        readers = PromptReader(settings), PromptReader(self._hires or settings)
+        seeds = image_seeds(settings, settings.seed, settings.variation_seed)
+        return [
+            _Job(readers[0].read(settings.seed + index), readers[1].read(settings.seed + index), seed)
+            for index, seed in enumerate(seeds)
+        ]
+
+    def _batch(
+        self, batch: Sequence[_Job], group: _Group, init: InitImage | None, done: int
+    ) -> Iterator[GeneratedImage]:
+        loras = [*self._loras, *(self._find(tag) for tag in batch[0].prompt.loras)]
+        with attached(self._model, loras):
+            latents = self._first_pass(batch, group, init, done)
+        if self._hires is not None:
+            again = [*self._loras, *(self._find(tag) for tag in batch[0].hires_prompt.loras)]
+            with attached(self._model, again):
+                latents = self._second_pass(batch, group, self._hires, latents, done)
+            loras += [lora for lora in again if lora not in loras]
+        tiling = self._settings.vae_tiling
+        for job, latent in zip(batch, latents, strict=True):
+            pixels = decode(self._model, latent[None], tiling=tiling, listener=self._listener)[0]
+            image = image_of(pixels)
+            infotext = infotext_of(
+                self._model,
+                self._settings,
+                loras,
+                self._loras,
+                job.prompt,
+                job.seed,
+                self.size,
+                model_hash=self._model_hash,
+                embedding_hashes=group.planned.embedding_hashes if group.planned else None,
+            )
+            finished = image if init is None else init.finished(image)
+            yield GeneratedImage(finished, latent.cpu(), infotext, job.prompt, job.seed.seed)
+
+    def _first_pass(self, batch: Sequence[_Job], group: _Group, init: InitImage | None, done: int) -> Tensor:
+        model, settings = self._model, self._settings
+        if group.planned is None:
+            prompts = [job.prompt for job in group.jobs]
+            group.planned = plan_prompts(model, settings, prompts, self.size, self._listener)
+        start = None
+        if init is not None:
+            latents = init.latents([job.seed for job in batch])
+            start = Start(latents, settings.denoising_strength, settings.all_steps, init.painted)
+        return sample(
+            model,
+            settings,
+            group.planned,
+            [(job.prompt, job.seed) for job in batch],
+            self.size,
+            self._report(done, 0),
+            start=start,
+            channels=inpainting_channels(model, init, self.size),
         )
 
-    def plans(prompt: ImagePrompt) -> ImagePlans:
-        return ImagePlans(planned(prompt.text, False), planned(prompt.negative_text, True))
-
-    both = [plan for prompt in prompts for plan in (plans(prompt).positive, plans(prompt).negative)]
-    texts = list(dict.fromkeys(text for plan in both for text in plan.texts))
-    embeddings, paths = load_embeddings(
-        texts, settings.embedding_folders, model.tokenizer, encoder_widths(model), listener
-    )
-    hashes = ", ".join(f"{name}: {_file_hash(path)}" for name, path in paths.items())
-    return _Planned(plans, TextCache(model, settings, embeddings, size), {"TI hashes": hashes or None})
-
-
-def _file_hash(path: Path) -> str:
-    """What the web UI shows as an embedding's hash."""
-    return sha256_of(path)[:12]
-
-
-def _sample(
-    model: LoadedModel,
-    settings: GenerateSettings,
-    planned: _Planned,
-    batch: Sequence[tuple[ImagePrompt, ImageSeed]],
-    size: tuple[int, int],
-    report: Callable[[int], None],
-) -> Tensor:
-    """Finished latents (B, 4, h, w), float32."""
-    plan = plan_of(settings)
-    sigmas = sampler_sigmas(
-        model.schedule,
-        plan,
-        settings.steps,
-        level_options(settings, model.family.aligned_sigmas),
-        discard_penultimate=settings.discard_penultimate_sigma,
-    )
-    start, end = sigmas[0].item(), sigmas[-1].item()
-    noise = BatchNoise([seed for _, seed in batch], size, model.device)
-    starts_pure = plan.entry.pure_noise or settings.sgm_noise_multiplier
-    guidance = Guidance(
-        model,
-        planned.texts,
-        [planned.plans(prompt) for prompt, _ in batch],
-        strength_of(settings, plan),
-        one_pass=not settings.low_memory,
-        needs_unguided=plan.entry.needs_unguided,
-    )
-    both = guidance.denoiser(
-        StepCounter(sigmas, settings.prompt_compatibility), calls=settings.steps * plan.entry.calls
-    )
-    with model.using("unet"):
-        x = SAMPLERS.load(plan.sampler)(
-            both if plan.entry.needs_unguided else lambda x, sigma: both(x, sigma)[0],
-            noise.first() * ((1 + start**2) ** 0.5 if starts_pure else start),
-            sigmas,
-            noise=noise,
-            callback=lambda step, x, clean: report(step),
-            **sampler_options(settings, plan),
+    def _second_pass(
+        self, batch: Sequence[_Job], group: _Group, hires: GenerateSettings, latents: Tensor, done: int
+    ) -> Tensor:
+        model, size = self._model, image_size(self._model, hires)
+        if group.planned_again is None:
+            prompts, before = [job.hires_prompt for job in group.jobs], self._settings.steps
+            group.planned_again = plan_prompts(model, hires, prompts, size, self._listener, earlier_steps=before)
+        return sample(
+            model,
+            hires,
+            group.planned_again,
+            [(job.hires_prompt, replace(job.seed, resize_from=None)) for job in batch],
+            size,
+            self._report(done, steps_taken(self._settings)),
+            start=Start(enlarged(model, self._settings, latents, size, self._listener), hires.denoising_strength, True),
+            channels=inpainting_channels(model, None, size),
         )
-    if plan.entry.ends_at_first:
-        x = x / (1 + end**2) ** 0.5  # DDIM ends at the first training timestep, in the other picture
-    latents: Tensor = x
-    if not bool(torch.isfinite(latents).all()):
-        raise _not_finite(model, "the latents")
-    return latents
+
+    def _load(self, tag: LoraTag) -> AppliedLora:
+        return load_lora(tag, self._settings.lora_folders, self._model)
+
+    def _report(self, done: int, before: int) -> Step:
+        """Tell of the steps of a batch of which ``before`` are already taken."""
+        total = steps_taken(self._settings) + (0 if self._hires is None else self._hires.steps)
+
+        def step(number: int, clean: Tensor) -> None:
+            taken = min(before + number + 1, total)
+            self._listener(SamplerStepped(taken, total, done + 1, self._settings.count))
+            if self._watch is not None:
+                self._watch(taken, lambda: image_of(decode(self._model, clean[:1])[0]))
+
+        return step
 
 
-def _decode(model: LoadedModel, latent: Tensor) -> Image.Image:
-    with model.using("vae"):
-        pixels = model.decode_latents(latent[None])[0]
-    if not bool(torch.isfinite(pixels).all()):
-        raise _not_finite(model, "the decoded image")
-    values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(values.permute(1, 2, 0).contiguous().cpu().numpy())
-
-
-def _progress(listener: Listener, settings: GenerateSettings, first: int) -> Callable[[int], None]:
-    return lambda step: listener(
-        SamplerStepped(min(step + 1, settings.steps), settings.steps, first + 1, settings.count)
-    )
-
-
-def _infotext(
-    model: LoadedModel,
-    settings: GenerateSettings,
-    loras: Sequence[AppliedLora],
-    prompt: ImagePrompt,
-    seed: ImageSeed,
-    size: tuple[int, int],
-    more: dict[str, str | None],
-    extra_tags: str,
-) -> str:
-    plan = plan_of(settings)
-    hashes = ", ".join(f"{lora.name}: {lora.hash}" for lora in loras if lora.hash)
-    fields = {
-        "Steps": settings.steps,
-        "Sampler": plan.sampler,
-        "Schedule type": _schedule_title(plan),
-        "CFG scale": f"{settings.cfg_scale:g}",
-        "Seed": seed.seed,
-        "Size": f"{size[0]}x{size[1]}",
-        "Model hash": more["Model hash"],
-        "Model": model.checkpoint.path.stem,
-        "Clip skip": settings.clip_skip if (settings.clip_skip or 1) > 1 else None,
-        "RNG": "CPU",
-        **sampling_fields(settings, seed),
-        "Lora hashes": hashes or None,
-        "TI hashes": more["TI hashes"],
-        "Emphasis": _EMPHASIS[settings.emphasis],
-        "Old prompt editing timelines": "True" if settings.prompt_compatibility == "a1111-1.5" else None,
-        "Version": f"loraloom-{loraloom.__version__}",
-    }
-    return format_parameters(prompt.prompt + extra_tags, prompt.negative_prompt, fields)
-
-
-_EMPHASIS = {"original": None, "no_norm": "No norm", "comfy": "Comfy", "ignore": "Ignore", "none": "None"}
-"""The web UI's names (it has none for ComfyUI's way)."""
-
-
-def _schedule_title(plan: SamplerPlan) -> str:
-    """Levels that come with a sampler (DDIM's, UniPC's, LCM's) have no name of their own in the web UI."""
-    entry = plan.entry
-    own = entry.ends_at_first or entry.own_levels or plan.schedule == "LCM"
-    return "Automatic" if own and plan.is_usual else plan.schedule
-
-
-def _refuse_inpainting(model: LoadedModel) -> None:
+def _refuse_editing(model: LoadedModel) -> None:
     channels = model.unet.in_channels
-    if channels != LATENT_CHANNELS:
+    if channels not in (LATENT_CHANNELS, 9):
         raise CheckpointError(
-            f"{model.checkpoint.path} is an inpainting or editing model (its U-Net takes {channels} channels)",
-            f"text to image needs a checkpoint whose U-Net takes {LATENT_CHANNELS}",
+            f"{model.checkpoint.path} is {model.checkpoint.purpose}: its U-Net takes {channels} channels",
+            f"images need a checkpoint whose U-Net takes {LATENT_CHANNELS}, or 9 for inpainting",
         )
-
-
-def _not_finite(model: LoadedModel, what: str) -> LoraloomError:
-    if model.compute != torch.float32:
-        name = str(model.compute).removeprefix("torch.")
-        return HardwareError(
-            f"{what} became NaN or infinite in {name}", "set precision=no (fp32), or bf16 if it was fp16"
-        )
-    return CheckpointError(
-        f"{model.checkpoint.path}: {what} became NaN or infinite",
-        "the checkpoint is damaged, is not of the prediction that was assumed, or a LoRA weight is far too large",
-    )

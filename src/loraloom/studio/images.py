@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from loraloom.errors import LoraloomError, OutputError
-from loraloom.events import Listener, Notice, ignore
+from loraloom.events import ImageSaved, Listener, Notice, PictureChanged, ignore
 from loraloom.folders import cache_folder
 from loraloom.formats.files import sha256_of, write_text
 from loraloom.formats.image_info import save_image
+from loraloom.generation.init_image import open_picture
 from loraloom.generation.loras import find_lora
+from loraloom.generation.passes import hires_settings
 from loraloom.generation.prompts import PromptReader
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.text_to_image import paint, with_seeds
 from loraloom.hardware import choose_device, choose_precision
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
+from loraloom.models.vae_file import replace_vae
 
-__all__ = ["SavedImage", "generate_images", "model_hash"]
+__all__ = ["SavedImage", "check_prompts", "generate_images", "model_hash"]
 
 _NUMBER = re.compile(r"^(\d+)-")
 
@@ -39,13 +45,14 @@ class SavedImage:
 def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: Listener = ignore) -> list[SavedImage]:
     """Paint ``settings.count`` images with a checkpoint and save each as soon as it is finished.
 
-    Prompts, LoRAs and the output folder are looked at before the checkpoint is loaded.
+    Prompts, LoRAs, pictures and the output folder are looked at before the checkpoint is loaded. What the listener
+    raises (KeyboardInterrupt) ends it between two steps; images that are finished stay.
     """
     settings = with_seeds(settings)
-    reader = PromptReader(settings)
-    names = {tag.name for index in range(settings.count) for tag in reader.read(settings.seed + index).loras}
-    for name in sorted(names):
-        find_lora(name, settings.lora_folders)
+    check_prompts(settings)
+    for picture in (settings.init_image, settings.mask):
+        if picture is not None:
+            open_picture(picture)
     device = choose_device(settings.device)
     precision = choose_precision(device, settings.precision)
     opened = open_checkpoint(checkpoint)
@@ -60,14 +67,38 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
         offload=settings.low_memory,
         listener=listener,
     )
+    if settings.vae is not None:
+        replace_vae(model, settings.vae)
     listener(Notice(f"{checkpoint.name} is {model.family.title}, on {device} with precision {precision.name}"))
     digest = model_hash(checkpoint) if settings.model_hash else None
     saved = []
-    for index, image in enumerate(paint(model, settings, listener=listener, model_hash=digest)):
+    preview = settings.output_folder / "preview.png"
+
+    def watch(step: int, look: Callable[[], Image.Image]) -> None:
+        if step % settings.preview_every == 0:
+            save_image(look(), preview, f"step {step}")
+            listener(PictureChanged(str(preview), step))
+
+    images = paint(
+        model, settings, listener=listener, model_hash=digest, watch=watch if settings.preview_every else None
+    )
+    for index, image in enumerate(images):
         path = settings.output_folder / f"{number + index:05d}-{image.seed}.{settings.format}"
         save_image(image.image, path, image.infotext)
         saved.append(SavedImage(path, image.seed, *image.image.size))
+        listener(ImageSaved(str(path), index + 1, settings.count))
     return saved
+
+
+def check_prompts(settings: GenerateSettings) -> None:
+    """Raise the error that painting would end with for a LoRA, a style, a wildcard file that is not there."""
+    reader = PromptReader(settings)
+    readers = [reader]
+    if settings.hires_prompt or settings.hires_negative_prompt:
+        readers.append(PromptReader(hires_settings(settings, (8, 8))))
+    tags = {tag for one in readers for index in range(settings.count) for tag in one.read(settings.seed + index).loras}
+    for name in sorted({tag.name for tag in tags}):
+        find_lora(name, settings.lora_folders)
 
 
 def model_hash(checkpoint: Path) -> str | None:

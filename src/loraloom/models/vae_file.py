@@ -1,0 +1,74 @@
+"""An autoencoder from a file of its own, or out of another checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loraloom.errors import CheckpointError
+from loraloom.formats.tensors import open_tensors
+from loraloom.models.checkpoint import open_checkpoint
+from loraloom.models.diffusers_folder import is_diffusers_folder
+from loraloom.models.loaded import LoadedModel
+from loraloom.models.names import checkpoint_tensor, pairs_from_diffusers
+from loraloom.models.vae import VAE
+
+__all__ = ["read_vae", "replace_vae"]
+
+_PREFIX = "first_stage_model."
+_OTHER_PREFIXES = ("first_stage_model.", "vae.", "")
+
+
+def read_vae(path: Path) -> VAE:
+    """The autoencoder in a file: alone (original or diffusers names), in a checkpoint, or in a Diffusers folder.
+
+    Raises MissingFileError, FileFormatError, CheckpointError where there is none.
+    """
+    tensors = _tensors(path)
+    with torch.device("meta"):
+        vae = VAE.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    wanted = vae.state_dict()
+    vae.load_state_dict({name: tensors[name] for name in wanted}, assign=True)
+    vae.requires_grad_(False).eval()
+    return vae
+
+
+def replace_vae(model: LoadedModel, path: Path) -> None:
+    """Give a loaded model the autoencoder of a file, in the precision that its own has."""
+    vae = read_vae(path)
+    old = model.parts["vae"]
+    if vae.post_quant_conv.weight.shape[0] != model.vae.post_quant_conv.weight.shape[0]:
+        raise CheckpointError(
+            f"{path}: its latents have {vae.post_quant_conv.weight.shape[0]} channels",
+            "a VAE for Stable Diffusion 1, 2 or XL has 4",
+        )
+    like = next(old.parameters())
+    model.parts["vae"] = vae.to(like.device, like.dtype)
+
+
+def _tensors(path: Path) -> Mapping[str, Tensor]:
+    if path.is_dir() and is_diffusers_folder(path):
+        checkpoint = open_checkpoint(path)
+        return {n.removeprefix(_PREFIX): checkpoint[n] for n in checkpoint if n.startswith(_PREFIX)}
+    file = open_tensors(_weights(path) if path.is_dir() else path)
+    for prefix in _OTHER_PREFIXES:
+        names = [name for name in file if name.startswith(prefix)]
+        if prefix + "decoder.conv_in.weight" not in file:
+            continue
+        found = {name.removeprefix(prefix): file[name] for name in names}
+        if any(".down_blocks." in name for name in found):
+            shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+            pairs = pairs_from_diffusers("vae", shapes)
+            return {pair.checkpoint: checkpoint_tensor([pair], found.__getitem__) for pair in pairs}
+        return found
+    raise CheckpointError(
+        f"{path} holds no VAE (no tensor decoder.conv_in.weight)", "`loraloom inspect FILE` tells what a file is"
+    )
+
+
+def _weights(folder: Path) -> Path:
+    names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
