@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraloom.errors import AdapterError, CheckpointError, LoraloomError, PromptError, SettingsError
+from loraloom.errors import AdapterError, LoraloomError, PromptError, SettingsError
 from loraloom.events import Event, Notice, SamplerStepped
 from loraloom.formats.image_info import parse_parameters
 from loraloom.formats.tensors import write_tensors
@@ -272,7 +272,8 @@ def test_the_lora_comes_off_when_painting_fails(toy_model: Models, write_lora: W
     assert hooks(model) == 0
     images = paint(model, settings(prompt="a <lora:style:1>", lora_folders=[tmp_path], count=2))
     next(images)
-    assert hooks(model) > 0
+    assert hooks(model) == 0, "a caller may use the model between two images"
+    assert torch.is_grad_enabled()
     images.close()  # type: ignore[attr-defined]
     assert hooks(model) == 0
     assert torch.equal(latent(model), plain)
@@ -334,15 +335,6 @@ def test_nan_is_told(tmp_path: Path, name: str) -> None:
     with pytest.raises(LoraloomError, match="NaN") as error:
         latent(poisoned(tmp_path, tmp_path, change))
     assert error.value.hint
-
-
-def test_inpainting_models_are_refused(tmp_path: Path) -> None:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        name = "model.diffusion_model.input_blocks.0.0.weight"
-        tensors[name] = torch.cat([tensors[name], tensors[name], tensors[name][:, :1]], dim=1)
-
-    with pytest.raises(CheckpointError, match="inpainting"):
-        latent(poisoned(tmp_path, tmp_path, change))
 
 
 # --- samplers, noise and guidance

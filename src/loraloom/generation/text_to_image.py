@@ -86,8 +86,7 @@ def paint(
     _refuse_editing(model)
     painter = _Painter(model, with_seeds(settings), loras, listener, model_hash, watch)
     try:
-        with torch.no_grad():
-            yield from painter.images()
+        yield from painter.images()
     except torch.OutOfMemoryError as error:
         width, height = painter.size
         raise HardwareError(
@@ -155,7 +154,8 @@ class _Painter:
             listener(Notice("LoRA tags in the negative prompt do nothing: a LoRA works on the whole image", "warning"))
         for line in ignored_settings(settings):
             listener(Notice(line, "warning"))
-        init = prepare_init_image(self._model, settings, self.size)
+        with torch.no_grad():
+            init = prepare_init_image(self._model, settings, self.size)
         plans = [plan_of(one) for one in (settings, self._hires) if one is not None]
         batch_size = 1 if any(plan.entry.one_at_a_time for plan in plans) else settings.batch_size
         done = 0
@@ -163,7 +163,9 @@ class _Painter:
             group = _Group(list(alike))
             for start in range(0, len(group.jobs), batch_size):
                 batch = group.jobs[start : start + batch_size]
-                yield from self._batch(batch, group, init, done)
+                with torch.no_grad():  # not around the yield: what a caller does between images is not ours
+                    images = self._batch(batch, group, init, done)
+                yield from images
                 done += len(batch)
 
     def _jobs(self) -> list[_Job]:
@@ -175,9 +177,7 @@ class _Painter:
             for index, seed in enumerate(seeds)
         ]
 
-    def _batch(
-        self, batch: Sequence[_Job], group: _Group, init: InitImage | None, done: int
-    ) -> Iterator[GeneratedImage]:
+    def _batch(self, batch: Sequence[_Job], group: _Group, init: InitImage | None, done: int) -> list[GeneratedImage]:
         loras = [*self._loras, *(self._find(tag) for tag in batch[0].prompt.loras)]
         with attached(self._model, loras):
             latents = self._first_pass(batch, group, init, done)
@@ -187,6 +187,7 @@ class _Painter:
                 latents = self._second_pass(batch, group, self._hires, latents, done)
             loras += [lora for lora in again if lora not in loras]
         tiling = self._settings.vae_tiling
+        images = []
         for job, latent in zip(batch, latents, strict=True):
             pixels = decode(self._model, latent[None], tiling=tiling, listener=self._listener)[0]
             image = image_of(pixels)
@@ -202,7 +203,8 @@ class _Painter:
                 embedding_hashes=group.planned.embedding_hashes if group.planned else None,
             )
             finished = image if init is None else init.finished(image)
-            yield GeneratedImage(finished, latent.cpu(), infotext, job.prompt, job.seed.seed)
+            images.append(GeneratedImage(finished, latent.cpu(), infotext, job.prompt, job.seed.seed))
+        return images
 
     def _first_pass(self, batch: Sequence[_Job], group: _Group, init: InitImage | None, done: int) -> Tensor:
         model, settings = self._model, self._settings
