@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from loraloom.generation.guidance import Guidance, ImagePlans, StepCounter, TextCache, calls_per_step
+from loraloom.generation.loras import BatchLoras, LoraStore
 from loraloom.generation.prompts import parse_attention, plan_prompt
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.strength import Strength
@@ -26,11 +27,22 @@ def settings(**changes: object) -> GenerateSettings:
     return GenerateSettings.parse({**base, "sampler": "Euler", **changes})
 
 
+def without_loras(model: LoadedModel, images: int) -> BatchLoras:
+    return BatchLoras(model, [()] * images, LoraStore())
+
+
 def guided(model: LoadedModel, prompts: list[str], negative: str, scale: float, *, one_pass: bool) -> torch.Tensor:
     """The U-Net's guided answer at the first of four steps, by the code that paints."""
     wanted = settings()
     plans = [ImagePlans(plan_prompt(prompt, 4), plan_prompt(negative, 4, is_negative=True)) for prompt in prompts]
-    guidance = Guidance(model, TextCache(model, wanted, (), SIZE), plans, Strength(scale), one_pass=one_pass)
+    guidance = Guidance(
+        model,
+        TextCache(model, wanted, (), SIZE),
+        plans,
+        Strength(scale),
+        without_loras(model, len(prompts)),
+        one_pass=one_pass,
+    )
     return guidance._guided(*inputs(len(prompts)), 1, guidance._with_negative)[0]
 
 
@@ -79,7 +91,9 @@ def test_parts_are_padded_by_the_web_uis_rules(toy_model: Models) -> None:
     model = toy_model("sd1")
     plan = plan_prompt(f"a cat AND {LONG}", 4, compatibility="a1111")
     plans = [ImagePlans(plan, plan_prompt("", 4, is_negative=True))]
-    guidance = Guidance(model, TextCache(model, settings(), (), SIZE), plans, Strength(5.0), one_pass=True)
+    guidance = Guidance(
+        model, TextCache(model, settings(), (), SIZE), plans, Strength(5.0), without_loras(model, 1), one_pass=True
+    )
     found, _ = guidance._guided(*inputs(1), 1, True)
     noisy, timesteps = inputs(1)
     short = model.encode_text(["a cat"]).context
@@ -226,7 +240,9 @@ def test_a_call_without_the_negative_prompt_is_the_parts_alone(
     denoise = model.denoise
     monkeypatch.setattr(model, "denoise", lambda noisy, *rest: (sizes.append(len(noisy)), denoise(noisy, *rest))[1])
     plans = [ImagePlans(plan_prompt("a cat :1 AND a dog :3", 4), plan_prompt("bad", 4, is_negative=True))]
-    guidance = Guidance(model, TextCache(model, settings(), (), SIZE), plans, Strength(5.0), one_pass=True)
+    guidance = Guidance(
+        model, TextCache(model, settings(), (), SIZE), plans, Strength(5.0), without_loras(model, 1), one_pass=True
+    )
     found, unwanted = guidance._guided(*inputs(1), 1, False)
     assert unwanted is None
     assert sizes == [2]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from loraloom.diffusion import objectives
+from loraloom.generation.loras import BatchLoras
 from loraloom.generation.prompts import PromptPlan, parse_attention
 from loraloom.generation.settings import GenerateSettings, PromptCompatibility
 from loraloom.generation.strength import Strength
@@ -57,11 +58,13 @@ class TextCache:
         width, height = size
         # Original size, crop and target size as SDXL was told in training: the whole picture, uncropped.
         self._sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=model.device)
-        self._known: dict[str, Conditioning] = {}
+        self._known: dict[tuple[object, ...], Conditioning] = {}
 
-    def positive(self, text: str) -> Conditioning:
-        """The conditioning of a text that is wanted."""
-        if text not in self._known:
+    def positive(self, text: str, image: int, loras: BatchLoras) -> Conditioning:
+        """The conditioning of a text that is wanted in an image of a batch, as that image's LoRAs make it."""
+        key = text, loras.text_key(image)
+        if key not in self._known:
+            loras.take_text(image)
             settings = self._settings
             encoded = self._model.encode_text(
                 [segments_of(text, settings)],
@@ -70,12 +73,12 @@ class TextCache:
                 comma_backtrack=settings.comma_backtrack,
                 embeddings=self._embeddings,
             )
-            self._known[text] = encoded.with_sizes(self._sizes) if self._model.family.uses_sizes else encoded
-        return self._known[text]
+            self._known[key] = encoded.with_sizes(self._sizes) if self._model.family.uses_sizes else encoded
+        return self._known[key]
 
-    def negative(self, text: str) -> Conditioning:
+    def negative(self, text: str, image: int, loras: BatchLoras) -> Conditioning:
         """The conditioning of a text that is not wanted."""
-        encoded = self.positive(text)
+        encoded = self.positive(text, image, loras)
         if not self._model.family.uses_sizes or text.strip() or encoded.pooled is None:
             return encoded
         # Captions were dropped as zeros in SDXL's training, not as the encoding of an empty text.
@@ -116,6 +119,13 @@ class StepCounter:
         self._calls += 1
         if self._counts_calls:
             return self._calls
+        return self._by_level(sigma)
+
+    def progress(self, sigma: float) -> float:
+        """The share of the steps that is done before the one at this noise level."""
+        return (self._by_level(sigma) - 1) / len(self._ends)
+
+    def _by_level(self, sigma: float) -> int:
         return min(1 + sum(end >= sigma for end in self._ends), len(self._ends))
 
 
@@ -152,6 +162,7 @@ class Guidance:
         texts: TextCache,
         plans: Sequence[ImagePlans],
         strength: Strength,
+        loras: BatchLoras,
         *,
         one_pass: bool,
         needs_unguided: bool = False,
@@ -161,6 +172,7 @@ class Guidance:
         self._texts = texts
         self._plans = plans
         self._strength = strength
+        self._loras = loras
         self._one_pass = one_pass
         self._channels = channels
         self._with_negative = needs_unguided or any(plan.needs_negative(strength.scale) for plan in plans)
@@ -168,12 +180,12 @@ class Guidance:
         self._may_skip = all(plan.weight > 0 for plan in plans)
         self._rounds: dict[tuple[tuple[str, ...], ...], _Round] = {}
         with model.using(*(part for part in model.parts if part.startswith("text_encoder"))):
-            for plan in plans:
+            for image, plan in enumerate(plans):
                 for text in plan.positive.texts:
-                    texts.positive(text)
+                    texts.positive(text, image, loras)
                 if self._with_negative:
                     for text in plan.negative.texts:
-                        texts.negative(text)
+                        texts.negative(text, image, loras)
 
     def denoiser(self, counter: StepCounter, calls: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The function that samplers call: x (B, 4, h, w) at sigma (B,) to clean latents, with guidance and without.
@@ -188,14 +200,15 @@ class Guidance:
             scaled = x / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1)
             level = float(sigma.max())
             needed = self._strength.needs_negative(next(numbers), calls, level) or not self._may_skip
-            output, unwanted = self._guided(scaled, timesteps, counter.step(level), self._with_negative and needed)
+            step, with_negative = counter.step(level), self._with_negative and needed
+            output, unwanted = self._guided(scaled, timesteps, step, with_negative, counter.progress(level))
             clean = objectives.denoised(model.prediction, output, x, sigma)
             return clean, clean if unwanted is None else objectives.denoised(model.prediction, unwanted, x, sigma)
 
         return denoise
 
     def _guided(
-        self, scaled: Tensor, timesteps: Tensor, step: int, with_negative: bool
+        self, scaled: Tensor, timesteps: Tensor, step: int, with_negative: bool, progress: float = 0.0
     ) -> tuple[Tensor, Tensor | None]:
         """The guided answer, and that to the negative prompts if they are asked about."""
         asked = self._round(step, with_negative)
@@ -203,6 +216,7 @@ class Guidance:
         for one in asked.passes:
             rows = list(one.images)
             seen = scaled[rows]
+            self._loras.take_unet(rows, progress)
             if self._channels is not None:
                 seen = torch.cat([seen, self._channels.to(seen).expand(len(rows), -1, -1, -1)], dim=1)
             output = self._model.denoise(seen, timesteps[rows], one.conditioning)
@@ -233,7 +247,7 @@ class Guidance:
     def _made_round(self, positive: Sequence[tuple[str, ...]], negative: Sequence[str]) -> _Round:
         images: list[int] = list(range(len(negative)))
         slots: list[int] = [0] * len(negative)
-        conditionings = [self._texts.negative(text) for text in negative]
+        conditionings = [self._texts.negative(text, image, self._loras) for image, text in enumerate(negative)]
         parts: list[tuple[int, int, float]] = []
         for number in range(max(map(len, positive))):
             for image, texts in enumerate(positive):
@@ -241,7 +255,7 @@ class Guidance:
                     parts.append((len(images), image, self._plans[image].positive.parts[number].weight))
                     images.append(image)
                     slots.append(number + 1)
-                    conditionings.append(self._part(self._plans[image], texts, number))
+                    conditionings.append(self._part(image, texts, number))
         lengths = [conditioning.context.shape[1] for conditioning in conditionings]
         joined = self._one_pass and lcm(*lengths) == max(lengths)  # else all would have to grow to share a batch
         groups: dict[tuple[int, int], list[int]] = {}
@@ -258,9 +272,9 @@ class Guidance:
         )
         return _Round(passes, tuple(parts))
 
-    def _part(self, plans: ImagePlans, texts: tuple[str, ...], number: int) -> Conditioning:
+    def _part(self, image: int, texts: tuple[str, ...], number: int) -> Conditioning:
         """One part's conditioning; the web UI makes those of one prompt equally long, which changes them a little."""
-        encoded = self._texts.positive(texts[number])
-        if plans.positive.compatibility == "none":
-            return encoded
-        return encoded.padded(max(self._texts.positive(text).context.shape[1] for text in texts))
+        encoded = [self._texts.positive(text, image, self._loras) for text in texts]
+        if self._plans[image].positive.compatibility == "none":
+            return encoded[number]
+        return encoded[number].padded(max(one.context.shape[1] for one in encoded))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraloom.adapters.attach import AdapterSet, attach, read_adapters
+from loraloom.adapters.active import ActiveLoras
+from loraloom.adapters.attach import AdapterSet, read_adapters
 from loraloom.errors import PromptError, nearest
 from loraloom.formats.adapter_file import content_hash
 from loraloom.generation.prompts import LoraTag
+from loraloom.generation.prompts.tags import WeightCurve
 from loraloom.models.loaded import LoadedModel
 
-__all__ = ["AppliedLora", "attached", "find_lora", "load_lora", "lora_files"]
+__all__ = ["AppliedLora", "BatchLoras", "LoraStore", "attached", "find_lora", "load_lora", "lora_files"]
 
 _SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")  # in the order of preference for files of one name
 
@@ -29,6 +31,81 @@ class AppliedLora:
     unet: float = 1.0
     hash: str | None = None
     """The first 12 digits of the hash that other programs show for the file."""
+    curve: WeightCurve | None = None
+    """The U-Net's weight where it changes over the steps."""
+
+    def unet_at(self, progress: float) -> float:
+        """The U-Net's weight when this share of the steps is done."""
+        return self.unet if self.curve is None else self.curve.at(progress)
+
+
+class BatchLoras:
+    """The LoRAs of a batch of images, each image with some of them at weights of its own, all in one pass."""
+
+    def __init__(self, model: LoadedModel, images: Sequence[Sequence[AppliedLora]], known: LoraStore) -> None:
+        self._images = images
+        self.used = list({id(lora.adapters): lora for image in images for lora in image}.values())
+        self._active = known.active(model, self.used)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """The model with these LoRAs on it; without them again afterwards, whatever happened."""
+        with self._active.on() if self._active is not None else nullcontext():
+            yield
+
+    def take_unet(self, images: Sequence[int], progress: float) -> None:
+        """The rows of the U-Net's next call are of these images, when this share of the steps is done."""
+        if self._active is not None:
+            self._active.weigh_unet([self._row(image, lambda lora: lora.unet_at(progress)) for image in images])
+
+    def take_text(self, image: int) -> None:
+        """The next text is one of this image's."""
+        if self._active is not None:
+            self._active.weigh_text(self._row(image, lambda lora: lora.text_encoder))
+
+    def text_key(self, image: int) -> tuple[object, ...]:
+        """What this image's LoRAs make of a text depends on this and nothing else."""
+        row = self._row(image, lambda lora: lora.text_encoder)
+        return tuple(
+            (id(lora.adapters), weight)
+            for lora, weight in zip(self.used, row, strict=True)
+            if weight and any(part != "unet" for part in lora.adapters.parts())
+        )
+
+    def _row(self, image: int, weight: Callable[[AppliedLora], float]) -> list[float]:
+        weights = {id(lora.adapters): 0.0 for lora in self.used}
+        for lora in self._images[image]:
+            weights[id(lora.adapters)] += weight(lora)
+        return list(weights.values())
+
+
+class LoraStore:
+    """LoRAs that were read for a model, found again by name as long as their files do not change."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[str, tuple[int, int]], AppliedLora] = {}
+        self._active: tuple[tuple[int, ...], ActiveLoras] | None = None
+
+    def load(self, tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> AppliedLora:
+        """The LoRA of a tag with the tag's weights; read anew when the file is another than it was."""
+        path = find_lora(tag.name, folders)
+        status = path.stat()
+        key = str(path.resolve()), (status.st_mtime_ns, status.st_size)
+        if key not in self._read:
+            self._read = {other: lora for other, lora in self._read.items() if other[0] != key[0]}
+            lora = load_lora(tag, folders, model)
+            self._read[key] = replace(lora, adapters=lora.adapters.to(model.device))
+        return replace(self._read[key], name=tag.name, text_encoder=tag.text_encoder, unet=tag.unet, curve=tag.curve)
+
+    def active(self, model: LoadedModel, loras: Sequence[AppliedLora]) -> ActiveLoras | None:
+        """The side branches of these LoRAs, those of the call before where they are the same."""
+        if not loras:
+            return None
+        key = tuple(id(lora.adapters) for lora in loras)
+        if self._active is None or self._active[0] != key:
+            layers = {target.name: model.layer(target) for target in model.file_targets}
+            self._active = key, ActiveLoras([lora.adapters.to(model.device) for lora in loras], layers)
+        return self._active[1]
 
 
 def find_lora(name: str, folders: Sequence[Path]) -> Path:
@@ -61,17 +138,17 @@ def load_lora(tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> Appl
     """Find and read the LoRA of a tag for this model; AdapterError when it belongs to another family."""
     path = find_lora(tag.name, folders)
     adapters = read_adapters(path, model.file_targets)
-    return AppliedLora(tag.name, adapters, tag.text_encoder, tag.unet, _content_hash(path, adapters)[:12])
+    digits = _content_hash(path, adapters)[:12]
+    return AppliedLora(tag.name, adapters, tag.text_encoder, tag.unet, digits, tag.curve)
 
 
 @contextmanager
 def attached(model: LoadedModel, loras: Sequence[AppliedLora]) -> Iterator[None]:
-    """The model with these LoRAs on it; without them again afterwards, whatever happened."""
-    layers = {target.name: model.layer(target) for target in model.file_targets} if loras else {}
-    with ExitStack() as stack:
-        for lora in loras:
-            adapters = lora.adapters.to(model.device)
-            stack.enter_context(attach(adapters, layers, unet=lora.unet, text_encoder=lora.text_encoder))
+    """The model with these LoRAs on it for any use; without them again afterwards, whatever happened."""
+    batch = BatchLoras(model, [loras], LoraStore())
+    batch.take_unet([0], 0.0)
+    batch.take_text(0)
+    with batch.on():
         yield
 
 

@@ -19,6 +19,7 @@ from loraloom.generation.decoding import decode, encode, image_of, not_finite
 from loraloom.generation.embeddings import load_embeddings
 from loraloom.generation.guidance import Guidance, ImagePlans, StepCounter, TextCache, calls_per_step, encoder_widths
 from loraloom.generation.init_image import pixels_of
+from loraloom.generation.loras import BatchLoras
 from loraloom.generation.noise import LATENT_STEP, BatchNoise, ImageSeed
 from loraloom.generation.prompts import ImagePrompt, PromptPlan, plan_prompt
 from loraloom.generation.sampling import level_options, plan_of, sampler_options
@@ -47,7 +48,7 @@ class Start:
 
 @dataclass(frozen=True)
 class PlannedPrompts:
-    """What images with the same LoRAs share: plans of their prompts, encoded texts, embeddings in use."""
+    """What the images of some settings share: plans of their prompts, encoded texts, embeddings in use."""
 
     plans: Callable[[ImagePrompt], ImagePlans]
     texts: TextCache
@@ -98,6 +99,7 @@ def sample(
     settings: GenerateSettings,
     planned: PlannedPrompts,
     batch: Sequence[tuple[ImagePrompt, ImageSeed]],
+    loras: BatchLoras,
     size: tuple[int, int],
     step: Step,
     *,
@@ -126,6 +128,7 @@ def sample(
         planned.texts,
         [planned.plans(prompt) for prompt, _ in batch],
         strength_of(settings, plan),
+        loras,
         one_pass=not settings.low_memory,
         needs_unguided=plan.entry.needs_unguided,
         channels=channels,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import groupby
 
 import torch
 from PIL import Image
@@ -17,7 +15,7 @@ from loraloom.events import Listener, Notice, SamplerStepped, ignore
 from loraloom.generation.decoding import decode, image_of
 from loraloom.generation.infotext import infotext_of
 from loraloom.generation.init_image import InitImage, inpainting_channels, prepare_init_image
-from loraloom.generation.loras import AppliedLora, attached, load_lora
+from loraloom.generation.loras import AppliedLora, BatchLoras, LoraStore
 from loraloom.generation.noise import LATENT_CHANNELS, ImageSeed
 from loraloom.generation.passes import (
     PlannedPrompts,
@@ -30,7 +28,7 @@ from loraloom.generation.passes import (
     sample,
     steps_taken,
 )
-from loraloom.generation.prompts import ImagePrompt, LoraTag, PromptReader
+from loraloom.generation.prompts import ImagePrompt, PromptReader
 from loraloom.generation.sampling import ignored_settings, image_seeds, plan_of
 from loraloom.generation.settings import GenerateSettings
 from loraloom.models.loaded import LoadedModel
@@ -79,12 +77,12 @@ def paint(
 
     The LoRAs of the prompt's tags are found in ``settings.lora_folders`` and used besides ``loras``; they are off the
     model again when the last image is out (no weight is ever written). Adapters that a caller has attached stay.
-    Images whose prompts draw different LoRAs are not in one batch. What ``watch`` raises ends the painting.
+    Images of one batch may have different LoRAs, at different weights. What ``watch`` raises ends the painting.
     Raises PromptError, FileError (styles, wildcards, embeddings, pictures), AdapterError, CheckpointError (an editing
     model; NaN), HardwareError (memory, NaN in half precision).
     """
     _refuse_editing(model)
-    painter = _Painter(model, with_seeds(settings), loras, listener, model_hash, watch)
+    painter = _Painter(model, with_seeds(settings), loras, listener, model_hash, watch, LoraStore())
     try:
         yield from painter.images()
     except torch.OutOfMemoryError as error:
@@ -117,18 +115,8 @@ class _Job:
     seed: ImageSeed
 
 
-@dataclass
-class _Group:
-    """Images with the same LoRAs, whose prompts are planned and encoded once."""
-
-    jobs: Sequence[_Job]
-    planned: PlannedPrompts | None = None
-    planned_again: PlannedPrompts | None = None
-    """For the high-resolution pass."""
-
-
 class _Painter:
-    """Makes the images of some settings: groups with the same LoRAs, in them batches."""
+    """Makes the images of some settings, batch by batch; texts are planned and encoded once for all of them."""
 
     def __init__(
         self,
@@ -138,6 +126,7 @@ class _Painter:
         listener: Listener,
         model_hash: str | None,
         watch: Watch | None,
+        store: LoraStore,
     ) -> None:
         self._model, self._settings, self._loras = model, settings, tuple(loras)
         self._listener, self._model_hash, self._watch = listener, model_hash, watch
@@ -145,7 +134,9 @@ class _Painter:
         self._hires: GenerateSettings | None = None
         if settings.has_hires:
             self._hires = hires_settings(settings, hires_size(settings, self.size))
-        self._find = cache(self._load)
+        self._store = store
+        self._planned: PlannedPrompts | None = None
+        self._planned_again: PlannedPrompts | None = None
 
     def images(self) -> Iterator[GeneratedImage]:
         settings, listener = self._settings, self._listener
@@ -158,15 +149,11 @@ class _Painter:
             init = prepare_init_image(self._model, settings, self.size)
         plans = [plan_of(one) for one in (settings, self._hires) if one is not None]
         batch_size = 1 if any(plan.entry.one_at_a_time for plan in plans) else settings.batch_size
-        done = 0
-        for _, alike in groupby(jobs, key=lambda job: (job.prompt.loras, job.hires_prompt.loras)):
-            group = _Group(list(alike))
-            for start in range(0, len(group.jobs), batch_size):
-                batch = group.jobs[start : start + batch_size]
-                with torch.no_grad():  # not around the yield: what a caller does between images is not ours
-                    images = self._batch(batch, group, init, done)
-                yield from images
-                done += len(batch)
+        for first in range(0, len(jobs), batch_size):
+            batch = jobs[first : first + batch_size]
+            with torch.no_grad():  # not around the yield: what a caller does between images is not ours
+                images = self._batch(batch, jobs, init, first)
+            yield from images
 
     def _jobs(self) -> list[_Job]:
         settings = self._settings
@@ -177,75 +164,90 @@ class _Painter:
             for index, seed in enumerate(seeds)
         ]
 
-    def _batch(self, batch: Sequence[_Job], group: _Group, init: InitImage | None, done: int) -> list[GeneratedImage]:
-        loras = [*self._loras, *(self._find(tag) for tag in batch[0].prompt.loras)]
-        with attached(self._model, loras):
-            latents = self._first_pass(batch, group, init, done)
+    def _batch(
+        self, batch: Sequence[_Job], jobs: Sequence[_Job], init: InitImage | None, done: int
+    ) -> list[GeneratedImage]:
+        used = [self._loras_of(job.prompt) for job in batch]
+        latents = self._first_pass(batch, jobs, init, done, BatchLoras(self._model, used, self._store))
         if self._hires is not None:
-            again = [*self._loras, *(self._find(tag) for tag in batch[0].hires_prompt.loras)]
-            with attached(self._model, again):
-                latents = self._second_pass(batch, group, self._hires, latents, done)
-            loras += [lora for lora in again if lora not in loras]
+            again = [self._loras_of(job.hires_prompt) for job in batch]
+            loras = BatchLoras(self._model, again, self._store)
+            latents = self._second_pass(batch, jobs, self._hires, latents, done, loras)
+            for first, more in zip(used, again, strict=True):
+                first += [lora for lora in more if lora not in first]
         tiling = self._settings.vae_tiling
         images = []
-        for job, latent in zip(batch, latents, strict=True):
+        for job, loras_used, latent in zip(batch, used, latents, strict=True):
             pixels = decode(self._model, latent[None], tiling=tiling, listener=self._listener)[0]
             image = image_of(pixels)
             infotext = infotext_of(
                 self._model,
                 self._settings,
-                loras,
+                loras_used,
                 self._loras,
                 job.prompt,
                 job.seed,
                 self.size,
                 model_hash=self._model_hash,
-                embedding_hashes=group.planned.embedding_hashes if group.planned else None,
+                embedding_hashes=self._planned.embedding_hashes if self._planned else None,
             )
             finished = image if init is None else init.finished(image)
             images.append(GeneratedImage(finished, latent.cpu(), infotext, job.prompt, job.seed.seed))
         return images
 
-    def _first_pass(self, batch: Sequence[_Job], group: _Group, init: InitImage | None, done: int) -> Tensor:
+    def _first_pass(
+        self, batch: Sequence[_Job], jobs: Sequence[_Job], init: InitImage | None, done: int, loras: BatchLoras
+    ) -> Tensor:
         model, settings = self._model, self._settings
-        if group.planned is None:
-            prompts = [job.prompt for job in group.jobs]
-            group.planned = plan_prompts(model, settings, prompts, self.size, self._listener)
+        if self._planned is None:
+            self._planned = plan_prompts(model, settings, [job.prompt for job in jobs], self.size, self._listener)
         start = None
         if init is not None:
             latents = init.latents([job.seed for job in batch])
             start = Start(latents, settings.denoising_strength, settings.all_steps, init.painted)
-        return sample(
-            model,
-            settings,
-            group.planned,
-            [(job.prompt, job.seed) for job in batch],
-            self.size,
-            self._report(done, 0),
-            start=start,
-            channels=inpainting_channels(model, init, self.size),
-        )
+        with loras.on():
+            return sample(
+                model,
+                settings,
+                self._planned,
+                [(job.prompt, job.seed) for job in batch],
+                loras,
+                self.size,
+                self._report(done, 0),
+                start=start,
+                channels=inpainting_channels(model, init, self.size),
+            )
 
     def _second_pass(
-        self, batch: Sequence[_Job], group: _Group, hires: GenerateSettings, latents: Tensor, done: int
+        self,
+        batch: Sequence[_Job],
+        jobs: Sequence[_Job],
+        hires: GenerateSettings,
+        latents: Tensor,
+        done: int,
+        loras: BatchLoras,
     ) -> Tensor:
         model, size = self._model, image_size(self._model, hires)
-        if group.planned_again is None:
-            prompts, before = [job.hires_prompt for job in group.jobs], self._settings.steps
-            group.planned_again = plan_prompts(model, hires, prompts, size, self._listener, earlier_steps=before)
-        return sample(
-            model,
-            hires,
-            group.planned_again,
-            [(job.hires_prompt, replace(job.seed, resize_from=None)) for job in batch],
-            size,
-            self._report(done, steps_taken(self._settings)),
-            start=Start(enlarged(model, self._settings, latents, size, self._listener), hires.denoising_strength, True),
-            channels=inpainting_channels(model, None, size),
-        )
+        if self._planned_again is None:
+            prompts, before = [job.hires_prompt for job in jobs], self._settings.steps
+            self._planned_again = plan_prompts(model, hires, prompts, size, self._listener, earlier_steps=before)
+        start = Start(enlarged(model, self._settings, latents, size, self._listener), hires.denoising_strength, True)
+        with loras.on():
+            return sample(
+                model,
+                hires,
+                self._planned_again,
+                [(job.hires_prompt, replace(job.seed, resize_from=None)) for job in batch],
+                loras,
+                size,
+                self._report(done, steps_taken(self._settings)),
+                start=start,
+                channels=inpainting_channels(model, None, size),
+            )
 
-    def _load(self, tag: LoraTag) -> AppliedLora:
-        return load_lora(tag, self._settings.lora_folders, self._model)
+    def _loras_of(self, prompt: ImagePrompt) -> list[AppliedLora]:
+        folders = self._settings.lora_folders
+        return [*self._loras, *(self._store.load(tag, folders, self._model) for tag in prompt.loras)]
 
     def _report(self, done: int, before: int) -> Step:
         """Tell of the steps of a batch of which ``before`` are already taken."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from loraloom.errors import PromptError
 
-__all__ = ["LoraTag", "extract_loras"]
+__all__ = ["LoraTag", "WeightCurve", "extract_loras"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,27 @@ class LoraTag:
     name: str
     text_encoder: float
     unet: float
+    curve: WeightCurve | None = None
+    """The U-Net's weight where it changes over the steps; ``unet`` is then its largest."""
+
+
+@dataclass(frozen=True)
+class WeightCurve:
+    """A weight over the steps: straight lines between ``points`` (share of the steps, weight), jumps between equals.
+
+    Constant before the first point and after the last.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def at(self, progress: float) -> float:
+        """The weight when this share of the steps is done."""
+        before = [point for point in self.points if point[0] <= progress]
+        after = [point for point in self.points if point[0] > progress]
+        if not before or not after:
+            return (before or after)[-1 if before else 0][1]
+        (start, low), (end, high) = before[-1], after[0]
+        return low + (high - low) * (progress - start) / (end - start)
 
 
 _TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
@@ -32,6 +54,8 @@ def extract_loras(prompt: str) -> tuple[str, tuple[LoraTag, ...]]:
 
     ``<lora:NAME>``, ``<lora:NAME:WEIGHT>``, ``<lora:NAME:TEXT_ENCODER:UNET>``; weights can be named ``te=`` and
     ``unet=``; the U-Net's is the text encoder's unless given, which is 1 unless given. ``<lyco:`` means the same.
+    The U-Net's weight may change over the steps: ``0.8@0-0.5`` is 0.8 for the first half and then nothing,
+    ``0.2@0,1@0.5`` rises from 0.2 to 1 until the middle.
     """
     tags = tuple(_read_tag(match.group(0), match.group(1)) for match in _TAG.finditer(prompt))
     return _TAG.sub("", prompt), tags
@@ -45,19 +69,63 @@ def _read_tag(tag: str, content: str) -> LoraTag:
         raise PromptError(f"{tag} names no LoRA", "write <lora:name:weight>")
     positional = [argument for argument in arguments if "=" not in argument]
     weights: dict[str, float] = {}
+    curve: WeightCurve | None = None
     if len(positional) > 2:
         raise PromptError(f"{tag} has {len(positional)} weights", "write <lora:name:weight> or <lora:name:te:unet>")
-    for key, text in zip(("te", "unet"), positional, strict=False):
-        if text.strip():
-            weights[key] = _weight(tag, text)
+    given = list(zip(("te", "unet"), positional, strict=False))
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if equals and key.strip() not in ("te", "unet"):
             raise PromptError(f"{tag}: {key.strip()!r} is not something that can be set", "te= and unet= are")
         if equals:
-            weights[key.strip()] = _weight(tag, text)
+            given.append((key.strip(), text))
+    for key, text in given:
+        if "@" in text:
+            if key == "te" and len(positional) > 1:
+                raise PromptError(
+                    f"{tag}: the text encoder's weight cannot change over the steps", "write unet=...@..."
+                )
+            curve = _curve(tag, text)
+            # Texts are encoded once, for all steps: with the curve's largest weight, or that which is given.
+            weights.setdefault("te", _largest(curve))
+            weights["unet"] = _largest(curve)
+        elif text.strip():
+            weights[key] = _weight(tag, text)
     text_encoder = weights.get("te", 1.0)
-    return LoraTag(name, text_encoder, weights.get("unet", text_encoder))
+    return LoraTag(name, text_encoder, weights.get("unet", text_encoder), curve)
+
+
+def _curve(tag: str, text: str) -> WeightCurve:
+    points: list[tuple[float, float]] = []
+    pieces = text.split(",")
+    for piece in pieces:
+        value, at, place = piece.partition("@")
+        weight = _weight(tag, value)
+        start, dash, end = place.partition("-")
+        if not at:
+            raise PromptError(f"{tag}: {piece.strip()!r} says no step", "write weight@share, for example 0.2@0,1@0.5")
+        if dash:
+            first, last = _share(tag, start), _share(tag, end)
+            if first >= last:
+                raise PromptError(f"{tag}: {place.strip()!r} ends before it begins", "write 0.8@0-0.5")
+            points += [(0.0, 0.0), (first, 0.0)] if first > 0 and not points else []
+            points += [(first, weight), (last, weight), *([(last, 0.0)] if last < 1 else [])]
+        else:
+            points.append((_share(tag, place), weight))
+    if any(before[0] > after[0] for before, after in pairwise(points)):
+        raise PromptError(f"{tag}: the steps are not in order", "write the earliest first")
+    return WeightCurve(tuple(points))
+
+
+def _largest(curve: WeightCurve) -> float:
+    return max((weight for _, weight in curve.points), key=abs)
+
+
+def _share(tag: str, text: str) -> float:
+    share = _weight(tag, text)
+    if not 0 <= share <= 1:
+        raise PromptError(f"{tag}: {text.strip()!r} is no share of the steps", "shares are from 0 to 1")
+    return share
 
 
 def _weight(tag: str, text: str) -> float:
