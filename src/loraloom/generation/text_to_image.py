@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,7 @@ from loraloom.events import Listener, Notice, SamplerStepped, ignore
 from loraloom.generation.decoding import decode, image_of
 from loraloom.generation.infotext import infotext_of
 from loraloom.generation.init_image import InitImage, inpainting_channels, prepare_init_image
+from loraloom.generation.live_merge import LiveMerge, merges
 from loraloom.generation.loras import AppliedLora, BatchLoras, LoraStore
 from loraloom.generation.noise import LATENT_CHANNELS, ImageSeed
 from loraloom.generation.passes import (
@@ -76,7 +78,9 @@ def paint(
     not depend on its batch.
 
     The LoRAs of the prompt's tags are found in ``settings.lora_folders`` and used besides ``loras``; they are off the
-    model again when the last image is out (no weight is ever written). Adapters that a caller has attached stay.
+    model again when the last image is out: between images too, or, merged into its weights (``lora_mode``), at the end,
+    when the weights are read from the file again (so it must be side for a model that has other weights than its file).
+    Adapters that a caller has attached stay.
     Images of one batch may have different LoRAs, at different weights. What ``watch`` raises ends the painting.
     Raises PromptError, FileError (styles, wildcards, embeddings, pictures), AdapterError, CheckpointError (an editing
     model; NaN), HardwareError (memory, NaN in half precision).
@@ -135,6 +139,7 @@ class _Painter:
         if settings.has_hires:
             self._hires = hires_settings(settings, hires_size(settings, self.size))
         self._store = store
+        self._in_weights = False
         self._planned: PlannedPrompts | None = None
         self._planned_again: PlannedPrompts | None = None
 
@@ -147,13 +152,29 @@ class _Painter:
             listener(Notice(line, "warning"))
         with torch.no_grad():
             init = prepare_init_image(self._model, settings, self.size)
-        plans = [plan_of(one) for one in (settings, self._hires) if one is not None]
+        passes = [one for one in (settings, self._hires) if one is not None]
+        plans = [plan_of(one) for one in passes]
         batch_size = 1 if any(plan.entry.one_at_a_time for plan in plans) else settings.batch_size
-        for first in range(0, len(jobs), batch_size):
-            batch = jobs[first : first + batch_size]
-            with torch.no_grad():  # not around the yield: what a caller does between images is not ours
-                images = self._batch(batch, jobs, init, first)
-            yield from images
+        with self._merged(jobs, sum(steps_taken(settings) if one is settings else one.steps for one in passes)):
+            for first in range(0, len(jobs), batch_size):
+                batch = jobs[first : first + batch_size]
+                with torch.no_grad():  # not around the yield: what a caller does between images is not ours
+                    images = self._batch(batch, jobs, init, first)
+                yield from images
+
+    @contextmanager
+    def _merged(self, jobs: Sequence[_Job], steps: int) -> Iterator[None]:
+        """LoRAs in the weights for as long as all images take, where that is asked for or pays."""
+        images = [self._loras_of(prompt) for job in jobs for prompt in (job.prompt, job.hires_prompt)]
+        self._in_weights, reason = merges(self._model, self._settings, images, steps * len(jobs))
+        if reason and self._settings.lora_mode == "merge":
+            self._listener(Notice(f"lora_mode=merge: LoRAs act beside the weights, because {reason}", "warning"))
+        if not self._in_weights:
+            yield
+            return
+        self._listener(Notice("LoRAs are merged into the weights, in memory, until the last image (lora_mode)"))
+        with LiveMerge(self._model).on(images[0]):
+            yield
 
     def _jobs(self) -> list[_Job]:
         settings = self._settings
@@ -168,11 +189,10 @@ class _Painter:
         self, batch: Sequence[_Job], jobs: Sequence[_Job], init: InitImage | None, done: int
     ) -> list[GeneratedImage]:
         used = [self._loras_of(job.prompt) for job in batch]
-        latents = self._first_pass(batch, jobs, init, done, BatchLoras(self._model, used, self._store))
+        latents = self._first_pass(batch, jobs, init, done, self._beside(used))
         if self._hires is not None:
             again = [self._loras_of(job.hires_prompt) for job in batch]
-            loras = BatchLoras(self._model, again, self._store)
-            latents = self._second_pass(batch, jobs, self._hires, latents, done, loras)
+            latents = self._second_pass(batch, jobs, self._hires, latents, done, self._beside(again))
             for first, more in zip(used, again, strict=True):
                 first += [lora for lora in more if lora not in first]
         tiling = self._settings.vae_tiling
@@ -244,6 +264,10 @@ class _Painter:
                 start=start,
                 channels=inpainting_channels(model, None, size),
             )
+
+    def _beside(self, images: Sequence[Sequence[AppliedLora]]) -> BatchLoras:
+        """The LoRAs of a batch that act beside the weights."""
+        return BatchLoras(self._model, [() if self._in_weights else loras for loras in images], self._store)
 
     def _loras_of(self, prompt: ImagePrompt) -> list[AppliedLora]:
         folders = self._settings.lora_folders

@@ -150,6 +150,15 @@ class LoadedModel:
         assert isinstance(weight, Tensor)
         return weight.detach()
 
+    def restore(self, target: AdapterTarget, *, bias: bool = False) -> None:
+        """Make the weight (or bias) of a layer what it was when it was loaded; nothing was kept, the file is read."""
+        name = target.bias if bias else target.tensor
+        path, _, own = name.removeprefix(self.prefixes[target.part]).rpartition(".")
+        owner = self.parts[target.part].get_submodule(path)
+        live = getattr(owner, own)
+        stored = self.checkpoint[name].to(live.device, live.dtype)
+        owner.register_parameter(own, nn.Parameter(stored, requires_grad=False))
+
     def add_to_weight(self, target: AdapterTarget, change: Tensor, *, bias: bool = False) -> None:
         """Add to the weight (or bias) of a layer, in memory alone: a tensor mapped from the file is replaced.
 

@@ -125,6 +125,7 @@ def preview_image_settings(
             "sampler": chosen(prompt.sampler, preview.sampler),
             "seed": chosen(prompt.seed, preview.seed + index),
             "clip_skip": clip_skip,
+            "lora_mode": "side",  # the weights in memory may be trained ones
         },
         source=where,
     )
