@@ -128,6 +128,15 @@ class Judge:
         """The name of the drawing most like the image; empty for the character's faces."""
         return self.names[int((self.vectors @ features(image)).argmax())]
 
+    def five_nearest(self, image: Image.Image) -> list[str]:
+        """The names of the five things whose drawings are most like the image."""
+        order = [self.names[index] for index in (self.vectors @ features(image)).argsort()[::-1][:20]]
+        return list(dict.fromkeys(order))[:5]
+
+    def among_five(self, images: Sequence[Image.Image], names: Sequence[str]) -> float:
+        """Share of the images whose name is among those of the five nearest things."""
+        return float(np.mean([name in self.five_nearest(image) for image, name in zip(images, names, strict=True)]))
+
     def named(self, images: Sequence[Image.Image], names: Sequence[str]) -> float:
         """Share of the images whose nearest drawing is that of their name."""
         return float(np.mean([self.nearest(i) == name for i, name in zip(images, names, strict=True)]))
@@ -187,6 +196,8 @@ def measure_style(pictures: Pictures, lora: Path, *, count: int = 24, few: int =
         "scores_by_weight": {f"{weight:g}": round(style_score(painted[weight][:few]), 4) for weight in WEIGHTS},
         "named_base": round(judge.named(without, names), 3),
         "named_at_weight_1": round(judge.named(painted[1.0], names), 3),
+        "among_five_base": round(judge.among_five(without, names), 3),
+        "among_five_at_weight_1": round(judge.among_five(painted[1.0], names), 3),
         "_sheet": ([[painted[weight][row] for weight in WEIGHTS] for row in range(few)], prompts[:few], WEIGHTS),
     }
 
@@ -249,7 +260,7 @@ def compare_parts(pictures: Pictures, folder: Path, epochs: int | None) -> dict[
     """The style learned by the U-Net only, the text encoder only, both."""
     overrides = {
         "unet": ["adapter.text_encoder=false"],
-        "text_encoder": ["adapter.unet=false"],
+        "text_encoder": ["adapter.unet=false", "adapter.conv_rank=0"],
         "both": [],
     }
     found = {}

@@ -58,6 +58,7 @@ def _register() -> None:
         dataset,
         demo,
         generate,
+        grid,
         plan,
         recipes,
         runs,
@@ -79,6 +80,7 @@ def _register() -> None:
     app.command("stop")(runs.stop)
     app.command("sweep")(sweep.sweep)
     app.command("generate")(generate.generate)
+    app.command("grid")(grid.grid)
     app.command("tokens")(tokens.tokens)
     app.command("merge")(weights.merge)
     app.command("inspect")(weights.inspect)

@@ -35,7 +35,7 @@ from loraloom.generation.sampling import ignored_settings, image_seeds, plan_of
 from loraloom.generation.settings import GenerateSettings
 from loraloom.models.loaded import LoadedModel
 
-__all__ = ["GeneratedImage", "image_size", "paint", "text_to_image", "with_seeds"]
+__all__ = ["GeneratedImage", "image_size", "paint", "paint_each", "text_to_image", "with_seeds"]
 
 Watch = Callable[[int, Callable[[], Image.Image]], None]
 """Called after each step with its number (from 1) and a function that shows how the first image of the batch looks."""
@@ -87,14 +87,26 @@ def paint(
     """
     _refuse_editing(model)
     painter = _Painter(model, with_seeds(settings), loras, listener, model_hash, watch, LoraStore())
-    try:
-        yield from painter.images()
-    except torch.OutOfMemoryError as error:
-        width, height = painter.size
-        raise HardwareError(
-            f"out of memory on {model.device} at {width} x {height} pixels",
-            "set low_memory=true, keep_file_precision=true, batch_size=1 or a smaller size",
-        ) from error
+    yield from painter.images_or_error()
+
+
+def paint_each(
+    model: LoadedModel,
+    settings: GenerateSettings,
+    wanted: Sequence[tuple[str, str, int]],
+    *,
+    listener: Listener = ignore,
+    model_hash: str | None = None,
+    store: LoraStore | None = None,
+) -> Iterator[GeneratedImage]:
+    """An image for each (prompt, negative prompt, seed), as :func:`paint` makes it; those of ``settings`` do not count.
+
+    ``store`` keeps LoRAs from one call to the next.
+    """
+    _refuse_editing(model)
+    settings = settings.model_copy(update={"count": len(wanted)})
+    painter = _Painter(model, with_seeds(settings), (), listener, model_hash, None, store or LoraStore(), wanted)
+    yield from painter.images_or_error()
 
 
 def with_seeds(settings: GenerateSettings) -> GenerateSettings:
@@ -131,7 +143,9 @@ class _Painter:
         model_hash: str | None,
         watch: Watch | None,
         store: LoraStore,
+        wanted: Sequence[tuple[str, str, int]] = (),
     ) -> None:
+        self._wanted = wanted
         self._model, self._settings, self._loras = model, settings, tuple(loras)
         self._listener, self._model_hash, self._watch = listener, model_hash, watch
         self.size = image_size(model, settings)
@@ -142,6 +156,17 @@ class _Painter:
         self._in_weights = False
         self._planned: PlannedPrompts | None = None
         self._planned_again: PlannedPrompts | None = None
+
+    def images_or_error(self) -> Iterator[GeneratedImage]:
+        """The images; HardwareError with advice where memory ends."""
+        try:
+            yield from self.images()
+        except torch.OutOfMemoryError as error:
+            width, height = self.size
+            raise HardwareError(
+                f"out of memory on {self._model.device} at {width} x {height} pixels",
+                "set low_memory=true, keep_file_precision=true, batch_size=1 or a smaller size",
+            ) from error
 
     def images(self) -> Iterator[GeneratedImage]:
         settings, listener = self._settings, self._listener
@@ -178,12 +203,23 @@ class _Painter:
 
     def _jobs(self) -> list[_Job]:
         settings = self._settings
+        if self._wanted:
+            return [self._job_of(*wanted) for wanted in self._wanted]
         readers = PromptReader(settings), PromptReader(self._hires or settings)
         seeds = image_seeds(settings, settings.seed, settings.variation_seed)
         return [
             _Job(readers[0].read(settings.seed + index), readers[1].read(settings.seed + index), seed)
             for index, seed in enumerate(seeds)
         ]
+
+    def _job_of(self, prompt: str, negative: str, seed: int) -> _Job:
+        own = {"prompt": prompt, "negative_prompt": negative, "seed": seed, "count": 1}
+        settings = with_seeds(self._settings.model_copy(update=own))
+        read = PromptReader(settings).read(settings.seed)
+        again = read
+        if self._hires is not None:
+            again = PromptReader(hires_settings(settings, self.size)).read(settings.seed)
+        return _Job(read, again, image_seeds(settings, settings.seed, settings.variation_seed)[0])
 
     def _batch(
         self, batch: Sequence[_Job], jobs: Sequence[_Job], init: InitImage | None, done: int

@@ -24,10 +24,10 @@ from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.text_to_image import paint, with_seeds
 from loraloom.hardware import choose_device, choose_precision
 from loraloom.models.checkpoint import open_checkpoint
-from loraloom.models.loaded import load_model
+from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.vae_file import replace_vae
 
-__all__ = ["SavedImage", "check_prompts", "generate_images", "model_hash"]
+__all__ = ["SavedImage", "check_prompts", "generate_images", "load_for", "model_hash"]
 
 _NUMBER = re.compile(r"^(\d+)-")
 
@@ -53,23 +53,8 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
     for picture in (settings.init_image, settings.mask):
         if picture is not None:
             open_picture(picture)
-    device = choose_device(settings.device)
-    precision = choose_precision(device, settings.precision)
-    opened = open_checkpoint(checkpoint)
     number = _next_number(settings.output_folder)
-    model = load_model(
-        opened,
-        device=device,
-        compute=precision.compute,
-        keep_file_precision=settings.keep_file_precision,
-        prediction=settings.prediction,
-        zero_terminal_snr=settings.zero_terminal_snr,
-        offload=settings.low_memory,
-        listener=listener,
-    )
-    if settings.vae is not None:
-        replace_vae(model, settings.vae)
-    listener(Notice(f"{checkpoint.name} is {model.family.title}, on {device} with precision {precision.name}"))
+    model = load_for(checkpoint, settings, listener=listener)
     digest = model_hash(checkpoint) if settings.model_hash else None
     saved = []
     preview = settings.output_folder / "preview.png"
@@ -88,6 +73,26 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
         saved.append(SavedImage(path, image.seed, *image.image.size))
         listener(ImageSaved(str(path), index + 1, settings.count))
     return saved
+
+
+def load_for(checkpoint: Path, settings: GenerateSettings, *, listener: Listener = ignore) -> LoadedModel:
+    """The checkpoint, loaded as the settings say, with the autoencoder that they name."""
+    device = choose_device(settings.device)
+    precision = choose_precision(device, settings.precision)
+    model = load_model(
+        open_checkpoint(checkpoint),
+        device=device,
+        compute=precision.compute,
+        keep_file_precision=settings.keep_file_precision,
+        prediction=settings.prediction,
+        zero_terminal_snr=settings.zero_terminal_snr,
+        offload=settings.low_memory,
+        listener=listener,
+    )
+    if settings.vae is not None:
+        replace_vae(model, settings.vae)
+    listener(Notice(f"{checkpoint.name} is {model.family.title}, on {device} with precision {precision.name}"))
+    return model
 
 
 def check_prompts(settings: GenerateSettings) -> None:
