@@ -65,6 +65,7 @@ def _register() -> None:
         sweep,
         tokens,
         train,
+        weight_tools,
         weights,
     )
 
@@ -81,7 +82,11 @@ def _register() -> None:
     app.command("generate")(generate.generate)
     app.command("tokens")(tokens.tokens)
     app.command("merge")(weights.merge)
+    app.command("merge-checkpoints")(weight_tools.merge_checkpoints)
+    app.command("extract")(weight_tools.extract)
+    app.command("resize")(weight_tools.resize)
     app.command("inspect")(weights.inspect)
+    app.command("metadata")(weight_tools.metadata)
     app.command("import")(recipes.import_recipe)
     app.command("settings")(settings.settings)
 
