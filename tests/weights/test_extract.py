@@ -35,9 +35,7 @@ def test_a_known_change_is_found_again(family: str, checkpoint: Write, write_lor
     assert report.residual < 1e-3
     assert report.outside == 0.0
     record = json.loads(open_tensors(output).metadata[EXTRACTED_KEY])
-    assert record["residual"] == pytest.approx(
-        report.residual, abs=1e-6
-    )
+    assert record["residual"] == pytest.approx(report.residual, abs=1e-6)
 
 
 def test_the_residual_is_what_merging_back_leaves(checkpoint: Write, tmp_path: Path) -> None:
@@ -77,9 +75,6 @@ def test_what_a_lora_cannot_hold_is_told(checkpoint: Write, tmp_path: Path) -> N
     report = extract_lora(
         checkpoint("sd1"), tmp_path / "tuned.safetensors", tmp_path / "out.safetensors", listener=heard.append
     )
-    sizes = [
-        toy_tensors("sd1")[name].numel() for name in tensors if name.endswith(("out.0.weight", "1.1.proj_in.weight"))
-    ]
     assert 0 < report.outside < 1
     assert any(isinstance(event, Notice) and "out.0.weight" in event.text for event in heard)
 

@@ -58,6 +58,7 @@ def _register() -> None:
         dataset,
         demo,
         generate,
+        library,
         plan,
         recipes,
         runs,
@@ -87,6 +88,7 @@ def _register() -> None:
     app.command("resize")(weight_tools.resize)
     app.command("inspect")(weights.inspect)
     app.command("metadata")(weight_tools.metadata)
+    app.add_typer(library.app, name="library")
     app.command("import")(recipes.import_recipe)
     app.command("settings")(settings.settings)
 

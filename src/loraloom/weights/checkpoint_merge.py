@@ -228,11 +228,14 @@ def _merged(source: Checkpoint, name: str, terms: Sequence[Term], dtype: torch.d
     if not is_finite(own):
         raise CheckpointError(f"{source.path}: {name} holds NaN or infinite values", "the file is damaged")
     total = own.to(torch.float64 if own.dtype == torch.float64 else torch.float32, copy=True)
+    # A first convolution that reads more channels takes part with those that every other has.
+    first = _is_first_convolution(source, name)
+    common = min(checkpoint.info(there).shape[1] for checkpoint, there, _ in terms) if first else 0
     for checkpoint, there, factor in terms:
         tensor = checkpoint[there]
         if not is_finite(tensor):
             raise CheckpointError(f"{checkpoint.path}: {there} holds NaN or infinite values", "the file is damaged")
-        part = total[:, : tensor.shape[1]] if _is_first_convolution(source, name) else total
+        part, tensor = (total[:, :common], tensor[:, :common]) if first else (total, tensor)
         part.add_(tensor.to(total.dtype).reshape(part.shape), alpha=factor)
     result = total.to(dtype)
     if not is_finite(result):

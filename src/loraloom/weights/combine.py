@@ -15,7 +15,7 @@ from loraloom.errors import AdapterError, OutputError
 from loraloom.formats.adapter_file import AdapterFile, layer_keys, read_adapter_file, write_adapter_file
 from loraloom.formats.dialects import kind_of
 from loraloom.formats.files import sha256_of
-from loraloom.weights.lora_family import family_of_layers
+from loraloom.weights.lora_family import family_name
 from loraloom.weights.lora_layers import LoraLayer, file_precision, is_text_layer, layer_of, network_facts
 from loraloom.weights.low_rank import Factors, factors_of_product
 from loraloom.weights.merge import PRECISIONS, LoraWeight, file_name, is_same_or_inside
@@ -24,7 +24,6 @@ __all__ = ["COMBINED_KEY", "CombineReport", "combine_loras"]
 
 COMBINED_KEY = "loraloom.combined"
 """Metadata of a LoRA made of others: a JSON list with file name, SHA-256 and weights of each."""
-_KNOWN_FAMILIES = ("SD 1.x", "SD 2.x", "SDXL")
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ def _product_norm(up: Tensor, down: Tensor) -> Tensor:
 def _check_alike(files: Sequence[AdapterFile]) -> bool:
     """AdapterError for LoRAs of two families or naming schemes; whether they are SDXL's."""
     first = files[0]
-    families = {str(file.path): family_of_layers(file.layers, file.metadata) for file in files}
-    known = {path: family for path, family in families.items() if family in _KNOWN_FAMILIES}
+    families = {str(file.path): family_name(file.layers, file.metadata) for file in files}
+    known = {path: family for path, family in families.items() if family}
     if len(set(known.values())) > 1:
         told = ", ".join(f"{path} is for {family}" for path, family in known.items())
         raise AdapterError(f"the LoRAs are for different models: {told}", "only LoRAs of one family can be added up")
@@ -124,7 +123,7 @@ def _check_alike(files: Sequence[AdapterFile]) -> bool:
                 f"{file.path} and {first.path} name their layers differently",
                 "bring both to one form first: loraloom convert",
             )
-    return "SDXL" in known.values()
+    return "sdxl" in known.values()
 
 
 def _scheme(file: AdapterFile) -> str:

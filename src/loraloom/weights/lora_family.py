@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-__all__ = ["family_of_layers"]
+__all__ = ["family_name", "family_of_layers"]
 
 _LAYERS_OF_TEXT = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
+
+
+_NAMES = {"SD 1.x": "sd1", "SD 2.x": "sd2", "SDXL": "sdxl"}
+_VERSIONS = (
+    ("sd_v1", "sd1"),
+    ("sd_v2", "sd2"),
+    ("sdxl_base_v1", "sdxl"),
+    ("stable-diffusion-v1", "sd1"),
+    ("stable-diffusion-v2", "sd2"),
+    ("stable-diffusion-xl", "sdxl"),
+)
+"""How ``ss_base_model_version`` and ``modelspec.architecture`` begin, by family."""
 
 
 class Shaped(Protocol):
@@ -45,3 +57,9 @@ def _width(roles: Mapping[str, Shaped]) -> int | None:
     if first is not None and second is not None:
         return first * second
     return columns("down", "hada_w1_b", "diff")
+
+
+def family_name(layers: Mapping[str, Mapping[str, Shaped]], metadata: Mapping[str, str]) -> str:
+    """The family as ``models`` names it (sd1, sd2, sdxl); empty where nothing tells."""
+    told = family_of_layers(layers, metadata)
+    return _NAMES.get(told, next((name for start, name in _VERSIONS if told.startswith(start)), ""))

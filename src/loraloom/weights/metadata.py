@@ -19,7 +19,7 @@ from loraloom.formats.dialects import recognise
 from loraloom.formats.files import check_readable, write_bytes, write_text
 from loraloom.formats.header_edit import write_with_metadata
 from loraloom.formats.tensors import open_tensors
-from loraloom.weights.inspect import inspect_file
+from loraloom.weights.identify import identify
 
 __all__ = ["SHORT_KEYS", "MetadataEdit", "edit_metadata", "thumbnail_url", "write_sidecars"]
 
@@ -38,7 +38,7 @@ SHORT_KEYS: Mapping[str, str] = {
 THUMBNAIL_PX = 256
 PREVIEW_PX = 512
 _COMPUTED = ("sshs_model_hash", "sshs_legacy_hash")
-_VERSIONS = {"SD 1.x": "SD1", "SD 2.x": "SD2", "SDXL": "SDXL"}
+_VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,14 @@ def write_sidecars(path: Path, *, preview: Path | None = None) -> list[Path]:
     The texts come from the file's metadata; what else an existing ``NAME.json`` says is kept. The picture is
     ``preview``, or the thumbnail in the metadata. Raises OutputError rather than replace a picture that is there.
     """
-    report = inspect_file(path)
-    metadata, made_for = report.metadata, report.facts.get("made for", report.facts.get("family", ""))
+    known = identify(path)
+    with open_tensors(path) as tensors:
+        metadata = dict(tensors.metadata)
     side = path.with_suffix(".json")
     told = _read_sidecar(side)
     said: dict[str, Any] = {
         "description": metadata.get("modelspec.description"),
-        "sd version": _VERSIONS.get(made_for),
+        "sd version": _VERSIONS.get(known.family),
         "activation text": metadata.get("modelspec.trigger_phrase"),
         "notes": metadata.get("modelspec.usage_hint"),
     }
