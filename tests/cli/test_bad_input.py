@@ -95,7 +95,16 @@ LONG = "x" * 5000
 CASES = [
     *(Case(f"train {n}", train(f"checkpoint=FILES/{n}"), m) for n, m in BAD_CHECKPOINTS.items()),
     *(Case(f"generate {n}", generate(checkpoint=f"FILES/{n}"), m) for n, m in BAD_CHECKPOINTS.items()),
-    *(Case(f"merge {n}", merge(n, "lora-sd1.safetensors"), m) for n, m in BAD_CHECKPOINTS.items()),
+    *(
+        Case(f"merge {n}", merge(n, "lora-sd1.safetensors"), m)
+        for n, m in BAD_CHECKPOINTS.items()
+        if n != "lora-sd1.safetensors"  # LoRAs are merged into a LoRA
+    ),
+    *(
+        Case(f"{tool} {n}", (tool, f"FILES/{n}", "FILES/sd1.safetensors", "-o", "FILES/out.safetensors"), m)
+        for tool in ("extract", "merge-checkpoints")
+        for n, m in BAD_CHECKPOINTS.items()
+    ),
     *(Case(f"merge with {n}", merge("sd1.safetensors", f"{n}:0.5"), m) for n, m in BAD_LORAS.items()),
     *(Case(f"generate with {n}", generate(prompt=f"<lora:FILES/{n}:1>"), m) for n, m in BAD_LORAS.items()),
     *(

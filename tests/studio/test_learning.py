@@ -1,6 +1,6 @@
 """A style that is learned: trained as the demo trains it, judged by the pictures it paints.
 
-Minutes, not seconds: ``-m "not slow"`` leaves these out. benchmarks/learning.py measures more of the same.
+Minutes, not seconds: they run with ``-m slow``. benchmarks/learning.py measures more of the same.
 """
 
 from __future__ import annotations

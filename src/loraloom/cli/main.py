@@ -59,6 +59,7 @@ def _register() -> None:
         demo,
         generate,
         grid,
+        library,
         plan,
         recipes,
         runs,
@@ -66,6 +67,7 @@ def _register() -> None:
         sweep,
         tokens,
         train,
+        weight_tools,
         weights,
     )
 
@@ -83,7 +85,12 @@ def _register() -> None:
     app.command("grid")(grid.grid)
     app.command("tokens")(tokens.tokens)
     app.command("merge")(weights.merge)
+    app.command("merge-checkpoints")(weight_tools.merge_checkpoints)
+    app.command("extract")(weight_tools.extract)
+    app.command("resize")(weight_tools.resize)
     app.command("inspect")(weights.inspect)
+    app.command("metadata")(weight_tools.metadata)
+    app.add_typer(library.app, name="library")
     app.command("import")(recipes.import_recipe)
     app.command("settings")(settings.settings)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from loraloom.cli.failures import show_failure
-from loraloom.errors import LoraloomError
+from loraloom.errors import LoraloomError, SettingsError
 
 __all__ = ["inspect", "merge"]
 
@@ -23,7 +23,13 @@ class Precision(StrEnum):
 
 
 def merge(
-    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint: .safetensors, .ckpt or a Diffusers folder.")],
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT|LORA[:WEIGHT]",
+            help="The checkpoint: .safetensors, .ckpt or a Diffusers folder. Or the first of several LoRAs.",
+        ),
+    ],
     loras: Annotated[
         list[str],
         typer.Argument(
@@ -32,19 +38,40 @@ def merge(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="OUT.safetensors or OUT.ckpt.")],
     precision: Annotated[
-        Precision | None, typer.Option("--precision", help="Type of the result. Unset: as in the checkpoint.")
+        Precision | None, typer.Option("--precision", help="Type of the result. Unset: as in the input.")
     ] = None,
+    block_weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--block-weights",
+            help="OUTD, INALL ... or 12, 17, 20 or 26 numbers, or BASE=1,MID=0.5: for all LoRAs, or once for each.",
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="LoRAs into a LoRA: cut the sum to this rank. Unset: exact, ranks add.")
+    ] = None,
+    conv_rank: Annotated[int | None, typer.Option("--conv-rank", help="The same for 3x3 convolutions.")] = None,
 ) -> None:
-    """Merge LoRAs into a checkpoint. Tensors that no LoRA changes stay as they are, bit for bit."""
+    """Merge LoRAs into a checkpoint, or LoRAs into one LoRA. What no LoRA changes stays as it is, bit for bit."""
     from rich.console import Console
 
     from loraloom.cli.progress import ProgressDisplay
-    from loraloom.studio.weights import merge_loras
+    from loraloom.studio.weights import combine_loras, is_lora, merge_loras
 
-    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
-        report = merge_loras(
-            checkpoint, loras, output, precision=precision.value if precision else None, listener=display
+    said, blocks = precision.value if precision else None, block_weights or []
+    if is_lora(first):
+        combined = combine_loras(
+            [first, *loras], output, block_weights=blocks, rank=rank, conv_rank=conv_rank, precision=said
         )
+        ranks = sorted(set(combined.ranks.values()))
+        told = f", ranks {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f", rank {ranks[0]}" if ranks else ""
+        left = "" if rank is None else f"; left out: {combined.residual:.2%} of the norm"
+        typer.echo(f"wrote {combined.path}: {len(combined.ranks)} layers{told}{left}")
+        return
+    if rank is not None or conv_rank is not None:
+        raise SettingsError(["--rank is for LoRAs merged into a LoRA"], f"{first} is a checkpoint")
+    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+        report = merge_loras(Path(first), loras, output, block_weights=blocks, precision=said, listener=display)
     for lora in report.loras:
         typer.echo(f"{lora.path}: {lora.applied} of {lora.layers} layers applied")
     typer.echo(f"wrote {report.path}: {report.changed} of {report.tensors} tensors changed")

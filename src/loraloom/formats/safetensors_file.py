@@ -16,7 +16,14 @@ import torch
 from loraloom.errors import FileFormatError, UnsafeFileError
 from loraloom.formats.entries import MAX_TENSORS, Contents, Entry, TensorInfo, check_name, check_shape, show
 
-__all__ = ["DTYPE_NAMES", "looks_like_safetensors", "read_safetensors", "safetensors_header", "safetensors_order"]
+__all__ = [
+    "DTYPE_NAMES",
+    "MAX_HEADER_BYTES",
+    "looks_like_safetensors",
+    "read_safetensors",
+    "safetensors_header",
+    "safetensors_order",
+]
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_HEADER_MARKS = 5_000_000

@@ -1,21 +1,39 @@
-"""Merge and inspect, as a person asks for them."""
+"""Merge, extract, resize, edit and inspect model files, as a person asks for them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraloom.adapters.block_weights import BlockWeights, parse_block_weights
 from loraloom.errors import SettingsError
 from loraloom.events import Listener, ignore
 
 if TYPE_CHECKING:
+    from loraloom.weights.checkpoint_merge import CheckpointMergeReport
+    from loraloom.weights.combine import CombineReport
+    from loraloom.weights.extract import ExtractReport
     from loraloom.weights.inspect import FileReport
     from loraloom.weights.merge import LoraWeight, MergeReport
+    from loraloom.weights.metadata import MetadataEdit
+    from loraloom.weights.resize import ResizeReport
 
-__all__ = ["inspect_file", "merge_loras", "parse_lora_weight"]
+__all__ = [
+    "combine_loras",
+    "edit_metadata",
+    "extract_lora",
+    "inspect_file",
+    "is_lora",
+    "merge_checkpoints",
+    "merge_loras",
+    "parse_lora_weight",
+    "resize_lora",
+    "write_sidecars",
+]
 
 
 def parse_lora_weight(text: str) -> LoraWeight:
@@ -48,13 +66,151 @@ def _exists(path: str) -> bool:
 
 
 def merge_loras(
-    checkpoint: Path, loras: Sequence[str], output: Path, *, precision: str | None = None, listener: Listener = ignore
+    checkpoint: Path,
+    loras: Sequence[str],
+    output: Path,
+    *,
+    block_weights: Sequence[str] = (),
+    precision: str | None = None,
+    listener: Listener = ignore,
 ) -> MergeReport:
     """Merge the LoRAs (as :func:`parse_lora_weight` reads them) into a checkpoint."""
     from loraloom.weights.merge import merge
 
-    weights = [parse_lora_weight(text) for text in loras]
-    return merge(checkpoint, weights, output, precision=precision, listener=listener)
+    return merge(checkpoint, _weighted(loras, block_weights), output, precision=precision, listener=listener)
+
+
+def combine_loras(
+    loras: Sequence[str],
+    output: Path,
+    *,
+    block_weights: Sequence[str] = (),
+    rank: int | None = None,
+    conv_rank: int | None = None,
+    precision: str | None = None,
+) -> CombineReport:
+    """Add LoRAs (as :func:`parse_lora_weight` reads them) up into one LoRA."""
+    from loraloom.weights.combine import combine_loras as combine
+
+    weighted = _weighted(loras, block_weights)
+    return combine(weighted, output, rank=rank, conv_rank=conv_rank, precision=precision)
+
+
+def is_lora(text: str) -> bool:
+    """Whether ``LORA:weight`` names a LoRA, rather than a checkpoint or something else."""
+    from loraloom.formats.dialects import recognise
+    from loraloom.formats.tensors import open_tensors
+
+    path = parse_lora_weight(text).path
+    return not path.is_dir() and recognise(open_tensors(path)) is not None
+
+
+def _weighted(loras: Sequence[str], block_weights: Sequence[str]) -> list[LoraWeight]:
+    """The LoRAs with their block weights: one for all, or one for each."""
+    if len(block_weights) not in (0, 1, len(loras)):
+        raise SettingsError(
+            [f"{len(block_weights)} block weights for {len(loras)} LoRAs"], "give one for all, or one for each in order"
+        )
+    blocks: list[BlockWeights | None] = [parse_block_weights(text) for text in block_weights]
+    blocks = blocks if len(blocks) == len(loras) else (blocks or [None]) * len(loras)
+    return [replace(parse_lora_weight(text), blocks=each) for text, each in zip(loras, blocks, strict=True)]
+
+
+def merge_checkpoints(
+    checkpoints: Sequence[str],
+    output: Path,
+    *,
+    difference: Path | None = None,
+    block_weights: str | None = None,
+    vae: Path | None = None,
+    precision: str | None = None,
+    listener: Listener = ignore,
+) -> CheckpointMergeReport:
+    """Merge checkpoints: the first, then ``CHECKPOINT:weight`` (0.5 where there is none)."""
+    from loraloom.weights.checkpoint_merge import CheckpointWeight
+    from loraloom.weights.checkpoint_merge import merge_checkpoints as merge
+
+    others = []
+    for text in checkpoints[1:]:
+        path, unet = parse_lora_weight(text).path, parse_lora_weight(text).unet
+        others.append(CheckpointWeight(path, 0.5 if str(path) == text and difference is None else unet))
+    blocks = parse_block_weights(block_weights) if block_weights is not None else None
+    return merge(
+        Path(checkpoints[0]),
+        others,
+        output,
+        difference=difference,
+        blocks=blocks,
+        vae=vae,
+        precision=precision,
+        listener=listener,
+    )
+
+
+def extract_lora(
+    base: Path,
+    tuned: Path,
+    output: Path,
+    *,
+    rank: int,
+    conv_rank: int | None,
+    to_residual: float | None,
+    min_difference: float,
+    precision: str,
+    listener: Listener = ignore,
+) -> ExtractReport:
+    """Make a LoRA of what distinguishes two checkpoints."""
+    from loraloom.weights.extract import extract_lora as extract
+
+    return extract(
+        base,
+        tuned,
+        output,
+        rank=rank,
+        conv_rank=conv_rank,
+        to_residual=to_residual,
+        min_difference=min_difference,
+        precision=precision,
+        listener=listener,
+    )
+
+
+def resize_lora(
+    lora: Path,
+    output: Path,
+    *,
+    rank: int,
+    conv_rank: int | None = None,
+    dynamic: tuple[str, float] | None = None,
+    precision: str | None = None,
+) -> ResizeReport:
+    """Make a LoRA smaller; ``dynamic``: a way to choose ranks layer by layer, and its number."""
+    from loraloom.weights.low_rank import Criterion
+    from loraloom.weights.resize import resize_lora as resize
+
+    criterion = Criterion(*dynamic) if dynamic is not None else None
+    return resize(lora, output, rank=rank, conv_rank=conv_rank, criterion=criterion, precision=precision)
+
+
+def edit_metadata(
+    path: Path,
+    output: Path,
+    changes: Mapping[str, str],
+    *,
+    remove: Sequence[str] = (),
+    preview: Path | None = None,
+) -> MetadataEdit:
+    """Change what a safetensors file says of itself."""
+    from loraloom.weights.metadata import edit_metadata as edit
+
+    return edit(path, output, changes, remove=remove, preview=preview)
+
+
+def write_sidecars(path: Path, *, preview: Path | None = None) -> list[Path]:
+    """Write the files beside a model that the web UI reads."""
+    from loraloom.weights.metadata import write_sidecars as write
+
+    return write(path, preview=preview)
 
 
 def inspect_file(path: Path, *, hashes: bool = False) -> FileReport:

@@ -18,6 +18,7 @@ from loraloom.models import family as families
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.foreign import what_it_is
 from loraloom.models.prediction import read_signs
+from loraloom.weights.lora_family import family_of_layers
 from loraloom.weights.merge import MERGED_KEY
 
 __all__ = ["FileReport", "inspect_file"]
@@ -29,7 +30,6 @@ _CONTAINERS = {
     "zip": "torch zip (.ckpt, .pt)",
     "legacy": "torch before 1.6 (.ckpt, .pt)",
 }
-_LAYERS_OF_TEXT = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 _RECIPE: tuple[tuple[str, str], ...] = (
     ("modelspec.title", "title"),
     ("modelspec.trigger_phrase", "trigger words"),
@@ -208,7 +208,7 @@ def _lora_report(tensors: TensorFile, infos: Infos, dialect: Dialect, facts: Map
     titles = Counter(title_of(roles) for roles in layers.values())
     ranks = {name: rank for name, roles in layers.items() if (rank := _rank(roles)) is not None}
     alphas = {name: _alpha(tensors, infos, keys.get((name, "alpha")), rank) for name, rank in ranks.items()}
-    made_for = _family_of(layers, tensors.metadata)
+    made_for = family_of_layers(layers, tensors.metadata)
     told = {
         "made for": made_for,
         "kind": _common(titles.elements()),
@@ -237,18 +237,6 @@ def _rank(roles: Mapping[str, TensorInfo]) -> int | None:
         if role in roles and roles[role].shape:
             return roles[role].shape[0]
     return None
-
-
-def _width(roles: Mapping[str, TensorInfo]) -> int | None:
-    """How many channels a linear layer reads, as far as its tensors tell."""
-
-    def columns(*names: str) -> int | None:
-        return next((roles[name].shape[1] for name in names if name in roles and len(roles[name].shape) > 1), None)
-
-    first, second = columns("lokr_w1", "lokr_w1_b"), columns("lokr_w2", "lokr_w2_b")
-    if first is not None and second is not None:
-        return first * second
-    return columns("down", "hada_w1_b", "diff")
 
 
 def _alpha(tensors: TensorFile, infos: Infos, key: str | None, rank: int) -> str:
@@ -284,24 +272,6 @@ def _layers_of_parts(layers: Layers) -> dict[str, int]:
     counts = {part: sum(name.startswith(starts) for name in layers) for part, starts in prefixes.items()}
     counts["unknown part"] = len(layers) - sum(counts.values())
     return {part: count for part, count in counts.items() if count}
-
-
-def _family_of(layers: Layers, metadata: Mapping[str, str]) -> str:
-    """The family: from names that only SDXL has, the width of the text that layers read, or what the metadata says."""
-    only_sdxl = ("lora_te1_", "lora_te2_", "lora_unet_input_blocks", "text_encoder_2.")
-    if any(name.startswith(only_sdxl) for name in layers):
-        return "SDXL"
-    if any("transformer_blocks_1_" in name or "transformer_blocks.1." in name for name in layers):
-        return "SDXL"
-    for ending in (("attn2_to_k", "attn2.to_k"), ("self_attn_q_proj", "self_attn.q_proj")):
-        for name, roles in layers.items():
-            if name.endswith(ending) and (width := _width(roles)) is not None:
-                return _LAYERS_OF_TEXT.get(width, _said(metadata) or f"a model that reads text of width {width}")
-    return _said(metadata) or "an unknown model"
-
-
-def _said(metadata: Mapping[str, str]) -> str:
-    return metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture", "")
 
 
 def _lora_hash(tensors: TensorFile, *, compute: bool) -> dict[str, str]:

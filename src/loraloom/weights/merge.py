@@ -16,6 +16,7 @@ from torch import Tensor
 
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, read_adapters
+from loraloom.adapters.block_weights import BlockWeights
 from loraloom.errors import AdapterError, OutputError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterTarget
@@ -23,10 +24,20 @@ from loraloom.formats.files import sha256_of
 from loraloom.formats.tensors import TensorInfo, TensorSource, write_tensors
 from loraloom.hardware import keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.family import Family
 from loraloom.models.prediction import prediction_metadata, read_signs
 from loraloom.models.saving import saved_dtype
 
-__all__ = ["MERGED_KEY", "PRECISIONS", "LoraWeight", "MergeReport", "MergedLora", "merge", "merged_tensor"]
+__all__ = [
+    "MERGED_KEY",
+    "PRECISIONS",
+    "LoraWeight",
+    "MergeReport",
+    "MergedLora",
+    "is_same_or_inside",
+    "merge",
+    "merged_tensor",
+]
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
 MERGED_KEY = "loraloom.merged"
@@ -40,10 +51,13 @@ class LoraWeight:
     path: Path
     unet: float = 1.0
     text_encoder: float = 1.0
+    blocks: BlockWeights | None = None
+    """What the weight is multiplied by, block by block; None for 1 everywhere."""
 
-    def weight(self, part: str) -> float:
-        """The weight of ``unet``, ``text_encoder`` or ``text_encoder_2``."""
-        return self.unet if part == "unet" else self.text_encoder
+    def weight(self, target: AdapterTarget, family: Family) -> float:
+        """The weight of a layer."""
+        weight = self.unet if target.part == "unet" else self.text_encoder
+        return weight if self.blocks is None else weight * self.blocks.of(target.name, sdxl=family.lora_sai_names)
 
 
 @dataclass(frozen=True)
@@ -93,9 +107,9 @@ def merge(
     source = open_checkpoint(checkpoint)
     targets = source.family.file_targets(source.infos)
     sets = [read_adapters(lora.path, targets) for lora in loras]
-    if any(_is_same_or_inside(output, path) for path in (checkpoint, *(lora.path for lora in loras))):
+    if any(is_same_or_inside(output, path) for path in (checkpoint, *(lora.path for lora in loras))):
         raise OutputError(f"{output} is one of the inputs", "give the merged checkpoint a name of its own")
-    merged = tuple(_counted(lora, adapters) for lora, adapters in zip(loras, sets, strict=True))
+    merged = tuple(_counted(lora, adapters, source.family) for lora, adapters in zip(loras, sets, strict=True))
     for notice in _without_effect(loras, sets, merged):
         listener(notice)
     changes = _changes(loras, sets, source)
@@ -145,8 +159,8 @@ class _BiasChange:
         return self._delta.clone()
 
 
-def _counted(lora: LoraWeight, adapters: AdapterSet) -> MergedLora:
-    applied = sum(lora.weight(target.part) != 0.0 for target, _ in adapters.items())
+def _counted(lora: LoraWeight, adapters: AdapterSet, family: Family) -> MergedLora:
+    applied = sum(lora.weight(target, family) != 0.0 for target, _ in adapters.items())
     return MergedLora(lora.path, len(adapters), applied)
 
 
@@ -178,7 +192,7 @@ def _changes(loras: Sequence[LoraWeight], sets: Sequence[AdapterSet], source: Ch
     changes: dict[str, list[Change]] = {}
     for lora, adapters in zip(loras, sets, strict=True):
         for target, adapter in adapters.items():
-            strength = lora.weight(target.part)
+            strength = lora.weight(target, source.family)
             if strength == 0.0:
                 continue
             changes.setdefault(target.tensor, []).append((target, adapter, strength))
@@ -206,7 +220,7 @@ def _load(source: Checkpoint, name: str, changes: Sequence[Change], dtype: torch
         return weight
     plain = weight.to(dtype)
     result = merged_tensor(weight, changes, dtype) if changes else plain
-    if not _is_finite(result) and _is_finite(weight):
+    if not is_finite(result) and is_finite(weight):
         raise AdapterError(
             f"{name} would hold values beyond the range of {str(dtype).removeprefix('torch.')}",
             "use smaller weights, or another precision: --precision float",
@@ -216,14 +230,14 @@ def _load(source: Checkpoint, name: str, changes: Sequence[Change], dtype: torch
     return result
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite. A finite sum says so in a fraction of the time of asking every value."""
     if tensor.dtype.itemsize > 1 and math.isfinite(float(tensor.sum(dtype=torch.float32))):
         return True
     return bool(torch.isfinite(tensor.float()).all())
 
 
-def _is_same_or_inside(output: Path, source: Path) -> bool:
+def is_same_or_inside(output: Path, source: Path) -> bool:
     """Whether writing ``output`` would replace ``source``, or a file of the Diffusers folder ``source``."""
     with suppress(OSError):
         if output.exists() and output.samefile(source):
@@ -234,18 +248,19 @@ def _is_same_or_inside(output: Path, source: Path) -> bool:
 
 def _metadata(source: Checkpoint, loras: Sequence[LoraWeight]) -> dict[str, str]:
     """The source's, what was merged (earlier merges first), and what the model predicts where it is not obvious."""
-    checkpoint = _file_name(source.path)
+    checkpoint = file_name(source.path)
     merged = [
         {
             "checkpoint": checkpoint,
-            "file": _file_name(lora.path),
+            "file": file_name(lora.path),
             "sha256": sha256_of(lora.path),
             "unet": lora.unet,
             "text_encoder": lora.text_encoder,
+            **({"blocks": lora.blocks.text} if lora.blocks is not None else {}),
         }
         for lora in loras
     ]
-    names = [checkpoint, *(f"{_file_name(lora.path)}:{lora.text_encoder:g}:{lora.unet:g}" for lora in loras)]
+    names = [checkpoint, *(f"{file_name(lora.path)}:{lora.text_encoder:g}:{lora.unet:g}" for lora in loras)]
     kept = {key: value for key, value in source.metadata.items() if key != "modelspec.hash_sha256"}
     signs = read_signs(source, source.metadata, source.path)
     marks = prediction_metadata(signs) if signs.prediction == "v" or signs.zero_terminal_snr else {}
@@ -260,6 +275,6 @@ def _merged_before(source: Checkpoint) -> list[Any]:
     return []
 
 
-def _file_name(path: Path) -> str:
+def file_name(path: Path) -> str:
     """The name as text that every file can hold, whatever bytes the file system allows in it."""
     return path.resolve().name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,190 @@
+"""``loraloom merge-checkpoints``, ``extract``, ``resize`` and ``metadata``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loraloom.cli.weights import Precision
+from loraloom.errors import SettingsError
+
+__all__ = ["extract", "merge_checkpoints", "metadata", "resize"]
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
+
+
+class Dynamic(StrEnum):
+    """How a rank is chosen from singular values."""
+
+    sv_ratio = "sv_ratio"
+    sv_fro = "sv_fro"
+    sv_cumulative = "sv_cumulative"
+
+
+def merge_checkpoints(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(metavar="FIRST OTHER[:WEIGHT]...", help="The first gets what the weights leave; 0.5 if unsaid."),
+    ],
+    output: Output,
+    difference: Annotated[
+        Path | None,
+        typer.Option("--difference", help="Add differences: FIRST + WEIGHT * (OTHER - this one); weights 1 if unsaid."),
+    ] = None,
+    block_weights: Annotated[
+        str | None, typer.Option("--block-weights", help="Multiplies the weights: a preset, or 26 numbers (SDXL 20).")
+    ] = None,
+    vae: Annotated[Path | None, typer.Option("--vae", help="Take the VAE of this file.")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option("--precision", help="Type of the result. Unset: as in the first.")
+    ] = None,
+) -> None:
+    """Merge checkpoints of one family: a weighted sum, or added differences."""
+    from rich.console import Console
+
+    from loraloom.cli.progress import ProgressDisplay
+    from loraloom.studio.weights import merge_checkpoints as merge
+
+    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+        report = merge(
+            checkpoints,
+            output,
+            difference=difference,
+            block_weights=block_weights,
+            vae=vae,
+            precision=precision.value if precision else None,
+            listener=display,
+        )
+    typer.echo(f"wrote {report.path}: {report.merged} of {report.tensors} tensors merged")
+
+
+def extract(
+    base: Annotated[Path, typer.Argument(help="The checkpoint that the LoRA will be used with.")],
+    tuned: Annotated[Path, typer.Argument(help="The checkpoint that it should turn into.")],
+    output: Output,
+    rank: Annotated[int, typer.Option("--rank", help="Rank of linear layers and 1x1 convolutions.")] = 32,
+    conv_rank: Annotated[
+        int | None, typer.Option("--conv-rank", help="Rank of 3x3 convolutions; 0 leaves them out. Unset: as --rank.")
+    ] = None,
+    to_residual: Annotated[
+        float | None,
+        typer.Option("--to-residual", help="In each layer the smallest rank that leaves out no more than this share."),
+    ] = None,
+    min_diff: Annotated[
+        float, typer.Option("--min-diff", help="Skip layers in which no value differs by more than this.")
+    ] = 0.0,
+    precision: Annotated[Precision, typer.Option("--precision", help="Type of the LoRA.")] = Precision.fp16,
+    layers: Annotated[bool, typer.Option("--layers", help="Print rank and residual of every layer.")] = False,
+) -> None:
+    """Make a LoRA of what distinguishes a tuned checkpoint from its base."""
+    from rich.console import Console
+
+    from loraloom.cli.progress import ProgressDisplay
+    from loraloom.studio.weights import extract_lora
+
+    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+        report = extract_lora(
+            base,
+            tuned,
+            output,
+            rank=rank,
+            conv_rank=conv_rank,
+            to_residual=to_residual,
+            min_difference=min_diff,
+            precision=precision.value,
+            listener=display,
+        )
+    if layers:
+        for layer in report.layers:
+            typer.echo(f"{layer.name}: rank {layer.rank}, residual {layer.residual:.2%}")
+    worst = max(report.layers, key=lambda layer: layer.residual)
+    ranks = sorted(layer.rank for layer in report.layers)
+    typer.echo(f"residual (relative norm): {report.residual:.2%}, at most {worst.residual:.2%} in {worst.name}")
+    typer.echo(
+        f"wrote {report.path}: {len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}; {report.unchanged} unchanged"
+    )
+
+
+def resize(
+    lora: Annotated[Path, typer.Argument(help="The LoRA.")],
+    output: Output,
+    rank: Annotated[int, typer.Option("--rank", help="At most this rank.")],
+    conv_rank: Annotated[
+        int | None, typer.Option("--conv-rank", help="The same for 3x3 convolutions. Unset: as --rank.")
+    ] = None,
+    dynamic: Annotated[
+        Dynamic | None, typer.Option("--dynamic", help="Choose ranks layer by layer (kohya's names and meaning).")
+    ] = None,
+    dynamic_param: Annotated[
+        float | None,
+        typer.Option("--dynamic-param", help="Its number: 0.9 for sv_fro and sv_cumulative, 5 for sv_ratio."),
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option("--precision", help="Type of the result. Unset: as in the input.")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Print rank and kept energy of every layer.")] = False,
+) -> None:
+    """Make a LoRA smaller: the best approximation of a rank."""
+    from loraloom.studio.weights import resize_lora
+
+    if (dynamic is None) != (dynamic_param is None):
+        raise SettingsError(["--dynamic and --dynamic-param belong together"], "--dynamic sv_fro --dynamic-param 0.9")
+    way = (dynamic.value, dynamic_param) if dynamic is not None and dynamic_param is not None else None
+    said = precision.value if precision else None
+    report = resize_lora(lora, output, rank=rank, conv_rank=conv_rank, dynamic=way, precision=said)
+    if layers:
+        for layer in report.layers:
+            typer.echo(f"{layer.name}: rank {layer.old_rank} to {layer.rank}, {layer.kept:.2%} of the energy")
+    worst = min(report.layers, key=lambda layer: layer.kept)
+    ranks = sorted(layer.rank for layer in report.layers)
+    typer.echo(f"kept energy: {1 - report.residual**2:.2%}, at least {worst.kept:.2%} in {worst.name}")
+    typer.echo(f"wrote {report.path}: {len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}")
+
+
+def metadata(
+    file: Annotated[Path, typer.Argument(help="A .safetensors file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the file itself.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any key, or title, author, license, tags, weight. Repeatable."
+        ),
+    ] = None,
+    trigger: Annotated[str | None, typer.Option("--trigger", help="Trigger words.")] = None,
+    description: Annotated[str | None, typer.Option("--description", help="What it is.")] = None,
+    notes: Annotated[str | None, typer.Option("--notes", help="How to use it.")] = None,
+    preview: Annotated[Path | None, typer.Option("--preview", help="A picture, kept as a small JPEG.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", metavar="KEY", help="Repeatable.")] = None,
+    sidecar: Annotated[
+        bool, typer.Option("--sidecar", help="Also write NAME.json and NAME.preview.png for the web UI.")
+    ] = False,
+) -> None:
+    """Show or edit what a file says of itself; the tensors stay byte for byte as they are."""
+    from loraloom.studio.weights import edit_metadata, inspect_file, write_sidecars
+
+    changes = {}
+    for text in set_ or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise SettingsError([f"--set {text!r} is not KEY=VALUE"], "--set title='Inked lines'")
+        changes[key.strip()] = value
+    said = {"trigger": trigger, "description": description, "notes": notes}
+    changes |= {key: value for key, value in said.items() if value is not None}
+    target = output or file
+    if changes or remove or preview is not None:
+        if (output is None) == (not in_place):
+            raise SettingsError(["where should the result go?"], "give either -o OUT.safetensors or --in-place")
+        edit = edit_metadata(file, target, changes, remove=remove or [], preview=preview)
+        typer.echo(f"wrote {edit.path}: {len(edit.changed)} changed, {len(edit.removed)} removed")
+    elif output is not None or in_place:
+        raise SettingsError(["nothing to change"], "--set, --trigger, --description, --notes, --preview, --remove")
+    elif not sidecar:
+        for key, value in sorted(inspect_file(file).metadata.items()):
+            typer.echo(f"{key} = {value if len(value) <= 2000 else value[:2000] + ' ...'}")
+    if sidecar:
+        for path in write_sidecars(target, preview=preview):
+            typer.echo(f"wrote {path}")

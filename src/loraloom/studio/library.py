@@ -1,0 +1,288 @@
+"""An index of the models on this machine, kept in an SQLite file: scan and search. No torch until a file is read."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from loraloom.errors import FileError, LoraloomError, MissingFileError, SettingsError
+from loraloom.events import Listener, Notice, ignore
+from loraloom.folders import data_folder
+
+__all__ = ["LibraryEntry", "ScanReport", "forget", "index_path", "scan", "search", "show"]
+
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+BATCH = 500
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LibraryEntry:
+    """A file as the index knows it. ``problem`` says why it could not be read; ``sha256`` is empty until asked for."""
+
+    path: str
+    size: int
+    stamp: str
+    """Times of the last change of the file and of the ``.json`` beside it: when these differ it is read again."""
+    fingerprint: str = ""
+    kind: str = ""
+    family: str = ""
+    adapter: str = ""
+    rank: str = ""
+    title: str = ""
+    triggers: str = ""
+    tags: str = ""
+    base: str = ""
+    description: str = ""
+    autov3: str = ""
+    sha256: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What a scan found. ``moved``: from and to; ``broken``: path and reason, all that are known in these folders."""
+
+    files: int
+    read: int
+    added: int
+    changed: int
+    removed: int
+    moved: tuple[tuple[str, str], ...]
+    broken: tuple[tuple[str, str], ...]
+
+
+_COLUMNS = tuple(field.name for field in fields(LibraryEntry))
+_TEXTS = ("path", "title", "triggers", "tags", "base", "description", "adapter", "autov3", "sha256")
+
+
+def index_path() -> Path:
+    """Where the index lies unless another file is named."""
+    return data_folder() / "library.sqlite"
+
+
+@contextmanager
+def _opened(index: Path | None) -> Iterator[sqlite3.Connection]:
+    """The index, made when it is not there. Writers wait for one another up to 30 s."""
+    path = index or index_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+    except (OSError, sqlite3.Error) as error:
+        raise FileError(f"{path}: the index of the library cannot be opened, {error}") from error
+    try:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > _VERSION:
+            raise FileError(f"{path}: the index was made by a newer version", "name another with --index")
+        columns = ", ".join(
+            "path TEXT PRIMARY KEY" if name == "path" else f"{name} {'INTEGER' if name == 'size' else 'TEXT'} NOT NULL"
+            for name in _COLUMNS
+        )
+        connection.execute(f"CREATE TABLE IF NOT EXISTS files ({columns}, words TEXT NOT NULL)")
+        connection.execute("CREATE INDEX IF NOT EXISTS by_fingerprint ON files (fingerprint)")
+        if version != _VERSION:
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        yield connection
+    except sqlite3.Error as error:
+        raise FileError(
+            f"{path}: the index of the library failed, {error}", "it can be deleted: a scan makes it anew"
+        ) from error
+    finally:
+        connection.close()
+
+
+def scan(
+    folders: Sequence[Path], *, hashes: bool = False, index: Path | None = None, listener: Listener = ignore
+) -> ScanReport:
+    """Bring the index up to date with these folders and all inside them; files elsewhere stay as they are known.
+
+    Only files that are new or changed are read. ``hashes`` adds the SHA-256 of every file that has none yet, which
+    reads all of it. A file that cannot be read is kept with the reason. Raises MissingFileError for a missing folder.
+    """
+    roots = [_resolved_folder(folder) for folder in folders]
+    if not roots:
+        raise SettingsError(["no folder to scan"], "loraloom library scan FOLDER")
+    found = {path: facts for root in roots for path, facts in _walk(root, listener)}
+    with _opened(index) as connection:
+        known = {entry.path: entry for entry in _entries(connection, roots)}
+        wanted = [path for path, facts in found.items() if path not in known or _facts(known[path]) != facts]
+        unhashed = (
+            {path for path, entry in known.items() if not entry.sha256 and not entry.problem} if hashes else set()
+        )
+        gone = [path for path in known if path not in found]
+        by_fingerprint = {known[path].fingerprint: path for path in gone if known[path].fingerprint}
+        moved: list[tuple[str, str]] = []
+        broken: dict[str, str] = {path: entry.problem for path, entry in known.items() if entry.problem}
+        todo = [*wanted, *(path for path in found if path in unhashed and path not in set(wanted))]
+        added = changed = 0
+        for start in range(0, len(todo), BATCH):
+            batch = [_read(path, *found[path], hashes=hashes) for path in todo[start : start + BATCH]]
+            for entry in batch:
+                broken.pop(entry.path, None)
+                if entry.problem:
+                    broken[entry.path] = entry.problem
+                earlier = by_fingerprint.pop(entry.fingerprint, None) if entry.path not in known else None
+                if earlier is not None:
+                    moved.append((earlier, entry.path))
+                elif entry.path not in known:
+                    added += 1
+                elif entry.path in wanted:
+                    changed += entry.fingerprint != known[entry.path].fingerprint
+            _store(connection, batch)
+            listener(Notice(f"{min(start + BATCH, len(todo))} of {len(todo)} files read"))
+        _remove(connection, gone)
+    removed = len(gone) - len(moved)
+    told = tuple((path, reason) for path, reason in sorted(broken.items()) if path in found)
+    return ScanReport(len(found), len(todo), added, changed, removed, tuple(moved), told)
+
+
+def _resolved_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: there is no such folder", "check the path")
+    return folder.resolve()
+
+
+def _walk(root: Path, listener: Listener) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Path, and size and stamp, of every model file below a folder. Links to folders are not followed."""
+    stack = [str(root)]
+    while stack:
+        folder = stack.pop()
+        try:
+            with os.scandir(folder) as entries:
+                inside = list(entries)
+        except OSError as error:
+            listener(Notice(f"{folder} was skipped: {error.strerror or error}", "warning"))
+            continue
+        names = {entry.name: entry for entry in inside}
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False):
+                stack.append(entry.path)
+            elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                if not _is_text(entry.path):
+                    listener(Notice(f"{entry.path!r} was skipped: its name is no text", "warning"))
+                    continue
+                side = names.get(f"{Path(entry.name).stem}.json")
+                status = entry.stat()
+                stamp = f"{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
+                yield entry.path, (status.st_size, f"{stamp}-{side.stat().st_mtime_ns if side else 0}")
+
+
+def _is_text(path: str) -> bool:
+    """Whether the index can hold a path: file systems allow bytes in names that are no text."""
+    return not any(0xD800 <= ord(mark) < 0xE000 for mark in path)
+
+
+def _facts(entry: LibraryEntry) -> tuple[int, str]:
+    return entry.size, entry.stamp
+
+
+def _read(path: str, size: int, stamp: str, *, hashes: bool) -> LibraryEntry:
+    from loraloom.formats.files import sha256_of
+    from loraloom.weights.identify import fingerprint, identify
+
+    try:
+        known = asdict(identify(Path(path)))
+        return LibraryEntry(path, size, stamp, **known, sha256=sha256_of(Path(path)) if hashes else "")
+    except LoraloomError as error:
+        try:
+            marked = fingerprint(Path(path))
+        except FileError:
+            marked = ""
+        return LibraryEntry(path, size, stamp, marked, "broken", problem=error.problem)
+
+
+def _store(connection: sqlite3.Connection, entries: Sequence[LibraryEntry]) -> None:
+    marks = ", ".join("?" * (len(_COLUMNS) + 1))
+    rows = []
+    for entry in entries:
+        told = asdict(entry)
+        words = " ".join(told[name] for name in _TEXTS).casefold()
+        rows.append([*(_text(told[name]) for name in _COLUMNS), _text(words)])
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.executemany(f"INSERT OR REPLACE INTO files ({', '.join(_COLUMNS)}, words) VALUES ({marks})", rows)
+        connection.execute("COMMIT")
+    except sqlite3.Error:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _text(value: str | int) -> str | int:
+    """A value that SQLite can hold: JSON may name half a character."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+
+
+def _remove(connection: sqlite3.Connection, paths: Sequence[str]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in paths])
+    connection.execute("COMMIT")
+
+
+def _entries(connection: sqlite3.Connection, roots: Sequence[Path]) -> list[LibraryEntry]:
+    """What is known of the files inside these folders."""
+    rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM files ORDER BY path")
+    starts = tuple(str(root).rstrip(os.sep) + os.sep for root in roots)
+    return [LibraryEntry(*row) for row in rows if row[0].startswith(starts)]
+
+
+def search(
+    words: Sequence[str], *, family: str | None = None, kind: str | None = None, index: Path | None = None
+) -> list[LibraryEntry]:
+    """Files whose path, title, trigger words, tags, description or hashes hold all the words, in any case.
+
+    ``kind``: checkpoint, lora, other or broken, or a kind of adapter (``loha``).
+    """
+    conditions, values = ["words LIKE ? ESCAPE '!'"] * len(words), [f"%{_escaped(word.casefold())}%" for word in words]
+    if family is not None:
+        conditions.append("family = ?")
+        values.append(family.lower())
+    if kind is not None:
+        conditions.append("(kind = ? OR lower(adapter) = ?)")
+        values += [kind.lower(), kind.lower()]
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    with _opened(index) as connection:
+        rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM files{where} ORDER BY path", values)
+        return [LibraryEntry(*row) for row in rows]
+
+
+def _escaped(word: str) -> str:
+    for mark in "!%_":
+        word = word.replace(mark, f"!{mark}")
+    return word
+
+
+def show(name: str, *, index: Path | None = None) -> list[LibraryEntry]:
+    """What is known of a file: by its path, its name with or without suffix, or the beginning of a hash."""
+    with _opened(index) as connection:
+        entries = [LibraryEntry(*row) for row in connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM files")]
+    path = str(Path(name).resolve())
+    exact = [entry for entry in entries if entry.path == path]
+    named = [entry for entry in entries if name in (Path(entry.path).name, Path(entry.path).stem)]
+    digits = name.lower()
+    hashed = [
+        entry
+        for entry in entries
+        if len(digits) >= 8
+        and any(known.startswith(digits) for known in (entry.sha256, entry.autov3, entry.fingerprint))
+    ]
+    found = exact or named or hashed
+    if not found:
+        raise MissingFileError(f"the library knows no file {name!r}", "`loraloom library search` looks for words")
+    return found
+
+
+def forget(paths: Sequence[Path], *, index: Path | None = None) -> int:
+    """Take files, or all inside of folders, out of the index; the files themselves stay. Returns how many it were."""
+    resolved = [path.resolve() for path in paths]
+    with _opened(index) as connection:
+        inside = {entry.path for entry in _entries(connection, resolved)}
+        known = {row[0] for row in connection.execute("SELECT path FROM files")}
+        gone = sorted(inside | (known & {str(path) for path in resolved}))
+        _remove(connection, gone)
+    if not gone:
+        raise MissingFileError(f"the library knows nothing of {', '.join(map(str, paths))}", "check the path")
+    return len(gone)

@@ -1,0 +1,297 @@
+"""Checkpoints merged with one another: weighted sums and added differences, streamed tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loraloom.adapters.block_weights import BlockWeights
+from loraloom.errors import CheckpointError, OutputError
+from loraloom.events import Listener, Notice, ignore
+from loraloom.formats.files import sha256_of
+from loraloom.formats.tensors import TensorInfo, TensorSource, open_tensors, write_tensors
+from loraloom.hardware import keep_freed_memory
+from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.names import is_extra
+from loraloom.models.prediction import prediction_metadata, read_signs
+from loraloom.models.saving import saved_dtype
+from loraloom.weights.merge import PRECISIONS, file_name, is_finite, is_same_or_inside
+
+__all__ = ["RECIPE_KEY", "CheckpointMergeReport", "CheckpointWeight", "merge_checkpoints"]
+
+RECIPE_KEY = "loraloom.checkpoint_merge"
+"""Metadata of a merged checkpoint: JSON with the way, files, SHA-256, weights, block weights and VAE."""
+
+
+@dataclass(frozen=True)
+class CheckpointWeight:
+    """A checkpoint and its share of the result."""
+
+    path: Path
+    weight: float
+
+
+@dataclass(frozen=True)
+class CheckpointMergeReport:
+    """``merged`` of the ``tensors`` were computed; ``missing`` and ``left_out``: names by file, see the function."""
+
+    path: Path
+    tensors: int
+    merged: int
+    missing: Mapping[str, tuple[str, ...]]
+    left_out: Mapping[str, tuple[str, ...]]
+
+
+def merge_checkpoints(
+    first: Path,
+    others: Sequence[CheckpointWeight],
+    output: Path,
+    *,
+    difference: Path | None = None,
+    blocks: BlockWeights | None = None,
+    vae: Path | None = None,
+    precision: str | None = None,
+    listener: Listener = ignore,
+) -> CheckpointMergeReport:
+    """Write ``first * (1 - sum of weights) + sum of weight * other`` to ``output`` (``.safetensors`` or ``.ckpt``).
+
+    With ``difference`` it is ``first + sum of weight * (other - difference)``. ``blocks`` multiply the weights block by
+    block, ``BASE`` those of everything outside of the U-Net's numbered blocks. ``vae``: a VAE file or a checkpoint
+    whose VAE is taken as it is. The names are the first's: a tensor that another lacks stays as the first's
+    (``missing``), one that only another has is not taken (``left_out``); both are told. Sums are in float32, rounded
+    once. A first convolution that reads more channels (inpainting) takes part with those that the others have.
+    Raises CheckpointError for two families, sizes or predictions, and for values that are not finite.
+    """
+    _check_output(output, [first, *(other.path for other in others), *([difference] if difference else [])])
+    if not others:
+        raise CheckpointError("one checkpoint alone is no merge", "name at least two")
+    keep_freed_memory()
+    source = open_checkpoint(first)
+    merged_with = [(open_checkpoint(other.path), other.weight) for other in others]
+    subtracted = open_checkpoint(difference) if difference is not None else None
+    everyone = [checkpoint for checkpoint, _ in merged_with] + ([subtracted] if subtracted else [])
+    for checkpoint in everyone:
+        _check_alike(source, checkpoint)
+    baked = _vae_tensors(vae, source) if vae is not None else {}
+    dtype = PRECISIONS[precision] if precision else None
+    missing: dict[str, list[str]] = {str(checkpoint.path): [] for checkpoint in everyone}
+    sources, merged = [], 0
+    for name in source:
+        info = source.info(name)
+        wanted = saved_dtype(name, info, source.family, dtype)
+        load: Callable[[], Tensor]
+        if name in baked:
+            load = partial(_cast, baked[name], wanted)
+        elif is_extra(name) or not info.dtype.is_floating_point:
+            load = partial(_own, source, name, wanted)
+        else:
+            terms = _terms(source, name, merged_with, subtracted, blocks, missing)
+            merged += bool(terms)
+            load = partial(_merged, source, name, terms, wanted) if terms else partial(_own, source, name, wanted)
+        sources.append(TensorSource(name, TensorInfo(wanted, info.shape), load))
+    if not merged:
+        raise CheckpointError("nothing would change: every weight is 0", "write CHECKPOINT:0.3")
+    left_out = {str(other.path): _only_in(other, source) for other in everyone}
+    for what, found in (("lacks", missing), ("alone has", left_out)):
+        for path, names in found.items():
+            if names:
+                listener(Notice(f"{path} {what} {len(names)} tensors, the first is {names[0]}", "warning"))
+    metadata = _metadata(source, others, subtracted, blocks, vae)
+    write_tensors(output, sources, metadata=metadata, extras=source.extras)
+    told = {path: tuple(names) for path, names in missing.items() if names}
+    return CheckpointMergeReport(
+        output, len(sources), merged, told, {path: names for path, names in left_out.items() if names}
+    )
+
+
+def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+    if output.suffix.lower() not in (".safetensors", ".ckpt"):
+        raise OutputError(f"{output} is neither .safetensors nor .ckpt", "the suffix decides the format")
+    if any(is_same_or_inside(output, path) for path in inputs):
+        raise OutputError(f"{output} is one of the inputs", "give the merged checkpoint a name of its own")
+
+
+def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
+    if first.family.name != other.family.name:
+        raise CheckpointError(
+            f"{first.path} is {first.family.title} and {other.path} is {other.family.title}",
+            "only checkpoints of one family can be merged",
+        )
+    predictions = [read_signs(each, each.metadata, each.path).prediction for each in (first, other)]
+    if None not in predictions and predictions[0] != predictions[1]:
+        raise CheckpointError(
+            f"{first.path} predicts {predictions[0]} and {other.path} {predictions[1]}",
+            "a sum of the two would predict neither",
+        )
+
+
+Term = tuple[Checkpoint, str, float]
+"""A tensor of another checkpoint and what it is multiplied by."""
+
+
+def _terms(
+    source: Checkpoint,
+    name: str,
+    others: Sequence[tuple[Checkpoint, float]],
+    subtracted: Checkpoint | None,
+    blocks: BlockWeights | None,
+    missing: dict[str, list[str]],
+) -> list[Term]:
+    """What is added to the first's tensor; its own name with a negative number takes away its share."""
+    factor = blocks.of(_layer_name(source, name), sdxl=source.family.lora_sai_names) if blocks is not None else 1.0
+    terms: list[Term] = []
+    for other, weight in others:
+        strength, minuend = weight * factor, subtracted or source
+        found, old = _name_in(other, name, source), _name_in(minuend, name, source)
+        for checkpoint, there in ((other, found), (minuend, old)):
+            if there is None and name not in missing[str(checkpoint.path)]:
+                missing[str(checkpoint.path)].append(name)
+        if found is None or old is None or strength == 0.0:
+            continue
+        for checkpoint, there in ((other, found), (minuend, old)):
+            _check_shape(source, name, checkpoint, there)
+        terms += [(other, found, strength), (minuend, old, -strength)]
+    return terms
+
+
+def _layer_name(source: Checkpoint, name: str) -> str:
+    prefix = source.family.unet_prefix
+    return "lora_unet_" + name.removeprefix(prefix).replace(".", "_") if name.startswith(prefix) else name
+
+
+def _name_in(checkpoint: Checkpoint, name: str, source: Checkpoint) -> str | None:
+    """What a tensor of ``source`` is called in another checkpoint, whose text encoder may have another prefix."""
+    if name in checkpoint:
+        return name
+    for part in source.family.text_parts:
+        own, other = part.prefix(source), part.prefix(checkpoint)
+        if (
+            own
+            and other
+            and own != other
+            and name.startswith(own)
+            and (there := other + name[len(own) :]) in checkpoint
+        ):
+            return there
+    return None
+
+
+def _only_in(checkpoint: Checkpoint, source: Checkpoint) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name in checkpoint
+        if not is_extra(name) and name not in source and _name_in(source, name, checkpoint) is None
+    )
+
+
+def _is_first_convolution(source: Checkpoint, name: str) -> bool:
+    return name == f"{source.family.unet_prefix}input_blocks.0.0.weight"
+
+
+def _check_shape(source: Checkpoint, name: str, other: Checkpoint, there: str) -> None:
+    wanted, shape = source.info(name).shape, other.info(there).shape
+    if wanted == shape or _plain(wanted) == _plain(shape):
+        return
+    if _is_first_convolution(source, name) and wanted[0] == shape[0] and wanted[2:] == shape[2:]:
+        if wanted[1] > shape[1]:
+            return
+        raise CheckpointError(
+            f"{other.path} is {other.purpose}, {source.path} is {source.purpose}",
+            "name the one that reads more channels first",
+        )
+    raise CheckpointError(
+        f"{name} has shape {wanted} in {source.path} and {shape} in {other.path}", "the two models differ in size"
+    )
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A projection's shape, whether it is kept as a matrix or as a 1x1 convolution."""
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _own(source: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
+    return source[name].to(dtype)
+
+
+def _cast(load: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
+    return load().to(dtype)
+
+
+def _merged(source: Checkpoint, name: str, terms: Sequence[Term], dtype: torch.dtype) -> Tensor:
+    own = source[name]
+    if not is_finite(own):
+        raise CheckpointError(f"{source.path}: {name} holds NaN or infinite values", "the file is damaged")
+    total = own.to(torch.float64 if own.dtype == torch.float64 else torch.float32, copy=True)
+    # A first convolution that reads more channels takes part with those that every other has.
+    first = _is_first_convolution(source, name)
+    common = min(checkpoint.info(there).shape[1] for checkpoint, there, _ in terms) if first else 0
+    for checkpoint, there, factor in terms:
+        tensor = checkpoint[there]
+        if not is_finite(tensor):
+            raise CheckpointError(f"{checkpoint.path}: {there} holds NaN or infinite values", "the file is damaged")
+        part, tensor = (total[:, :common], tensor[:, :common]) if first else (total, tensor)
+        part.add_(tensor.to(total.dtype).reshape(part.shape), alpha=factor)
+    result = total.to(dtype)
+    if not is_finite(result):
+        raise CheckpointError(
+            f"{name} would hold values beyond the range of {str(dtype).removeprefix('torch.')}",
+            "use smaller weights, or another precision: --precision float",
+        )
+    return result
+
+
+def _vae_tensors(path: Path, source: Checkpoint) -> dict[str, Callable[[], Tensor]]:
+    """How to get each tensor of the VAE, under the names of ``source``; CheckpointError unless all are there."""
+    prefix = source.family.vae_prefix
+    tensors: Mapping[str, Tensor] = open_checkpoint(path) if path.is_dir() else open_tensors(path)
+    whole = any(name.startswith(prefix) for name in tensors)
+    found: dict[str, Callable[[], Tensor]] = {}
+    for name in source:
+        if not name.startswith(prefix) or is_extra(name):
+            continue
+        there = name if whole else name.removeprefix(prefix)
+        if there not in tensors:
+            raise CheckpointError(f"{path} has no VAE tensor {there}", "a VAE or a checkpoint in the original layout")
+        if _plain(tuple(tensors[there].shape)) != _plain(source.info(name).shape):
+            raise CheckpointError(f"{path}: {there} has another shape than the VAE of {source.path}")
+        found[name] = partial(_shaped, tensors, there, source.info(name).shape)
+    if not found:
+        raise CheckpointError(f"{source.path} holds no VAE to be replaced")
+    return found
+
+
+def _shaped(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    return tensors[name].reshape(shape)
+
+
+def _metadata(
+    source: Checkpoint,
+    others: Sequence[CheckpointWeight],
+    subtracted: Checkpoint | None,
+    blocks: BlockWeights | None,
+    vae: Path | None,
+) -> dict[str, str]:
+    """The recipe with hashes; of the first's metadata, what is true of the result as well."""
+
+    def identity(path: Path) -> dict[str, str]:
+        return {"file": file_name(path), **({} if path.is_dir() else {"sha256": sha256_of(path)})}
+
+    recipe = {
+        "way": "weighted sum" if subtracted is None else "add difference",
+        "first": identity(source.path),
+        "others": [{**identity(other.path), "weight": other.weight} for other in others],
+        **({"difference": identity(subtracted.path)} if subtracted is not None else {}),
+        **({"blocks": blocks.text} if blocks is not None else {}),
+        **({"vae": identity(vae)} if vae is not None else {}),
+    }
+    told = ", ".join([file_name(source.path), *(f"{file_name(other.path)}:{other.weight:g}" for other in others)])
+    kept = {key: value for key, value in source.metadata.items() if key != "modelspec.hash_sha256"}
+    signs = read_signs(source, source.metadata, source.path)
+    marks = prediction_metadata(signs) if signs.prediction == "v" or signs.zero_terminal_snr else {}
+    return {**kept, **marks, "modelspec.merged_from": told, RECIPE_KEY: json.dumps(recipe)}

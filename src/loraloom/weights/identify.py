@@ -1,0 +1,138 @@
+"""What a library keeps of a model file: kind, family, names, trigger words, cheap hashes, and who it is by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraloom.errors import FileError
+from loraloom.formats import dialects
+from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
+from loraloom.models import family as families
+from loraloom.models.foreign import what_it_is
+from loraloom.weights.lora_family import family_name
+
+__all__ = ["Identity", "fingerprint", "identify", "sidecar_texts", "tag_counts"]
+
+SAMPLES = 16
+SAMPLE_BYTES = 1 << 16
+MAX_TAGS = 60
+
+
+@dataclass(frozen=True)
+class Identity:
+    """``kind``: checkpoint, lora or other; ``family``: sd1, sd2, sdxl or empty; ``adapter``: LoRA, LoHa ...
+
+    ``autov3``: the first 12 digits of the hash of the tensors, as the metadata says it; empty where it says none.
+    """
+
+    fingerprint: str
+    kind: str
+    family: str = ""
+    adapter: str = ""
+    rank: str = ""
+    title: str = ""
+    triggers: str = ""
+    tags: str = ""
+    base: str = ""
+    description: str = ""
+    autov3: str = ""
+
+
+def fingerprint(path: Path) -> str:
+    """Who a file is by its content, cheaply: its size, its beginning and end, and 14 places between them.
+
+    Of a file of at most 1 MiB that is every byte. Two files with one fingerprint are the same for all that a library
+    does; only ``sha256`` proves it.
+    """
+    try:
+        size = path.stat().st_size
+        found = hashlib.sha256(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            if size <= SAMPLES * SAMPLE_BYTES:
+                found.update(file.read())
+            else:
+                for index in range(SAMPLES):
+                    file.seek((size - SAMPLE_BYTES) * index // (SAMPLES - 1))
+                    found.update(file.read(SAMPLE_BYTES))
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read, {error.strerror or error}") from error
+    return found.hexdigest()[:32]
+
+
+def identify(path: Path) -> Identity:
+    """Read names, shapes and metadata of a file. Raises FileError for one that cannot be read."""
+    known = fingerprint(path)
+    with open_tensors(path) as tensors:
+        infos = {name: tensors.info(name) for name in tensors}
+        said, beside = tensors.metadata, sidecar_texts(path.with_suffix(".json"))
+        texts = {
+            "title": said.get("modelspec.title") or said.get("ss_output_name", ""),
+            "triggers": ", ".join(
+                dict.fromkeys(
+                    text for text in (said.get("modelspec.trigger_phrase"), beside.get("activation text")) if text
+                )
+            ),
+            "tags": _tags(said),
+            "base": said.get("ss_sd_model_name", ""),
+            "description": " ".join(
+                text
+                for text in (said.get("modelspec.description"), beside.get("description"), beside.get("notes"))
+                if text
+            ),
+            "autov3": said.get("sshs_model_hash", "")[:12],
+        }
+        if (family := families.recognise(infos)) is not None:
+            return Identity(known, "checkpoint", family.name, **texts)
+        dialect = dialects.recognise(infos)
+        if dialect is None:
+            return Identity(known, "other", adapter=what_it_is(infos), **texts)
+        return _lora(known, tensors, dialect, texts)
+
+
+def _lora(known: str, tensors: TensorFile, dialect: dialects.Dialect, texts: Mapping[str, str]) -> Identity:
+    layers: dict[str, dict[str, TensorInfo]] = {}
+    for key in tensors:
+        if (split := dialect.split(key)) is not None:
+            layers.setdefault(split[0], {})[split[1]] = tensors.info(key)
+    kinds = Counter(dialects.title_of(roles) for roles in layers.values())
+    ranks = {
+        roles[role].shape[0]
+        for roles in layers.values()
+        for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+        if role in roles and roles[role].shape
+    }
+    rank = f"{min(ranks)}-{max(ranks)}" if len(ranks) > 1 else "".join(map(str, ranks))
+    family = family_name(layers, tensors.metadata)
+    return Identity(known, "lora", family, kinds.most_common(1)[0][0], rank, **texts)
+
+
+def tag_counts(metadata: Mapping[str, str]) -> Counter[str]:
+    """How often each tag was in the captions, over all folders (``ss_tag_frequency``); empty where nothing is said."""
+    counts: Counter[str] = Counter()
+    with suppress(ValueError, RecursionError):
+        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
+        for tags in folders.values() if isinstance(folders, dict) else ():
+            for tag, count in tags.items() if isinstance(tags, dict) else ():
+                if isinstance(count, int) and count > 0:
+                    counts[tag.strip()] += count
+    return counts
+
+
+def _tags(metadata: Mapping[str, str]) -> str:
+    said = [tag.strip() for tag in metadata.get("modelspec.tags", "").split(",") if tag.strip()]
+    return ", ".join([*said, *(tag for tag, _ in tag_counts(metadata).most_common(MAX_TAGS))])
+
+
+def sidecar_texts(side: Path) -> dict[str, str]:
+    """The texts of the web UI's ``NAME.json`` beside a file; empty where there is none that can be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        told = json.loads(side.read_text(encoding="utf-8"))
+        if isinstance(told, dict):
+            return {key: value for key, value in told.items() if isinstance(value, str)}
+    return {}

@@ -1,0 +1,165 @@
+"""What a file says of itself, edited: title, trigger words, description, notes, a preview picture; and side files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from loraloom.errors import FileFormatError, MissingFileError, OutputError, SettingsError
+from loraloom.formats.adapter_file import model_hashes
+from loraloom.formats.dialects import recognise
+from loraloom.formats.files import check_readable, write_bytes, write_text
+from loraloom.formats.header_edit import write_with_metadata
+from loraloom.formats.tensors import open_tensors
+from loraloom.weights.identify import identify
+
+__all__ = ["SHORT_KEYS", "MetadataEdit", "edit_metadata", "thumbnail_url", "write_sidecars"]
+
+SHORT_KEYS: Mapping[str, str] = {
+    "title": "modelspec.title",
+    "trigger": "modelspec.trigger_phrase",
+    "description": "modelspec.description",
+    "notes": "modelspec.usage_hint",
+    "author": "modelspec.author",
+    "license": "modelspec.license",
+    "tags": "modelspec.tags",
+    "preview": "modelspec.thumbnail",
+    "weight": "loraloom.preferred_weight",
+}
+"""Short names of metadata keys (ModelSpec 1.0.1, where it has one)."""
+THUMBNAIL_PX = 256
+PREVIEW_PX = 512
+_COMPUTED = ("sshs_model_hash", "sshs_legacy_hash")
+_VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+
+
+@dataclass(frozen=True)
+class MetadataEdit:
+    """``changed`` and ``removed``: keys whose values are others now, and those that are gone."""
+
+    path: Path
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+def edit_metadata(
+    path: Path,
+    output: Path,
+    changes: Mapping[str, str],
+    *,
+    remove: Sequence[str] = (),
+    preview: Path | None = None,
+) -> MetadataEdit:
+    """Write ``path`` to ``output``, its metadata changed and its tensors byte for byte the same.
+
+    Keys may be short (:data:`SHORT_KEYS`). ``sshs_model_hash`` stays true, since it is of the tensors;
+    ``sshs_legacy_hash``, which counts the ``ss_*`` metadata in, is computed again when one of those changes.
+    Raises SettingsError for a key that is computed or cannot be removed because it is not there.
+    """
+    if output.suffix.lower() != ".safetensors":
+        raise OutputError(f"{output} does not end in .safetensors", "only safetensors files have metadata")
+    with open_tensors(path) as tensors:
+        before = dict(tensors.metadata)
+        wanted = {SHORT_KEYS.get(key, key): value for key, value in changes.items()}
+        if preview is not None:
+            wanted[SHORT_KEYS["preview"]] = thumbnail_url(preview)
+        gone = [SHORT_KEYS.get(key, key) for key in remove]
+        problems = [f"{key} is computed from the file" for key in (*wanted, *gone) if key in _COMPUTED]
+        problems += [f"{path} has no metadata {key!r} to remove" for key in gone if key not in before]
+        problems += [f"{key} is both set and removed" for key in gone if key in wanted]
+        problems += ["a metadata key cannot be empty" for key in wanted if not key.strip()]
+        if problems:
+            raise SettingsError(problems, "`loraloom metadata FILE` lists what is there")
+        after = {key: value for key, value in (before | wanted).items() if key not in gone}
+        touched = {key for key in (*wanted, *gone) if before.get(key) != after.get(key)}
+        if "sshs_legacy_hash" in before and any(key.startswith("ss_") for key in touched) and recognise(tensors):
+            after["sshs_legacy_hash"] = model_hashes(tensors, after)[1]
+    write_with_metadata(path, output, after)
+    return MetadataEdit(output, tuple(key for key in wanted if key in touched), tuple(gone))
+
+
+def thumbnail_url(picture: Path) -> str:
+    """A picture as ModelSpec keeps it: a JPEG of at most 256 px a side as a ``data:`` URL."""
+    data = io.BytesIO()
+    _opened(picture, THUMBNAIL_PX).save(data, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def _opened(picture: Path, size_px: int) -> Image.Image:
+    check_readable(picture)
+    try:
+        with Image.open(picture) as opened:
+            image = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise FileFormatError(f"{picture}: cannot be read as a picture") from error
+    image.thumbnail((size_px, size_px), Image.Resampling.LANCZOS)
+    return image
+
+
+def write_sidecars(path: Path, *, preview: Path | None = None) -> list[Path]:
+    """Write what the web UI reads beside a file: ``NAME.json``, and ``NAME.preview.png`` when there is a picture.
+
+    The texts come from the file's metadata; what else an existing ``NAME.json`` says is kept. The picture is
+    ``preview``, or the thumbnail in the metadata. Raises OutputError rather than replace a picture that is there.
+    """
+    known = identify(path)
+    with open_tensors(path) as tensors:
+        metadata = dict(tensors.metadata)
+    side = path.with_suffix(".json")
+    told = _read_sidecar(side)
+    said: dict[str, Any] = {
+        "description": metadata.get("modelspec.description"),
+        "sd version": _VERSIONS.get(known.family),
+        "activation text": metadata.get("modelspec.trigger_phrase"),
+        "notes": metadata.get("modelspec.usage_hint"),
+    }
+    with suppress(ValueError, KeyError):
+        said["preferred weight"] = float(metadata["loraloom.preferred_weight"])
+    image = _preview_bytes(preview, metadata.get("modelspec.thumbnail", ""))
+    picture = path.with_name(f"{path.stem}.preview.png")
+    if image is not None and picture.exists():
+        raise OutputError(f"{picture} exists already", "move it away to write another")
+    write_text(side, json.dumps(told | {key: value for key, value in said.items() if value is not None}, indent=4))
+    if image is None:
+        return [side]
+    write_bytes(picture, image)
+    return [side, picture]
+
+
+def _read_sidecar(side: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(side.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileFormatError(f"{side}: is not JSON that can be extended", "move it away to write a new one") from error
+    if not isinstance(told, dict):
+        raise FileFormatError(f"{side}: is not a JSON table", "move it away to write a new one")
+    return told
+
+
+def _preview_bytes(preview: Path | None, thumbnail: str) -> bytes | None:
+    """A PNG of the picture, None when there is none."""
+    data = io.BytesIO()
+    if preview is not None:
+        if not preview.exists():
+            raise MissingFileError(f"{preview}: there is no such picture")
+        _opened(preview, PREVIEW_PX).save(data, "PNG")
+        return data.getvalue()
+    _, comma, encoded = thumbnail.partition(";base64,")
+    if not comma:
+        return None
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))) as opened:
+            opened.convert("RGB").save(data, "PNG")
+    except (ValueError, OSError, Image.DecompressionBombError):
+        return None
+    return data.getvalue()

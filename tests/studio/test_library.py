@@ -1,0 +1,148 @@
+"""The index of models: what is new, changed, moved or broken is found, and nothing is read twice."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from loraloom.errors import FileError, MissingFileError
+from loraloom.formats.tensors import write_tensors
+from loraloom.studio import library
+from loraloom.weights import identify
+from random_loras import random_lora
+from toys import toy_tensors
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    (folder / "deep" / "er").mkdir(parents=True)
+    tags = '{"2_x": {"a cat": 4, "ink_100%": 9}}'
+    said = {"modelspec.title": "Inked Lines", "modelspec.trigger_phrase": "inkd", "ss_tag_frequency": tags}
+    write_tensors(folder / "ink.safetensors", random_lora("sd1", 1).file_tensors(), metadata=said)
+    write_tensors(folder / "deep" / "er" / "xl.safetensors", random_lora("sdxl", 1, conv=False).file_tensors())
+    write_tensors(folder / "base.ckpt", toy_tensors("sd1"))
+    (folder / "bad.safetensors").write_bytes(b"not at all")
+    (folder / "notes.txt").write_text("x", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "library.sqlite"
+
+
+def names(entries: list[library.LibraryEntry]) -> list[str]:
+    return [Path(entry.path).name for entry in entries]
+
+
+def test_scan_and_search(models: Path, index: Path) -> None:
+    report = library.scan([models], index=index)
+    assert (report.files, report.read, report.added) == (4, 4, 4)
+    assert [Path(path).name for path, _ in report.broken] == ["bad.safetensors"]
+    assert names(library.search(["INKD"], index=index)) == ["ink.safetensors"]
+    assert names(library.search(["ink_100%"], index=index)) == ["ink.safetensors"]
+    assert library.search(["ink_200%"], index=index) == []
+    assert names(library.search([], family="sdxl", index=index)) == ["xl.safetensors"]
+    assert names(library.search([], family="sd1", kind="checkpoint", index=index)) == ["base.ckpt"]
+    assert names(library.search([], kind="LoRA", index=index)) == ["xl.safetensors", "ink.safetensors"]
+    assert names(library.search([], kind="broken", index=index)) == ["bad.safetensors"]
+    (entry,) = library.show("ink", index=index)
+    assert (entry.rank, entry.title, entry.tags) == ("2", "Inked Lines", "ink_100%, a cat")
+
+
+def test_nothing_is_read_twice(models: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.scan([models], index=index)
+    monkeypatch.setattr(identify, "identify", lambda path: pytest.fail(f"{path} was read again"))
+    report = library.scan([models], index=index)
+    assert (report.files, report.read, len(report.broken)) == (4, 0, 1)
+
+
+def test_moved_overwritten_and_gone(models: Path, index: Path) -> None:
+    library.scan([models], index=index)
+    (models / "ink.safetensors").rename(models / "deep" / "lines.safetensors")
+    old = (models / "deep" / "er" / "xl.safetensors").stat()
+    tensors = {name: tensor + 1 for name, tensor in random_lora("sdxl", 1, conv=False).file_tensors().items()}
+    write_tensors(models / "deep" / "er" / "xl.safetensors", tensors)
+    os.utime(models / "deep" / "er" / "xl.safetensors", ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (models / "deep" / "er" / "xl.safetensors").stat().st_size == old.st_size
+    (models / "base.ckpt").unlink()
+    report = library.scan([models], index=index)
+    assert [tuple(Path(path).name for path in pair) for pair in report.moved] == [
+        ("ink.safetensors", "lines.safetensors")
+    ]
+    assert (report.read, report.added, report.changed, report.removed) == (2, 0, 1, 1)
+    assert names(library.search(["inkd"], index=index)) == ["lines.safetensors"]
+
+
+def test_a_side_file_is_noticed(models: Path, index: Path) -> None:
+    library.scan([models], index=index)
+    (models / "ink.json").write_text('{"activation text": "other words"}', encoding="utf-8")
+    assert library.scan([models], index=index).read == 1
+    assert library.search(["other words"], index=index)[0].triggers == "inkd, other words"
+
+
+def test_hashes_on_request(models: Path, index: Path) -> None:
+    from loraloom.formats.files import sha256_of
+
+    library.scan([models], index=index)
+    assert library.search([], index=index)[0].sha256 == ""
+    assert library.scan([models], hashes=True, index=index).read == 3
+    digest = sha256_of(models / "ink.safetensors")
+    assert names(library.show(digest[:10], index=index)) == ["ink.safetensors"]
+    assert library.scan([models], hashes=True, index=index).read == 0
+
+
+def test_forget(models: Path, index: Path) -> None:
+    library.scan([models], index=index)
+    assert library.forget([models / "deep"], index=index) == 1
+    assert library.forget([models / "ink.safetensors"], index=index) == 1
+    assert len(library.search([], index=index)) == 2
+    with pytest.raises(MissingFileError):
+        library.forget([models / "ink.safetensors"], index=index)
+    with pytest.raises(MissingFileError):
+        library.show("ink", index=index)
+    with pytest.raises(MissingFileError):
+        library.scan([models / "nowhere"], index=index)
+
+
+def test_several_scans_at_once(models: Path, index: Path) -> None:
+    failures = []
+
+    def run() -> None:
+        try:
+            library.scan([models], index=index)
+        except FileError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(library.search([], index=index)) == 4
+
+
+def test_an_index_that_is_none(tmp_path: Path, models: Path) -> None:
+    (tmp_path / "broken.sqlite").write_bytes(b"no database at all" * 100)
+    with pytest.raises(FileError, match="index of the library"):
+        library.scan([models], index=tmp_path / "broken.sqlite")
+
+
+def test_large_files_are_known_by_samples(tmp_path: Path) -> None:
+    path = tmp_path / "large.bin"
+    path.write_bytes(bytes(3_000_000))
+    first = identify.fingerprint(path)
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert identify.fingerprint(path) != first
+
+
+def test_tags_of_a_hostile_file() -> None:
+    assert identify.tag_counts({"ss_tag_frequency": "[" * 100_000}) == {}
+    assert identify.tag_counts({"ss_tag_frequency": '{"a": {"x": 2, "y": "z"}, "b": {"x": 1}, "c": 3}'}) == {"x": 3}

@@ -1,0 +1,168 @@
+"""LoRAs added up: the exact sum of the changes, or its best approximation of a rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from loraloom.adapters.attach import read_adapters
+from loraloom.adapters.block_weights import block_name, parse_block_weights
+from loraloom.errors import AdapterError, OutputError
+from loraloom.weights.combine import COMBINED_KEY, combine_loras
+from loraloom.weights.low_rank import Criterion
+from loraloom.weights.merge import LoraWeight, merge
+from loraloom.weights.resize import resize_lora
+from random_loras import random_lora, targets_of
+
+Write = Callable[..., Path]
+
+
+def deltas(path: Path, family: str = "sd1") -> dict[str, Tensor]:
+    return {target.name: adapter.delta() for target, adapter in read_adapters(path, targets_of(family)).items()}
+
+
+def test_the_sum_is_exact(write_lora: Write, tmp_path: Path) -> None:
+    first = write_lora("a.safetensors", random_lora("sd1", 1))
+    second = write_lora("b.safetensors", random_lora("sd1", 2, parts=["unet"], conv=False))
+    output = tmp_path / "sum.safetensors"
+    report = combine_loras([LoraWeight(first, 0.7, 0.3), LoraWeight(second, -0.5)], output)
+    a, b, found = deltas(first), deltas(second), deltas(output)
+    assert found.keys() == a.keys() | b.keys()
+    for name, delta in found.items():
+        wanted = a[name] * (0.7 if name.startswith("lora_unet") else 0.3)
+        wanted = wanted - 0.5 * b[name] if name in b else wanted
+        torch.testing.assert_close(delta, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
+        assert report.ranks[name] == (4 if name in b else 2)
+
+
+def test_cut_to_a_rank_it_is_the_truncated_svd_of_the_dense_sum(write_lora: Write, tmp_path: Path) -> None:
+    files = [write_lora(f"{seed}.safetensors", random_lora("sd1", seed)) for seed in (1, 2, 3)]
+    output = tmp_path / "sum.safetensors"
+    report = combine_loras([LoraWeight(file, 0.5, 0.5) for file in files], output, rank=3, conv_rank=2)
+    dense, found = [deltas(file) for file in files], deltas(output)
+    lost = whole = 0.0
+    for name, delta in found.items():
+        total = (sum(each[name] for each in dense) * 0.5).flatten(1).double()
+        u, values, v = torch.linalg.svd(total, full_matrices=False)
+        rank = 2 if delta.ndim == 4 and delta.shape[-1] > 1 else 3
+        best = u[:, :rank] * values[:rank] @ v[:rank]
+        torch.testing.assert_close(delta.flatten(1).double(), best, rtol=1e-3, atol=1e-5 * float(values[0]))
+        lost, whole = lost + float((values[rank:] ** 2).sum()), whole + float((values**2).sum())
+    assert report.residual == pytest.approx((lost / whole) ** 0.5, rel=1e-4)
+
+
+def test_block_weights_multiply(write_lora: Write, tmp_path: Path, checkpoint: Write) -> None:
+    file, output = write_lora("a.safetensors", random_lora("sd1", 1)), tmp_path / "out.safetensors"
+    blocks = parse_block_weights("MID=0.5,OUT03=0")
+    combine_loras([LoraWeight(file, 0.8, 0.8, blocks)], output)
+    before, after = deltas(file), deltas(output)
+    expected = {"MID": 0.4, "OUT03": 0.0}
+    for name, delta in before.items():
+        wanted = expected.get(block_name(name), 0.8)
+        assert (name in after) == bool(wanted)
+        if wanted:
+            torch.testing.assert_close(after[name], delta * wanted, rtol=1e-5, atol=1e-7)
+    base, plain, blocked = checkpoint("sd1"), tmp_path / "plain.safetensors", tmp_path / "blocked.safetensors"
+    merge(base, [LoraWeight(output)], plain)
+    merge(base, [LoraWeight(file, 0.8, 0.8, blocks)], blocked)
+    from loraloom.formats.tensors import open_tensors
+
+    one, two = open_tensors(plain), open_tensors(blocked)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
+    assert json.loads(two.metadata["loraloom.merged"])[0]["blocks"] == "MID=0.5,OUT03=0"
+
+
+def test_the_recipe_is_written_and_no_training_is_claimed(write_lora: Write, tmp_path: Path) -> None:
+    said = {"ss_base_model_version": "sd_v1", "ss_steps": "100", "modelspec.trigger_phrase": "abc"}
+    files = [write_lora(f"{seed}.safetensors", random_lora("sd1", seed), said) for seed in (1, 2)]
+    output = tmp_path / "out.safetensors"
+    combine_loras([LoraWeight(file) for file in files], output, precision="fp16")
+    from loraloom.formats.adapter_file import content_hash
+    from loraloom.formats.tensors import open_tensors
+
+    metadata = open_tensors(output).metadata
+    assert "ss_steps" not in metadata
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert metadata["modelspec.trigger_phrase"] == "abc"
+    assert [each["file"] for each in json.loads(metadata[COMBINED_KEY])] == ["1.safetensors", "2.safetensors"]
+    assert metadata["sshs_model_hash"] == content_hash(output)
+
+
+def test_what_cannot_be_added_up_is_said(write_lora: Write, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    good = write_lora("good.safetensors", random_lora("sd1", 1))
+    tensors = random_lora("sd1", 2).file_tensors()
+    name = next(key for key in tensors if key.endswith("attn1_to_q.lora_down.weight"))
+    layer = name.removesuffix(".lora_down.weight")
+    broken = {
+        "families": write_lora("xl.safetensors", random_lora("sdxl", 1)),
+        "NaN": write_lora("nan.safetensors", tensors | {name: tensors[name] * float("nan")}),
+        "DoRA": write_lora("dora.safetensors", tensors | {f"{layer}.dora_scale": torch.ones(32, 1)}),
+        "different models": write_lora("shape.safetensors", tensors | {name: torch.ones(2, 7)}),
+    }
+    for file in broken.values():
+        with pytest.raises(AdapterError) as caught:
+            combine_loras([LoraWeight(good), LoraWeight(file)], output)
+        assert caught.value.problem
+    with pytest.raises(AdapterError, match="nothing would be left"):
+        combine_loras([LoraWeight(good, 0.0, 0.0)], output)
+    with pytest.raises(OutputError, match="one of the inputs"):
+        combine_loras([LoraWeight(good)], good)
+    assert not output.exists()
+
+
+def test_alpha_zero_means_the_rank(write_lora: Write, tmp_path: Path) -> None:
+    tensors = random_lora("sd1", 1).file_tensors()
+    zero = {key: torch.tensor(0) if key.endswith(".alpha") else value for key, value in tensors.items()}
+    file, output = write_lora("zero.safetensors", zero), tmp_path / "out.safetensors"
+    combine_loras([LoraWeight(file)], output)
+    before, after = deltas(file), deltas(output)
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-7)
+
+
+# ------------------------------------------------------------------------------------------------ resize
+
+
+@pytest.mark.parametrize("way", [None, ("sv_ratio", 1.5), ("sv_fro", 0.9), ("sv_cumulative", 0.7)])
+def test_resize_against_the_dense_svd(way: tuple[str, float] | None, write_lora: Write, tmp_path: Path) -> None:
+    pair = [write_lora(f"{seed}.safetensors", random_lora("sd1", seed)) for seed in (1, 2)]
+    whole, output = tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
+    combine_loras([LoraWeight(file) for file in pair], whole)
+    report = resize_lora(whole, output, rank=3, conv_rank=2, criterion=Criterion(*way) if way else None)
+    before, after, told = deltas(whole), deltas(output), {layer.name: layer for layer in report.layers}
+    for name, delta in before.items():
+        matrix = delta.flatten(1).double()
+        u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+        limit = 2 if delta.ndim == 4 and delta.shape[-1] > 1 else 3
+        match way:
+            case ("sv_ratio", number):
+                wanted = int((values > values[0] / number).sum())
+            case ("sv_fro", number):
+                wanted = int(((values**2).cumsum(0) / (values**2).sum() < number**2).sum()) + 1
+            case ("sv_cumulative", number):
+                wanted = int((values.cumsum(0) / values.sum() < number).sum()) + 1
+            case _:
+                wanted = limit
+        rank = max(1, min(wanted, limit))
+        assert told[name].rank == rank, name
+        best = u[:, :rank] * values[:rank] @ v[:rank]
+        torch.testing.assert_close(after[name].flatten(1).double(), best, rtol=1e-3, atol=1e-5 * float(values[0]))
+        kept = float((values[:rank] ** 2).sum() / (values**2).sum())
+        assert told[name].kept == pytest.approx(kept, abs=1e-4)
+
+
+def test_resize_to_a_higher_rank_changes_nothing(write_lora: Write, tmp_path: Path) -> None:
+    file, output = write_lora("a.safetensors", random_lora("sd1", 1)), tmp_path / "out.safetensors"
+    report = resize_lora(file, output, rank=64)
+    assert report.residual < 1e-6
+    assert {layer.rank for layer in report.layers} == {2}
+    before, after = deltas(file), deltas(output)
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-6)
