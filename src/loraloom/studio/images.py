@@ -79,8 +79,9 @@ def load_for(checkpoint: Path, settings: GenerateSettings, *, listener: Listener
     """The checkpoint, loaded as the settings say, with the autoencoder that they name."""
     device = choose_device(settings.device)
     precision = choose_precision(device, settings.precision)
+    opened = open_checkpoint(checkpoint)
     model = load_model(
-        open_checkpoint(checkpoint),
+        opened,
         device=device,
         compute=precision.compute,
         keep_file_precision=settings.keep_file_precision,
