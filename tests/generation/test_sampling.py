@@ -34,6 +34,10 @@ def test_every_option_of_every_sampler_is_a_setting() -> None:
     ("changes", "words"),
     [
         ({"sampler": "Euler", "eta": 0.5}, "eta"),
+        ({"denoising_strength": 0.5}, "without init_image, denoising_strength"),
+        ({"init_image": "a.png", "mask_blur": 9}, "without mask, mask_blur"),
+        ({"hires_steps": 9}, "without hires_scale or hires_width and hires_height, hires_steps"),
+        ({"init_image": "a.png", "mask": "b.png", "inpaint_padding": 9}, "is for inpaint_area=mask"),
         ({"sampler": "DPM++ SDE", "s_churn": 3}, "s_churn"),
         ({"sampler": "Euler", "s_noise": 1.1}, "without s_churn"),
         ({"sampler": "DPM++ 2M", "rho": 3, "schedule": "Uniform"}, "rho"),

@@ -17,7 +17,7 @@ from loraloom.errors import CheckpointError, OutputError
 from loraloom.events import Event
 from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.models.checkpoint import Checkpoint
-from loraloom.models.names import is_extra
+from loraloom.models.names import is_extra, pairs_from_checkpoint
 from loraloom.weights.checkpoint_merge import RECIPE_KEY, CheckpointWeight, merge_checkpoints
 from toys import toy_tensors
 
@@ -79,7 +79,15 @@ def test_add_difference_in_half_precision(checkpoint: Write, written: Write, tmp
             torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_block_weights_and_another_vae(checkpoint: Write, written: Write, tmp_path: Path) -> None:
+def _in_diffusers_names(vae: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    pairs = pairs_from_checkpoint("vae", {name: tuple(tensor.shape) for name, tensor in vae.items()})
+    return {pair.diffusers: vae[pair.checkpoint] for pair in pairs}
+
+
+@pytest.mark.parametrize("diffusers_names", [False, True])
+def test_block_weights_and_another_vae(
+    checkpoint: Write, written: Write, tmp_path: Path, diffusers_names: bool
+) -> None:
     a, b = toy_tensors("sd1"), other("sd1", 1)
     vae = {name.removeprefix("first_stage_model."): t for name, t in other("sd1", 5).items() if "first_stage" in name}
     merge_checkpoints(
@@ -87,7 +95,7 @@ def test_block_weights_and_another_vae(checkpoint: Write, written: Write, tmp_pa
         [CheckpointWeight(written("b.safetensors", b), 1.0)],
         tmp_path / "out.safetensors",
         blocks=parse_block_weights("BASE=0,IN01=0.5"),
-        vae=written("vae.safetensors", vae),
+        vae=written("vae.safetensors", _in_diffusers_names(vae) if diffusers_names else vae),
     )
     found = open_tensors(tmp_path / "out.safetensors")
     for name, tensor in found.items():

@@ -34,16 +34,14 @@ class LiveMerge:
     @torch.no_grad()
     def apply(self, loras: Sequence[AppliedLora]) -> None:
         """Have exactly these LoRAs in the model; those of before are gone."""
-        wanted = {
-            target for lora in loras for target in lora.adapters.targets.values() if _strength(lora, target) != 0.0
-        }
+        targets = [target for lora in loras for target in lora.adapters.targets.values() if _strength(lora, target)]
         # Together, because some layers share a tensor of the file.
         changed, self._changed = self._changed, {}
         for target, with_bias in changed.items():
             self._model.restore(target)
             if with_bias:
                 self._model.restore(target, bias=True)
-        for target in wanted:
+        for target in dict.fromkeys(targets):
             weight, bias = self._change_of(target, loras)
             self._changed[target] = bias is not None
             if bias is not None:

@@ -83,17 +83,21 @@ class LoraStore:
     """LoRAs that were read for a model, found again by name as long as their files do not change."""
 
     def __init__(self) -> None:
+        self._paths: dict[tuple[str, tuple[Path, ...]], Path] = {}
         self._read: dict[tuple[str, tuple[int, int]], AppliedLora] = {}
         self._active: tuple[tuple[int, ...], ActiveLoras] | None = None
 
     def load(self, tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> AppliedLora:
         """The LoRA of a tag with the tag's weights; read anew when the file is another than it was."""
-        path = find_lora(tag.name, folders)
+        asked = tag.name, tuple(folders)
+        path = self._paths.get(asked)
+        if path is None or not path.is_file():
+            path = self._paths[asked] = find_lora(tag.name, folders)
         status = path.stat()
         key = str(path.resolve()), (status.st_mtime_ns, status.st_size)
         if key not in self._read:
             self._read = {other: lora for other, lora in self._read.items() if other[0] != key[0]}
-            lora = load_lora(tag, folders, model)
+            lora = load_lora(replace(tag, name=str(path)), (), model)
             self._read[key] = replace(lora, adapters=lora.adapters.to(model.device))
         return replace(self._read[key], name=tag.name, text_encoder=tag.text_encoder, unet=tag.unet, curve=tag.curve)
 

@@ -20,11 +20,11 @@ _ADDNET = re.compile(r"AddNet (Enabled|Module|Model|Weight [AB])(?: (\d+))?")
 _HASH_IN_BRACKETS = re.compile(r"\(([0-9a-fA-F]{8,12})\)$")
 _OF_NO_EFFECT = frozenset(
     {
-        "Version", "User", "Model hash", "Model", "VAE hash", "VAE", "VAE Encoder", "VAE Decoder", "Lora hashes",
+        "Version", "User", "Model hash", "Model", "VAE hash", "Lora hashes",
         "TI hashes", "Hashes", "Init image hash", "FP8 weight", "Cache FP16 weight for LoRA", "Template",
         "Negative Template", "Batch size",
         "Batch pos", "Module 1", "AddNet Enabled", "Hires resize-1", "Hires resize-2", "Size-1", "Size-2",
-        "Hires checkpoint", "Parser", "Backend", "Operations", "App", "Time taken", "Hires options", "Resize mode",
+        "Parser", "Backend", "Operations", "App", "Time taken", "Hires options", 
         "Old prompt editing timelines", "Mask mode", "Inpaint area",
     }
 )  # fmt: skip
@@ -85,6 +85,8 @@ def recall(parameters: Parameters) -> Recalled:
     _hires(found, fields, remarks)
     _inpainting(found, fields)
     _noise(fields, remarks)
+    if (vae := fields.pop("VAE", "None")) not in ("None", "Automatic"):
+        remarks.append(f"its autoencoder was {vae}: give vae, unless the checkpoint has the same in it")
     found |= _rules(fields)
     remarks += [f"{name}: {value} is not known here" for name, value in fields.items() if not _is_harmless(name, value)]
     return Recalled(
@@ -192,8 +194,6 @@ def _hires(found: dict[str, Any], fields: dict[str, str], remarks: list[str]) ->
         remarks.append("a high-resolution pass is told of, but not its size")
     if not asked and "denoising_strength" in found:
         remarks.append("the image was made from another: give init_image")
-    if "Hires upscaler" in fields and asked:
-        found["hires_upscaler"] = "Latent"
 
 
 def _inpainting(found: dict[str, Any], fields: Mapping[str, str]) -> None:

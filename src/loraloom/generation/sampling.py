@@ -135,6 +135,23 @@ def ignored_settings(settings: GenerateSettings) -> list[str]:
         unused = [name for name in names if _is_set(settings, name)]
         if unused:
             lines.append(f"cfg_scale 1 guides nothing, so {_listed(unused)} has no effect")
+    return lines + _ignored_of_pictures(settings)
+
+
+def _ignored_of_pictures(settings: GenerateSettings) -> list[str]:
+    without_picture = ["resize_mode", "all_steps", *([] if settings.has_hires else ["denoising_strength"])]
+    without_mask = ["mask_blur", "mask_invert", "mask_content", "inpaint_area", "inpaint_padding"]
+    without_hires = [name for name in type(settings).model_fields if name.startswith("hires_")]
+    lines = []
+    for missing, needed, names in (
+        (settings.init_image is None, "init_image", without_picture),
+        (settings.mask is None, "mask", without_mask),
+        (not settings.has_hires, "hires_scale or hires_width and hires_height", without_hires),
+    ):
+        if missing and (unused := [name for name in names if _is_set(settings, name)]):
+            lines.append(f"without {needed}, {_listed(unused)} has no effect")
+    if settings.mask is not None and settings.inpaint_area == "whole" and _is_set(settings, "inpaint_padding"):
+        lines.append("inpaint_padding is for inpaint_area=mask")
     return lines
 
 

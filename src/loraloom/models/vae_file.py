@@ -16,10 +16,10 @@ from loraloom.models.loaded import LoadedModel
 from loraloom.models.names import checkpoint_tensor, pairs_from_diffusers
 from loraloom.models.vae import VAE
 
-__all__ = ["read_vae", "replace_vae"]
+__all__ = ["read_vae", "replace_vae", "vae_tensors"]
 
 _PREFIX = "first_stage_model."
-_OTHER_PREFIXES = ("first_stage_model.", "vae.", "")
+_PREFIXES = (_PREFIX, "vae.", "")
 
 
 def read_vae(path: Path) -> VAE:
@@ -27,7 +27,7 @@ def read_vae(path: Path) -> VAE:
 
     Raises MissingFileError, FileFormatError, CheckpointError where there is none.
     """
-    tensors = _tensors(path)
+    tensors = vae_tensors(path)
     with torch.device("meta"):
         vae = VAE.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     wanted = vae.state_dict()
@@ -49,19 +49,18 @@ def replace_vae(model: LoadedModel, path: Path) -> None:
     model.parts["vae"] = vae.to(like.device, like.dtype)
 
 
-def _tensors(path: Path) -> Mapping[str, Tensor]:
+def vae_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of the autoencoder in a file or folder, by their original names (as after ``first_stage_model.``)."""
     if path.is_dir() and is_diffusers_folder(path):
         checkpoint = open_checkpoint(path)
-        return {n.removeprefix(_PREFIX): checkpoint[n] for n in checkpoint if n.startswith(_PREFIX)}
+        return {name.removeprefix(_PREFIX): checkpoint[name] for name in checkpoint if name.startswith(_PREFIX)}
     file = open_tensors(_weights(path) if path.is_dir() else path)
-    for prefix in _OTHER_PREFIXES:
-        names = [name for name in file if name.startswith(prefix)]
+    for prefix in _PREFIXES:
         if prefix + "decoder.conv_in.weight" not in file:
             continue
-        found = {name.removeprefix(prefix): file[name] for name in names}
+        found = {name.removeprefix(prefix): file[name] for name in file if name.startswith(prefix)}
         if any(".down_blocks." in name for name in found):
-            shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-            pairs = pairs_from_diffusers("vae", shapes)
+            pairs = pairs_from_diffusers("vae", {name: tuple(tensor.shape) for name, tensor in found.items()})
             return {pair.checkpoint: checkpoint_tensor([pair], found.__getitem__) for pair in pairs}
         return found
     raise CheckpointError(

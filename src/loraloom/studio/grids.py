@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraloom.errors import PromptError, SettingsError, nearest
+from loraloom.errors import SettingsError, nearest
 from loraloom.events import ImageSaved, Listener, Notice, WeightsSaved, ignore
 from loraloom.formats.files import write_text
 from loraloom.generation.settings import GenerateSettings
@@ -277,8 +277,6 @@ def _paint(folder: Path, cells: Sequence[Cell], batch_size: int, listener: Liste
     from loraloom.generation.text_to_image import paint_each
     from loraloom.studio.images import load_for, model_hash
 
-    for cell in cells:
-        _check(cell)
     loaded_for: tuple[Any, ...] = ()
     model, store, digest = None, LoraStore(), None
     for key, alike in itertools.groupby(sorted(cells, key=_load_key), key=_load_key):
@@ -297,15 +295,6 @@ def _paint(folder: Path, cells: Sequence[Cell], batch_size: int, listener: Liste
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_image(image.image, path, image.infotext)
                 yield path
-
-
-def _check(cell: Cell) -> None:
-    from loraloom.studio.images import check_prompts
-
-    try:
-        check_prompts(cell.settings)
-    except PromptError as error:
-        raise PromptError(f"cell {cell.place}: {error.problem}", error.hint) from error
 
 
 def _load_key(cell: Cell) -> tuple[str, ...]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from loraloom.adapters.attach import AdapterSet, read_adapters
+from loraloom.adapters.attach import read_adapters
 from loraloom.adapters.settings import AdapterSettings, parse_base_lora
 from loraloom.errors import MissingFileError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.files import sha256_of
+from loraloom.generation.live_merge import LiveMerge
+from loraloom.generation.loras import AppliedLora
 from loraloom.models.loaded import LoadedModel
 
 __all__ = ["merge_base_loras", "origin_metadata"]
@@ -24,29 +26,13 @@ def merge_base_loras(model: LoadedModel, settings: AdapterSettings, listener: Li
     asked = [parse_base_lora(text) for text in settings.base_loras]
     for path, _, _ in asked:
         _exists(path, "adapter.base_loras")
-    sets: list[tuple[AdapterSet, float, float]] = []
+    loras = []
     for path, text_encoder, unet in asked:
-        sets.append((read_adapters(path, model.file_targets), text_encoder, unet))
+        loras.append(AppliedLora(path.stem, read_adapters(path, model.file_targets), text_encoder, unet))
         listener(
             Notice(f"merged {path.name} into the checkpoint in memory (text encoder {text_encoder:g}, U-Net {unet:g})")
         )
-    for target in model.file_targets:
-        weight, bias = None, None
-        for adapters, text_encoder, unet in sets:
-            strength = unet if target.part == "unet" else text_encoder
-            if target.name not in adapters.targets or strength == 0.0:
-                continue
-            adapter = adapters.adapter(target.name)
-            base = model.weight_of(target).cpu() if adapter.needs_base else None
-            change = adapter.delta(base) * strength
-            weight = change if weight is None else weight + change
-            more = adapter.bias_delta()
-            if more is not None and bool(more.any()):
-                bias = more * strength if bias is None else bias + more * strength
-        if bias is not None:
-            model.add_to_weight(target, bias, bias=True)
-        if weight is not None:
-            model.add_to_weight(target, weight)
+    LiveMerge(model).apply(loras)
 
 
 def origin_metadata(settings: AdapterSettings) -> dict[str, str]:

@@ -15,12 +15,13 @@ from loraloom.adapters.block_weights import BlockWeights
 from loraloom.errors import CheckpointError, OutputError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.files import sha256_of
-from loraloom.formats.tensors import TensorInfo, TensorSource, open_tensors, write_tensors
+from loraloom.formats.tensors import TensorInfo, TensorSource, write_tensors
 from loraloom.hardware import keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.names import is_extra
 from loraloom.models.prediction import prediction_metadata, read_signs
 from loraloom.models.saving import saved_dtype
+from loraloom.models.vae_file import vae_tensors
 from loraloom.weights.merge import PRECISIONS, file_name, is_finite, is_same_or_inside
 
 __all__ = ["RECIPE_KEY", "CheckpointMergeReport", "CheckpointWeight", "merge_checkpoints"]
@@ -249,15 +250,14 @@ def _merged(source: Checkpoint, name: str, terms: Sequence[Term], dtype: torch.d
 def _vae_tensors(path: Path, source: Checkpoint) -> dict[str, Callable[[], Tensor]]:
     """How to get each tensor of the VAE, under the names of ``source``; CheckpointError unless all are there."""
     prefix = source.family.vae_prefix
-    tensors: Mapping[str, Tensor] = open_checkpoint(path) if path.is_dir() else open_tensors(path)
-    whole = any(name.startswith(prefix) for name in tensors)
+    tensors = vae_tensors(path)
     found: dict[str, Callable[[], Tensor]] = {}
     for name in source:
         if not name.startswith(prefix) or is_extra(name):
             continue
-        there = name if whole else name.removeprefix(prefix)
+        there = name.removeprefix(prefix)
         if there not in tensors:
-            raise CheckpointError(f"{path} has no VAE tensor {there}", "a VAE or a checkpoint in the original layout")
+            raise CheckpointError(f"{path} has no VAE tensor {there}", "the file is incomplete")
         if _plain(tuple(tensors[there].shape)) != _plain(source.info(name).shape):
             raise CheckpointError(f"{path}: {there} has another shape than the VAE of {source.path}")
         found[name] = partial(_shaped, tensors, there, source.info(name).shape)
