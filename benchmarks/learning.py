@@ -1,7 +1,7 @@
 """What a LoRA learns, measured on pictures: a style, a character, by which part, at which learning rate.
 
     python benchmarks/learning.py [--parts style character parts rates] [--checkpoint FILE] [--folder WORK]
-                                  [--epochs N] [--name NAME]
+                                  [--epochs N] [--seed N] [--name NAME]
 
 Trains the demo's plans on the small checkpoint that comes with the package (or another of its kind), paints things that
 were never in the dataset, and judges the pictures by tools/embedded_base/features.py. ``rates`` is the central
@@ -70,9 +70,10 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Pictures:
-    """Paints with one checkpoint; pictures of a prompt have the seeds SEED, SEED + 1, ..."""
+    """Paints with one checkpoint; pictures of the first prompt have the seeds ``seed``, ``seed`` + 1, ..."""
 
     checkpoint: Path
+    seed: int = SEED
 
     @cached_property
     def model(self) -> LoadedModel:
@@ -93,7 +94,7 @@ class Pictures:
                 steps=STEPS,
                 sampler=SAMPLER,
                 cfg_scale=GUIDANCE,
-                seed=SEED + 100 * number,
+                seed=self.seed + 100 * number,
                 count=seeds,
                 batch_size=seeds,
                 lora_folders=() if lora is None else (lora.parent,),
@@ -326,13 +327,15 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="left out: the one that comes with the package")
     parser.add_argument("--folder", type=Path, default=Path("learning"), help="a new folder for runs and sheets")
     parser.add_argument("--epochs", type=int, help="of each run; left out: the demo's")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the first picture")
     parser.add_argument("--name", default="learning", help="of the file of results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder: Path = arguments.folder
     folder.mkdir(parents=True)
-    pictures = Pictures(arguments.checkpoint or make_checkpoint(folder / "base.safetensors"))
+    pictures = Pictures(arguments.checkpoint or make_checkpoint(folder / "base.safetensors"), arguments.seed)
     figures: dict[str, Any] = {"what": __doc__.splitlines()[0], "epochs": arguments.epochs or "the demo's"}
+    figures["seed"] = arguments.seed
     began = time.process_time()
     if "style" in arguments.parts:
         figures["style"] = measure_style(

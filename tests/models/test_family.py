@@ -11,15 +11,7 @@ import torch
 from layouts import LAYOUTS, read_layout
 from loraloom.formats.tensors import TensorInfo
 from loraloom.models.family import FAMILIES, Family, recognise
-from loraloom.models.layouts import (
-    UNetSizes,
-    VaeSizes,
-    clip_layout,
-    noise_schedule_layout,
-    open_clip_layout,
-    unet_layout,
-    vae_layout,
-)
+from loraloom.models.layouts import noise_schedule_layout
 
 FAMILY_OF_LAYOUT = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
 
@@ -48,31 +40,10 @@ def test_lora_layers_of_real_files(layout: str) -> None:
 
 
 def test_layout_functions_give_the_real_files() -> None:
-    """The functions that make toys, given real sizes, make exactly the real keys and shapes."""
-    vae = VaeSizes(128, (1, 2, 4, 4))
-    sd1 = {
-        "model.diffusion_model.": unet_layout(UNetSizes(320, (1, 2, 4, 4), (1, 1, 1, 0), 1, 768)),
-        "first_stage_model.": vae_layout(vae),
-        "cond_stage_model.transformer.text_model.": clip_layout(768, 12),
-    }
-    sd2 = {
-        "model.diffusion_model.": unet_layout(
-            UNetSizes(320, (1, 2, 4, 4), (1, 1, 1, 0), 1, 1024, linear_projections=True)
-        ),
-        "first_stage_model.": vae_layout(vae),
-        "cond_stage_model.model.": open_clip_layout(1024, 24),
-    }
-    sdxl = {
-        "model.diffusion_model.": unet_layout(
-            UNetSizes(320, (1, 2, 4), (0, 2, 10), 10, 2048, linear_projections=True, vector=2816)
-        ),
-        "first_stage_model.": vae_layout(vae),
-        "conditioner.embedders.0.transformer.text_model.": clip_layout(768, 12),
-        "conditioner.embedders.1.model.": open_clip_layout(1280, 32),
-    }
+    """What a family says of its full-size checkpoint, by the functions that make toys, is what is in the real file."""
     tables = {name: tuple(table.shape) for name, table in noise_schedule_layout().items()}
-    for layout, parts, others in (("sd15", sd1, tables), ("sd21", sd2, tables), ("sdxl", sdxl, {})):
-        made = others | {prefix + name: shape for prefix, part in parts.items() for name, shape in part}
+    for layout, name in FAMILY_OF_LAYOUT.items():
+        made = FAMILIES.load(name)().full_size() | ({} if name == "sdxl" else tables)
         assert made == {key: shape for key, (_, shape) in read_layout(layout).items()}
 
 

@@ -326,7 +326,7 @@ def match_layers(file: AdapterFile, targets: Sequence[AdapterTarget]) -> dict[Ad
     """Which layer of the file belongs to which target; AdapterError unless every layer of the file finds its own."""
     known: dict[str, AdapterTarget] = {}
     for target in targets:
-        names = (target.name, *target.aliases, *_dotted_names(target))
+        names = (target.name, *target.aliases, *_dotted_names(target), *_lycoris_names(target))
         known.update(dict.fromkeys(names, target))
     matched: dict[AdapterTarget, str] = {}
     unknown = []
@@ -371,8 +371,16 @@ def _dotted_names(target: AdapterTarget) -> list[str]:
     """diffusers' spellings of a layer; transformers 5 dropped the ``text_model`` level that files still carry."""
     short = target.diffusers_name.removeprefix("text_model.")
     paths = [target.diffusers_name] if target.part == "unet" else [short, f"text_model.{short}"]
-    names = [f"{target.part}.{path}" for path in paths]
-    return names + [f"base_model.model.{path}" for path in paths]
+    names = [f"{target.part}.{path}" for path in paths] + [f"base_model.model.{path}" for path in paths]
+    return names + (paths if target.part == "unet" else [])
+
+
+def _lycoris_names(target: AdapterTarget) -> list[str]:
+    """What LyCORIS calls a layer of a model of diffusers that was given to it by itself."""
+    if target.part == "text_encoder_2":  # the same names as the first one's
+        return []
+    short = target.diffusers_name.removeprefix("text_model.")
+    return [f"lycoris_{path.replace('.', '_')}" for path in dict.fromkeys((target.diffusers_name, short))]
 
 
 def _family_hint(file: AdapterFile) -> str:

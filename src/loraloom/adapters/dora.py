@@ -123,11 +123,7 @@ class DoraAdapter(Adapter):
         out, *rest = target.shape
         ones = (1,) * len(rest[1:])
         flat = tuple(length for length in stored.shape if length != 1)
-        first = stored.shape[0] if stored.ndim else 1
-        # PEFT keeps the lengths of rows in one dimension, or as (1, out, 1, 1) of a convolution.
-        rows = (first == out and flat == (out,)) or (stored.ndim == 4 and flat == (out,) and stored.shape[1] == out)
-        if stored.ndim in (2, 4) and first == 1 and stored.shape[1] == rest[0]:
-            rows = False
+        rows = flat == (out,) and stored.shape[0] == out
         if not rows and flat != ((rest[0],) if rest[0] != 1 else ()):
             raise AdapterError(
                 f"layer {target.name} has shape {tuple(target.shape)}, which the LoRA's dora_scale of shape "

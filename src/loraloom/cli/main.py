@@ -86,6 +86,7 @@ def _register() -> None:
     app.command("tokens")(tokens.tokens)
     app.command("merge")(weights.merge)
     app.command("merge-checkpoints")(weight_tools.merge_checkpoints)
+    app.command("convert")(weight_tools.convert)
     app.command("extract")(weight_tools.extract)
     app.command("resize")(weight_tools.resize)
     app.command("inspect")(weights.inspect)

@@ -1,4 +1,4 @@
-"""``loraloom merge-checkpoints``, ``extract``, ``resize`` and ``metadata``."""
+"""``loraloom convert``, ``merge-checkpoints``, ``extract``, ``resize`` and ``metadata``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from loraloom.cli.weights import Precision
 from loraloom.errors import SettingsError
 
-__all__ = ["extract", "merge_checkpoints", "metadata", "resize"]
+__all__ = ["convert", "extract", "merge_checkpoints", "metadata", "resize"]
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
 
@@ -22,6 +22,35 @@ class Dynamic(StrEnum):
     sv_ratio = "sv_ratio"
     sv_fro = "sv_fro"
     sv_cumulative = "sv_cumulative"
+
+
+class Target(StrEnum):
+    """Whose names a LoRA gets."""
+
+    kohya = "kohya"
+    diffusers = "diffusers"
+
+
+def convert(
+    lora: Annotated[Path, typer.Argument(help="A LoRA of any program: .safetensors, .pt, .ckpt, .bin.")],
+    output: Output,
+    to: Annotated[
+        Target, typer.Option("--to", help="kohya: web UIs, ComfyUI, sd-scripts. diffusers: diffusers and PEFT.")
+    ] = Target.kohya,
+    precision: Annotated[
+        Precision | None, typer.Option("--precision", help="Type of the result. Unset: as in the file.")
+    ] = None,
+) -> None:
+    """Write a LoRA file under the names that another program reads; what it does stays the same."""
+    from loraloom.studio.weights import convert_lora
+
+    report = convert_lora(lora, output, to=to.value, precision=precision.value if precision else None)
+    typer.echo(f"read as: {report.source}, for {report.family}")
+    if report.beside:
+        typer.echo(f"read with it: {', '.join(path.name for path in report.beside)}")
+    typer.echo(f"wrote {report.path}: {report.layers} layers")
+    if report.words:
+        typer.echo(f"words of textual inversion: {', '.join(report.words)}, in {report.embeddings}")
 
 
 def merge_checkpoints(

@@ -7,15 +7,17 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loraloom.errors import AdapterError
-from loraloom.formats.dialects import FOREIGN_SUFFIXES, KOHYA, PEFT, Dialect, recognise
+from loraloom.formats.cloneofsimo import companions
+from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, KOHYA, PEFT, Dialect
 from loraloom.formats.files import sha256_of
+from loraloom.formats.lora_keys import lora_keys
 from loraloom.formats.safetensors_file import safetensors_header
 from loraloom.formats.tensors import TensorInfo, open_tensors, write_tensors
 
@@ -23,6 +25,7 @@ __all__ = [
     "AdapterFile",
     "AdapterTarget",
     "content_hash",
+    "is_of_text",
     "layer_keys",
     "model_hashes",
     "peft_configs",
@@ -30,7 +33,7 @@ __all__ = [
     "write_adapter_file",
 ]
 
-KEPT_EXACT = (".dora_scale",)
+KEPT_EXACT = (".dora_scale", ".lora_magnitude_vector.weight")
 """Ends of the keys of tensors that are never rounded."""
 
 
@@ -75,14 +78,38 @@ class AdapterFile:
     dialect: Dialect
     layers: Mapping[str, Mapping[str, torch.Tensor]]
     metadata: Mapping[str, str]
+    embeddings: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    """Textual-inversion vectors that travel with the LoRA, by word and encoder (``any``, ``clip_l``, ``clip_g``)."""
+    beside: tuple[Path, ...] = ()
+    """Other files that were read with it (cloneofsimo's text encoder and embedding)."""
 
 
 def read_adapter_file(path: Path) -> AdapterFile:
     """Open a LoRA file (``.safetensors``, ``.pt`` or ``.ckpt``, told by content); no tensor is read yet.
 
+    cloneofsimo's ``NAME.pt`` of a U-Net brings ``NAME.text_encoder.pt`` (or ``NAME_txt.pt``) and ``NAME.ti.pt`` along.
     Raises AdapterError for a file that holds no LoRA, holds one of a kind that cannot be read, or holds keys that
     belong to no layer: a key that would be dropped silently would be a LoRA that looks different here.
     """
+    file = _read_one(path)
+    if file.dialect is not CLONEOFSIMO or path.suffix == ".safetensors" or is_of_text(file):
+        return file
+    for other in companions(path):
+        if other.stem.endswith(".ti"):
+            tensors = open_tensors(other)
+            vectors = {word: {"any": tensors[word]} for word in tensors}
+            file = replace(file, embeddings={**file.embeddings, **vectors}, beside=(*file.beside, other))
+        elif is_of_text(text := _read_one(other)):
+            file = replace(file, layers={**file.layers, **text.layers}, beside=(*file.beside, other))
+    return file
+
+
+def is_of_text(file: AdapterFile) -> bool:
+    """Whether the file changes a text encoder and nothing else."""
+    return all(name.startswith(("lora_te", "text_encoder")) for name in file.layers)
+
+
+def _read_one(path: Path) -> AdapterFile:
     tensors = open_tensors(path)
     for key in tensors:
         for suffix, kind in FOREIGN_SUFFIXES.items():
@@ -91,30 +118,33 @@ def read_adapter_file(path: Path) -> AdapterFile:
                     f"{path} holds {kind} layers ({key}), which this version does not read",
                     "LoRA, DoRA, LoHa, LoKr, (IA)3 and full differences can be used",
                 )
-    dialect = recognise(tensors)
-    if dialect is None:
+    keys = lora_keys({key: tensors.info(key) for key in tensors}, tensors.metadata)
+    if keys is None:
         example = next(iter(tensors), None)
         raise AdapterError(
             f"{path} is not a LoRA file" + (f" (its first tensor is {example!r})" if example else " (it is empty)"),
             "`loraloom inspect FILE` tells what a file is",
         )
-    layers: dict[str, dict[str, torch.Tensor]] = {}
-    unknown = []
-    for key in tensors:
-        split = dialect.split(key)
-        if split is None:
-            unknown.append(key)
-            continue
-        name, role = split
-        layers.setdefault(name, {})[role] = tensors[key]
-    if dialect is PEFT:
-        _add_alphas(layers, peft_configs(path, tensors.metadata))
-    if unknown:
+    if keys.unknown:
+        rest = f"the rest reads as the dialect of {keys.dialect.title}"
+        if keys.dialect is CLONEOFSIMO:
+            rest = "the layers are numbered, and their count and shapes are those of no known version"
         raise AdapterError(
-            f"{path}: {len(unknown)} of {len(tensors)} tensors belong to no LoRA layer, the first is {unknown[0]!r}",
-            f"the rest reads as the dialect of {dialect.title}",
+            f"{path}: {len(keys.unknown)} of {len(tensors)} tensors belong to no LoRA layer, "
+            f"the first is {keys.unknown[0]!r}",
+            rest,
         )
-    return AdapterFile(path, dialect, layers, dict(tensors.metadata))
+    layers = {name: {role: tensors[key] for role, key in roles.items()} for name, roles in keys.layers.items()}
+    if keys.dialect is PEFT:
+        _add_alphas(layers, peft_configs(path, tensors.metadata))
+        for roles in layers.values():
+            if "dora_scale" in roles:  # always of rows: (out,), or (1, out, 1, 1) of a convolution
+                lengths = roles["dora_scale"]
+                roles["dora_scale"] = lengths.reshape(-1, 1, *(1 for _ in lengths.shape[2:]))
+    embeddings = {
+        word: {place: tensors[key] for place, key in places.items()} for word, places in keys.embeddings.items()
+    }
+    return AdapterFile(path, keys.dialect, layers, dict(tensors.metadata), embeddings)
 
 
 def peft_configs(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -1,16 +1,19 @@
 """The dialects in which LoRA files name their tensors: one table each, suffix of the key to role of the tensor.
 
 A key is ``<layer name><suffix>``. The layer names of each dialect are resolved by whoever knows the model
-(:class:`loraloom.formats.adapter_file.AdapterTarget` lists every name of a layer).
+(:class:`loraloom.formats.adapter_file.AdapterTarget` lists every name of a layer). cloneofsimo's files number their
+tensors instead: :mod:`loraloom.formats.cloneofsimo`. A file as a whole is read by :mod:`loraloom.formats.lora_keys`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = [
+    "CLONEOFSIMO",
     "DIALECTS",
+    "DIFFUSERS_OLD",
     "FOREIGN_SUFFIXES",
     "KIND_TITLES",
     "KOHYA",
@@ -32,18 +35,35 @@ class Dialect:
     roles: Mapping[str, str]
     dotted: bool
     """Whether its layer names have dots."""
+    endings: Mapping[str, str] = field(default_factory=dict)
+    """What the layer's name ends with, for suffixes that hold a piece of it (``.processor.to_q_lora.up.weight``)."""
 
     def split(self, key: str) -> tuple[str, str] | None:
         """``key`` as (layer name, role), or None when it is not one of this dialect's."""
-        for suffix, role in self.roles.items():
-            if key.endswith(suffix) and key.startswith(self.prefixes):
-                name = key.removesuffix(suffix)
-                return (name, role) if self.dotted or "." not in name else None
+        if not key.startswith(self.prefixes):
+            return None
+        for start in _suffix_starts(key) if self.dotted else (key.find("."),):
+            suffix = key[start:]
+            if start > 0 and suffix in self.roles:
+                return key[:start] + self.endings.get(suffix, ""), self.roles[suffix]
         return None
 
     def suffix(self, role: str) -> str:
         """The (first) suffix that this dialect writes for ``role``."""
         return next(suffix for suffix, known in self.roles.items() if known == role)
+
+
+_MOST_DOTS = 4
+"""In a suffix of a dotted dialect."""
+
+
+def _suffix_starts(key: str) -> list[int]:
+    """Where suffixes can begin, the longest first."""
+    starts: list[int] = []
+    end = len(key)
+    while len(starts) < _MOST_DOTS and (end := key.rfind(".", 0, end)) > 0:
+        starts.append(end)
+    return starts[::-1]
 
 
 _PRODUCTS = (
@@ -55,7 +75,7 @@ _PRODUCTS = (
 KOHYA = Dialect(
     "kohya",
     "kohya sd-scripts, AUTOMATIC1111, ComfyUI",
-    ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_"),
+    ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lycoris_"),
     {
         ".lora_down.weight": "down",
         ".lora_up.weight": "up",
@@ -66,10 +86,13 @@ KOHYA = Dialect(
     },
     dotted=False,
 )
+_BARE_UNET = ("down_blocks.", "mid_block.", "up_blocks.")
+"""How layers of a U-Net begin in files that hold nothing else."""
+
 PEFT = Dialect(
     "peft",
     "diffusers with PEFT",
-    ("unet.", "text_encoder.", "text_encoder_2.", "base_model.model."),
+    ("unet.", "text_encoder.", "text_encoder_2.", "base_model.model.", *_BARE_UNET),
     {
         ".lora_A.weight": "down",
         ".lora_B.weight": "up",
@@ -86,7 +109,33 @@ PEFT = Dialect(
     },
     dotted=True,
 )
-DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (KOHYA, PEFT)}
+_OLD_LAYERS = {
+    **{f".processor.to_{name}_lora": f".to_{name}" for name in "qkv"},
+    ".processor.to_out_lora": ".to_out.0",
+    **{f".to_{name}_lora": f".{name}_proj" for name in "qkv"},
+    ".to_out_lora": ".out_proj",
+    ".lora_linear_layer": "",
+}
+"""Attention processors of the U-Net, then the text encoder's two spellings: what stands in the key, in the name."""
+_OLD_SUFFIXES = {
+    f"{inside}.{role}.weight": (role, ending) for inside, ending in _OLD_LAYERS.items() for role in ("down", "up")
+}
+DIFFUSERS_OLD = Dialect(
+    "diffusers-old",
+    "diffusers before PEFT (attention processors)",
+    ("unet.", "text_encoder.", "text_encoder_2.", *_BARE_UNET),
+    {
+        **{suffix: role for suffix, (role, _) in _OLD_SUFFIXES.items()},
+        ".lora.down.weight": "down",
+        ".lora.up.weight": "up",
+        ".alpha": "alpha",
+    },
+    dotted=True,
+    endings={suffix: ending for suffix, (_, ending) in _OLD_SUFFIXES.items()},
+)
+CLONEOFSIMO = Dialect("cloneofsimo", "cloneofsimo/lora, sd_dreambooth_extension (numbered)", (), {}, dotted=False)
+"""Its tensors have numbers; the layers get kohya's names when a file is read."""
+DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (KOHYA, PEFT, DIFFUSERS_OLD, CLONEOFSIMO)}
 
 FOREIGN_SUFFIXES: Mapping[str, str] = {
     ".oft_blocks": "OFT",
@@ -149,7 +198,7 @@ def title_of(roles: Iterable[str]) -> str:
 
 def recognise(keys: Iterable[str]) -> Dialect | None:
     """The dialect that most keys speak, None when none speaks any of them."""
-    keys = list(keys)
-    counted = [(sum(dialect.split(key) is not None for key in keys), dialect) for dialect in DIALECTS.values()]
+    keys, named = list(keys), [dialect for dialect in DIALECTS.values() if dialect.roles]
+    counted = [(sum(dialect.split(key) is not None for key in keys), dialect) for dialect in named]
     count, dialect = max(counted, key=lambda pair: pair[0])
     return dialect if count else None

@@ -144,6 +144,18 @@ class Family(ABC):
         return [*self.adapter_targets(infos), *targets]
 
     @abstractmethod
+    def full_size(self) -> dict[str, tuple[int, ...]]:
+        """Every key and shape of a full-size checkpoint, the noise schedule's tables left out."""
+
+    def all_targets(self) -> list[AdapterTarget]:
+        """:meth:`file_targets` of a full-size checkpoint: the names that LoRA files of this family can have."""
+        import torch
+
+        from loraloom.formats.tensors import TensorInfo
+
+        return self.file_targets({key: TensorInfo(torch.float16, shape) for key, shape in self.full_size().items()})
+
+    @abstractmethod
     def toy(
         self, seed: int = 0, *, channels: int = 32, text_width: int = 32, text_layers: int = 3, vae_channels: int = 32
     ) -> dict[str, Tensor]:

@@ -18,9 +18,11 @@ from loraloom.models.tokenizer import VOCABULARY_SIZE
 from loraloom.randomness import normal
 
 __all__ = [
+    "FULL_VAE",
     "UNetSizes",
     "VaeSizes",
     "clip_layout",
+    "named_shapes",
     "noise_schedule_layout",
     "open_clip_layout",
     "random_tensor",
@@ -56,6 +58,15 @@ class VaeSizes:
     multipliers: tuple[int, ...]
     latent_channels: int = 4
     res_blocks: int = 2
+
+
+FULL_VAE = VaeSizes(128, (1, 2, 4, 4))
+"""Of every family's real files."""
+
+
+def named_shapes(layouts: Mapping[str, Layout]) -> dict[str, tuple[int, ...]]:
+    """Key and shape of every tensor of several layouts, each under its prefix."""
+    return {prefix + name: shape for prefix, layout in layouts.items() for name, shape in layout}
 
 
 def _weight_and_bias(name: str, *shape: int) -> Layout:
@@ -277,8 +288,7 @@ def random_tensors(layouts: Mapping[str, Layout], *key: int | str, dtype: torch.
 
     Every layer keeps the scale of its input, so that any pass gives finite values that are not constant.
     """
-    named = {prefix + name: shape for prefix, layout in layouts.items() for name, shape in layout}
-    return {name: random_tensor(name, shape, key, dtype) for name, shape in named.items()}
+    return {name: random_tensor(name, shape, key, dtype) for name, shape in named_shapes(layouts).items()}
 
 
 def random_tensor(name: str, shape: tuple[int, ...], key: tuple[int | str, ...], dtype: torch.dtype) -> Tensor:

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from loraloom.models.family import Family, Infos, TextPart
 from loraloom.models.layouts import (
+    FULL_VAE,
     UNetSizes,
     VaeSizes,
     clip_layout,
+    named_shapes,
     noise_schedule_layout,
     random_tensors,
     unet_layout,
@@ -48,6 +50,15 @@ class SD1(Family):
 
     def attention_heads(self, channels: int) -> int:
         return eight_heads(channels)
+
+    def full_size(self) -> dict[str, tuple[int, ...]]:
+        return named_shapes(
+            {
+                self.unet_prefix: unet_layout(UNetSizes(320, (1, 2, 4, 4), (1, 1, 1, 0), middle_depth=1, context=768)),
+                self.vae_prefix: vae_layout(FULL_VAE),
+                self.text_parts[0].prefixes[0]: clip_layout(768, 12),
+            }
+        )
 
     def toy(
         self, seed: int = 0, *, channels: int = 32, text_width: int = 32, text_layers: int = 3, vae_channels: int = 32

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from loraloom.models.family import Family, Infos, Prediction, TextPart
 from loraloom.models.layouts import (
+    FULL_VAE,
     UNetSizes,
     VaeSizes,
+    named_shapes,
     noise_schedule_layout,
     open_clip_layout,
     random_tensors,
@@ -55,6 +57,16 @@ class SD2(Family):
 
     def attention_heads(self, channels: int) -> int:
         return heads_of_64(channels)
+
+    def full_size(self) -> dict[str, tuple[int, ...]]:
+        unet = UNetSizes(320, (1, 2, 4, 4), (1, 1, 1, 0), middle_depth=1, context=1024, linear_projections=True)
+        return named_shapes(
+            {
+                self.unet_prefix: unet_layout(unet),
+                self.vae_prefix: vae_layout(FULL_VAE),
+                self.text_parts[0].prefixes[0]: open_clip_layout(1024, 24),
+            }
+        )
 
     def toy(
         self, seed: int = 0, *, channels: int = 32, text_width: int = 32, text_layers: int = 3, vae_channels: int = 32

@@ -11,9 +11,11 @@ from torch import Tensor
 from loraloom.diffusion.samplers import ALIGNED_SDXL
 from loraloom.models.family import SIZE_CHANNELS, SIZE_COUNT, Family, Infos, TextPart
 from loraloom.models.layouts import (
+    FULL_VAE,
     UNetSizes,
     VaeSizes,
     clip_layout,
+    named_shapes,
     open_clip_layout,
     random_tensors,
     unet_layout,
@@ -64,6 +66,19 @@ class SDXL(Family):
 
     def attention_heads(self, channels: int) -> int:
         return heads_of_64(channels)
+
+    def full_size(self) -> dict[str, tuple[int, ...]]:
+        unet = UNetSizes(
+            320, (1, 2, 4), (0, 2, 10), middle_depth=10, context=2048, linear_projections=True, vector=2816
+        )
+        return named_shapes(
+            {
+                self.unet_prefix: unet_layout(unet),
+                self.text_parts[0].prefixes[0]: clip_layout(768, 12),
+                self.text_parts[1].prefixes[0]: open_clip_layout(1280, 32),
+                self.vae_prefix: vae_layout(FULL_VAE),
+            }
+        )
 
     def toy(
         self,

@@ -16,6 +16,7 @@ from loraloom.events import Listener, ignore
 if TYPE_CHECKING:
     from loraloom.weights.checkpoint_merge import CheckpointMergeReport
     from loraloom.weights.combine import CombineReport
+    from loraloom.weights.convert import ConvertReport
     from loraloom.weights.extract import ExtractReport
     from loraloom.weights.inspect import FileReport
     from loraloom.weights.merge import LoraWeight, MergeReport
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "combine_loras",
+    "convert_lora",
     "edit_metadata",
     "extract_lora",
     "inspect_file",
@@ -96,13 +98,23 @@ def combine_loras(
     return combine(weighted, output, rank=rank, conv_rank=conv_rank, precision=precision)
 
 
+def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str | None = None) -> ConvertReport:
+    """See :func:`loraloom.weights.convert.convert_lora`."""
+    from loraloom.weights.convert import convert_lora as convert
+
+    return convert(lora, output, to=to, precision=precision)
+
+
 def is_lora(text: str) -> bool:
     """Whether ``LORA:weight`` names a LoRA, rather than a checkpoint or something else."""
-    from loraloom.formats.dialects import recognise
+    from loraloom.formats.lora_keys import lora_keys
     from loraloom.formats.tensors import open_tensors
 
     path = parse_lora_weight(text).path
-    return not path.is_dir() and recognise(open_tensors(path)) is not None
+    if path.is_dir():
+        return False
+    with open_tensors(path) as tensors:
+        return lora_keys({key: tensors.info(key) for key in tensors}, tensors.metadata) is not None
 
 
 def _weighted(loras: Sequence[str], block_weights: Sequence[str]) -> list[LoraWeight]:

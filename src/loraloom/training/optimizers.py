@@ -111,8 +111,8 @@ def _of_dadaptation(path: str, **rest: Any) -> Recipe:
     return Recipe(f"dadaptation.{path}", "dadaptation", "optimizers", adaptive=True, **rest)
 
 
-ADAMW = Recipe("torch.optim.AdamW")
-ADAM = Recipe("torch.optim.Adam")
+ADAMW = Recipe("torch.optim.AdamW", args={"fused": True})
+ADAM = Recipe("torch.optim.Adam", args={"fused": True})
 SGD_NESTEROV = Recipe("torch.optim.SGD", args={"momentum": 0.9, "nesterov": True})
 ADAMW_8BIT = _of_bitsandbytes("AdamW8bit")
 PAGED_ADAMW = _of_bitsandbytes("PagedAdamW", paged=True)

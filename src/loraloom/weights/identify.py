@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraloom.errors import FileError
-from loraloom.formats import dialects
-from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
+from loraloom.formats.dialects import title_of
+from loraloom.formats.lora_keys import LoraKeys, lora_keys
+from loraloom.formats.tensors import TensorFile, open_tensors
 from loraloom.models import family as families
 from loraloom.models.foreign import what_it_is
 from loraloom.weights.lora_family import family_name
@@ -89,18 +90,15 @@ def identify(path: Path) -> Identity:
         }
         if (family := families.recognise(infos)) is not None:
             return Identity(known, "checkpoint", family.name, **texts)
-        dialect = dialects.recognise(infos)
-        if dialect is None:
+        keys = lora_keys(infos, said)
+        if keys is None or not keys.layers:
             return Identity(known, "other", adapter=what_it_is(infos), **texts)
-        return _lora(known, tensors, dialect, texts)
+        return _lora(known, tensors, keys, texts)
 
 
-def _lora(known: str, tensors: TensorFile, dialect: dialects.Dialect, texts: Mapping[str, str]) -> Identity:
-    layers: dict[str, dict[str, TensorInfo]] = {}
-    for key in tensors:
-        if (split := dialect.split(key)) is not None:
-            layers.setdefault(split[0], {})[split[1]] = tensors.info(key)
-    kinds = Counter(dialects.title_of(roles) for roles in layers.values())
+def _lora(known: str, tensors: TensorFile, keys: LoraKeys, texts: Mapping[str, str]) -> Identity:
+    layers = {name: {role: tensors.info(key) for role, key in roles.items()} for name, roles in keys.layers.items()}
+    kinds = Counter(title_of(roles) for roles in layers.values())
     ranks = {
         roles[role].shape[0]
         for roles in layers.values()

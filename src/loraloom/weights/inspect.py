@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraloom.formats import dialects
 from loraloom.formats.adapter_file import content_hash
-from loraloom.formats.dialects import FOREIGN_SUFFIXES, Dialect, kind_of, title_of
+from loraloom.formats.cloneofsimo import companions
+from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, kind_of, title_of
 from loraloom.formats.files import sha256_of, size_text
+from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models import family as families
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
@@ -72,12 +73,12 @@ def inspect_file(path: Path, *, hashes: bool = False) -> FileReport:
     with open_tensors(path) as tensors:
         infos = {name: tensors.info(name) for name in tensors}
         facts = _file_facts(tensors, infos)
-        dialect = dialects.recognise(infos)
+        keys = lora_keys(infos, tensors.metadata)
         if (family := families.recognise(infos)) is not None:
             digest = {"hash": f"{sha256_of(path)[:10]} (AutoV2)"} if hashes else {}
             return _checkpoint_report(Checkpoint(path, tensors, family), facts | digest)
-        if dialect is not None:
-            return _lora_report(tensors, infos, dialect, facts | _lora_hash(tensors, compute=hashes))
+        if keys is not None:
+            return _lora_report(tensors, infos, keys, facts | _lora_hash(tensors, compute=hashes))
         return FileReport(path, "other", what_it_is(infos), facts, tensors.metadata)
 
 
@@ -193,31 +194,27 @@ Layers = Mapping[str, Mapping[str, TensorInfo]]
 """Layer name in the file -> role -> type and shape."""
 
 
-def _lora_report(tensors: TensorFile, infos: Infos, dialect: Dialect, facts: Mapping[str, str]) -> FileReport:
-    layers: dict[str, dict[str, TensorInfo]] = {}
-    keys: dict[tuple[str, str], str] = {}
-    strange = []
-    for key, info in infos.items():
-        split = dialect.split(key)
-        if split is None:
-            strange.append(key)
-            continue
-        layers.setdefault(split[0], {})[split[1]] = info
-        keys[split] = key
+def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mapping[str, str]) -> FileReport:
+    layers = {name: {role: infos[key] for role, key in roles.items()} for name, roles in keys.layers.items()}
+    strange = keys.unknown
     foreign = sorted({kind for key in infos for suffix, kind in FOREIGN_SUFFIXES.items() if key.endswith(suffix)})
-    titles = Counter(title_of(roles) for roles in layers.values())
+    titles = Counter(title_of(roles) for roles in layers.values()) or Counter({"LoRA": 1})
     ranks = {name: rank for name, roles in layers.items() if (rank := _rank(roles)) is not None}
-    alphas = {name: _alpha(tensors, infos, keys.get((name, "alpha")), rank) for name, rank in ranks.items()}
+    alphas = {name: _alpha(tensors, infos, keys.layers[name].get("alpha"), rank) for name, rank in ranks.items()}
     made_for = family_of_layers(layers, tensors.metadata)
     told = {
         "made for": made_for,
         "kind": _common(titles.elements()),
-        "dialect": dialect.title,
+        "dialect": keys.dialect.title,
         "layers": f"{len(layers)} ({', '.join(f'{part} {count}' for part, count in _layers_of_parts(layers).items())})",
         "rank": _common(str(rank) for rank in ranks.values()) or "none",
         "alpha": _common(alphas.values()) or "none",
         **facts,
     }
+    if keys.embeddings:
+        told["words in it"] = ", ".join(keys.embeddings)
+    if keys.dialect is CLONEOFSIMO and (others := companions(tensors.path)):
+        told["read with it"] = ", ".join(other.name for other in others)
     if foreign:
         told["cannot be used"] = f"holds {', '.join(foreign)} layers, which this version does not read"
     elif incomplete := [name for name, roles in layers.items() if kind_of(roles) is None]:
