@@ -11,7 +11,7 @@ import torch
 from loraloom.errors import FileFormatError
 from loraloom.events import Event, Notice
 from loraloom.formats.image_info import parse_parameters
-from loraloom.formats.tensors import write_tensors
+from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.generation.embeddings import embedding_files, load_embeddings
 from loraloom.generation.guidance import encoder_widths
 from loraloom.generation.settings import GenerateSettings
@@ -96,3 +96,23 @@ def test_an_image_with_an_embedding(toy_model: Models, tmp_path: Path, family: s
     (changed,) = text_to_image(model, GenerateSettings.parse(settings))
     assert not torch.allclose(plain.latent, changed.latent, atol=1e-3)
     assert parse_parameters(changed.infotext).fields["TI hashes"].startswith("style: ")
+
+
+def test_a_word_that_a_lora_brings(toy_model: Models, tmp_path: Path) -> None:
+    """As if its vectors lay in a file of that name; without the LoRA in the prompt it is text."""
+    model = toy_model("sd1")
+    write(model, tmp_path / "s1.safetensors")
+    vectors = open_tensors(tmp_path / "s1.safetensors")["emb_params"].clone()
+    target = model.targets[0]
+    lora = {"lora_down": torch.zeros(1, target.shape[1]), "lora_up": torch.zeros(target.shape[0], 1)}
+    keys = {f"{target.name}.{role}.weight": tensor for role, tensor in lora.items()}
+    (tmp_path / "loras").mkdir()
+    write_tensors(tmp_path / "loras" / "x.safetensors", {**keys, "bundle_emb.s1.string_to_param.*": vectors})
+
+    def image(prompt: str, **folders: list[Path]) -> bytes:
+        settings = GenerateSettings(**{**BASE, "embedding_folders": [], **folders}, prompt=prompt)
+        return text_to_image(model, settings)[0].latent.numpy().tobytes()
+
+    there = image("a s1 cat", embedding_folders=[tmp_path])
+    assert image("a s1 cat <lora:x:1>", lora_folders=[tmp_path / "loras"]) == there
+    assert image("a s1 cat", lora_folders=[tmp_path / "loras"]) != there

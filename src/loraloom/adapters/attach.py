@@ -26,13 +26,22 @@ __all__ = ["AdapterSet", "Attachment", "attach", "choose_targets", "create_adapt
 
 
 class AdapterSet(nn.Module):
-    """Adapters by target: a whole LoRA. ``len()`` is the number of layers."""
+    """Adapters by target: a whole LoRA. ``len()`` is the number of layers.
 
-    def __init__(self, adapters: Mapping[AdapterTarget, Adapter], metadata: Mapping[str, str] | None = None) -> None:
+    ``words``: textual-inversion vectors that its file brings, by word and encoder (``any``, ``clip_l``, ``clip_g``).
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[AdapterTarget, Adapter],
+        metadata: Mapping[str, str] | None = None,
+        words: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
         super().__init__()
         self.targets = {target.name: target for target in adapters}
         self.adapters = nn.ModuleDict({target.name: adapter for target, adapter in adapters.items()})
         self.metadata = dict(metadata or {})
+        self.words = dict(words or {})
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -362,7 +371,7 @@ def read_adapters(path: Path, targets: Sequence[AdapterTarget]) -> AdapterSet:
             adapters[target] = adapter_from_tensors(file.layers[name], target)
         except AdapterError as error:
             raise AdapterError(f"{path}: {error.problem}", error.hint or _family_hint(file)) from error
-    adapter_set = AdapterSet(adapters, file.metadata)
+    adapter_set = AdapterSet(adapters, file.metadata, file.embeddings)
     adapter_set.requires_grad_(False)
     return adapter_set.eval()
 

@@ -59,8 +59,10 @@ def layer_names(part: str, shapes: Sequence[tuple[tuple[int, ...], tuple[int, ..
         if len(shapes) % 4 or not shapes:
             return None
         layers = range(len(shapes) // 4)
-        modules = ("k_proj", "v_proj", "q_proj", "out_proj")
-        return [f"lora_te_text_model_encoder_layers_{layer}_self_attn_{name}" for layer in layers for name in modules]
+        projections = ("k_proj", "v_proj", "q_proj", "out_proj")
+        return [
+            f"lora_te_text_model_encoder_layers_{layer}_self_attn_{name}" for layer in layers for name in projections
+        ]
     for res_blocks in (0, 80):
         for modules in _TRANSFORMER_MODULES:
             if len(shapes) - res_blocks == _TRANSFORMERS * len(modules):
@@ -71,9 +73,9 @@ def layer_names(part: str, shapes: Sequence[tuple[tuple[int, ...], tuple[int, ..
 
 
 def _transformer_modules() -> Iterator[tuple[str, ...]]:
-    every: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out_0")
-    for inputs in (every, every[:3]):
-        first, second = ([f"attn{number}_{name}" for name in inputs] for number in (1, 2))
+    every = ("to_q", "to_k", "to_v", "to_out_0")
+    for count in (4, 3):
+        first, second = ([f"attn{number}_{name}" for name in every[:count]] for number in (1, 2))
         yield (*first, "ff_net_0_proj", *second)
         yield (*first, *second, "ff_net_0_proj")
         yield (*first, *second)
@@ -109,5 +111,7 @@ def _fits(name: str, up: tuple[int, ...], down: tuple[int, ...]) -> bool:
 
 def companions(path: Path) -> list[Path]:
     """The files that belong to a U-Net's list: its text encoder's and its embedding, as far as they are there."""
+    if path.suffix.lower() == ".safetensors":
+        return []
     names = (f"{path.stem}.text_encoder{path.suffix}", f"{path.stem}_txt{path.suffix}", f"{path.stem}.ti{path.suffix}")
     return [file for name in names if (file := path.with_name(name)).is_file()]

@@ -18,7 +18,7 @@ from loraloom.errors import FileFormatError
 from loraloom.formats.entries import show
 from loraloom.formats.tensors import open_tensors
 
-__all__ = ["EmbeddingFile", "Encoder", "read_embedding"]
+__all__ = ["EmbeddingFile", "Encoder", "embedding_of", "read_embedding"]
 
 Encoder = Literal["any", "clip_l", "clip_g"]
 _MOST_VECTORS = 75
@@ -53,6 +53,16 @@ def read_embedding(path: Path) -> EmbeddingFile:
             learned = [name for name in names if name.startswith(_LEARNED)]
             chosen = learned[:1] or (["emb_params"] if "emb_params" in file else names)
             vectors = {"any": _joined(path, [_vectors(path, name, file[name]) for name in chosen])}
+    return _checked(path, vectors)
+
+
+def embedding_of(path: Path, word: str, places: Mapping[str, Tensor]) -> EmbeddingFile:
+    """One word's vectors by encoder, found in another file (a LoRA's). Raises FileFormatError as reading does."""
+    encoders: tuple[Encoder, ...] = ("any", "clip_l", "clip_g")
+    return _checked(path, {encoder: _vectors(path, word, places[encoder]) for encoder in encoders if encoder in places})
+
+
+def _checked(path: Path, vectors: Mapping[Encoder, Tensor]) -> EmbeddingFile:
     if len({len(tensor) for tensor in vectors.values()}) != 1:
         raise FileFormatError(f"{path}: has not as many vectors for one text encoder as for the other", _FORMS)
     return EmbeddingFile(path, vectors)

@@ -41,14 +41,20 @@ def load_embeddings(
     tokenizer: Tokenizer,
     widths: Mapping[TextPart, int | None],
     listener: Listener = ignore,
+    *,
+    brought: Mapping[str, EmbeddingFile] | None = None,
 ) -> tuple[tuple[TextEmbedding, ...], dict[str, Path]]:
-    """The embeddings whose names stand in one of the texts, and the file of each; no other file is opened.
+    """The embeddings whose names stand in one of the texts, and the file of each that has one of its own.
+
+    No other file is opened.
 
     A name is found by its tokens, so case does not matter, and part of a word is no name. ``widths``: of each text
-    encoder of the model, None where any will do. An embedding made for other encoders is told by a warning and stays
-    text, as in the web UI; FileFormatError for a file that cannot be read.
+    encoder of the model, None where any will do. ``brought``: words that LoRAs bring, which win over files of that
+    name. An embedding made for other encoders is told by a warning and stays text, as in the web UI; FileFormatError
+    for a file that cannot be read.
     """
-    files = embedding_files(folders)
+    own = brought or {}
+    files = {**embedding_files(folders), **{word: file.path for word, file in own.items()}}
     spoken = [tokenizer.encode(text) for text in texts] if files else []
     used: list[TextEmbedding] = []
     paths: dict[str, Path] = {}
@@ -56,13 +62,14 @@ def load_embeddings(
         ids = tokenizer.encode(name)
         if not ids or not any(_contains(text, ids) for text in spoken):
             continue
-        file = read_embedding(path)
+        file = own[name] if name in own else read_embedding(path)
         fitting = _fitting(file, widths)
         if isinstance(fitting, str):
             listener(Notice(f"the embedding {name!r} ({path}) stays text: {fitting}", "warning"))
             continue
         used.append(TextEmbedding(name, tuple(ids), fitting))
-        paths[name] = path
+        if name not in own:
+            paths[name] = path
     return tuple(used), paths
 
 

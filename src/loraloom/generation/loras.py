@@ -12,6 +12,8 @@ from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.attach import AdapterSet, read_adapters
 from loraloom.errors import PromptError, nearest
 from loraloom.formats.adapter_file import content_hash
+from loraloom.formats.cloneofsimo import companions
+from loraloom.formats.embedding_file import EmbeddingFile, embedding_of
 from loraloom.generation.prompts import LoraTag
 from loraloom.generation.prompts.tags import WeightCurve
 from loraloom.models.loaded import LoadedModel
@@ -31,8 +33,15 @@ class AppliedLora:
     unet: float = 1.0
     hash: str | None = None
     """The first 12 digits of the hash that other programs show for the file."""
+    path: Path | None = None
+    """The file, where it is known."""
     curve: WeightCurve | None = None
     """The U-Net's weight where it changes over the steps."""
+
+    def words(self) -> dict[str, EmbeddingFile]:
+        """Textual-inversion words that the file brings along."""
+        path = self.path or Path(self.name)
+        return {word: embedding_of(path, word, places) for word, places in self.adapters.words.items()}
 
     def unet_at(self, progress: float) -> float:
         """The U-Net's weight when this share of the steps is done."""
@@ -84,7 +93,7 @@ class LoraStore:
 
     def __init__(self) -> None:
         self._paths: dict[tuple[str, tuple[Path, ...]], Path] = {}
-        self._read: dict[tuple[str, tuple[int, int]], AppliedLora] = {}
+        self._read: dict[tuple[str, tuple[int, ...]], AppliedLora] = {}
         self._active: tuple[tuple[int, ...], ActiveLoras] | None = None
 
     def load(self, tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> AppliedLora:
@@ -93,8 +102,8 @@ class LoraStore:
         path = self._paths.get(asked)
         if path is None or not path.is_file():
             path = self._paths[asked] = find_lora(tag.name, folders)
-        status = path.stat()
-        key = str(path.resolve()), (status.st_mtime_ns, status.st_size)
+        states = [file.stat() for file in (path, *companions(path))]
+        key = str(path.resolve()), tuple(number for state in states for number in (state.st_mtime_ns, state.st_size))
         if key not in self._read:
             self._read = {other: lora for other, lora in self._read.items() if other[0] != key[0]}
             lora = load_lora(replace(tag, name=str(path)), (), model)
@@ -143,7 +152,7 @@ def load_lora(tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> Appl
     path = find_lora(tag.name, folders)
     adapters = read_adapters(path, model.file_targets)
     digits = _content_hash(path, adapters)[:12]
-    return AppliedLora(tag.name, adapters, tag.text_encoder, tag.unet, digits, tag.curve)
+    return AppliedLora(tag.name, adapters, tag.text_encoder, tag.unet, digits, path, tag.curve)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from loraloom.generation.decoding import decode, encode, image_of, not_finite
 from loraloom.generation.embeddings import load_embeddings
 from loraloom.generation.guidance import Guidance, ImagePlans, StepCounter, TextCache, calls_per_step, encoder_widths
 from loraloom.generation.init_image import pixels_of
-from loraloom.generation.loras import BatchLoras
+from loraloom.generation.loras import AppliedLora, BatchLoras
 from loraloom.generation.noise import LATENT_STEP, BatchNoise, ImageSeed
 from loraloom.generation.prompts import ImagePrompt, PromptPlan, plan_prompt
 from loraloom.generation.sampling import level_options, plan_of, sampler_options
@@ -63,8 +63,9 @@ def plan_prompts(
     listener: Listener,
     *,
     earlier_steps: int | None = None,
+    loras: Iterable[AppliedLora] = (),
 ) -> PlannedPrompts:
-    """Plan the prompts of a pass; ``earlier_steps`` are those of the pass before it."""
+    """Plan the prompts of a pass; ``earlier_steps`` are those of the pass before it, ``loras`` may bring words."""
     sampler = plan_of(settings).sampler
     calls = calls_per_step(sampler, settings.prompt_compatibility)
     # The web UI counts the steps that were asked for also where image-to-image takes fewer.
@@ -87,9 +88,9 @@ def plan_prompts(
 
     both = [plan for prompt in prompts for plan in (plans(prompt).positive, plans(prompt).negative)]
     texts = list(dict.fromkeys(text for plan in both for text in plan.texts))
-    embeddings, paths = load_embeddings(
-        texts, settings.embedding_folders, model.tokenizer, encoder_widths(model), listener
-    )
+    brought = {word: file for lora in loras for word, file in lora.words().items()}
+    folders, widths = settings.embedding_folders, encoder_widths(model)
+    embeddings, paths = load_embeddings(texts, folders, model.tokenizer, widths, listener, brought=brought)
     hashes = ", ".join(f"{name}: {_file_hash(path)}" for name, path in paths.items())
     return PlannedPrompts(plans, TextCache(model, settings, embeddings, size), hashes or None)
 

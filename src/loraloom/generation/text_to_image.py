@@ -256,7 +256,9 @@ class _Painter:
     ) -> Tensor:
         model, settings = self._model, self._settings
         if self._planned is None:
-            self._planned = plan_prompts(model, settings, [job.prompt for job in jobs], self.size, self._listener)
+            prompts = [job.prompt for job in jobs]
+            brought = [lora for prompt in prompts for lora in self._loras_of(prompt)]
+            self._planned = plan_prompts(model, settings, prompts, self.size, self._listener, loras=brought)
         start = None
         if init is not None:
             latents = init.latents([job.seed for job in batch])
@@ -286,7 +288,10 @@ class _Painter:
         model, size = self._model, image_size(self._model, hires)
         if self._planned_again is None:
             prompts, before = [job.hires_prompt for job in jobs], self._settings.steps
-            self._planned_again = plan_prompts(model, hires, prompts, size, self._listener, earlier_steps=before)
+            brought = [lora for prompt in prompts for lora in self._loras_of(prompt)]
+            self._planned_again = plan_prompts(
+                model, hires, prompts, size, self._listener, earlier_steps=before, loras=brought
+            )
         start = Start(enlarged(model, self._settings, latents, size, self._listener), hires.denoising_strength, True)
         with loras.on():
             return sample(
