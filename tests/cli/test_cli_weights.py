@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -63,3 +64,11 @@ def test_inspect_prints_metadata_and_hashes_when_asked(command: Command, files: 
     assert "loraloom.merged = [" in told.out
     assert re.search(r"hash +[0-9a-f]{10} \(AutoV2\)", told.out)
     assert "AutoV2" not in plain.out
+
+
+def test_inspect_layers_and_json(command: Command, files: Path) -> None:
+    told = command("inspect", files / "lora-sd1.safetensors", "--layers")
+    assert told.code == 0 and "effective rank" in told.out and "OUT11" in told.out
+    data = json.loads(command("inspect", files / "lora-sd1.safetensors", "--layers", "--json", "--hash").out)
+    assert data[0]["kind"] == "LoRA" and data[0]["anatomy"]["blocks"][0]["block"] == "TE"
+    assert "AutoV3" in data[0]["facts"]["hash"]

@@ -6,20 +6,25 @@ import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from loraloom.adapters.attach import create_adapters
+from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import CheckpointError, FileFormatError, MissingFileError
 from loraloom.formats.adapter_file import write_adapter_file
+from loraloom.formats.image_info import save_image
 from loraloom.formats.tensors import TensorFile, write_tensors
 from loraloom.models.family import FAMILIES
 from loraloom.models.loaded import load_model
 from loraloom.models.saving import save_checkpoint
 from loraloom.weights.inspect import FileReport, inspect_file
 from loraloom.weights.merge import LoraWeight, merge
-from random_loras import random_lora
+from random_loras import random_lora, targets_of
 from toys import toy_tensors
 
 MakeFile = Callable[..., Path]
@@ -195,7 +200,7 @@ def test_ranks_that_differ_and_metadata_as_last_resort(tmp_path: Path) -> None:
     layers = [(f"lora_unet_mid_block_{index}", (rank, 8), (8, rank)) for index, rank in enumerate((4, 4, 2))]
     report = lora_of(tmp_path, *layers, ss_base_model_version="sd_v2_v")
     assert report.facts["rank"] == "4 (2 layers), 2 (1 layer)"
-    assert report.title == "a LoRA for sd_v2_v"
+    assert report.title == "a LoRA for SD 2.x"
 
 
 def test_loras_that_cannot_be_used_say_why(tmp_path: Path) -> None:
@@ -259,3 +264,69 @@ def test_what_cannot_be_read(checkpoint: MakeFile, tmp_path: Path) -> None:
     (tmp_path / "other" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', encoding="utf-8")
     with pytest.raises(CheckpointError, match="FluxPipeline"):
         inspect_file(tmp_path / "other")
+
+
+def test_the_layers_of_a_lora(write_lora: MakeFile, tmp_path: Path) -> None:
+    """Norms and effective ranks by closed form; what is dead, broken or far too strong is named."""
+    tensors = {}
+    names = [f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_{name}" for name in "qkv"]
+    for name in names:
+        tensors[f"{name}.lora_down.weight"] = torch.eye(2, 8)
+        tensors[f"{name}.lora_up.weight"] = torch.eye(8, 2) * 3
+        tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    other = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    tensors |= {f"{other}.lora_down.weight": torch.eye(2, 8), f"{other}.lora_up.weight": torch.zeros(8, 2)}
+    strong = "lora_unet_mid_block_attentions_0_proj_in"
+    tensors |= {f"{strong}.lora_down.weight": torch.eye(1, 8) * 500, f"{strong}.lora_up.weight": torch.eye(8, 1)}
+    path = write_lora("x.safetensors", tensors, {"ss_tag_frequency": '{"a": {"cat": 3, "dog": 5}}'})
+    report = inspect_file(path, layers=True)
+    assert report.anatomy is not None and report.facts["tags"] == "dog (5), cat (3)"
+    blocks = {block.block: block for block in report.anatomy.blocks}
+    assert list(blocks) == ["TE", "IN01", "MID"]
+    # Each of the three is 0.5 * 3 * a diagonal of two ones.
+    assert blocks["IN01"].norm == pytest.approx((3 * 2 * 1.5**2) ** 0.5)
+    assert blocks["IN01"].effective_rank == pytest.approx(2)
+    assert blocks["MID"].share == pytest.approx(500**2 / (500**2 + 3 * 2 * 1.5**2))
+    assert report.facts["dead"].startswith("1 layer that change nothing: lora_te")
+    assert strong in report.facts["exploded"] and "not finite" not in report.facts
+    tensors[f"{strong}.lora_up.weight"][0] = float("nan")
+    broken = inspect_file(write_lora("y.safetensors", tensors), layers=True)
+    assert strong in broken.facts["not finite"]
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "lokr_full", "full", "dora", "ia3"])
+def test_norms_of_other_kinds(kind: str, tmp_path: Path) -> None:
+    """Against the change that the adapter itself gives."""
+    settings: dict[str, Any] = {"kind": kind.removesuffix("_full"), "rank": 2, "alpha": 1.5}
+    if kind == "lokr_full":
+        settings["lokr_full_matrix"] = True
+    target = next(t for t in targets_of("sd1") if t.name.endswith("attn1_to_q"))
+    weight = torch.randn(target.shape)
+    adapters = create_adapters(AdapterSettings(**settings), [target], seed=1, weight=lambda t: weight)
+    random = torch.Generator().manual_seed(2)
+    for parameter in adapters.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=random)
+    write_tensors(tmp_path / "x.safetensors", {key: t.detach() for key, t in adapters.file_tensors().items()})
+    anatomy = inspect_file(tmp_path / "x.safetensors", layers=True).anatomy
+    assert anatomy is not None
+    adapter = adapters.adapter(target.name)
+    if kind == "dora":
+        expected = float(adapter.norm())
+    elif kind == "ia3":
+        expected = float(adapter.tensors()["weight"].norm())
+    else:
+        expected = float(adapter.delta(weight).detach().norm())
+    assert anatomy.layers[0].norm == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_image_tells_how_it_was_made(tmp_path: Path) -> None:
+    save_image(
+        Image.new("RGB", (8, 8)), tmp_path / "x.png", "a fox\nNegative prompt: blur\nSteps: 5, Seed: 3, Size: 8x8"
+    )
+    report = inspect_file(tmp_path / "x.png")
+    assert report.kind == "image"
+    assert dict(report.facts) == {
+        "prompt": "a fox", "negative prompt": "blur", "Steps": "5", "Seed": "3", "Size": "8x8",
+    }  # fmt: skip
+    Image.new("RGB", (8, 8)).save(tmp_path / "y.webp")
+    assert inspect_file(tmp_path / "y.webp").title == "an image without generation parameters"

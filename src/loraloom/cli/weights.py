@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loraloom.cli.failures import show_failure
 from loraloom.errors import LoraloomError, SettingsError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from loraloom.weights.anatomy import Anatomy
 
 __all__ = ["inspect", "merge"]
 
@@ -83,8 +89,15 @@ def inspect(
     hashes: Annotated[
         bool, typer.Option("--hash", help="Read the whole file: its hashes, and whether they agree.")
     ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Read all of a LoRA: how strong each block is, what is dead or broken.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list with everything, for other programs.")] = False,
 ) -> None:
-    """Tell what a checkpoint or a LoRA is."""
+    """Tell what a checkpoint, a LoRA or an image is."""
+    import json
+    from dataclasses import asdict
+
     from rich.console import Console
     from rich.text import Text
 
@@ -92,23 +105,53 @@ def inspect(
 
     console = Console(highlight=False)
     failed = False
+    reports = []
     for path in files:
         try:
-            report = inspect_file(path, hashes=hashes)
+            report = inspect_file(path, hashes=hashes, layers=layers)
         except LoraloomError as error:
             if len(files) == 1:
                 raise
             show_failure(error)
             failed = True
             continue
+        if as_json:
+            reports.append({**asdict(report), "path": str(path)})
+            continue
         console.print(Text.assemble((str(path), "bold"), f": {report.title}"), soft_wrap=True)
         width = max((len(label) for label in report.facts), default=0)
         for label, value in report.facts.items():
             console.print(Text(f"  {label:<{width}}  {value}"), soft_wrap=True)
+        if report.anatomy is not None:
+            console.print(_block_table(report.anatomy))
         if metadata:
             for key, value in sorted(report.metadata.items()):
                 console.print(Text(f"  {key} = {value}", style="dim"), soft_wrap=True)
         elif report.metadata:
             console.print(Text(f"  metadata: {len(report.metadata)} entries (--metadata prints them)", style="dim"))
+    if as_json:
+        # NaN is no JSON: a broken layer's numbers are null
+        typer.echo(json.dumps(_finite(reports), ensure_ascii=False, indent=1))
     if failed:
         raise typer.Exit(1)
+
+
+def _block_table(anatomy: Anatomy) -> Table:
+    """Blocks and how strong the LoRA is there."""
+    from rich.table import Table
+
+    table = Table("block", "layers", "norm", "share", "mean change", "effective rank", box=None, padding=(0, 2))
+    for block in anatomy.blocks:
+        rank = "" if block.effective_rank is None else f"{block.effective_rank:.1f}"
+        table.add_row(
+            block.block, str(block.layers), f"{block.norm:.3g}", f"{block.share:.1%}", f"{block.rms:.2e}", rank
+        )
+    return table
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

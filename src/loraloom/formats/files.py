@@ -19,6 +19,7 @@ from loraloom.errors import FileError, FileFormatError, MissingFileError, Output
 __all__ = [
     "atomic_writer",
     "check_readable",
+    "old_hash",
     "require_space",
     "sha256_of",
     "size_text",
@@ -89,6 +90,17 @@ def sha256_of(path: Path) -> str:
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read, {_reason(error)}") from error
+
+
+def old_hash(path: Path) -> str:
+    """The first 8 digits of the SHA-256 of 64 KiB that begin 1 MiB into a file: the web UI's hash before 2023."""
+    check_readable(path)
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(0x100000)
+            return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
     except OSError as error:
         raise FileError(f"{path}: cannot be read, {_reason(error)}") from error
 

@@ -26,7 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 from loraloom.errors import MissingFileError, OutputError
 from loraloom.formats.files import atomic_writer
 
-__all__ = ["Parameters", "format_parameters", "parse_parameters", "read_parameters", "save_image"]
+__all__ = ["Parameters", "format_parameters", "is_image", "parse_parameters", "read_parameters", "save_image"]
 
 _NEGATIVE = "Negative prompt:"
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
@@ -93,6 +93,16 @@ def save_image(image: Image.Image, path: Path, parameters: str) -> None:
         raise OutputError(f"{path}: the parameters are too long for a JPEG file (64 KB)", "use .png")
     with atomic_writer(path) as file:
         image.save(file, kind, **options)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file begins as a PNG, JPEG or WebP does; False also where there is no file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
 
 
 def read_parameters(path: Path) -> str | None:

@@ -225,8 +225,9 @@ def write_sidecars(path: Path, *, preview: Path | None = None) -> list[Path]:
     return write(path, preview=preview)
 
 
-def inspect_file(path: Path, *, hashes: bool = False) -> FileReport:
-    """Tell what a file is; ``hashes`` reads all of it for the hashes that other programs show."""
+def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> FileReport:
+    """Tell what a file is; ``hashes`` reads all of it for the hashes that other programs show, ``layers`` measures a
+    LoRA's layers."""
     from loraloom.weights.inspect import inspect_file as inspect
 
-    return inspect(path, hashes=hashes)
+    return inspect(path, hashes=hashes, layers=layers)

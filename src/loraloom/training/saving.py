@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -19,7 +18,7 @@ from loraloom.adapters.metadata import network_args, network_metadata
 from loraloom.data.dataset import Dataset
 from loraloom.errors import FileError, OutputError
 from loraloom.formats.adapter_file import content_hash, model_hashes, read_adapter_file, write_adapter_file
-from loraloom.formats.files import sha256_of
+from loraloom.formats.files import old_hash, sha256_of
 from loraloom.formats.tensors import open_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import LoadedModel
@@ -273,9 +272,4 @@ def _bucket_info(dataset: Dataset) -> dict[str, object]:
 
 def checkpoint_hashes(path: Path) -> tuple[str, str] | None:
     """The short and the long hash of a checkpoint file as sd-scripts writes them; None for a Diffusers folder."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        file.seek(0x100000)
-        short = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
-    return short, sha256_of(path)
+    return (old_hash(path), sha256_of(path)) if path.is_file() else None

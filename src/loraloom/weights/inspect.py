@@ -6,19 +6,22 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loraloom.formats.adapter_file import content_hash
+from loraloom.formats.adapter_file import content_hash, read_adapter_file
 from loraloom.formats.cloneofsimo import companions
 from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, kind_of, title_of
-from loraloom.formats.files import sha256_of, size_text
+from loraloom.formats.files import old_hash, sha256_of, size_text
+from loraloom.formats.image_info import is_image, parse_parameters, read_parameters
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models import family as families
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.foreign import what_it_is
 from loraloom.models.prediction import read_signs
+from loraloom.weights.anatomy import EXPLODED, Anatomy, State, dissect
+from loraloom.weights.identify import tag_counts
 from loraloom.weights.lora_family import family_of_layers
 from loraloom.weights.merge import MERGED_KEY
 
@@ -31,6 +34,7 @@ _CONTAINERS = {
     "zip": "torch zip (.ckpt, .pt)",
     "legacy": "torch before 1.6 (.ckpt, .pt)",
 }
+_TAGS_SHOWN = 12
 _RECIPE: tuple[tuple[str, str], ...] = (
     ("modelspec.title", "title"),
     ("modelspec.trigger_phrase", "trigger words"),
@@ -53,36 +57,55 @@ _RECIPE: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class FileReport:
-    """``kind``: checkpoint, LoRA or other; ``facts`` in reading order; ``metadata`` as stored."""
+    """``kind``: checkpoint, LoRA, image or other; ``facts`` in reading order; ``metadata`` as stored.
+
+    ``anatomy``: of a LoRA whose layers were asked for.
+    """
 
     path: Path
     kind: str
     title: str
     facts: Mapping[str, str]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    anatomy: Anatomy | None = None
 
 
-def inspect_file(path: Path, *, hashes: bool = False) -> FileReport:
+def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> FileReport:
     """Tell what a file (or a Diffusers folder) is. Of tensors only the alphas of a LoRA are read.
 
     ``hashes`` reads the whole file for the hashes by which other programs know it, and compares them with those it
-    carries. Raises FileError for a file that cannot be read at all, CheckpointError for a folder of another pipeline.
+    carries; ``layers`` reads all of a LoRA and measures its layers. Of an image the generation parameters are told.
+    Raises FileError for a file that cannot be read at all, CheckpointError for a folder of another pipeline.
     """
     if path.is_dir():
         return _checkpoint_report(open_checkpoint(path), _folder_facts(path))
+    if is_image(path):
+        return _image_report(path)
     with open_tensors(path) as tensors:
         infos = {name: tensors.info(name) for name in tensors}
         facts = _file_facts(tensors, infos)
         keys = lora_keys(infos, tensors.metadata)
         if (family := families.recognise(infos)) is not None:
             digest = {"hash": f"{sha256_of(path)[:10]} (AutoV2)"} if hashes else {}
+            if hashes:
+                digest["old hash"] = f"{old_hash(path)} (web UI before 2023, sd-scripts' ss_sd_model_hash)"
             return _checkpoint_report(Checkpoint(path, tensors, family), facts | digest)
         if keys is not None:
-            return _lora_report(tensors, infos, keys, facts | _lora_hash(tensors, compute=hashes))
+            report = _lora_report(tensors, infos, keys, facts | _lora_hash(tensors, compute=hashes))
+            return _with_anatomy(report) if layers and "cannot be used" not in report.facts else report
         return FileReport(path, "other", what_it_is(infos), facts, tensors.metadata)
 
 
 # ------------------------------------------------------------------------------------------------ any file
+
+
+def _image_report(path: Path) -> FileReport:
+    text = read_parameters(path)
+    if text is None:
+        return FileReport(path, "image", "an image without generation parameters", {})
+    found = parse_parameters(text)
+    facts = {"prompt": found.prompt, **({"negative prompt": found.negative_prompt} if found.negative_prompt else {})}
+    return FileReport(path, "image", "an image with generation parameters", {**facts, **found.fields})
 
 
 def _file_facts(tensors: TensorFile, infos: Infos) -> dict[str, str]:
@@ -224,8 +247,27 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
     elif strange:
         told["cannot be used"] = f"{len(strange)} tensors belong to no LoRA layer, the first is {strange[0]!r}"
     told |= {label: tensors.metadata[key] for key, label in _RECIPE if tensors.metadata.get(key, "None") != "None"}
+    if tags := tag_counts(tensors.metadata).most_common(_TAGS_SHOWN):
+        told["tags"] = ", ".join(f"{tag} ({count})" for tag, count in tags)
     kind = foreign[0] if foreign else titles.most_common(1)[0][0]
     return FileReport(tensors.path, "LoRA", f"a {kind} for {made_for}", told, tensors.metadata)
+
+
+def _with_anatomy(report: FileReport) -> FileReport:
+    """The report with measured layers, and what is to be said of them."""
+    anatomy = dissect(read_adapter_file(report.path))
+    told: dict[str, str] = {}
+    for state, what in _STATES.items():
+        if names := [layer.name for layer in anatomy.in_state(state)]:
+            told[state] = f"{_counted(len(names), 'layer')} {what}: {', '.join(names[:3])}{' ...' * (len(names) > 3)}"
+    return replace(report, facts={**report.facts, **told}, anatomy=anatomy)
+
+
+_STATES: Mapping[State, str] = {
+    "dead": "that change nothing",
+    "not finite": "with NaN or infinite values: the LoRA is broken",
+    "exploded": f"more than {EXPLODED:g} times as strong as the median layer",
+}
 
 
 def _rank(roles: Mapping[str, TensorInfo]) -> int | None:
@@ -277,6 +319,8 @@ def _lora_hash(tensors: TensorFile, *, compute: bool) -> dict[str, str]:
     if not compute:
         return {"hash": f"{stored[:12]} (as the file says; --hash compares it with the content)"} if stored else {}
     told = {"file hash": f"{sha256_of(tensors.path)[:10]} (AutoV2)"}
+    if legacy := tensors.metadata.get("sshs_legacy_hash"):
+        told["old hash"] = f"{legacy[:8]} (sshs_legacy_hash, as the file says)"
     computed = content_hash(tensors.path)
     if not stored:
         return {"hash": f"{computed[:12]} (AutoV3)", **told}

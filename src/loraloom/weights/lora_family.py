@@ -44,7 +44,9 @@ def family_of_layers(layers: Mapping[str, Mapping[str, Shaped]], metadata: Mappi
 
 
 def _said(metadata: Mapping[str, str]) -> str:
-    return metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture", "")
+    said = metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture", "")
+    name = next((name for start, name in _VERSIONS if said.startswith(start)), "")
+    return next((title for title, known in _NAMES.items() if known == name), said)
 
 
 def _width(roles: Mapping[str, Shaped]) -> int | None:
@@ -61,5 +63,4 @@ def _width(roles: Mapping[str, Shaped]) -> int | None:
 
 def family_name(layers: Mapping[str, Mapping[str, Shaped]], metadata: Mapping[str, str]) -> str:
     """The family as ``models`` names it (sd1, sd2, sdxl); empty where nothing tells."""
-    told = family_of_layers(layers, metadata)
-    return _NAMES.get(told, next((name for start, name in _VERSIONS if told.startswith(start)), ""))
+    return _NAMES.get(family_of_layers(layers, metadata), "")

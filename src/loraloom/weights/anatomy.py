@@ -1,0 +1,175 @@
+"""What is in a LoRA, layer by layer: how strong each change is, how many directions it uses, what is dead or broken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from loraloom.adapters.block_weights import block_name
+from loraloom.errors import AdapterError
+from loraloom.formats.adapter_file import AdapterFile
+from loraloom.formats.dialects import kind_of, title_of
+from loraloom.weights.lora_layers import is_text_layer, layer_of
+from loraloom.weights.low_rank import factors_of_product
+
+__all__ = ["EXPLODED", "Anatomy", "BlockStrength", "LayerStrength", "State", "dissect"]
+
+EXPLODED = 20.0
+"""A layer whose mean change of a weight is this many times the median layer's is probably broken."""
+
+State = Literal["", "dead", "not finite", "exploded"]
+
+
+@dataclass(frozen=True)
+class LayerStrength:
+    """``norm``: Frobenius norm of the change at weight 1; ``rms``: root mean square of it over the layer's weights.
+
+    ``effective_rank`` (Roy and Vetterli, 2007): exp of the entropy of the singular values' shares, None for kinds
+    without two factors. A kind whose change depends on the checkpoint (DoRA, (IA)3) is measured without it.
+    """
+
+    name: str
+    block: str
+    kind: str
+    rank: int | None
+    norm: float
+    rms: float
+    effective_rank: float | None
+    state: State
+
+
+@dataclass(frozen=True)
+class BlockStrength:
+    """All layers of a block (``TE``, ``IN04``, ``MID`` ...): norm of all together, means of rms and effective rank."""
+
+    block: str
+    layers: int
+    norm: float
+    rms: float
+    effective_rank: float | None
+    share: float
+    """Of the squared norm of the whole LoRA."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Layers in the order of the file, blocks in that of the model."""
+
+    layers: tuple[LayerStrength, ...]
+    blocks: tuple[BlockStrength, ...]
+
+    def in_state(self, state: State) -> list[LayerStrength]:
+        """The layers of which this is to be said."""
+        return [layer for layer in self.layers if layer.state == state]
+
+
+def dissect(file: AdapterFile) -> Anatomy:
+    """Read every tensor of a LoRA file, a layer at a time. Raises AdapterError where shapes do not fit together."""
+    found = [_measured(file, name) for name in file.layers]
+    typical = median([layer.rms for layer in found if layer.state == ""] or [0.0])
+    layers = tuple(
+        layer if layer.state or layer.rms <= EXPLODED * typical else _with_state(layer, "exploded") for layer in found
+    )
+    return Anatomy(layers, _blocks(layers))
+
+
+def _with_state(layer: LayerStrength, state: State) -> LayerStrength:
+    return LayerStrength(**{**vars(layer), "state": state})
+
+
+def _measured(file: AdapterFile, name: str) -> LayerStrength:
+    roles = file.layers[name]
+    block = "TE" if is_text_layer(name) else block_name(name)
+    kind = title_of(roles)
+    rank = next((len(roles[role]) for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if role in roles), None)
+
+    def strength(norm: float, count: float, effective: float | None, state: State = "") -> LayerStrength:
+        rms = norm / math.sqrt(count) if count else 0.0
+        return LayerStrength(name, block, kind, rank, norm, rms, effective, state if norm else "dead")
+
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in roles.values()):
+        return LayerStrength(name, block, kind, rank, math.nan, math.nan, None, "not finite")
+    inner = {role: tensor for role, tensor in roles.items() if role != "dora_scale"}
+    if kind_of(inner) == "lora":
+        layer = layer_of(AdapterFile(file.path, file.dialect, {name: inner}, {}), name, "inspecting")
+        values = factors_of_product(layer.up, layer.down).values.double() * abs(layer.scale)
+        norm = float(values.square().sum().sqrt())
+        return strength(norm, len(layer.up) * layer.down.shape[1], _effective_rank(values))
+    norm, count = _norm_of(kind_of(inner), inner, file, name)
+    return strength(norm, count, None)
+
+
+def _effective_rank(values: Tensor) -> float | None:
+    """exp(entropy) of the singular values' shares."""
+    total = float(values.sum())
+    if not total:
+        return None
+    shares = values[values > 0] / total
+    return math.exp(float(-(shares * shares.log()).sum()))
+
+
+def _norm_of(kind: str | None, roles: Mapping[str, Tensor], file: AdapterFile, name: str) -> tuple[float, float]:
+    """(Frobenius norm, number of weights) of the change that other kinds than LoRA make."""
+    t = {role: tensor.float() for role, tensor in roles.items()}
+    try:
+        if kind == "loha":
+            halves = [
+                _product(t, "hada_w1_a", "hada_w1_b", "hada_t1"),
+                _product(t, "hada_w2_a", "hada_w2_b", "hada_t2"),
+            ]
+            change = halves[0] * halves[1]
+            return float(change.norm()) * _scale(t, len(t["hada_w1_b"])), change.numel()
+        if kind == "lokr":
+            first = t["lokr_w1"] if "lokr_w1" in t else _product(t, "lokr_w1_a", "lokr_w1_b")
+            second = t["lokr_w2"] if "lokr_w2" in t else _product(t, "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+            ranks = [len(t[role]) for role in ("lokr_w2_b", "lokr_w1_b") if role in t]
+            scale = _scale(t, ranks[0]) if ranks else 1.0
+            return float(first.norm() * second.norm()) * scale, first.numel() * second.numel()
+    except (RuntimeError, KeyError, IndexError) as error:
+        raise AdapterError(
+            f"{file.path}: the tensors of layer {name} do not fit together", "the file is damaged"
+        ) from error
+    tensors = [tensor for role, tensor in t.items() if role not in ("alpha", "on_input")]
+    norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+    return norm, float(sum(tensor.numel() for tensor in tensors))
+
+
+def _product(t: Mapping[str, Tensor], left: str, right: str, middle: str = "") -> Tensor:
+    if middle in t:
+        return torch.einsum("ijkl,jr,ip->prkl", t[middle], t[right], t[left])
+    return t[left].flatten(1) @ t[right].flatten(1)
+
+
+def _scale(t: Mapping[str, Tensor], rank: int) -> float:
+    alpha = float(t["alpha"]) if "alpha" in t and t["alpha"].numel() == 1 else 0.0
+    return abs(alpha or rank) / rank
+
+
+def _blocks(layers: Sequence[LayerStrength]) -> tuple[BlockStrength, ...]:
+    grouped: dict[str, list[LayerStrength]] = {}
+    for layer in layers:
+        if layer.state != "not finite":
+            grouped.setdefault(layer.block, []).append(layer)
+    total = sum(layer.norm**2 for members in grouped.values() for layer in members) or 1.0
+    return tuple(
+        BlockStrength(
+            block,
+            len(members),
+            math.sqrt(sum(layer.norm**2 for layer in members)),
+            fmean(layer.rms for layer in members),
+            fmean(ranks) if (ranks := [r for layer in members if (r := layer.effective_rank) is not None]) else None,
+            sum(layer.norm**2 for layer in members) / total,
+        )
+        for block, members in sorted(grouped.items(), key=lambda item: _order(item[0]))
+    )
+
+
+def _order(block: str) -> tuple[int, str]:
+    sections = ("TE", "BASE", "IN", "MID", "OUT")
+    return next(number for number, section in enumerate(sections) if block.startswith(section)), block
