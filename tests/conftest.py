@@ -19,6 +19,13 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_second_reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read back by diffusers, in a process that takes seconds, only where a test is about that."""
+    if request.path.name != "test_read_back.py":
+        monkeypatch.setattr("loraloom.studio.read_back.reader_installed", lambda: False)
+
+
 LONGEST_FIRST = (
     "test_character.py",
     "test_golden.py",

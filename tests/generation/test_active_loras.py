@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, create_adapters
+from loraloom.adapters.block_weights import parse_block_weights
 from loraloom.adapters.kinds import ADAPTERS
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import PromptError
@@ -24,7 +25,7 @@ from loraloom.generation.live_merge import LiveMerge
 from loraloom.generation.loras import AppliedLora, LoraStore, attached
 from loraloom.generation.prompts import LoraTag, extract_loras
 from loraloom.generation.settings import GenerateSettings
-from loraloom.generation.text_to_image import paint, text_to_image
+from loraloom.generation.text_to_image import paint, paint_each, text_to_image
 from loraloom.models.conditioning import Conditioning
 from loraloom.models.loaded import LoadedModel, load_model
 
@@ -297,3 +298,37 @@ def test_layers_that_are_missing_are_named(toy_model: Models) -> None:
 
     with pytest.raises(AdapterError, match="the model has no layer"):
         ActiveLoras([of_kind(toy_model("sd1"), "lora")], {"x": nn.Linear(1, 1)})
+
+
+@pytest.mark.parametrize(
+    ("family", "blocks"), [("sd1", "OUTD"), ("sd1", "BASE=0.5,MID=0,IN01=-1,OUT05=2"), ("sdxl", "INALL")]
+)
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_weights_by_block(toy_path: Callable[[str], Path], tmp_path: Path, family: str, blocks: str, kind: str) -> None:
+    """Beside the weights and merged, as each layer's change at its own weight says; in one batch with whole ones."""
+    model = load_model(toy_path(family), device=CPU, prediction="epsilon")
+    adapters = of_kind(model, kind)
+    if "=" not in blocks:  # presets name the blocks with attention
+        adapters = AdapterSet({target: adapter for target, adapter in adapters.items() if not target.extended}).eval()
+    write_adapter_file(tmp_path / "x.safetensors", adapters.file_tensors(), metadata={}, dtype=torch.float32)
+
+    def latents(*prompts: str, mode: str = "side") -> list[Tensor]:
+        folders = {"lora_folders": [tmp_path], "lora_mode": mode}
+        wanted = [(prompt, "", 7) for prompt in prompts]
+        return [image.latent for image in paint_each(model, settings(**folders), wanted)]
+
+    (side,), (merged,) = (latents(f"a cat <lora:x:0.9:lbw={blocks}>", mode=mode) for mode in ("side", "merge"))
+    whole, weighted = latents("a cat <lora:x:0.9>", f"a cat <lora:x:0.9:lbw={blocks}>")
+    assert difference(side, merged) < 1e-3 and difference(side, weighted) < 1e-3
+    assert difference(side, whole) > 1e-2
+    by_hand = adapters.with_blocks(parse_block_weights(blocks))
+    sdxl = family == "sdxl"
+    for target, _ in adapters.items():
+        factor = parse_block_weights(blocks).of(target.name, sdxl=sdxl)
+        assert by_hand.layer_weights.get(target.name, 0.0) == factor
+
+
+def test_block_weights_that_are_none() -> None:
+    with pytest.raises(PromptError, match="neither a preset nor a list") as error:
+        extract_loras("<lora:x:1:lbw=1,2,3>")
+    assert "OUTD" in (error.value.hint or "")

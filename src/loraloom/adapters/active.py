@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ class ActiveLoras:
     def __init__(self, sets: Sequence[AdapterSet], layers: Mapping[str, nn.Module]) -> None:
         self._unet_rows: tuple[tuple[float, ...], ...] = ()
         self._text_row: tuple[float, ...] = ()
-        by_layer: dict[str, list[tuple[int, Adapter]]] = {}
+        by_layer: dict[str, list[_Part]] = {}
         self._in_unet: dict[str, bool] = {}
         for index, adapters in enumerate(sets):
             missing = [name for name in adapters.targets if name not in layers]
@@ -40,7 +41,8 @@ class ActiveLoras:
                     f"the model has no layer {missing[0]} ({len(missing)} of {len(adapters)} are missing)"
                 )
             for target, adapter in adapters.items():
-                by_layer.setdefault(target.name, []).append((index, adapter))
+                part = _Part(index, adapter, adapters.layer_weights.get(target.name, 1.0))
+                by_layer.setdefault(target.name, []).append(part)
                 self._in_unet[target.name] = target.part == "unet"
         self._layers = {name: layers[name] for name in by_layer}
         self._branches = {name: _Branch(adapters) for name, adapters in by_layer.items()}
@@ -73,12 +75,21 @@ class ActiveLoras:
         return branch.add_to(output, inputs[0], layer, self._unet_rows if in_unet else (self._text_row,))
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What LoRA ``index`` does to a layer, and what its weight is multiplied by there."""
+
+    index: int
+    adapter: Adapter
+    weight: float
+
+
 class _Branch:
     """All that acts on one layer: low-rank factors as one pair, everything else by itself."""
 
-    def __init__(self, adapters: Sequence[tuple[int, Adapter]]) -> None:
-        self._low = [(index, adapter) for index, adapter in adapters if isinstance(adapter, LoraAdapter)]
-        self._others = [(index, adapter) for index, adapter in adapters if not isinstance(adapter, LoraAdapter)]
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._low = [(part, part.adapter) for part in parts if isinstance(part.adapter, LoraAdapter)]
+        self._others = [part for part in parts if not isinstance(part.adapter, LoraAdapter)]
         self._factors: tuple[Tensor, Tensor] | None = None
         self._owners: list[int] = []
         self._scales: list[float] = []
@@ -86,10 +97,10 @@ class _Branch:
 
     def add_to(self, output: Tensor, x: Tensor, layer: nn.Module, rows: Sequence[Sequence[float]]) -> Tensor:
         """``output`` (B, ...) and what the adapters add to it; ``rows``: weights by row, or one row for all."""
-        if any(row[index] for row in rows for index, _ in self._low):
+        if any(row[part.index] for row in rows for part, _ in self._low):
             output = self._add_low_rank(output, x, layer, rows)
-        for index, adapter in self._others:
-            output = _add_one(output, x, layer, adapter, [row[index] for row in rows])
+        for part in self._others:
+            output = _add_one(output, x, layer, part.adapter, [row[part.index] * part.weight for row in rows])
         return output
 
     def _add_low_rank(self, output: Tensor, x: Tensor, layer: nn.Module, rows: Sequence[Sequence[float]]) -> Tensor:
@@ -111,8 +122,9 @@ class _Branch:
                 torch.cat([up for _, up in factors], dim=1).detach().to(x.device, x.dtype),
             )
             ranks = [len(down) for down, _ in factors]
-            self._owners = [index for (index, _), rank in zip(self._low, ranks, strict=True) for _ in range(rank)]
-            self._scales = [a.scale for (_, a), rank in zip(self._low, ranks, strict=True) for _ in range(rank)]
+            owners = [pair for pair, rank in zip(self._low, ranks, strict=True) for _ in range(rank)]
+            self._owners = [part.index for part, _ in owners]
+            self._scales = [adapter.scale * part.weight for part, adapter in owners]
             self._known.clear()
         return self._factors
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loraloom.adapters.adapter import Adapter, Rows
+from loraloom.adapters.block_weights import BlockWeights
 from loraloom.adapters.blocks import BLOCK_COUNTS, block_index
 from loraloom.adapters.kinds import ADAPTERS, adapter_from_tensors
 from loraloom.adapters.settings import AdapterSettings
@@ -42,6 +43,16 @@ class AdapterSet(nn.Module):
         self.adapters = nn.ModuleDict({target.name: adapter for target, adapter in adapters.items()})
         self.metadata = dict(metadata or {})
         self.words = dict(words or {})
+        self.layer_weights: Mapping[str, float] = {}
+        """What a layer's change is multiplied by, besides the LoRA's weight; 1 for layers that are not named."""
+
+    def with_blocks(self, blocks: BlockWeights) -> AdapterSet:
+        """The same adapters with weights by block. AdapterError for a block that the list does not name."""
+        sdxl = any(target.part == "text_encoder_2" or "input_blocks" in target.name for target in self.targets.values())
+        kept = {target: adapter for target, adapter in self.items() if blocks.of(target.name, sdxl=sdxl)}
+        weighted = AdapterSet(kept, self.metadata, self.words)
+        weighted.layer_weights = {target.name: blocks.of(target.name, sdxl=sdxl) for target in kept}
+        return weighted.eval()
 
     def __len__(self) -> int:
         return len(self.targets)

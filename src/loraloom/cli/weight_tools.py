@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from loraloom.cli.weights import Precision
+from loraloom.cli.weights import CheckWithDiffusers, Precision, check_with_diffusers
 from loraloom.errors import SettingsError
 
 __all__ = ["convert", "extract", "merge_checkpoints", "metadata", "resize"]
@@ -40,6 +40,7 @@ def convert(
     precision: Annotated[
         Precision | None, typer.Option("--precision", help="Type of the result. Unset: as in the file.")
     ] = None,
+    read_back: CheckWithDiffusers = True,
 ) -> None:
     """Write a LoRA file under the names that another program reads; what it does stays the same."""
     from loraloom.studio.weights import convert_lora
@@ -51,6 +52,7 @@ def convert(
     typer.echo(f"wrote {report.path}: {report.layers} layers")
     if report.words:
         typer.echo(f"words of textual inversion: {', '.join(report.words)}, in {report.embeddings}")
+    check_with_diffusers(report.path, wanted=read_back)
 
 
 def merge_checkpoints(
@@ -107,6 +109,7 @@ def extract(
     ] = 0.0,
     precision: Annotated[Precision, typer.Option("--precision", help="Type of the LoRA.")] = Precision.fp16,
     layers: Annotated[bool, typer.Option("--layers", help="Print rank and residual of every layer.")] = False,
+    read_back: CheckWithDiffusers = True,
 ) -> None:
     """Make a LoRA of what distinguishes a tuned checkpoint from its base."""
     from rich.console import Console
@@ -135,6 +138,7 @@ def extract(
     typer.echo(
         f"wrote {report.path}: {len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}; {report.unchanged} unchanged"
     )
+    check_with_diffusers(report.path, wanted=read_back)
 
 
 def resize(
@@ -155,6 +159,7 @@ def resize(
         Precision | None, typer.Option("--precision", help="Type of the result. Unset: as in the input.")
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Print rank and kept energy of every layer.")] = False,
+    read_back: CheckWithDiffusers = True,
 ) -> None:
     """Make a LoRA smaller: the best approximation of a rank."""
     from loraloom.studio.weights import resize_lora
@@ -171,6 +176,7 @@ def resize(
     ranks = sorted(layer.rank for layer in report.layers)
     typer.echo(f"kept energy: {1 - report.residual**2:.2%}, at least {worst.kept:.2%} in {worst.name}")
     typer.echo(f"wrote {report.path}: {len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}")
+    check_with_diffusers(report.path, wanted=read_back)
 
 
 def metadata(

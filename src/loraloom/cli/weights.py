@@ -17,7 +17,26 @@ if TYPE_CHECKING:
 
     from loraloom.weights.anatomy import Anatomy
 
-__all__ = ["inspect", "merge"]
+__all__ = ["CheckWithDiffusers", "Precision", "check_with_diffusers", "inspect", "merge"]
+
+CheckWithDiffusers = Annotated[
+    bool,
+    typer.Option(
+        "--read-back/--no-read-back", help="Have diffusers, where it is installed, read the LoRA: every tensor counts."
+    ),
+]
+
+
+def check_with_diffusers(path: Path, *, wanted: bool) -> None:
+    """Say whether an independent reader finds a layer for every tensor of a LoRA that was written."""
+    from rich.console import Console
+
+    from loraloom.cli.progress import ProgressDisplay
+    from loraloom.studio.read_back import read_back_now
+
+    if wanted:
+        with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+            read_back_now([path], display)
 
 
 class Precision(StrEnum):
@@ -57,6 +76,7 @@ def merge(
         int | None, typer.Option("--rank", help="LoRAs into a LoRA: cut the sum to this rank. Unset: exact, ranks add.")
     ] = None,
     conv_rank: Annotated[int | None, typer.Option("--conv-rank", help="The same for 3x3 convolutions.")] = None,
+    read_back: CheckWithDiffusers = True,
 ) -> None:
     """Merge LoRAs into a checkpoint, or LoRAs into one LoRA. What no LoRA changes stays as it is, bit for bit."""
     from rich.console import Console
@@ -73,6 +93,7 @@ def merge(
         told = f", ranks {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f", rank {ranks[0]}" if ranks else ""
         left = "" if rank is None else f"; left out: {combined.residual:.2%} of the norm"
         typer.echo(f"wrote {combined.path}: {len(combined.ranks)} layers{told}{left}")
+        check_with_diffusers(combined.path, wanted=read_back)
         return
     if rank is not None or conv_rank is not None:
         raise SettingsError(["--rank is for LoRAs merged into a LoRA"], f"{first} is a checkpoint")

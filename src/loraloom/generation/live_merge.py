@@ -80,7 +80,8 @@ class LiveMerge:
 
 
 def _strength(lora: AppliedLora, target: AdapterTarget) -> float:
-    return lora.unet if target.part == "unet" else lora.text_encoder
+    weight = lora.unet if target.part == "unet" else lora.text_encoder
+    return weight * lora.adapters.layer_weights.get(target.name, 1.0)
 
 
 def merges(

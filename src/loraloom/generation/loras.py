@@ -94,6 +94,7 @@ class LoraStore:
     def __init__(self) -> None:
         self._paths: dict[tuple[str, tuple[Path, ...]], Path] = {}
         self._read: dict[tuple[str, tuple[int, ...]], AppliedLora] = {}
+        self._weighted: dict[tuple[tuple[str, tuple[int, ...]], str], AdapterSet] = {}
         self._active: tuple[tuple[int, ...], ActiveLoras] | None = None
 
     def load(self, tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> AppliedLora:
@@ -108,7 +109,14 @@ class LoraStore:
             self._read = {other: lora for other, lora in self._read.items() if other[0] != key[0]}
             lora = load_lora(replace(tag, name=str(path)), (), model)
             self._read[key] = replace(lora, adapters=lora.adapters.to(model.device))
-        return replace(self._read[key], name=tag.name, text_encoder=tag.text_encoder, unet=tag.unet, curve=tag.curve)
+        lora = self._read[key]
+        if tag.blocks is not None:
+            blocks = key, tag.blocks.text
+            if blocks not in self._weighted:
+                self._weighted = {other: kept for other, kept in self._weighted.items() if other[0] in self._read}
+                self._weighted[blocks] = lora.adapters.with_blocks(tag.blocks)
+            lora = replace(lora, adapters=self._weighted[blocks])
+        return replace(lora, name=tag.name, text_encoder=tag.text_encoder, unet=tag.unet, curve=tag.curve)
 
     def active(self, model: LoadedModel, loras: Sequence[AppliedLora]) -> ActiveLoras | None:
         """The side branches of these LoRAs, those of the call before where they are the same."""

@@ -285,6 +285,11 @@ def _followers(settings: TrainSettings, run: Path, listener: Listener) -> Iterat
             from loraloom.studio.webhook import Webhook
 
             followers.append(stack.enter_context(Webhook(settings.notify, run, listener)))
+        if settings.saving.read_back and settings.method == "adapter":
+            from loraloom.studio import read_back
+
+            if read_back.reader_installed():
+                followers.append(stack.enter_context(read_back.ReadBack(listener)))
         yield followers
 
 

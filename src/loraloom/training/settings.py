@@ -253,6 +253,9 @@ class SavingSettings(Settings):
     """Form of the LoRA files. Every program of today reads safetensors."""
     precision: Annotated[Literal["fp16", "bf16", "float"], Kohya("save_precision")] = "fp16"
     """Type of the tensors in the file. fp16 loads everywhere."""
+    read_back: bool = True
+    """Where diffusers is installed, have it read every saved file in a process beside the training: each tensor must
+    find a layer there too. A file that it cannot use whole is a warning."""
     title: Annotated[str, Kohya("metadata_title")] = ""
     """Title in the file's metadata. Empty: the run's name."""
     trigger: Annotated[str, Kohya("metadata_trigger_phrase")] = ""

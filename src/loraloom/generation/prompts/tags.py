@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from loraloom.errors import PromptError
+from loraloom.adapters.block_weights import BlockWeights, parse_block_weights
+from loraloom.errors import PromptError, SettingsError
 
 __all__ = ["LoraTag", "WeightCurve", "extract_loras"]
 
@@ -24,6 +25,8 @@ class LoraTag:
     unet: float
     curve: WeightCurve | None = None
     """The U-Net's weight where it changes over the steps; ``unet`` is then its largest."""
+    blocks: BlockWeights | None = None
+    """What the weights are multiplied by, block by block."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def extract_loras(prompt: str) -> tuple[str, tuple[LoraTag, ...]]:
     ``<lora:NAME>``, ``<lora:NAME:WEIGHT>``, ``<lora:NAME:TEXT_ENCODER:UNET>``; weights can be named ``te=`` and
     ``unet=``; the U-Net's is the text encoder's unless given, which is 1 unless given. ``<lyco:`` means the same.
     The U-Net's weight may change over the steps: ``0.8@0-0.5`` is 0.8 for the first half and then nothing,
-    ``0.2@0,1@0.5`` rises from 0.2 to 1 until the middle.
+    ``0.2@0,1@0.5`` rises from 0.2 to 1 until the middle. ``lbw=OUTD`` (a preset, or numbers) weighs the blocks.
     """
     tags = tuple(_read_tag(match.group(0), match.group(1)) for match in _TAG.finditer(prompt))
     return _TAG.sub("", prompt), tags
@@ -70,14 +73,17 @@ def _read_tag(tag: str, content: str) -> LoraTag:
     positional = [argument for argument in arguments if "=" not in argument]
     weights: dict[str, float] = {}
     curve: WeightCurve | None = None
+    blocks: BlockWeights | None = None
     if len(positional) > 2:
         raise PromptError(f"{tag} has {len(positional)} weights", "write <lora:name:weight> or <lora:name:te:unet>")
     given = list(zip(("te", "unet"), positional, strict=False))
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        if equals and key.strip() not in ("te", "unet"):
-            raise PromptError(f"{tag}: {key.strip()!r} is not something that can be set", "te= and unet= are")
-        if equals:
+        if equals and key.strip() == "lbw":
+            blocks = _blocks(tag, text)
+        elif equals and key.strip() not in ("te", "unet"):
+            raise PromptError(f"{tag}: {key.strip()!r} is not something that can be set", "te=, unet= and lbw= are")
+        elif equals:
             given.append((key.strip(), text))
     for key, text in given:
         if "@" in text:
@@ -92,7 +98,14 @@ def _read_tag(tag: str, content: str) -> LoraTag:
         elif text.strip():
             weights[key] = _weight(tag, text)
     text_encoder = weights.get("te", 1.0)
-    return LoraTag(name, text_encoder, weights.get("unet", text_encoder), curve)
+    return LoraTag(name, text_encoder, weights.get("unet", text_encoder), curve, blocks)
+
+
+def _blocks(tag: str, text: str) -> BlockWeights:
+    try:
+        return parse_block_weights(text)
+    except SettingsError as error:
+        raise PromptError(f"{tag}: {error.problems[0]}", error.hint) from error
 
 
 def _curve(tag: str, text: str) -> WeightCurve:

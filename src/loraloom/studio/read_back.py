@@ -1,0 +1,90 @@
+"""Saved LoRA files read again by diffusers, where it is installed, in a process beside the work that saved them."""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from loraloom.events import Event, Listener, Notice, WeightsSaved
+
+__all__ = ["ReadBack", "read_back_now", "reader_installed"]
+
+_CLOSING_S = 300.0
+
+
+def reader_installed() -> bool:
+    """Whether there is an independent reader of LoRA files here."""
+    return find_spec("diffusers") is not None and find_spec("transformers") is not None
+
+
+def read_back_now(paths: Sequence[Path], listener: Listener) -> None:
+    """Have the reader sort every tensor of these files, and tell what it found; nothing where none is installed."""
+    if reader_installed():
+        _tell(_reports(paths), listener)
+
+
+class ReadBack:
+    """The listener that has every LoRA file read that a run saves. As a context manager it waits until all are."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._waiting: queue.Queue[Path | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._read_all, name="loraloom read back", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._waiting.put(None)
+        if error is None:
+            self._thread.join(_CLOSING_S)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, WeightsSaved):
+            self._waiting.put(Path(event.path))
+
+    def _read_all(self) -> None:
+        """One process at a time; what was saved while it ran is read by the next one together."""
+        ended = False
+        while not ended:
+            paths = [self._waiting.get()]
+            while not self._waiting.empty():
+                paths.append(self._waiting.get())
+            ended = None in paths
+            there = [path for path in paths if path is not None and path.is_file()]
+            if there:
+                _tell(_reports(there), self._listener)
+
+
+def _reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "loraloom.weights.read_back", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"path"')]
+    if not reports:
+        said = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+        return [{"path": str(paths[0]), "reader": "", "tensors": 0, "used": 0, "problem": f"no reader started: {said}"}]
+    return reports
+
+
+def _tell(reports: Sequence[dict[str, Any]], listener: Listener) -> None:
+    for report in reports:
+        name = Path(report["path"]).name
+        if not report["problem"]:
+            listener(
+                Notice(f"{name} was read back by {report['reader']}: all {report['tensors']} tensors have a layer")
+            )
+        elif report["reader"]:
+            listener(Notice(f"{report['reader']} cannot use all of {name}: {report['problem']}", "warning"))
+        else:
+            listener(Notice(f"{name} was not read back: {report['problem']}"))
