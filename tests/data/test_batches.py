@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from loraloom.data.batches import Draw, plan_epoch
 from loraloom.data.concepts import Concept
 from loraloom.data.dataset import Dataset, Sample
-from loraloom.data.settings import DatasetSettings
+from loraloom.data.settings import ConceptSettings, DatasetSettings
 
 BUCKETS = [(64, 64), (80, 48), (48, 80)]
 
@@ -107,3 +108,51 @@ def test_order_is_fair() -> None:
     data = dataset([20])
     firsts = Counter(plan(data, epoch)[0][0].sample.bucket for epoch in range(200))
     assert firsts[BUCKETS[0]] == pytest.approx(200 * 2 / 6, abs=35)
+
+
+def of_concepts(*settings: ConceptSettings) -> Dataset:
+    """Five pictures for each."""
+    samples = []
+    for place, own in enumerate(settings):
+        label = own.folder.name
+        concept = Concept(label, label, own.folder, own.repeats or 1, own.is_regularization, place, own)
+        for index in range(5):
+            name = f"{label}/{index}.png"
+            samples.append(Sample(Path(name), name, name, name, concept, "", BUCKETS[index % 2], BUCKETS[index % 2]))
+    return Dataset(DatasetSettings(folder=Path()), Path(), None, (), tuple(samples), ())
+
+
+def test_a_concept_with_steps_ends_in_the_middle_of_an_epoch() -> None:
+    data = of_concepts(
+        ConceptSettings(folder=Path("a"), repeats=2, steps=25, first_epoch=2),
+        ConceptSettings(folder=Path("b")),
+        ConceptSettings(folder=Path("r"), is_regularization=True),
+    )
+    shown = []
+    for epoch in range(6):
+        counts = counted(plan(data, epoch), regularization=False)
+        shown.append(sum(count for name, count in counts.items() if name.startswith("a/")))
+        assert sum(count for name, count in counts.items() if name.startswith("b/")) == 5
+        assert counted(plan(data, epoch), regularization=True).total() == counts.total()
+    assert shown == [0, 10, 10, 5, 0, 0]
+    assert plan(data, 3) == plan(data, 3)
+    assert of_concepts(ConceptSettings(folder=Path("a"), steps=12)).last_epoch == 3
+    assert data.last_epoch is None
+    # The round through the regularization images goes on where the epoch before stopped.
+    all_of_them = sum((counted(plan(data, epoch), regularization=True) for epoch in range(5)), Counter())
+    assert max(all_of_them.values()) - min(all_of_them.values()) <= 1
+    with pytest.raises(ValueError, match="steps is for training images"):
+        ConceptSettings(folder=Path("r"), is_regularization=True, steps=3)
+
+
+def test_pairs() -> None:
+    """As many of one kind as of the other in every batch of a bucket that has both."""
+    data = dataset([9, 6], [30])
+    samples = tuple(replace(sample, bucket=BUCKETS[0]) for sample in data.samples)
+    plain = replace(data, samples=samples)
+    paired = replace(plain, settings=DatasetSettings(folder=Path(), pair_regularization=True))
+    batches, others = plan(paired, batch_size=4), plan(plain, batch_size=4)
+    assert {repr(d) for batch in batches for d in batch} == {repr(d) for batch in others for d in batch}
+    kinds = [[draw.sample.is_regularization for draw in batch] for batch in batches]
+    assert all(sum(kind) == len(kind) / 2 for kind in kinds)
+    assert any(sum(d.sample.is_regularization for d in batch) != len(batch) / 2 for batch in others)

@@ -169,3 +169,18 @@ def test_sparkline() -> None:
     assert sparkline([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
     assert sparkline([0, 0, 1, 1], 2) == "▁█"
     assert len(sparkline([float(n) for n in range(1000)], 30)) == 30
+
+
+def test_the_best_validation_is_ringed() -> None:
+    events: list[Event] = [step(n, 0.1) for n in range(1, 61)]
+    for number, loss in ((15, 0.05), (30, 0.03), (45, 0.06)):
+        events.append(ValidationMeasured(number, 1, loss, {}, False))
+    found = read_curves(events)
+    image, plot = draw_curves(found), plots(found)[0]
+
+    def ring(x: float, y: float) -> bool:
+        middle = plot.point(x, y)
+        corners = [(middle[0] + 5 * a, middle[1] + 5 * b) for a in (-1, 1) for b in (-1, 1)]
+        return all(near(image, corner, VALIDATION[0], reach=1) for corner in corners)
+
+    assert ring(30, 0.03) and not ring(15, 0.05) and not ring(45, 0.06)

@@ -27,8 +27,9 @@ def plan_epoch(dataset: Dataset, *, batch_size: int, seed: int, epoch: int, flip
     """The batches of one epoch (counted from 0), in order.
 
     Every repeat of every training image whose concept takes part in the epoch comes exactly once (at each resolution,
-    or with ``resolution_choice=random`` at one of them). With regularization images there are as many draws of
-    them as of training images, taken in turn from a shuffled round through all of them that goes on over the epochs.
+    or with ``resolution_choice=random`` at one of them); of a concept with few ``steps`` left, only so many. With
+    regularization images there are as many draws of them as of training images, taken in turn from a shuffled round
+    through all of them that goes on over the epochs.
     A batch holds pictures of one bucket; the last batch of a bucket is short rather than filled up or dropped, so
     whoever averages over batches must weight each by its number of pictures. DatasetError if no concept takes part.
     """
@@ -47,12 +48,36 @@ def plan_epoch(dataset: Dataset, *, batch_size: int, seed: int, epoch: int, flip
     batches = []
     for (width, height), draws in sorted(buckets.items()):
         order = shuffled(draws, seed, "order", epoch, "bucket", width, height)
+        if dataset.settings.pair_regularization:
+            order = _paired(order)
         batches += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return shuffled(batches, seed, "order", epoch, "batches")
 
 
+def _paired(draws: Sequence[Draw]) -> list[Draw]:
+    """The draws with the regularization images spread evenly among the others; the order of each kind stays."""
+    kinds = [[draw for draw in draws if draw.sample.is_regularization is wanted] for wanted in (False, True)]
+    places = [((place + 0.5) / len(kind), draw) for kind in kinds for place, draw in enumerate(kind)]
+    return [draw for _, draw in sorted(places, key=lambda pair: pair[0])]
+
+
 def _training(dataset: Dataset, seed: int, epoch: int) -> list[tuple[Sample, int]]:
     """The training samples of an epoch with the number of each showing."""
+    pairs = _shown(dataset, seed, epoch)
+    limited = {sample.concept: own for sample, _ in pairs if (own := sample.concept.settings) is not None and own.steps}
+    for concept, own in limited.items():
+        each = dataset.showings(concept)
+        left = max(0, (own.steps or 0) - each * (epoch - own.first_epoch + 1))
+        if left < each:
+            mine = [pair for pair in pairs if pair[0].concept == concept]
+            order = shuffled(range(len(mine)), seed, "steps", epoch, concept.label, concept.place)
+            gone = {(mine[index][0].identity, mine[index][1]) for index in order[left:]}
+            pairs = [pair for pair in pairs if pair[0].concept != concept or (pair[0].identity, pair[1]) not in gone]
+    return pairs
+
+
+def _shown(dataset: Dataset, seed: int, epoch: int) -> list[tuple[Sample, int]]:
+    """The same, without regard to the steps of concepts."""
     shown = [sample for sample in dataset.training if sample.concept.shown_in(epoch)]
     if dataset.settings.resolution_choice == "each":
         return [(sample, occurrence) for sample in shown for occurrence in range(sample.repeats)]
@@ -102,14 +127,11 @@ def _regularization(dataset: Dataset, count: int, seed: int, epoch: int) -> list
 
 def _shown_before(dataset: Dataset, epoch: int) -> int:
     """Showings of training images in all epochs before this one."""
-    names = {}
-    for sample in dataset.training:
-        each = dataset.settings.resolution_choice == "each"
-        names[sample.identity if each else sample.picture or sample.identity] = sample
     total = 0
-    for sample in names.values():
-        own = sample.concept.settings
+    for concept in {sample.concept: None for sample in dataset.training}:
+        own = concept.settings
         first, last = (1, None) if own is None else (own.first_epoch, own.last_epoch)
         epochs = min(epoch, epoch if last is None else last) - (first - 1)
-        total += sample.repeats * max(0, epochs)
+        shown = dataset.showings(concept) * max(0, epochs)
+        total += shown if own is None or own.steps is None else min(shown, own.steps)
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -140,9 +141,23 @@ class Dataset:
     @property
     def last_epoch(self) -> int | None:
         """The last epoch (from 1) that has training images, None if there is no last."""
-        lasts = [s.concept.settings.last_epoch if s.concept.settings else None for s in self.training]
+        lasts = [self._last_epoch_of(concept) for concept in {sample.concept: None for sample in self.training}]
         known = [last for last in lasts if last is not None]
         return max(known) if known and len(known) == len(lasts) else None
+
+    def _last_epoch_of(self, concept: Concept) -> int | None:
+        own = concept.settings
+        if own is None or own.steps is None:
+            return None if own is None else own.last_epoch
+        enough = own.first_epoch - 1 + math.ceil(own.steps / self.showings(concept))
+        return enough if own.last_epoch is None else min(own.last_epoch, enough)
+
+    def showings(self, concept: Concept) -> int:
+        """How often an epoch shows pictures of a training concept."""
+        samples = [sample for sample in self.training if sample.concept == concept]
+        if self.settings.resolution_choice == "random":
+            return sum({sample.picture or sample.identity: sample.repeats for sample in samples}.values())
+        return sum(sample.repeats for sample in samples)
 
 
 @dataclass(frozen=True)

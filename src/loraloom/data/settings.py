@@ -207,6 +207,9 @@ class ConceptSettings(Settings):
     last_epoch: Annotated[int | None, Field(ge=1)] = None
     """The last epoch that shows them. Unset: the last of the run."""
 
+    steps: Annotated[int | None, Field(ge=1)] = None
+    """Stop showing them when they were shown so many times in all (steps of one picture). Unset: never."""
+
     captions: dict[str, Any] = Field(default={})
     """Caption settings that differ from dataset.captions, by the same names."""
 
@@ -234,6 +237,8 @@ class ConceptSettings(Settings):
         CaptionSettings().merged(self.captions)
         if self.last_epoch is not None and self.last_epoch < self.first_epoch:
             raise ValueError(f"last_epoch={self.last_epoch} comes before first_epoch={self.first_epoch}")
+        if self.is_regularization and self.steps is not None:
+            raise ValueError("steps is for training images: there are as many regularization draws as draws of those")
         return self
 
 
@@ -253,6 +258,10 @@ class DatasetSettings(Settings):
 
     use_regularization: bool = True
     """False leaves regularization images out even if a folder of them is found."""
+
+    pair_regularization: bool = False
+    """Spread regularization images evenly, so that each batch holds one for every training image as far as its bucket
+    has both. Off: drawn in any order."""
 
     repeats: Annotated[int, Kohya("num_repeats"), Field(ge=1, le=9999)] = 1
     """Repeats of folders whose name does not say them (no n_ in front)."""

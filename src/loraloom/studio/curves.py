@@ -167,7 +167,7 @@ def draw_curves(
 ) -> Image.Image:
     """The curves as an RGB image of ``size`` pixels.
 
-    The run's own validation losses are drawn in, and so are more of them from ``validation``: name to (step, loss)
+    The run's own validation losses are drawn in, the lowest of them ringed, and so are more of them from ``validation``: name to (step, loss)
     pairs.
     """
     loss_plot, rate_plot = plots(curves, size, validation)
@@ -183,6 +183,8 @@ def draw_curves(
     for index, series in enumerate(checked.values()):
         canvas.line(loss_plot, series, VALIDATION[index % len(VALIDATION)], 2)
         canvas.dots(loss_plot, series, VALIDATION[index % len(VALIDATION)])
+        if len(series) > 1:
+            canvas.best(loss_plot, min(series, key=lambda point: point[1]), VALIDATION[index % len(VALIDATION)])
 
     canvas.rates(rate_plot, curves, "learning rate")
     return canvas.finished()
@@ -301,6 +303,15 @@ class _Canvas:
         for point in points:
             x, y = plot.point(*point)
             self._pen.ellipse([(x - 3) * _FINE, (y - 3) * _FINE, (x + 3) * _FINE, (y + 3) * _FINE], fill=colour)
+
+    def best(self, plot: Plot, point: tuple[float, float], colour: Rgb) -> None:
+        """A ring around the lowest point, with its step and value."""
+        x, y = plot.point(*point)
+        edges = [(x - 7) * _FINE, (y - 7) * _FINE, (x + 7) * _FINE, (y + 7) * _FINE]
+        self._pen.ellipse(edges, outline=colour, width=2 * _FINE)
+        at_left = x < (plot.box[0] + plot.box[2]) / 2
+        label = f"best: {point[1]:.4g} at step {point[0]:g}"
+        self.text(x + (11 if at_left else -11), y - 9, label, anchor="ls" if at_left else "rs")
 
     def text(self, x: float, y: float, text: str, anchor: str) -> None:
         self._pen.text((x * _FINE, y * _FINE), text, fill=INK, font=self._font, anchor=anchor)
