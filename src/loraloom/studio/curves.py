@@ -167,8 +167,8 @@ def draw_curves(
 ) -> Image.Image:
     """The curves as an RGB image of ``size`` pixels.
 
-    The run's own validation losses are drawn in, the lowest of them ringed, and so are more of them from ``validation``: name to (step, loss)
-    pairs.
+    The run's own validation losses are drawn in, the lowest of them ringed, and so are more of them from
+    ``validation``: name to (step, loss) pairs.
     """
     loss_plot, rate_plot = plots(curves, size, validation)
     checked = _validation(curves, validation)
