@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from loraloom.adapters.active import ActiveLoras
@@ -332,3 +333,50 @@ def test_block_weights_that_are_none() -> None:
     with pytest.raises(PromptError, match="neither a preset nor a list") as error:
         extract_loras("<lora:x:1:lbw=1,2,3>")
     assert "OUTD" in (error.value.hint or "")
+
+
+def test_a_mask_keeps_a_lora_to_a_part(toy_path: Callable[[str], Path], tmp_path: Path) -> None:
+    """One step of Euler: white is the picture with the LoRA, black the one without, and between them the mix."""
+    model = load_model(toy_path("sd1"), device=CPU)
+    for name, seed in (("x", 1), ("y", 2)):
+        lora = of_kind(model, "lora", seed)
+        unet = AdapterSet({target: adapter for target, adapter in lora.items() if target.part == "unet"})
+        write_adapter_file(tmp_path / f"{name}.safetensors", unet.file_tensors(), metadata={}, dtype=torch.float32)
+    values = torch.zeros(48, 64, dtype=torch.uint8)
+    values[:, :24], values[:, 24:40] = 255, 51
+    Image.fromarray(values.numpy()).save(tmp_path / "left.png")
+    Image.new("L", (5, 3), 255).save(tmp_path / "all.png")
+
+    def latents(*prompts: str, steps: int = 1) -> list[Tensor]:
+        options = settings(lora_folders=[tmp_path], steps=steps, cfg_scale=4)
+        return [image.latent for image in paint_each(model, options, [(prompt, "blur", 7) for prompt in prompts])]
+
+    left, everywhere = f"<lora:x:0.9:mask={tmp_path / 'left.png'}>", f"<lora:x:0.9:mask={tmp_path / 'all.png'}>"
+    plain, whole, masked, all_of_it = latents("a cat", "a cat <lora:x:0.9>", f"a cat {left}", f"a cat {everywhere}")
+    share = torch.tensor([1.0] * 3 + [0.2] * 2 + [0.0] * 3)
+    assert difference(masked, plain + share * (whole - plain)) < 1e-4
+    assert difference(all_of_it, whole) < 1e-4 and difference(whole, plain) > 1e-2
+    # Two LoRAs share what both cover; one without a mask acts everywhere besides.
+    other = f"<lora:y:1:mask={tmp_path / 'all.png'}>"
+    with_y, both = latents("a cat <lora:y:1>", f"a cat {left} {other}")
+    shares = share / (1 + share), 1 / (1 + share)
+    assert difference(both, plain + shares[0] * (whole - plain) + shares[1] * (with_y - plain)) < 1e-4
+    # In several steps an image does not depend on its batch.
+    alone, (_, together) = latents(f"a cat {left}", steps=3)[0], latents("a dog", f"a cat {left}", steps=3)
+    assert difference(alone, together) < 1e-4
+
+
+def test_masks_that_are_none(toy_path: Callable[[str], Path], tmp_path: Path) -> None:
+    model = load_model(toy_path("sd1"), device=CPU)
+    lora = of_kind(model, "lora")
+    write_adapter_file(tmp_path / "x.safetensors", lora.file_tensors(), metadata={}, dtype=torch.float32)
+    missing = settings(prompt=f"a <lora:x:1:mask={tmp_path / 'no.png'}>", lora_folders=[tmp_path])
+    with pytest.raises(PromptError, match=r"no\.png cannot be read"):
+        text_to_image(model, missing)
+    _, (tag,) = extract_loras(r"<lora:x:0.5:mask=C:\m\a.png:lbw=OUTD>")
+    assert (tag.mask, tag.unet, tag.blocks and tag.blocks.text) == (r"C:\m\a.png", 0.5, "OUTD")
+    Image.new("L", (4, 4), 255).save(tmp_path / "m.png")
+    heard: list[Event] = []
+    merged = settings(prompt=f"a <lora:x:1:mask={tmp_path / 'm.png'}>", lora_folders=[tmp_path], lora_mode="merge")
+    text_to_image(model, merged, listener=heard.append)
+    assert any(isinstance(event, Notice) and "a part of the picture" in event.text for event in heard)

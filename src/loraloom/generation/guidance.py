@@ -216,10 +216,9 @@ class Guidance:
         for one in asked.passes:
             rows = list(one.images)
             seen = scaled[rows]
-            self._loras.take_unet(rows, progress)
             if self._channels is not None:
                 seen = torch.cat([seen, self._channels.to(seen).expand(len(rows), -1, -1, -1)], dim=1)
-            output = self._model.denoise(seen, timesteps[rows], one.conditioning)
+            output = self._answer(rows, progress, seen, timesteps[rows], one.conditioning)
             answers.update(zip(one.entries, output, strict=True))
         if not with_negative:
             weights = [plan.weight for plan in self._plans]
@@ -235,6 +234,19 @@ class Guidance:
             else:
                 wanted[image] += weight * (answers[entry] - unwanted[image])
         return self._strength.combine(wanted, unwanted), unwanted
+
+    def _answer(
+        self, rows: list[int], progress: float, seen: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """The U-Net's answer; where LoRAs have masks, one for each of them, put together by the masks."""
+        self._loras.take_unet(rows, progress)
+        whole = self._model.denoise(seen, timesteps, conditioning)
+        answer = whole
+        for region, share in self._loras.regions(rows, whole.shape[2:]):
+            self._loras.take_unet(rows, progress, region)
+            inside = self._model.denoise(seen, timesteps, conditioning)
+            answer = answer + share.to(whole) * (inside - whole)
+        return answer
 
     def _round(self, step: int, with_negative: bool) -> _Round:
         positive = [plan.positive.texts_at(step) for plan in self._plans]

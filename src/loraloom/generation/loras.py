@@ -5,8 +5,14 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
 
 from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.attach import AdapterSet, read_adapters
@@ -37,6 +43,8 @@ class AppliedLora:
     """The file, where it is known."""
     curve: WeightCurve | None = None
     """The U-Net's weight where it changes over the steps."""
+    mask: Tensor | None = field(default=None, compare=False)
+    """(1, 1, H, W), 1 where the U-Net's part acts, stretched over the picture; None: everywhere."""
 
     def words(self) -> dict[str, EmbeddingFile]:
         """Textual-inversion words that the file brings along."""
@@ -62,10 +70,31 @@ class BatchLoras:
         with self._active.on() if self._active is not None else nullcontext():
             yield
 
-    def take_unet(self, images: Sequence[int], progress: float) -> None:
-        """The rows of the U-Net's next call are of these images, when this share of the steps is done."""
+    def regions(self, images: Sequence[int], size: Sequence[int]) -> list[tuple[Region, Tensor]]:
+        """Masked LoRAs of the rows' images, with the share (B, 1, h, w) that each has in the answer.
+
+        Where masks overlap their shares add up to 1.
+        """
+        shares: dict[Region, Tensor] = {}
+        for row, image in enumerate(images):
+            for lora in self._images[image]:
+                if lora.mask is not None:
+                    share = shares.setdefault(_region(lora), torch.zeros(len(images), 1, *size))
+                    share[row] = F.interpolate(lora.mask, size=tuple(size), mode="area")[0]
+        total = sum(shares.values(), torch.zeros(())).clamp(min=1)
+        return [(region, share / total) for region, share in shares.items()]
+
+    def take_unet(self, images: Sequence[int], progress: float, region: Region | None = None) -> None:
+        """The rows of the U-Net's next call are of these images, when this share of the steps is done.
+
+        Of LoRAs with a mask only that of the ``region`` acts.
+        """
+
+        def weight(lora: AppliedLora) -> float:
+            return lora.unet_at(progress) if lora.mask is None or _region(lora) == region else 0.0
+
         if self._active is not None:
-            self._active.weigh_unet([self._row(image, lambda lora: lora.unet_at(progress)) for image in images])
+            self._active.weigh_unet([self._row(image, weight) for image in images])
 
     def take_text(self, image: int) -> None:
         """The next text is one of this image's."""
@@ -88,6 +117,14 @@ class BatchLoras:
         return list(weights.values())
 
 
+Region = tuple[int, int]
+"""A masked LoRA: the identity of its adapters and of its mask."""
+
+
+def _region(lora: AppliedLora) -> Region:
+    return id(lora.adapters), id(lora.mask)
+
+
 class LoraStore:
     """LoRAs that were read for a model, found again by name as long as their files do not change."""
 
@@ -95,6 +132,7 @@ class LoraStore:
         self._paths: dict[tuple[str, tuple[Path, ...]], Path] = {}
         self._read: dict[tuple[str, tuple[int, ...]], AppliedLora] = {}
         self._weighted: dict[tuple[tuple[str, tuple[int, ...]], str], AdapterSet] = {}
+        self._masks: dict[tuple[str, int], Tensor] = {}
         self._active: tuple[tuple[int, ...], ActiveLoras] | None = None
 
     def load(self, tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> AppliedLora:
@@ -116,7 +154,21 @@ class LoraStore:
                 self._weighted = {other: kept for other, kept in self._weighted.items() if other[0] in self._read}
                 self._weighted[blocks] = lora.adapters.with_blocks(tag.blocks)
             lora = replace(lora, adapters=self._weighted[blocks])
-        return replace(lora, name=tag.name, text_encoder=tag.text_encoder, unet=tag.unet, curve=tag.curve)
+        mask = None if tag.mask is None else self._mask(Path(tag.mask).expanduser())
+        return replace(lora, name=tag.name, text_encoder=tag.text_encoder, unet=tag.unet, curve=tag.curve, mask=mask)
+
+    def _mask(self, path: Path) -> Tensor:
+        """The picture as (1, 1, H, W) in [0, 1]."""
+        try:
+            key = str(path.resolve()), path.stat().st_mtime_ns
+            if key not in self._masks:
+                with Image.open(path) as picture:
+                    values = np.array(picture.convert("L"), np.float32) / 255
+                self._masks[key] = torch.from_numpy(values)[None, None]
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            hint = "a mask is a picture that is white where the LoRA acts"
+            raise PromptError(f"the mask {path} cannot be read: {error}", hint) from error
+        return self._masks[key]
 
     def active(self, model: LoadedModel, loras: Sequence[AppliedLora]) -> ActiveLoras | None:
         """The side branches of these LoRAs, those of the call before where they are the same."""

@@ -27,6 +27,8 @@ class LoraTag:
     """The U-Net's weight where it changes over the steps; ``unet`` is then its largest."""
     blocks: BlockWeights | None = None
     """What the weights are multiplied by, block by block."""
+    mask: str | None = None
+    """Path of a picture that is white where the U-Net's part acts."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class WeightCurve:
 
 
 _TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
+_MASK = re.compile(r":\s*mask\s*=\s*((?:[A-Za-z]:[\\/])?[^:]+)")
 _DRIVE = re.compile(r"^([A-Za-z]):(?=[\\/])")
 
 
@@ -58,13 +61,16 @@ def extract_loras(prompt: str) -> tuple[str, tuple[LoraTag, ...]]:
     ``<lora:NAME>``, ``<lora:NAME:WEIGHT>``, ``<lora:NAME:TEXT_ENCODER:UNET>``; weights can be named ``te=`` and
     ``unet=``; the U-Net's is the text encoder's unless given, which is 1 unless given. ``<lyco:`` means the same.
     The U-Net's weight may change over the steps: ``0.8@0-0.5`` is 0.8 for the first half and then nothing,
-    ``0.2@0,1@0.5`` rises from 0.2 to 1 until the middle. ``lbw=OUTD`` (a preset, or numbers) weighs the blocks.
+    ``0.2@0,1@0.5`` rises from 0.2 to 1 until the middle. ``lbw=OUTD`` (a preset, or numbers) weighs the blocks,
+    ``mask=left.png`` keeps the U-Net's part to where that picture is white.
     """
     tags = tuple(_read_tag(match.group(0), match.group(1)) for match in _TAG.finditer(prompt))
     return _TAG.sub("", prompt), tags
 
 
 def _read_tag(tag: str, content: str) -> LoraTag:
+    mask = _MASK.search(content)
+    content = content if mask is None else content[: mask.start()] + content[mask.end() :]
     drive = _DRIVE.match(content)
     name, *arguments = content[drive.end() :].split(":") if drive else content.split(":")
     name = (drive.group(0) + name if drive else name).strip()
@@ -82,7 +88,9 @@ def _read_tag(tag: str, content: str) -> LoraTag:
         if equals and key.strip() == "lbw":
             blocks = _blocks(tag, text)
         elif equals and key.strip() not in ("te", "unet"):
-            raise PromptError(f"{tag}: {key.strip()!r} is not something that can be set", "te=, unet= and lbw= are")
+            raise PromptError(
+                f"{tag}: {key.strip()!r} is not something that can be set", "te=, unet=, lbw= and mask= are"
+            )
         elif equals:
             given.append((key.strip(), text))
     for key, text in given:
@@ -98,7 +106,7 @@ def _read_tag(tag: str, content: str) -> LoraTag:
         elif text.strip():
             weights[key] = _weight(tag, text)
     text_encoder = weights.get("te", 1.0)
-    return LoraTag(name, text_encoder, weights.get("unet", text_encoder), curve, blocks)
+    return LoraTag(name, text_encoder, weights.get("unet", text_encoder), curve, blocks, mask and mask[1].strip())
 
 
 def _blocks(tag: str, text: str) -> BlockWeights:
