@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -21,7 +21,7 @@ from loraloom.formats.files import size_text, write_text
 from loraloom.formats.image_info import save_image
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.sheets import draw_sheet
-from loraloom.generation.text_to_image import GeneratedImage, text_to_image
+from loraloom.generation.text_to_image import GeneratedImage, paint_each
 from loraloom.hardware import choose_device, one_thread
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.studio.curves import CURVES_NAME, read_curves, sparkline
@@ -185,8 +185,7 @@ def run_demo(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists already", "name another folder: loraloom demo FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
-    with one_thread():
-        return _whole_job(folder, plan, epochs or plan.epochs, _Doors(listener, say, show_dataset, stop))
+    return _whole_job(folder, plan, epochs or plan.epochs, _Doors(listener, say, show_dataset, stop))
 
 
 def _whole_job(folder: Path, plan: DemoPlan, epochs: int, doors: _Doors) -> DemoResult:
@@ -218,7 +217,7 @@ def _whole_job(folder: Path, plan: DemoPlan, epochs: int, doors: _Doors) -> Demo
     without, with_lora = rows[0][0], rows[0][-1]
     merged = folder / "checkpoint" / f"demo-sd1-{plan.name}.safetensors"
     report = merge_loras(checkpoint, [f"{lora}:{WEIGHTS[-1]:g}"], merged, precision="float")
-    from_merged = painter.paint(load_model(merged, device=choose_device()), "merged", prompts[0], SEED)
+    (from_merged,) = painter.paint(load_model(merged, device=choose_device()), {"merged": (prompts[0], SEED)})
     difference = _largest_difference(with_lora.image, from_merged.image)
     merge_sheet = folder / "sheets" / "merge.png"
     _write_sheet(
@@ -300,7 +299,8 @@ def _train(
         doors.listener(event)
 
     settings = training_settings(plan, checkpoint, dataset, folder / "runs", epochs=epochs, previews=True)
-    result = run_training(settings, listener=listen, stop=doors.stop)
+    with one_thread():
+        result = run_training(settings, listener=listen, stop=doors.stop)
     if result.lora is None:
         raise OutputError("the training was ended without a LoRA", "run the demo again in another folder")
     curves = read_curves(RunFolder(result.folder).events())
@@ -382,27 +382,24 @@ class Painter:
         """Where a picture is saved."""
         return self.folder / f"{name}.png"
 
-    def paint(self, model: LoadedModel, name: str, prompt: str, seed: int) -> GeneratedImage:
-        """Paint and save one picture."""
-        painted = paint_one(model, prompt, seed, lora_folders=(self.lora_folder,))
+    def paint(self, model: LoadedModel, wanted: Mapping[str, tuple[str, int]]) -> list[GeneratedImage]:
+        """Paint and save pictures, each a name with its (prompt, seed), all in one pass through the model."""
+        settings = GenerateSettings(
+            width=RESOLUTION_PX,
+            height=RESOLUTION_PX,
+            steps=STEPS,
+            sampler=SAMPLER,
+            cfg_scale=GUIDANCE,
+            batch_size=len(wanted),
+            lora_folders=(self.lora_folder,),
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_image(painted.image, self.path(name), painted.infotext)
-        return painted
-
-
-def paint_one(model: LoadedModel, prompt: str, seed: int, *, lora_folders: tuple[Path, ...] = ()) -> GeneratedImage:
-    """One picture with what suits the small checkpoint."""
-    settings = GenerateSettings(
-        prompt=prompt,
-        width=RESOLUTION_PX,
-        height=RESOLUTION_PX,
-        steps=STEPS,
-        sampler=SAMPLER,
-        cfg_scale=GUIDANCE,
-        seed=seed,
-        lora_folders=lora_folders,
-    )
-    return text_to_image(model, settings)[0]
+        images = []
+        painted = paint_each(model, settings, [(prompt, "", seed) for prompt, seed in wanted.values()])
+        for name, image in zip(wanted, painted, strict=True):
+            save_image(image.image, self.path(name), image.infotext)
+            images.append(image)
+        return images
 
 
 def make_checkpoint(path: Path) -> Path:
@@ -423,13 +420,10 @@ def copy_dataset(plan: DemoPlan, folder: Path) -> Path:
 def paint_regularization(model: LoadedModel, plan: DemoPlan, folder: Path) -> list[Path]:
     """Paint a plan's regularization images with the bare checkpoint, each with its prompt as caption."""
     painter = Painter(folder, folder)
-    paths = []
     for number, prompt in enumerate(plan.regularization_prompts):
-        name = f"{number:02d}"
-        painter.paint(model, name, prompt, REGULARIZATION_SEED + number)
-        write_text(folder / f"{name}.txt", prompt + "\n")
-        paths.append(painter.path(name))
-    return paths
+        painter.paint(model, {f"{number:02d}": (prompt, REGULARIZATION_SEED + number)})
+        write_text(folder / f"{number:02d}.txt", prompt + "\n")
+    return [painter.path(f"{number:02d}") for number in range(len(plan.regularization_prompts))]
 
 
 def _image_name(row: int, weight: float) -> str:
@@ -438,11 +432,8 @@ def _image_name(row: int, weight: float) -> str:
 
 def _paint_row(painter: Painter, model: LoadedModel, prompt: str, lora: str, row: int) -> list[GeneratedImage]:
     """One prompt and seed with all weights; 0 is the checkpoint alone."""
-    images = []
-    for weight in WEIGHTS:
-        tag = f" <lora:{lora}:{weight:g}>" if weight else ""
-        images.append(painter.paint(model, _image_name(row, weight), prompt + tag, SEED + row))
-    return images
+    tags = {weight: f" <lora:{lora}:{weight:g}>" if weight else "" for weight in WEIGHTS}
+    return painter.paint(model, {_image_name(row, weight): (prompt + tag, SEED + row) for weight, tag in tags.items()})
 
 
 def _weights_sheet(
