@@ -71,7 +71,7 @@ def test_ctrl_c(files: Path, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {}
     process = subprocess.Popen(
-        [sys.executable, "-m", "loraloom", "train", *arguments(files, "steps=100000")],
+        [sys.executable, "-m", "loraloom", "train", *arguments(files, "steps=100000", "saving.read_back=false")],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,

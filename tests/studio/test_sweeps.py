@@ -38,7 +38,7 @@ def plan(tmp_path: Path) -> Plan:
         "device=cpu",
         "name=toy",
     ]
-    return lambda *overrides: plan_sweep(None, [*fixed, *overrides])
+    return lambda *overrides: plan_sweep(None, [*fixed, "saving.read_back=false", *overrides])
 
 
 def test_settings_with_several_values_are_axes() -> None:

@@ -38,6 +38,7 @@ def material(folder: Path, steps: int) -> list[str]:
         f"checkpoint={folder / 'toy.safetensors'}",
         f"dataset.folder={folder / 'pictures'}",
         "dataset.resolution=64",
+        "saving.read_back=false",
         "dataset.flip=true",
         "adapter.rank=2",
         "adapter.dropout=0.1",
