@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loraloom.errors import AdapterError, FileFormatError, MissingFileError, SettingsError
-from loraloom.settings import read_toml
+from loraloom.settings import SettingRow, read_toml
 from loraloom.training.recipes.names import (
     COMBINED,
     NETWORK_REASONS,
@@ -23,7 +25,8 @@ from loraloom.training.recipes.names import (
     reason_for,
 )
 from loraloom.training.recipes.reading import read_recipe
-from loraloom.training.recipes.recipe import Recipe, field_rows
+from loraloom.training.recipes.recipe import Recipe, field_rows, listed
+from loraloom.training.recipes.record import RECORD, recorded_settings
 from loraloom.training.settings import TrainSettings
 
 FILES = Path(__file__).parents[1] / "data_files" / "recipes"
@@ -488,6 +491,104 @@ seed = 11
     assert (again.optimizer.lr, again.lr_schedule.name, again.batch_size) == (1e-3, "cosine", 2)
     assert again.optimizer.name == "adamw"
     assert like.problems == []
+
+
+def another(row: SettingRow) -> Iterator[Any]:
+    """Values that a setting of this type may take."""
+    for kind in row.type.split(" | "):
+        if kind == "true":
+            yield not row.default
+        elif kind == "whole number" or kind == "number":
+            yield from (2, 5, 64, 0.25, 150, 0.5, 1024)
+        elif kind == "text":
+            yield from ("red", "sgd_nesterov", "linear")
+        elif kind.startswith("list of"):
+            yield from ([0.5, 0.7], ["end"], [".cap"], [3, 4], ["a fox --s 4", "b"], [512, 768], [4] * 25)
+        elif kind.startswith("table of"):
+            yield {"amsgrad": True, "x": 2.0, "pair": [0.5, 0.75]}
+        elif kind not in ("none", "false", "path"):
+            yield kind
+
+
+NEEDED = {
+    "saving": {"trigger": "foxy"},
+    "adapter": {"kind": "dora"},
+    "validation": {"share": 0.25},
+}
+"""What other settings lean on."""
+TOLD_ELSEWHERE = listed("dataset.concepts adapter.base_loras adapter.rank_from_file device branched_from notify.url")
+"""Settings that hold places, or that are no part of a recipe."""
+
+
+def like(tmp_path: Path, settings: TrainSettings, **more: str) -> Recipe:
+    import torch
+
+    from loraloom.formats.tensors import write_tensors
+
+    metadata = {"ss_sd_model_name": "a.ckpt", "ss_network_dim": "77", RECORD: recorded_settings(settings), **more}
+    write_tensors(tmp_path / "l.safetensors", {"lora_unet_x.alpha": torch.ones(1)}, metadata=metadata)
+    return read_recipe(tmp_path / "l.safetensors", only_lora=True)
+
+
+def test_every_setting_comes_back_from_the_metadata(tmp_path: Path) -> None:
+    given = {"checkpoint": "a.ckpt", "dataset": {"folder": "img"}}
+    missed = []
+    for path, row in field_rows().items():
+        if "[]" in path or row.type.split(" | ")[0] == "path" or path in TOLD_ELSEWHERE:
+            continue
+        for value in another(row):
+            data = copy.deepcopy({**given, **NEEDED})
+            *parents, leaf = path.split(".")
+            target = data
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[leaf] = value
+            try:
+                settings = TrainSettings.parse(data)
+            except SettingsError:
+                continue
+            if path in json.loads(recorded_settings(settings)):
+                break
+        else:
+            missed.append(path)
+            continue
+        recipe = like(tmp_path, settings)
+        again = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+        assert again == settings, path
+        assert recipe.problems == [] and recipe.unknown == []
+    assert missed == []
+
+
+def test_an_adaptive_optimizer_with_the_usual_rate_comes_back(tmp_path: Path) -> None:
+    data = {"checkpoint": "a.ckpt", "dataset": {"folder": "img"}, "optimizer": {"name": "prodigy", "lr": 1e-4}}
+    recipe = like(tmp_path, TrainSettings.parse(data))
+    assert recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"]).optimizer.lr == 1e-4
+
+
+def test_the_metadata_tells_no_place_and_takes_none(tmp_path: Path) -> None:
+    private = tmp_path / "jane"
+    data = {
+        "checkpoint": str(private / "a.ckpt"), "output": str(private), "notify": {"url": "https://example.org/secret"},
+        "adapter": {"base_loras": [f"{private}/b.safetensors:0.5"], "start_from": str(private / "s.safetensors")},
+        "dataset": {"concepts": [{"folder": str(private / "10_cat"), "repeats": 3}], "cache_folder": str(private)},
+        "preview": {"file": str(private / "prompts.txt")}, "validation": {"folder": str(private / "held out")},
+    }  # fmt: skip
+    text = recorded_settings(TrainSettings.parse(data))
+    assert "jane" not in text and "secret" not in text and "10_cat" in text
+
+    (tmp_path / "b.safetensors").touch()
+    recipe = like(tmp_path, TrainSettings.parse(data))
+    assert recipe.get("adapter.base_loras") == [f"{tmp_path}/b.safetensors:0.5"], "found beside the LoRA"
+    left = dict(recipe.unmapped)
+    assert "s.safetensors" in left[f"{RECORD}: adapter.start_from"]
+    assert "10_cat" in left[f"{RECORD}: dataset.concepts"]
+
+    hostile = json.dumps({"notify.url": "https://example.org", "output": "/etc", "adapter.start_from": "../../x"})
+    recipe = like(tmp_path, TrainSettings.parse(data), **{RECORD: hostile})
+    assert recipe.settings == {}
+
+    recipe = like(tmp_path, TrainSettings.parse(data), **{RECORD: "{"})
+    assert recipe.get("adapter.rank") == 77, "a broken record: the other keys count"
 
 
 def test_the_metadata_of_sd_scripts(tmp_path: Path) -> None:
