@@ -427,6 +427,81 @@ network_train_text_encoder_only = true
     assert recipe.finished([*fixes, *more]).clip_skip == 1
 
 
+ADAFACTOR = {"relative_step": True, "scale_parameter": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "schedule"),
+    [
+        ([], ADAFACTOR, "constant"),
+        (["warmup_init=True", "relative_step=False"], {**ADAFACTOR, "warmup_init": True}, "constant"),
+        (
+            ["relative_step=False", "scale_parameter=False"],
+            {"relative_step": False, "scale_parameter": False},
+            "cosine",
+        ),
+    ],
+)
+def test_adafactor_finds_its_rate_unless_told_otherwise(
+    tmp_path: Path, options: list[str], expected: dict[str, object], schedule: str
+) -> None:
+    text = f'optimizer_type = "Adafactor"\noptimizer_args = {json.dumps(options)}\nlr_scheduler = "cosine"\n'
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    assert (recipe.get("optimizer.args"), recipe.get("lr_schedule.name")) == (expected, schedule)
+    data = json.loads((FILES / "kohya_ss-gui.json").read_text(encoding="utf-8"))
+    data |= {"optimizer": "Adafactor", "optimizer_args": " ".join(options), "lr_scheduler": "cosine"}
+    recipe = read_recipe(written(tmp_path, "gui.json", json.dumps(data)))
+    assert (recipe.get("optimizer.args"), recipe.get("lr_schedule.name")) == (expected, schedule)
+    told = [note for key, note in recipe.changed if "relative_step" in key]
+    assert bool(told) == (schedule == "constant")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "said"),
+    [
+        ("RAdam", "torch.optim.RAdam", False),
+        ("nadam", "torch.optim.NAdam", False),
+        ("Tiger", "pytorch_optimizer.Tiger", True),
+        ("Sophia", "pytorch_optimizer.SophiaH", True),
+        ("Apollo", "pytorch_optimizer.ApolloDQN", True),
+        ("Paged Lion", "bitsandbytes.optim.PagedLion", True),
+        ("AdamW8bit", "adamw_8bit", False),
+        ("torch.optim.AdamW", "adamw", False),
+        ("lion_pytorch.Lion", "lion", True),
+        ("my_own.AdamW", "my_own.AdamW", False),
+        ("prodigyplus.ProdigyPlusScheduleFree", "prodigyplus.ProdigyPlusScheduleFree", False),
+        ("bitsandbytes.optim.AdEMAMix8bit", "bitsandbytes.optim.AdEMAMix8bit", False),
+    ],
+)
+def test_names_of_optimizers(tmp_path: Path, name: str, ours: str, said: bool) -> None:
+    recipe = read_recipe(written(tmp_path, "a.toml", f'optimizer_type = "{name}"\n'))
+    assert recipe.get("optimizer.name") == ours and recipe.problems == []
+    assert any(key == "optimizer_type" for key, _ in recipe.changed) == said
+
+
+def test_a_file_of_prompts_is_read_at_once(tmp_path: Path) -> None:
+    from loraloom.training.previews import preview_prompts
+
+    lines = "# mine\n\n a fox --n bad --w 500 --ss k_dpm_2_a --g 3.5\n"
+    lines += "a -- dog--x --cn C:\\a.png --am 0.5 --ss dpmsingle\n"
+    written(tmp_path, "prompts.txt", lines)
+    text = 'sample_prompts = "prompts.txt"\nsample_sampler = "dpmsingle"\n'
+    text += 'pretrained_model_name_or_path = "a.ckpt"\ntrain_data_dir = "img"\n'
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    prompts = preview_prompts(recipe.finished().preview)
+    assert [(prompt.text, prompt.negative, prompt.width, prompt.sampler) for prompt in prompts] == [
+        ("a fox", "bad", 496, "DPM2 a"),
+        ("a -- dog--x", None, None, "DPM++ 2S a"),
+    ]
+    left_out = [key for key, note in recipe.changed if "no such option" in note]
+    assert left_out == ["sample_prompts: --g 3.5", "sample_prompts: --cn C:\\a.png", "sample_prompts: --am 0.5"]
+    assert recipe.get("preview.sampler") == "DPM++ 2S a"
+
+    (tmp_path / "prompts.txt").unlink()
+    recipe = read_recipe(tmp_path / "a.toml")
+    assert recipe.get("preview.file") == str(tmp_path / "prompts.txt"), "of another machine"
+
+
 def test_a_name_on_the_hub_is_no_checkpoint(tmp_path: Path) -> None:
     text = 'pretrained_model_name_or_path = "runwayml/stable-diffusion-v1-5"\ntrain_data_dir = "img"\n'
     recipe = read_recipe(written(tmp_path, "a.toml", text))

@@ -102,6 +102,8 @@ def take_arguments(items: Items, recipe: Recipe, *, defaults: bool = True) -> No
         recipe.rest(items.pop(name).key)
     spoken = frozenset(items)
     _optimizer(items, recipe)
+    if defaults:
+        _adafactor(items, recipe)
     _lr_schedule(items, recipe)
     _length(items, recipe)
     _rates(items, recipe)
@@ -258,18 +260,57 @@ def _optimizer(items: Items, recipe: Recipe) -> None:
         recipe.rest(options.key)
 
 
-def _named_optimizer(named: Item, recipe: Recipe) -> None:
-    from loraloom.training.optimizers import find_optimizer
+_SAME_METHODS = frozenset(
+    listed("torch bitsandbytes pytorch_optimizer lion_pytorch prodigyopt dadaptation schedulefree transformers")
+)
+"""Packages whose classes sd-scripts means by its short names: those that have a name here are the same methods."""
 
-    name = str(named.value).strip()
-    short = name.partition("(")[0].rpartition(".")[2]
-    for candidate in (short, name):
-        try:
-            recipe.set("optimizer.name", find_optimizer(candidate), named.key)
-            return
-        except UnknownNameError:
-            continue
-    recipe.problem("optimizer.name", f"{named.key}: the optimizer {name!r} is not known here")
+
+def _named_optimizer(named: Item, recipe: Recipe) -> None:
+    from loraloom.training.optimizers import find_class, find_optimizer, find_recipe
+
+    name = str(named.value).strip().partition("(")[0]
+    package, _, short = name.rpartition(".")
+    if package and package.partition(".")[0] not in _SAME_METHODS:
+        recipe.set("optimizer.name", name, named.key)
+        return
+    try:
+        found = find_optimizer(short)
+    except UnknownNameError:
+        whole = name if package else find_class(short)
+        if whole is None:
+            text = "the path of a class is another way to name one: package.Class"
+            recipe.problem("optimizer.name", f"{named.key}: the optimizer {name!r} is not known here; {text}")
+        else:
+            note = "" if whole == name or "torch.optim" in whole else f"taken for {whole}"
+            recipe.set("optimizer.name", whole, named.key, note=note)
+        return
+    same = not package or find_recipe(found).path == name
+    recipe.set("optimizer.name", found, named.key, note="" if same else f"the same method is {found} here")
+
+
+def _adafactor(items: Items, recipe: Recipe) -> None:
+    """sd-scripts' Adafactor finds its rate by itself unless told otherwise, and then its schedule is its own."""
+    if recipe.get("optimizer.name") != "adafactor":
+        return
+    given = recipe.get("optimizer.args") or {}
+    told = "the learning rates change nothing then; optimizer.args.relative_step=false makes them count"
+    if "relative_step" not in given:
+        note = f"not given: true, as in sd-scripts; {told}"
+        recipe.set("optimizer.args", {**given, "relative_step": True}, "(optimizer_args: relative_step)", note=note)
+    elif not given["relative_step"] and given.get("warmup_init"):
+        note = "true, because warmup_init needs it, as in sd-scripts"
+        recipe.set("optimizer.args", {**given, "relative_step": True}, "(optimizer_args: relative_step)", note=note)
+    given = recipe.get("optimizer.args")
+    if "scale_parameter" not in given:
+        note = "not given: true, as in sd-scripts"
+        recipe.set("optimizer.args", {**given, "scale_parameter": True}, "(optimizer_args: scale_parameter)", note=note)
+    if given["relative_step"]:
+        for name in ("lr_scheduler", "lr_scheduler_type"):
+            item = items.pop(name, None)
+            if item is not None:
+                recipe.change(item.key, "left out: Adafactor with relative_step has a schedule of its own")
+        recipe.set("lr_schedule.name", "constant", "(lr_scheduler)", note="constant: the rate is Adafactor's own")
 
 
 def _lr_schedule(items: Items, recipe: Recipe) -> None:
@@ -531,11 +572,8 @@ def _saving(items: Items, recipe: Recipe) -> None:
 def _previews(items: Items, recipe: Recipe) -> None:
     prompts, sampler = items.pop("sample_prompts", None), items.pop("sample_sampler", None)
     if sampler is not None:
-        name = KOHYA_SAMPLERS.get(str(sampler.value))
-        if name is None:
-            recipe.set("preview.sampler", "DPM++ 2M", sampler.key, note=f"{sampler.value} is not offered; DPM++ 2M")
-        else:
-            recipe.set("preview.sampler", name, sampler.key)
+        name, note = _sampler(str(sampler.value))
+        recipe.set("preview.sampler", name, sampler.key, note=note)
     for name in ("sample_every_n_epochs", "sample_every_n_steps"):
         if name in items and _number(items[name].value) == 0:
             recipe.rest(items.pop(name).key)
@@ -549,6 +587,7 @@ def _previews(items: Items, recipe: Recipe) -> None:
         return
     before = len(recipe.keys) + len(recipe.problems)
     lines = _prompt_lines(prompts, recipe)
+    lines = None if lines is None else [_usable_prompt(line, prompts.key, recipe) for line in lines]
     if not lines and len(recipe.keys) + len(recipe.problems) == before:
         recipe.rest(prompts.key)
     if lines:
@@ -567,17 +606,17 @@ def _prompt_lines(prompts: Item, recipe: Recipe) -> list[str] | None:
     text = str(prompts.value)
     suffix = Path(text.strip()).suffix.lower() if "\n" not in text else ""
     if suffix not in (".txt", ".toml", ".json"):
-        return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     path = Path(resolved(text, recipe.folders))
-    if suffix == ".txt":
-        if "preview.file" in field_rows():
-            recipe.set("preview.file", str(path), prompts.key)
-            return None
-        if path.is_file():
-            return _prompt_lines(Item(prompts.key, path.read_text(encoding="utf-8-sig", errors="replace")), recipe)
     if not path.is_file():
-        recipe.problem("preview.prompts", f"{prompts.key}: {path} does not exist")
+        if suffix == ".txt":
+            recipe.set("preview.file", str(path), prompts.key)
+        else:
+            recipe.problem("preview.prompts", f"{prompts.key}: {path} does not exist")
         return None
+    if suffix == ".txt":
+        content = path.read_text(encoding="utf-8-sig", errors="replace")
+        return _prompt_lines(Item(prompts.key, f"{content}\n"), recipe)
     data = read_document(path).data
     if isinstance(data, Mapping):
         common = data.get("prompt", {})
@@ -599,6 +638,49 @@ _PROMPT_OPTIONS = {
 def _prompt_line(entry: Mapping[str, Any]) -> str:
     options = [f"--{short} {entry[name]}" for name, short in _PROMPT_OPTIONS.items() if not is_nothing(entry.get(name))]
     return " ".join([str(entry.get("prompt", "")), *options])
+
+
+_SIDE = 8
+"""Sides of previews are multiples of it; sd-scripts rounds down to them."""
+
+
+def _usable_prompt(line: str, key: str, recipe: Recipe) -> str:
+    """A line without the options that previews do not have, and with samplers by their names here."""
+    prompt, *options = re.split(r"\s--(?=[A-Za-z]+(?:\s|$))", f" {line}")
+    kept = [prompt.strip()]
+    for option in options:
+        name, _, value = option.partition(" ")
+        name, value = name.lower(), value.strip()
+        if name not in _PROMPT_OPTIONS.values():
+            recipe.change(f"{key}: --{option.strip()}", "left out: previews have no such option")
+            continue
+        if name == "ss":
+            value, note = _sampler(value)
+            if note:
+                recipe.change(f"{key}: --{option.strip()}", note)
+        elif name in ("w", "h") and value.isdecimal() and int(value) % _SIDE:
+            value = str(max(_SIDE, int(value) // _SIDE * _SIDE))
+        kept.append(f"--{name} {value}".strip())
+    return " ".join(kept)
+
+
+_NEAREST_SAMPLERS = {"dpmsolver": "DPM++ 2M", "dpmsingle": "DPM++ 2S a"}
+
+
+def _sampler(name: str) -> tuple[str, str]:
+    """A sampler of previews by its name here, and what is to be said about it."""
+    from loraloom.diffusion.samplers import resolve_sampler
+
+    plain = name.strip().lower()
+    if plain in KOHYA_SAMPLERS:
+        return KOHYA_SAMPLERS[plain], ""
+    if plain in _NEAREST_SAMPLERS:
+        return _NEAREST_SAMPLERS[plain], f"{name} is not offered; {_NEAREST_SAMPLERS[plain]} is nearest"
+    try:
+        resolve_sampler(name)
+    except UnknownNameError:
+        return "DPM++ 2M", f"{name} is not offered; DPM++ 2M"
+    return name, ""
 
 
 def _dataset(items: Items, recipe: Recipe) -> None:
