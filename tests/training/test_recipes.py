@@ -730,3 +730,31 @@ def test_a_lora_without_metadata(tmp_path: Path) -> None:
 def test_the_template_is_read_back_by_the_own_reader(tmp_path: Path) -> None:
     path = written(tmp_path, "run.toml", read_recipe(FILES / "concepts_list.json").to_toml())
     assert len(read_toml(path)["dataset"]["concepts"]) == 7
+
+
+def test_what_one_dataset_alone_says_is_told_to_hold_for_all(tmp_path: Path) -> None:
+    subset = '[[datasets.subsets]]\nimage_dir="{}"\n'
+    text = "[[datasets]]\nbucket_no_upscale = true\nvalidation_split = 0.1\nresolution = 512\n" + subset.format("a")
+    text += "[[datasets]]\nresolution = 512\n" + subset.format("b")
+    recipe = read_recipe(written(tmp_path, "d.toml", text))
+    told = dict(recipe.changed)
+    for name in ("bucket_no_upscale", "validation_split"):
+        assert "whole run here, so for datasets[1] too" in told[f"datasets[0].{name}"]
+        assert recipe.keys.count(f"datasets[0].{name}") == 1
+    assert (recipe.get("dataset.upscale"), recipe.get("validation.share")) == (False, 0.1)
+
+    recipe = read_recipe(written(tmp_path, "d.toml", "[general]\nvalidation_split = 0.1\n" + text))
+    assert "datasets[0].validation_split" not in dict(recipe.changed), "both have it"
+
+
+def test_a_dataset_file_without_enable_bucket_has_no_buckets(tmp_path: Path) -> None:
+    text = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"\n'
+    written(tmp_path, "d.toml", text)
+    run = 'dataset_config = "d.toml"\npretrained_model_name_or_path = "a.ckpt"\n'
+    for recipe in (read_recipe(tmp_path / "d.toml"), read_recipe(written(tmp_path, "run.toml", run))):
+        assert recipe.get("dataset.buckets") is False
+        assert "as in sd-scripts" in dict(recipe.changed)["(enable_bucket)"]
+    recipe = read_recipe(written(tmp_path, "run.toml", run + "enable_bucket = true\n"))
+    assert recipe.get("dataset.buckets") is True, "the run's own arguments count where the file is silent"
+    recipe = read_recipe(written(tmp_path, "d.toml", f"[general]\nenable_bucket = true\n{text}"))
+    assert recipe.get("dataset.buckets") is True

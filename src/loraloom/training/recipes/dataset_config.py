@@ -71,7 +71,7 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
     for subset in subsets:
         _take_subset(subset, base, recipe, told)
     recipe.settings.setdefault("dataset", {})["concepts"] = [subset.concept for subset in subsets]
-    _once_for_all(subsets, recipe, told)
+    _once_for_all(subsets, {**outer, **general}, recipe, told)
     for name, item in general.items():
         if item.key not in told:
             outer[name] = item
@@ -193,8 +193,11 @@ def _tell(item: Item, path: str, recipe: Recipe, told: set[str]) -> None:
         recipe.mapped.append(Mapped(item.key, path, item.value))
 
 
-def _once_for_all(subsets: list[_Subset], recipe: Recipe, told: set[str]) -> None:
-    """Entries that hold for the whole run here: the first one counts where datasets differ."""
+def _once_for_all(subsets: list[_Subset], base: Items, recipe: Recipe, told: set[str]) -> None:
+    """Entries that hold for the whole run here: the first one counts where datasets differ.
+
+    ``base``: what holds for a dataset that says nothing.
+    """
     from loraloom.training.recipes.sd_scripts import take_one
 
     taken: dict[str, Item] = {}
@@ -221,6 +224,14 @@ def _once_for_all(subsets: list[_Subset], recipe: Recipe, told: set[str]) -> Non
                 recipe.change(item.key, "all endings are looked for in every folder")
             else:
                 recipe.change(item.key, f"one value holds for the whole run: {taken[name].key} = {taken[name].value}")
+    for name, item in taken.items():
+        silent = [subset for subset in subsets if name not in subset.entries]
+        if not silent or (name in base and base[name].value == item.value):
+            continue
+        places = dict.fromkeys(subset.dataset if subset.dataset not in item.key else subset.place for subset in silent)
+        recipe.mapped = [entry for entry in recipe.mapped if entry.key != item.key]
+        note = f"{item.value} holds for the whole run here, so for {', '.join(places)} too, which had no {name}"
+        recipe.change(item.key, note)
 
 
 _SWITCHES = {"bucket_no_upscale", "v_parameterization"}

@@ -15,7 +15,7 @@ from loraloom.training.recipes.names import SPELLINGS, TRAIN_NETWORK_ARGUMENTS
 from loraloom.training.recipes.parsing import Document, flattened, read_document
 from loraloom.training.recipes.recipe import Item, Items, Recipe
 from loraloom.training.recipes.scripts import read_script
-from loraloom.training.recipes.sd_scripts import items_of, take_arguments
+from loraloom.training.recipes.sd_scripts import dataset_defaults, items_of, take_arguments
 
 __all__ = ["read_recipe"]
 
@@ -80,6 +80,7 @@ def _of_data(document: Document) -> Recipe:
         items: Items = items_of(flattened(rest), recipe)
         take_dataset_config(data, recipe, outer=items, source=path)
         take_arguments(items, recipe, defaults=bool(rest))
+        dataset_defaults(recipe)
     elif is_gui_file(data):
         recipe = Recipe(path, "kohya_ss' GUI")
         take_gui_file(data, recipe)

@@ -20,7 +20,7 @@ from loraloom.training.recipes.names import (
 from loraloom.training.recipes.parsing import flattened, read_document
 from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, field_rows, is_nothing, listed, resolved
 
-__all__ = ["arguments", "given", "is_default", "items_of", "take_arguments", "take_one"]
+__all__ = ["arguments", "dataset_defaults", "given", "is_default", "items_of", "take_arguments", "take_one"]
 
 _NOTHING_AT_ZERO = frozenset(
     listed(
@@ -770,6 +770,14 @@ def _sd_scripts_defaults(spoken: frozenset[str], recipe: Recipe) -> None:
     if not spoken & {"max_train_steps", "max_train_epochs"} and recipe.get("epochs") is None:
         default("steps", 1600, "max_train_steps", why="1600 steps")
     default("saving.every_epochs", 0, "save_every_n_epochs", "save_n_epoch_ratio", why="no files between")
-    if not recipe.get("dataset.concepts"):
-        default("dataset.buckets", False, "enable_bucket", why="every picture is cropped to one shape")
-    default("dataset.caption_extensions", [".caption", ".txt"], "caption_extension", why=".caption files first")
+    dataset_defaults(recipe)
+
+
+def dataset_defaults(recipe: Recipe) -> None:
+    """What sd-scripts does with pictures where nothing is said."""
+    for path, value, name, why in (
+        ("dataset.buckets", False, "enable_bucket", "every picture is cropped to one shape"),
+        ("dataset.caption_extensions", [".caption", ".txt"], "caption_extension", ".caption files first"),
+    ):
+        if recipe.get(path) is None:
+            recipe.set(path, value, f"({name})", note=f"not given: {why}, as in sd-scripts")
