@@ -758,3 +758,59 @@ def test_a_dataset_file_without_enable_bucket_has_no_buckets(tmp_path: Path) -> 
     assert recipe.get("dataset.buckets") is True, "the run's own arguments count where the file is silent"
     recipe = read_recipe(written(tmp_path, "d.toml", f"[general]\nenable_bucket = true\n{text}"))
     assert recipe.get("dataset.buckets") is True
+
+
+def test_dreambooth_trains_the_whole_model(tmp_path: Path) -> None:
+    data = json.loads((FILES / "db_config.json").read_text(encoding="utf-8"))
+    data |= {"use_lora": False, "half_model": True, "use_ema": True, "txt_learning_rate": 1e-6}
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data)))
+    settings = recipe.finished()
+    assert (settings.method, settings.optimizer.lr, settings.optimizer.text_encoder_lr) == ("full", 2e-6, 1e-6)
+    assert (settings.saving.precision, settings.saving.format, settings.ema.enabled) == ("fp16", "ckpt", True)
+    assert settings.optimizer.unet_lr is None and recipe.get("adapter.rank") is None
+    assert not [text for _, text in [*recipe.changed, *recipe.unmapped] if "a LoRA is trained" in text]
+    told = {key.partition("[")[0] for key in recipe.keys}
+    assert [key for key in data if key not in told] == []
+
+    data |= {"use_lora": True, "lora_model_name": "old.pt", "weight_decay": 0.3}
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data)))
+    assert recipe.get("adapter.start_from") == str(tmp_path / "old.pt") and recipe.get("method") is None
+    assert recipe.get("optimizer.weight_decay") == 0.3 and recipe.unknown == []
+    assert "later name" in dict(recipe.changed)["adamw_weight_decay"]
+
+
+def test_the_form_trains_the_whole_model(tmp_path: Path) -> None:
+    data = json.loads((FILES / "kohya_ss-gui.json").read_text(encoding="utf-8"))
+    del data["LoRA_type"]
+    data |= {"learning_rate": 1e-6, "text_encoder_lr": 0, "unet_lr": 0, "learning_rate_te": 5e-7}
+    data |= {"learning_rate_te1": 1e-7, "learning_rate_te2": 2e-7, "stop_text_encoder_training": 40}
+    recipe = read_recipe(written(tmp_path, "gui.json", json.dumps(data)))
+    assert (recipe.get("method"), recipe.get("optimizer.text_encoder_lr")) == ("full", 5e-7)
+    assert recipe.get("optimizer.text_encoder_stop") == 0.4 and recipe.problems == []
+    assert recipe.get("adapter.rank") is None
+    recipe = read_recipe(written(tmp_path, "gui.json", json.dumps(data | {"sdxl": True})))
+    assert recipe.get("optimizer.text_encoder_lr") == [1e-7, 2e-7]
+    with pytest.raises(SettingsError, match="an embedding"):
+        read_recipe(written(tmp_path, "gui.json", json.dumps(data | {"token_string": "cat"}))).finished()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("accelerate launch train_db.py --learning_rate 1e-6", {"method": "full", "adapter.text_encoder": None}),
+        ("python sdxl_train.py --learning_rate 1e-6", {"method": "full", "adapter.text_encoder": False}),
+        (
+            "python sdxl_train.py --train_text_encoder --learning_rate_te1 1e-6 --learning_rate_te2 2e-6",
+            {"adapter.text_encoder": True, "optimizer.text_encoder_lr": [1e-6, 2e-6]},
+        ),
+        ("python train_network.py --learning_rate_te 1e-6 --network_dim 4", {"method": None, "adapter.rank": 4}),
+    ],
+)
+def test_scripts_for_whole_models(tmp_path: Path, text: str, expected: dict[str, object]) -> None:
+    recipe = read_recipe(written(tmp_path, "go", text + "\n"))
+    assert {path: recipe.get(path) for path in expected} == expected and recipe.problems == []
+
+
+def test_a_file_for_whole_models(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, "a.toml", "learning_rate = 1e-6\nlearning_rate_te = 0\n"))
+    assert (recipe.get("method"), recipe.get("adapter.text_encoder")) == ("full", False)

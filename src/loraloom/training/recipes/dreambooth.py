@@ -62,8 +62,10 @@ CONFIG_NAMES = {
 """Keys of db_config.json that are sd-scripts' under another name."""
 
 _STATE = "a count or a place of that model, not a setting"
-_FULL = "only for training the whole model; a LoRA is trained here"
-_CKPT = "training writes a LoRA file; loraloom merge makes a checkpoint of it"
+_FULL = "for training the whole model (use_lora off); this recipe trains a LoRA"
+_CKPT = "training a LoRA writes a LoRA file; loraloom merge makes a checkpoint of it"
+_ALWAYS = "what was trained is always written at the end and when a run is stopped; see saving.every_epochs"
+_STRENGTH = "the strength of a LoRA is chosen when it is used or merged"
 CONFIG_REASONS = {
     "model_name": "",
     "model_dir": _STATE,
@@ -79,22 +81,21 @@ CONFIG_REASONS = {
     "use_concepts": "see concepts_path",
     "learning_rate": _FULL,
     "txt_learning_rate": _FULL,
-    "train_unfrozen": _FULL,
+    "train_unfrozen": "all layers of the chosen parts are trained with method=full",
     "half_model": _CKPT,
-    "custom_model_name": _CKPT,
-    "use_subdir": _CKPT,
+    "custom_model_name": "see name",
+    "use_subdir": "every run has a folder of its own",
     "save_safetensors": "LoRA files are safetensors unless saving.format says otherwise",
-    "save_ckpt_after": _CKPT,
-    "save_ckpt_cancel": _CKPT,
-    "save_ckpt_during": _CKPT,
+    "save_ckpt_after": _ALWAYS,
+    "save_ckpt_cancel": _ALWAYS,
+    "save_ckpt_during": _ALWAYS,
     "save_lora_after": "a LoRA file is always written at the end",
     "save_lora_cancel": "a LoRA file is always written when a run is stopped",
     "save_lora_during": "see saving.every_epochs",
     "save_lora_for_extra_net": "LoRA files are always in the form that the web UI reads",
-    "save_ema": _CKPT,
-    "lora_model_name": "training cannot start from a LoRA file here",
-    "lora_weight": "the strength of a LoRA is chosen when it is used or merged",
-    "lora_txt_weight": "the strength of a LoRA is chosen when it is used or merged",
+    "save_ema": "see [ema]",
+    "lora_weight": _STRENGTH,
+    "lora_txt_weight": _STRENGTH,
     "lora_use_buggy_requires_grad": "a fault of that program",
     "lora_txt_rank": "one rank holds for the U-Net and the text encoder",
     "attention": "not needed: attention is PyTorch's memory-efficient one",
@@ -324,12 +325,18 @@ def take_db_config(data: Mapping[str, Any], recipe: Recipe) -> None:
     """Translate a db_config.json."""
     left = {_bare(key): Item(str(key), value) for key, value in data.items()}
     items: Items = {}
-    if "use_lora" in left:
-        item = left.pop("use_lora")
-        if item.value is False:
-            recipe.change(item.key, "off there; a LoRA is trained here, with the rates for LoRA")
-        else:
-            recipe.mapped.append(Mapped(item.key, "adapter.kind", "lora"))
+    use_lora = left.pop("use_lora", None)
+    whole = use_lora is not None and use_lora.value is False
+    if use_lora is not None and whole:
+        recipe.set("method", "full", use_lora.key)
+        _whole_model(left, items, recipe)
+    elif use_lora is not None:
+        recipe.mapped.append(Mapped(use_lora.key, "adapter.kind", "lora"))
+        start = left.pop("lora_model_name", None)
+        if start is not None:
+            recipe.rest(start.key) if is_nothing(start.value) else recipe.set(
+                "adapter.start_from", start.value, start.key
+            )
     _model(left, recipe)
     _concepts(left, recipe)
     _rates_and_ends(left, items, recipe)
@@ -359,11 +366,29 @@ def take_db_config(data: Mapping[str, Any], recipe: Recipe) -> None:
             recipe.skip(item.key, unknown(name, {*CONFIG_REASONS, *CONFIG_NAMES}))
             recipe.unknown.append(item.key)
     take_arguments(items, recipe, defaults=False)
-    recipe.settings.setdefault("adapter", {}).setdefault("rank", 4)
+    if not whole:
+        recipe.settings.setdefault("adapter", {}).setdefault("rank", 4)
 
 
 def _bare(key: Any) -> str:
     return str(key).removeprefix("db_")
+
+
+def _whole_model(left: dict[str, Item], items: Items, recipe: Recipe) -> None:
+    """With use_lora off the rates for LoRA have no effect, and there are some for the model."""
+    for name in [name for name in left if name.startswith(("lora_", "save_lora_"))]:
+        recipe.rest(left.pop(name).key)
+    for name, ours in (("learning_rate", "learning_rate"), ("txt_learning_rate", "text_encoder_lr")):
+        if name in left:
+            items[ours] = left.pop(name)
+    half, ema = left.pop("half_model", None), left.pop("use_ema", None)
+    if half is not None:
+        recipe.set("saving.precision", "fp16" if half.value else "float", half.key)
+    if ema is not None:
+        recipe.set("ema.enabled", bool(ema.value), ema.key) if ema.value else recipe.rest(ema.key)
+    kept = left.pop("save_safetensors", None)
+    if kept is not None:
+        recipe.rest(kept.key) if kept.value else recipe.set("saving.format", "ckpt", kept.key)
 
 
 def _model(left: dict[str, Item], recipe: Recipe) -> None:
@@ -462,13 +487,17 @@ def _rates_and_ends(left: dict[str, Item], items: Items, recipe: Recipe) -> None
     if "train_unet" in left:
         item = left.pop("train_unet")
         recipe.rest(item.key) if item.value else recipe.set("adapter.unet", False, item.key)
-    decay = left.pop("adamw_weight_decay", None) or left.pop("weight_decay", None)
+    decay, old = left.pop("weight_decay", None), left.pop("adamw_weight_decay", None)
+    if decay is not None and old is not None:
+        recipe.change(old.key, f"{decay.key}, the later name, counts")
+    elif old is not None:
+        decay = old
     if decay is not None:
         recipe.set("optimizer.weight_decay", decay.value, decay.key)
     ema = left.pop("use_ema", None)
     if ema is not None:
         if ema.value is True:
-            recipe.skip(ema.key, "an average of the whole model; that of a LoRA is ema.enabled")
+            recipe.skip(ema.key, "an average of the whole model (use_lora off); that of a LoRA is ema.enabled=true")
         else:
             recipe.rest(ema.key)
     if "save_embedding_every" in left and str(left["save_embedding_every"].value) in ("0", "0.0"):

@@ -19,6 +19,7 @@ __all__ = [
     "REASONS",
     "SPELLINGS",
     "TRAIN_NETWORK_ARGUMENTS",
+    "WHOLE_MODEL_RATES",
     "marked",
     "reason_for",
     "setting_of",
@@ -139,7 +140,7 @@ REASONS: dict[str, str] = {
     "full_bf16": _PRECISION,
     "fp8_base": "8-bit base weights are quantize=int8 here; fp8 is not offered",
     "fp8_base_unet": "8-bit base weights are quantize=int8 here; fp8 is not offered",
-    "fused_backward_pass": "it saves memory when a whole model is trained; a LoRA's gradients are small",
+    "fused_backward_pass": "not offered: gradients are kept until the step; those of a LoRA are small",
     "face_crop_aug_range": "random crops around faces are not offered; dataset.random_crop crops anywhere",
     "debug_dataset": "loraloom dataset check FOLDER shows what a dataset is made of",
     "dataset_class": "a dataset cannot be given as Python code",
@@ -203,18 +204,27 @@ for _names, _reason in (
 ):
     REASONS.update(dict.fromkeys(_names.split(), _reason))
 
-_WHOLE_MODEL = "for training the whole model or an embedding; a LoRA is trained here"
-REASONS.update(
-    dict.fromkeys(
+WHOLE_MODEL_RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
+"""Rates of the text encoders in sd-scripts' programs for whole models."""
+for _names, _reason in (
+    (
+        (*WHOLE_MODEL_RATES, "train_text_encoder"),
+        "for training the whole model (method=full); this recipe is for a LoRA, and text_encoder_lr counts",
+    ),
+    (listed("blockwise_fused_optimizers flux_fused_backward_pass fused_optimizer_groups"), "not offered"),
+    (
+        listed("init_word num_vectors_per_token template token_string weights"),
+        "for training an embedding, which is not offered",
+    ),
+    (
         listed(
-            "learning_rate_te learning_rate_te1 learning_rate_te2 blockwise_fused_optimizers flux_fused_backward_pass "
-            "fused_optimizer_groups init_word num_vectors_per_token template token_string weights train_text_encoder "
             "create_caption create_buckets caption_metadata_filename latent_metadata_filename full_path "
             "use_latent_files image_folder batch_size_finetune"
         ),
-        _WHOLE_MODEL,
-    )
-)
+        "for files of captions and latents made beforehand; here captions are text files, and the run makes latents",
+    ),
+):
+    REASONS.update(dict.fromkeys(_names, _reason))
 
 ACCELERATE = listed(
     "num_cpu_threads_per_process num_processes num_machines multi_gpu gpu_ids main_process_port main_process_ip "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ def _of_script(document: Document) -> Recipe:
     for name, item in items.items():
         if item.key in script.labels:
             items[name] = Item(script.labels[item.key], item.value)
-    take_arguments(items, recipe)
+    program = re.search(r"\b(train_db|fine_tune|sdxl_train)\.py\b", document.text)
+    if program and program[1] != "train_db":
+        items.setdefault("train_text_encoder", Item("(train_text_encoder)", False))
+    take_arguments(items, recipe, whole=program.group() if program else "")
     return recipe
 
 

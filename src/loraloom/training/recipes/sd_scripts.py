@@ -13,6 +13,7 @@ from loraloom.training.recipes.dataset_config import take_dataset_config
 from loraloom.training.recipes.names import (
     KOHYA_SAMPLERS,
     SPELLINGS,
+    WHOLE_MODEL_RATES,
     marked,
     reason_for,
     unknown,
@@ -94,10 +95,15 @@ def items_of(pairs: Iterable[tuple[str, Any]], recipe: Recipe) -> Items:
     return items
 
 
-def take_arguments(items: Items, recipe: Recipe, *, defaults: bool = True) -> None:
-    """Translate sd-scripts' arguments into ``recipe``. ``defaults``: what is not given has sd-scripts' default."""
+def take_arguments(items: Items, recipe: Recipe, *, defaults: bool = True, whole: str = "") -> None:
+    """Translate sd-scripts' arguments into ``recipe``.
+
+    ``defaults``: what is not given has sd-scripts' default. ``whole``: what says that the whole model is trained; empty
+    where the arguments say it themselves.
+    """
     items = dict(items)
     _merge_config_file(items, recipe)
+    _whole_model(items, whole, recipe)
     for name in [name for name, item in items.items() if _says_nothing(name, item.value)]:
         recipe.rest(items.pop(name).key)
     spoken = frozenset(items)
@@ -378,6 +384,32 @@ def _rates(items: Items, recipe: Recipe) -> None:
             recipe.set(marked()[name], numbers[:2], item.key)
 
 
+def _whole_model(items: Items, whole: str, recipe: Recipe) -> None:
+    """The rates and switches of sd-scripts' programs for whole models."""
+    own = [name for name in (*WHOLE_MODEL_RATES, "train_text_encoder") if name in items]
+    if not whole and own and not {"network_module", "network_dim", "network_args"} & set(items):
+        whole = f"({items[own[0]].key})"
+    if not whole:
+        return
+    recipe.set("method", "full", whole, note="the whole model is trained, not a LoRA: method=full")
+    switch = items.pop("train_text_encoder", None)
+    if switch is not None:
+        recipe.set("adapter.text_encoder", _truth(switch.value), switch.key)
+    found = {name: items.pop(name) for name in WHOLE_MODEL_RATES if name in items}
+    rates = {name: item for name, item in found.items() if not is_nothing(item.value)}
+    pair = [name for name in WHOLE_MODEL_RATES[1:] if name in rates]
+    for name, item in found.items():
+        if name not in rates or recipe.get("adapter.text_encoder") is False:
+            recipe.rest(item.key)
+        elif name == WHOLE_MODEL_RATES[0] and pair:
+            recipe.change(item.key, f"{' and '.join(rates[name].key for name in pair)} counts")
+        elif not pair or name == pair[-1]:
+            values = [rates[part].value for part in pair] or [item.value]
+            items["text_encoder_lr"] = Item(item.key, values)
+        else:
+            recipe.change(item.key, "see optimizer.text_encoder_lr")
+
+
 def _fits_two(name: str) -> bool:
     return name == "text_encoder_lr" and "list" in field_rows()[marked()[name]].type
 
@@ -545,7 +577,7 @@ def _saving(items: Items, recipe: Recipe) -> None:
     kept = items.get("save_model_as")
     if kept is not None and str(kept.value).startswith("diffusers"):
         del items["save_model_as"]
-        recipe.change(kept.key, "a LoRA is one file here; safetensors")
+        recipe.change(kept.key, "what is trained is one file here; safetensors")
     states = [items.pop(name) for name in ("save_state", "save_state_on_train_end") if name in items]
     wanted = [item for item in states if _truth(item.value)]
     for item in states:
@@ -762,8 +794,9 @@ def _sd_scripts_defaults(spoken: frozenset[str], recipe: Recipe) -> None:
             recipe.set(path, value, f"({key})", note=f"not given: {why}, as in sd-scripts")
 
     default("lr_schedule.name", "constant", "lr_scheduler", "lr_scheduler_type", why="a constant rate")
-    default("adapter.rank", 4, "network_dim", why="rank 4")
-    if not recipe.get("adapter.lokr_full_matrix"):
+    if recipe.get("method") != "full":
+        default("adapter.rank", 4, "network_dim", why="rank 4")
+    if not recipe.get("adapter.lokr_full_matrix") and recipe.get("method") != "full":
         default("adapter.alpha", 1.0, "network_alpha", why="alpha 1")
     if not {"unet_lr", "text_encoder_lr"} <= spoken:
         default("optimizer.lr", 2e-6, "learning_rate", why="a rate of 2e-6")
