@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
@@ -814,3 +815,63 @@ def test_scripts_for_whole_models(tmp_path: Path, text: str, expected: dict[str,
 def test_a_file_for_whole_models(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, "a.toml", "learning_rate = 1e-6\nlearning_rate_te = 0\n"))
     assert (recipe.get("method"), recipe.get("adapter.text_encoder")) == ("full", False)
+
+
+def test_class_images_that_the_extension_kept_with_the_model(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    concept = {
+        "instance_data_dir": "img", "class_data_dir": "",
+        "instance_prompt": "[filewords]", "class_prompt": "[filewords]",
+        "instance_token": "annaxyz", "class_token": "woman", "num_class_images_per": 2, "class_infer_steps": 30,
+    }  # fmt: skip
+    (tmp_path / "img").mkdir()
+    for number in range(3):
+        (tmp_path / "img" / f"{number}.png").touch()
+    data = {
+        "src": "a.ckpt",
+        "use_lora": True,
+        "num_train_epochs": 5,
+        "model_dir": r"C:\models\anna",
+        "concepts_list": [concept],
+    }
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data)))
+    note = dict(recipe.changed)["concepts_list[0].class_data_dir"]
+    command = note.partition("import again: ")[2]
+    assert command == (
+        f'loraloom dataset class-images {tmp_path}/a.ckpt {tmp_path}/img "[filewords]" '
+        f"--output {tmp_path}/classifiers_0 --trigger annaxyz --count 6 steps=30"
+    )
+    from loraloom.cli.main import app
+
+    refused = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert "No such option" not in refused.output and "Usage:" not in refused.output, "the command can be typed"
+    assert len(recipe.get("dataset.concepts")) == 1
+
+    (tmp_path / "classifiers_0").mkdir()
+    recipe = read_recipe(tmp_path / "db_config.json")
+    assert recipe.get("dataset.concepts")[1] == {
+        "folder": str(tmp_path / "classifiers_0"), "repeats": 1, "is_regularization": True,
+    }  # fmt: skip
+    assert recipe.keys.count("concepts_list[0].class_data_dir") == 1
+
+    old = {f"c1_{key}": value for key, value in concept.items()}
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps({**data, "concepts_list": [], **old})))
+    assert recipe.get("dataset.concepts")[1]["is_regularization"]
+
+
+def test_later_keys_of_db_config(tmp_path: Path) -> None:
+    data = {
+        "src": "a.ckpt", "use_lora": True, "num_train_epochs": 5, "optimizer": "Prodigy", "tf32_enable": True,
+        "full_mixed_precision": True, "sanity_prompt": "a fox", "sanity_negative_prompt": "bad", "sanity_seed": 3,
+        "adaptation_beta1": 0.9, "adaptation_beta2": 0.99, "adaptation_d0": 1e-6, "adaptation_eps": 1e-7,
+        "lora_txt_rank": 8,
+    }  # fmt: skip
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data)))
+    assert recipe.unknown == [] and [key for key in data if key not in recipe.keys] == []
+    assert recipe.get("preview.prompts") == ["a fox --n bad --d 3"]
+    assert (recipe.get("optimizer.betas"), recipe.get("optimizer.eps")) == ([0.9, 0.99], 1e-7)
+    assert recipe.get("optimizer.args") == {"d0": 1e-6}
+    assert "adapter.rank" in dict(recipe.unmapped)["lora_txt_rank"]
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data | {"optimizer": "Torch AdamW"})))
+    assert recipe.get("optimizer.betas") is None and recipe.unknown == []

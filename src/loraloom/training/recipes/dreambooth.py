@@ -97,7 +97,7 @@ CONFIG_REASONS = {
     "lora_weight": _STRENGTH,
     "lora_txt_weight": _STRENGTH,
     "lora_use_buggy_requires_grad": "a fault of that program",
-    "lora_txt_rank": "one rank holds for the U-Net and the text encoder",
+    "lora_txt_rank": "settings of adapters cannot say it: one rank, adapter.rank, holds for U-Net and text encoder",
     "attention": "not needed: attention is PyTorch's memory-efficient one",
     "cache_latents": "always done",
     "gradient_set_to_none": "always done",
@@ -134,6 +134,8 @@ CONFIG_REASONS = {
     "infer_ema": "see [ema]",
     "shared_diffusers_path": "checkpoints are used as they are",
     "use_shared_src": "checkpoints are used as they are",
+    "tf32_enable": "not offered; mixed_precision=bf16 is faster than it",
+    "full_mixed_precision": "what is trained stays in fp32 here; mixed_precision decides the rest",
     "save_class_txt": "regularization images are made before training: loraloom dataset class-images",
     "save_state_after": "see saving.state",
     "save_state_cancel": "see saving.state",
@@ -178,13 +180,21 @@ def is_db_config(data: Any) -> bool:
     return isinstance(data, Mapping) and len({_bare(key) for key in data} & _CONFIG_MARKS) >= 2
 
 
-def take_concepts(data: Sequence[Mapping[str, Any]], recipe: Recipe, *, source: Path, prefix: str = "concepts") -> None:
-    """Translate concepts. Relative folders lie beside ``source``."""
+def take_concepts(
+    data: Sequence[Mapping[str, Any]],
+    recipe: Recipe,
+    *,
+    source: Path,
+    prefix: str = "concepts",
+    model_dir: str = "",
+) -> None:
+    """Translate concepts. Relative folders lie beside ``source``; ``model_dir`` is where the program kept the model."""
     concepts: list[dict[str, Any]] = []
     prompts: list[str] = []
     folders = (source.absolute().parent, Path.cwd())
     for number, entry in enumerate(data):
-        _take_concept(f"{prefix}[{number}]", entry, recipe, concepts, prompts, folders)
+        painted = [place / f"classifiers_{number}" for place in (Path(model_dir), folders[0]) if str(place) != "."]
+        _take_concept(f"{prefix}[{number}]", entry, recipe, concepts, prompts, folders, painted)
     dataset = recipe.settings.setdefault("dataset", {})
     dataset["concepts"] = [*(dataset.get("concepts") or []), *concepts]
     dataset.setdefault("caption_extensions", [".txt"])
@@ -199,6 +209,7 @@ def _take_concept(
     concepts: list[dict[str, Any]],
     prompts: list[str],
     folders: tuple[Path, ...],
+    painted: list[Path],
 ) -> None:
     left = {_bare(key): (f"{place}.{key}", value) for key, value in entry.items()}
     values = {name: value for name, (_, value) in left.items()}
@@ -226,14 +237,27 @@ def _take_concept(
     if captions:
         concept["captions"] = captions
     concepts.append(concept)
-    if text("class_data_dir"):
-        path = resolved(text("class_data_dir"), folders)
-        regular: dict[str, Any] = {"folder": path, "repeats": 1, "is_regularization": True}
-        recipe.mapped.append(Mapped(label("class_data_dir"), "dataset.concepts[].folder", path))
+    class_folder = resolved(text("class_data_dir"), folders) if text("class_data_dir") else ""
+    key = left.pop("class_data_dir", (f"({place}.class_data_dir)", ""))[0]
+    if class_folder:
+        recipe.mapped.append(Mapped(key, "dataset.concepts[].folder", class_folder))
+    elif _wanted(values):
+        class_folder = next((str(folder) for folder in painted if folder.is_dir()), "")
+        command = _command(path, painted[-1], values, recipe)
+        recipe.change(
+            key,
+            f"empty: {class_folder}, where that program paints them"
+            if class_folder
+            else f"empty, and no class images were found. Paint them, then import again: {command}",
+        )
+    elif not key.startswith("("):
+        recipe.rest(key)
+    if class_folder:
+        regular: dict[str, Any] = {"folder": class_folder, "repeats": 1, "is_regularization": True}
         captions = _captions(values, left, recipe, instance=False)
         if captions:
             regular["captions"] = captions
-        if all(other["folder"] != path for other in concepts):
+        if all(other["folder"] != class_folder for other in concepts):
             concepts.append(regular)
     else:
         for name in ("class_prompt", "class_token"):
@@ -248,6 +272,48 @@ def _take_concept(
         else:
             recipe.skip(key, unknown(name, _CONCEPT_REASONS))
             recipe.unknown.append(key)
+
+
+def _wanted(values: Mapping[str, Any]) -> float:
+    """Class images for each picture; 0 where the program uses none."""
+    for name in ("num_class_images_per", "num_class_images"):
+        try:
+            return float(values[name])
+        except (KeyError, TypeError, ValueError):
+            continue
+    return 0.0
+
+
+def _command(folder: str, output: Path, values: Mapping[str, Any], recipe: Recipe) -> str:
+    """What paints the class images of a concept, as it is typed."""
+
+    def text(name: str) -> str:
+        return "" if is_nothing(values.get(name)) else str(values[name]).strip()
+
+    words = ["loraloom", "dataset", "class-images", str(recipe.get("checkpoint") or "CHECKPOINT"), folder]
+    words += [text("class_prompt") or text("class_token") or _WORD, "--output", str(output)]
+    if text("instance_token"):
+        words += ["--trigger", text("instance_token")]
+    each = _wanted(values)
+    if each != 1 and "num_class_images_per" in values:
+        words += ["--count", str(round(each * _pictures_in(Path(folder)))) if Path(folder).is_dir() else "COUNT"]
+    elif "num_class_images_per" not in values:
+        words += ["--count", str(round(each))]
+    for name, ours in (
+        ("class_negative_prompt", "negative_prompt"),
+        ("class_guidance_scale", "cfg_scale"),
+        ("class_infer_steps", "steps"),
+    ):
+        if text(name):
+            words.append(f"{ours}={text(name)}")
+    return " ".join(word if re.fullmatch(r"[\w.,:/\\=+-]+", word) else f'"{word}"' for word in words)
+
+
+def _pictures_in(folder: Path) -> int:
+    try:
+        return sum(path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp") for path in folder.rglob("*"))
+    except OSError:
+        return 0
 
 
 def _captions(
@@ -418,6 +484,8 @@ def _model(left: dict[str, Item], recipe: Recipe) -> None:
 
 
 def _concepts(left: dict[str, Item], recipe: Recipe) -> None:
+    kept = left.get("model_dir")
+    model_dir = "" if kept is None or is_nothing(kept.value) else str(kept.value)
     inside, use, path = left.pop("concepts_list", None), left.pop("use_concepts", None), left.pop("concepts_path", None)
     from_file = use is not None and use.value is True and path is not None and not is_nothing(path.value)
     if use is not None:
@@ -436,7 +504,7 @@ def _concepts(left: dict[str, Item], recipe: Recipe) -> None:
             recipe.problem("dataset.folder", f"{path.key}: {error.problem}")
         else:
             recipe.change(path.key, "read")
-            take_concepts(data, recipe, source=place, prefix=path.key)
+            take_concepts(data, recipe, source=place, prefix=path.key, model_dir=model_dir)
         if inside is not None:
             recipe.change(inside.key, f"{path.key} counts instead")
         return
@@ -447,6 +515,7 @@ def _concepts(left: dict[str, Item], recipe: Recipe) -> None:
             recipe,
             source=recipe.source,
             prefix="concepts_list",
+            model_dir=model_dir,
         )
     elif inside is not None:
         recipe.rest(inside.key)
@@ -458,8 +527,9 @@ def _concepts(left: dict[str, Item], recipe: Recipe) -> None:
             item.key, "part of dataset.concepts"
         )
     if not listed and any(old):
-        scratch = Recipe(recipe.source, recipe.program)
-        take_concepts([entry for entry in old if entry], scratch, source=recipe.source)
+        scratch = Recipe(recipe.source, recipe.program, {"checkpoint": recipe.get("checkpoint")})
+        take_concepts([entry for entry in old if entry], scratch, source=recipe.source, model_dir=model_dir)
+        recipe.changed += [(key, note) for key, note in scratch.changed if "class_data_dir" in key]
         recipe.settings.setdefault("dataset", {}).update(scratch.settings.get("dataset", {}))
         if "preview" in scratch.settings:
             recipe.settings["preview"] = scratch.settings["preview"]
@@ -505,18 +575,52 @@ def _rates_and_ends(left: dict[str, Item], items: Items, recipe: Recipe) -> None
     shuffle = left.get("shuffle_tags")
     if shuffle is not None and shuffle.value is True:
         items["keep_tokens"] = Item("(shuffle_tags)", 1)
-    prompt, seed = left.pop("sanity_prompt", None), left.pop("sanity_seed", None)
-    if prompt is not None and not is_nothing(prompt.value):
-        preview = recipe.settings.setdefault("preview", {})
-        number = f" --d {seed.value}" if seed is not None and not is_nothing(seed.value) else ""
-        preview["prompts"] = [*preview.get("prompts", []), f"{prompt.value}{number}"]
-        recipe.mapped.append(Mapped(prompt.key, "preview.prompts", prompt.value))
-        if seed is not None:
-            recipe.mapped.append(Mapped(seed.key, "preview.prompts", seed.value))
-    else:
-        for unused in (prompt, seed):
-            if unused is not None:
-                recipe.rest(unused.key)
+    _sanity(left, recipe)
+    _adaptation(left, recipe)
+
+
+def _sanity(left: dict[str, Item], recipe: Recipe) -> None:
+    """A preview of its own, with its seed and what it is to avoid."""
+    prompt = left.pop("sanity_prompt", None)
+    options = [(left.pop(name, None), short) for name, short in (("sanity_negative_prompt", "n"), ("sanity_seed", "d"))]
+    given = [(item, short) for item, short in options if item is not None]
+    if prompt is None or is_nothing(prompt.value):
+        for item in (prompt, *(item for item, _ in given)):
+            if item is not None:
+                recipe.rest(item.key)
+        return
+    line = str(prompt.value)
+    recipe.mapped.append(Mapped(prompt.key, "preview.prompts", prompt.value))
+    for item, short in given:
+        if is_nothing(item.value):
+            recipe.rest(item.key)
+        else:
+            line += f" --{short} {item.value}"
+            recipe.mapped.append(Mapped(item.key, "preview.prompts", item.value))
+    preview = recipe.settings.setdefault("preview", {})
+    preview["prompts"] = [*preview.get("prompts", []), line]
+
+
+def _adaptation(left: dict[str, Item], recipe: Recipe) -> None:
+    """Arguments of the optimizers that find their rate; saved with every other one too."""
+    from loraloom.training.optimizers import is_adaptive
+
+    names = [name for name in ("beta1", "beta2", "d0", "eps") if f"adaptation_{name}" in left]
+    found = {name: left.pop(f"adaptation_{name}") for name in names}
+    optimizer = left.get("optimizer")
+    used = optimizer is not None and is_adaptive(str(optimizer.value))
+    betas = [found[name] for name in ("beta1", "beta2") if name in found]
+    for name, item in found.items():
+        if not used or is_nothing(item.value) or str(item.value) in ("0", "0.0"):
+            recipe.rest(item.key)
+        elif name == "d0":
+            recipe.set("optimizer.args", {**(recipe.get("optimizer.args") or {}), "d0": item.value}, item.key)
+        elif name == "eps":
+            recipe.set("optimizer.eps", item.value, item.key)
+        elif len(betas) == 2:
+            recipe.set("optimizer.betas", [beta.value for beta in betas], item.key)
+        else:
+            recipe.skip(item.key, "optimizer.betas takes both, and only one is given")
 
 
 def _regularization(left: dict[str, Item], recipe: Recipe) -> None:
