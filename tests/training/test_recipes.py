@@ -875,3 +875,39 @@ def test_later_keys_of_db_config(tmp_path: Path) -> None:
     assert "adapter.rank" in dict(recipe.unmapped)["lora_txt_rank"]
     recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data | {"optimizer": "Torch AdamW"})))
     assert recipe.get("optimizer.betas") is None and recipe.unknown == []
+
+
+@pytest.mark.parametrize(
+    ("regular", "normal", "kept", "said"),
+    [
+        (True, False, True, "for all regularization images"),
+        (True, True, True, "preserve_class"),
+        (False, True, None, ""),
+    ],
+)
+def test_the_checkpoints_answer_as_what_is_to_be_learned(
+    tmp_path: Path, regular: bool, normal: bool, kept: bool | None, said: str
+) -> None:
+    mark = "custom_attributes = { diff_output_preservation = true }\n"
+    text = f'[[datasets]]\n{mark if normal and regular else ""}[[datasets.subsets]]\nimage_dir = "a"\n'
+    text += mark if normal and not regular else ""
+    text += '[[datasets.subsets]]\nimage_dir = "b"\nis_reg = true\n' + (mark if regular and not normal else "")
+    recipe = read_recipe(written(tmp_path, "d.toml", text))
+    assert recipe.get("objective.preserve_regularization") is kept and recipe.problems == []
+    (told,) = [text for key, text in [*recipe.changed, *recipe.unmapped] if key.endswith("custom_attributes")]
+    assert said in told if kept else "objective.preserve_class" in told
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        ('network_module = "networks.dylora"', "adapter.kind=lora trains a plain LoRA"),
+        ('network_module = "networks.oft"', "adapter.kind=lokr or dora"),
+        ('network_module = "lycoris.kohya"\nnetwork_args = ["algo=boft"]', "adapter.kind=lokr or dora"),
+    ],
+)
+def test_kinds_that_are_not_offered_come_with_a_remedy(tmp_path: Path, module: str, remedy: str) -> None:
+    recipe = read_recipe(written(tmp_path, "a.toml", f"{module}\nnetwork_dim = 4\n"))
+    with pytest.raises(SettingsError, match=remedy):
+        recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+    assert recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img", "adapter.kind=lora"]).adapter.rank == 4

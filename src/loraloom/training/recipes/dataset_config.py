@@ -71,6 +71,7 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
     for subset in subsets:
         _take_subset(subset, base, recipe, told)
     recipe.settings.setdefault("dataset", {})["concepts"] = [subset.concept for subset in subsets]
+    _preservation(subsets, base, recipe, told)
     _once_for_all(subsets, {**outer, **general}, recipe, told)
     for name, item in general.items():
         if item.key not in told:
@@ -185,6 +186,27 @@ def _masks(entries: Items, concept: dict[str, Any], recipe: Recipe, told: set[st
     if alpha is not None:
         concept.setdefault("masks", "alpha" if alpha.value else "none")
         _tell(alpha, "dataset.concepts[].masks", recipe, told)
+
+
+def _preservation(subsets: list[_Subset], base: Items, recipe: Recipe, told: set[str]) -> None:
+    """sd-scripts' one free attribute with a meaning: the checkpoint's own answer is what is to be learned."""
+    found: dict[str, tuple[Item, list[bool]]] = {}
+    for subset in subsets:
+        item = subset.entries.get("custom_attributes") or base.get("custom_attributes")
+        if item is not None:
+            found.setdefault(item.key, (item, []))[1].append(bool(subset.concept.get("is_regularization")))
+    for key, (item, of_regularization) in found.items():
+        told.add(key)
+        attributes = item.value if isinstance(item.value, Mapping) else {}
+        instead = "for other pictures objective.preserve_class keeps what the checkpoint makes of a word"
+        if not attributes.get("diff_output_preservation"):
+            recipe.rest(key) if is_nothing(item.value) else recipe.skip(key, reason_for("custom_attributes") or "")
+        elif any(of_regularization):
+            note = "objective.preserve_regularization, for all regularization images"
+            note += "" if all(of_regularization) else f"; {instead}"
+            recipe.set("objective.preserve_regularization", True, key, note=note)
+        else:
+            recipe.skip(key, f"diff_output_preservation is for regularization images here (is_reg); {instead}")
 
 
 def _tell(item: Item, path: str, recipe: Recipe, told: set[str]) -> None:

@@ -15,6 +15,7 @@ from loraloom.training.recipes.recipe import field_rows, listed
 __all__ = [
     "ACCELERATE",
     "COMBINED",
+    "KINDS_NOT_OFFERED",
     "KOHYA_SAMPLERS",
     "REASONS",
     "SPELLINGS",
@@ -148,8 +149,9 @@ REASONS: dict[str, str] = {
     "metadata_file": "captions in one JSON file are not read: write them as .txt files beside the pictures",
     "resize_interpolation": "chosen by the program: pictures are shrunk and enlarged without moire",
     "no_token_padding": "captions are always padded, as programs that use the LoRA do",
-    "network_multiplier": "strength per dataset is not offered",
-    "custom_attributes": "free attributes of a folder are not read",
+    "network_multiplier": "a LoRA has one strength for all datasets; loss_weight of a concept makes its pictures count "
+    "more",
+    "custom_attributes": "free attributes of a folder are not read, diff_output_preservation apart",
     "no_metadata": "the metadata is always written; it holds no folder names beyond the last one",
     "metadata_author": _METADATA,
     "metadata_description": _METADATA,
@@ -234,12 +236,24 @@ ACCELERATE = listed(
 """Options of ``accelerate launch``."""
 REASONS.update(dict.fromkeys(ACCELERATE, "an option of accelerate, which is not used"))
 
+_PLAIN = "adapter.kind=lora trains a plain LoRA instead"
+_TURNS = "which turns weights instead of adding to them, is not offered: adapter.kind=lokr or dora is nearest to it"
+KINDS_NOT_OFFERED = {
+    "dylora": f"DyLoRA, which learns all ranks up to its own at once, is not offered: {_PLAIN}, loraloom resize lowers "
+    "its rank afterwards",
+    "oft": f"OFT, {_TURNS}",
+    "boft": f"BOFT, {_TURNS}",
+    "glora": f"GLoRA is not offered: {_PLAIN}",
+    "vera": f"VeRA is not offered: {_PLAIN}",
+}
+"""What to do about kinds of adapters that are not trained here."""
+
 NETWORK_REASONS = {
     "rank_dropout_scale": "what dropout leaves is scaled as adapter.rank_dropout does it",
     "unit": "DyLoRA is not offered",
     "block_size": "DyLoRA is not offered",
     "preset": "layers are chosen by adapter.unet, text_encoder, conv_rank, include and exclude",
-    "train_norm": "normalisation layers are not trained",
+    "train_norm": "normalisation layers are not trained beside a LoRA; method=full trains them with everything else",
     "use_tucker": "the Tucker form of convolutions is not offered",
     "use_cp": "the Tucker form of convolutions is not offered",
     "use_scalar": "a scalar to train per layer is not offered",

@@ -11,6 +11,7 @@ from typing import Any
 from loraloom.errors import LoraloomError, UnknownNameError
 from loraloom.training.recipes.dataset_config import take_dataset_config
 from loraloom.training.recipes.names import (
+    KINDS_NOT_OFFERED,
     KOHYA_SAMPLERS,
     SPELLINGS,
     WHOLE_MODEL_RATES,
@@ -485,6 +486,10 @@ def _take_kind(name: str, module: Item, recipe: Recipe, *, dora: bool = False) -
     known = [candidate for candidate in candidates if candidate in _kinds_offered()]
     if known:
         return recipe.set("adapter.kind", known[0], module.key)
+    said = next((KINDS_NOT_OFFERED[kind] for kind in (*candidates, name) if kind in KINDS_NOT_OFFERED), None)
+    if said is not None:
+        recipe.problem("adapter.kind", f"{module.key} = {module.value}: {said}")
+        return False
     offered = ", ".join(_kinds_offered())
     recipe.problem("adapter.kind", f"{module.key}: {name} is not offered here; adapter.kind is one of {offered}")
     return False
