@@ -28,6 +28,7 @@ from loraloom.training.recipes.names import (
 from loraloom.training.recipes.reading import read_recipe
 from loraloom.training.recipes.recipe import Recipe, field_rows, listed
 from loraloom.training.recipes.record import RECORD, recorded_settings
+from loraloom.training.recipes.scripts import ONLY_IN_SCRIPTS
 from loraloom.training.settings import TrainSettings
 
 FILES = Path(__file__).parents[1] / "data_files" / "recipes"
@@ -181,6 +182,14 @@ def test_the_guides_script(tmp_path: Path) -> None:
     assert {"--max_train_steps", "--seed", "--lr_warmup_steps", "$my_note"} <= {key for key, _ in recipe.unmapped}
     recipe.finished()
     settings_again(recipe, tmp_path)
+
+
+def test_the_page_names_every_variable_of_the_guides_script() -> None:
+    text = (FILES / "guide.ps1").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    variables = {*re.findall(r"^ *(\$\w+) =", text, re.MULTILINE)} - {"$my_note", "$shown", "$arguments"}
+    variables |= {f"${name}" for name in ONLY_IN_SCRIPTS}
+    assert len(variables) > 35 and [name for name in sorted(variables) if f"`{name}`" not in page] == []
 
 
 def test_the_guides_script_in_utf_16(tmp_path: Path) -> None:
@@ -529,6 +538,7 @@ MakeSettings = Callable[..., TrainSettings]
 def test_a_run_from_a_recipe_and_its_lora_as_a_recipe(
     tmp_path: Path, pictures: Path, checkpoints: Callable[[str], Path]
 ) -> None:
+    from loraloom.formats.tensors import open_tensors
     from loraloom.studio.training import run_training
 
     text = f"""
@@ -551,6 +561,8 @@ noise_offset = 0.07
 min_snr_gamma = 5
 shuffle_caption = true
 training_comment = "hello"
+metadata_author = "somebody"
+metadata_tags = "red, small"
 seed = 11
 """
     recipe = read_recipe(written(tmp_path, "kohya.toml", text))
@@ -558,6 +570,11 @@ seed = 11
     result = run_training(settings)
     assert result.lora.is_file()
     assert TrainSettings.load(result.folder / "settings.toml").objective.noise_offset == 0.07
+
+    with open_tensors(result.lora) as file:
+        spec = {key.partition(".")[2]: text for key, text in file.metadata.items() if key.startswith("modelspec.")}
+    assert (spec["author"], spec["tags"], spec["description"]) == ("somebody", "red, small", "hello")
+    assert "license" not in spec
 
     like = read_recipe(result.lora, only_lora=True)
     assert like.missing() == ["checkpoint", "dataset.folder"]

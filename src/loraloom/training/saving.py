@@ -237,10 +237,15 @@ def _modelspec(facts: RunFacts) -> dict[str, str]:
         "prediction_type": model.prediction,
         "encoder_layer": str(settings.clip_skip),
     }
-    if settings.saving.trigger:
-        spec["trigger_phrase"] = settings.saving.trigger
-    if settings.saving.comment:
-        spec["description"] = settings.saving.comment
+    saving = settings.saving
+    told = {
+        "trigger_phrase": saving.trigger,
+        "description": saving.description or saving.comment,
+        "author": saving.author,
+        "license": saving.license,
+        "tags": saving.tags,
+    }
+    spec |= {key: text for key, text in told.items() if text}
     return {f"modelspec.{key}": value for key, value in spec.items()}
 
 

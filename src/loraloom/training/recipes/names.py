@@ -153,10 +153,6 @@ REASONS: dict[str, str] = {
     "more",
     "custom_attributes": "free attributes of a folder are not read, diff_output_preservation apart",
     "no_metadata": "the metadata is always written; it holds no folder names beyond the last one",
-    "metadata_author": _METADATA,
-    "metadata_description": _METADATA,
-    "metadata_license": _METADATA,
-    "metadata_tags": _METADATA,
     "metadata_usage_hint": _METADATA,
     "metadata_thumbnail": _METADATA,
     "metadata_merged_from": "written by loraloom merge, not by training",
@@ -208,7 +204,7 @@ for _names, _reason in (
 
 WHOLE_MODEL_RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
 """Rates of the text encoders in sd-scripts' programs for whole models."""
-for _names, _reason in (
+for _listed, _reason in (
     (
         (*WHOLE_MODEL_RATES, "train_text_encoder"),
         "for training the whole model (method=full); this recipe is for a LoRA, and text_encoder_lr counts",
@@ -226,7 +222,7 @@ for _names, _reason in (
         "for files of captions and latents made beforehand; here captions are text files, and the run makes latents",
     ),
 ):
-    REASONS.update(dict.fromkeys(_names, _reason))
+    REASONS.update(dict.fromkeys(_listed, _reason))
 
 ACCELERATE = listed(
     "num_cpu_threads_per_process num_processes num_machines multi_gpu gpu_ids main_process_port main_process_ip "
