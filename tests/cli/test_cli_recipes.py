@@ -68,6 +68,7 @@ def test_train_by_a_recipe_and_then_like_its_lora(command: Command, files: Path)
     outcome = command("train", "--import", kohya(files), f"output={files / 'runs'}", "device=cpu", "name=one")
     assert outcome.code == 0, outcome.err
     assert "xformers: not needed" in outcome.err
+    assert "network_dim -> adapter.rank = 2" in outcome.err, "what was taken over too"
     lora = files / "runs" / "one" / "weights" / "one.safetensors"
     assert lora.is_file()
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import shlex
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loraloom.errors import AdapterError, FileFormatError, MissingFileError, SettingsError
-from loraloom.settings import read_toml
+from loraloom.settings import SettingRow, read_toml
 from loraloom.training.recipes.names import (
     COMBINED,
     NETWORK_REASONS,
@@ -23,7 +26,9 @@ from loraloom.training.recipes.names import (
     reason_for,
 )
 from loraloom.training.recipes.reading import read_recipe
-from loraloom.training.recipes.recipe import Recipe, field_rows
+from loraloom.training.recipes.recipe import Recipe, field_rows, listed
+from loraloom.training.recipes.record import RECORD, recorded_settings
+from loraloom.training.recipes.scripts import ONLY_IN_SCRIPTS
 from loraloom.training.settings import TrainSettings
 
 FILES = Path(__file__).parents[1] / "data_files" / "recipes"
@@ -177,6 +182,14 @@ def test_the_guides_script(tmp_path: Path) -> None:
     assert {"--max_train_steps", "--seed", "--lr_warmup_steps", "$my_note"} <= {key for key, _ in recipe.unmapped}
     recipe.finished()
     settings_again(recipe, tmp_path)
+
+
+def test_the_page_names_every_variable_of_the_guides_script() -> None:
+    text = (FILES / "guide.ps1").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    variables = {*re.findall(r"^ *(\$\w+) =", text, re.MULTILINE)} - {"$my_note", "$shown", "$arguments"}
+    variables |= {f"${name}" for name in ONLY_IN_SCRIPTS}
+    assert len(variables) > 35 and [name for name in sorted(variables) if f"`{name}`" not in page] == []
 
 
 def test_the_guides_script_in_utf_16(tmp_path: Path) -> None:
@@ -424,6 +437,81 @@ network_train_text_encoder_only = true
     assert recipe.finished([*fixes, *more]).clip_skip == 1
 
 
+ADAFACTOR = {"relative_step": True, "scale_parameter": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "schedule"),
+    [
+        ([], ADAFACTOR, "constant"),
+        (["warmup_init=True", "relative_step=False"], {**ADAFACTOR, "warmup_init": True}, "constant"),
+        (
+            ["relative_step=False", "scale_parameter=False"],
+            {"relative_step": False, "scale_parameter": False},
+            "cosine",
+        ),
+    ],
+)
+def test_adafactor_finds_its_rate_unless_told_otherwise(
+    tmp_path: Path, options: list[str], expected: dict[str, object], schedule: str
+) -> None:
+    text = f'optimizer_type = "Adafactor"\noptimizer_args = {json.dumps(options)}\nlr_scheduler = "cosine"\n'
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    assert (recipe.get("optimizer.args"), recipe.get("lr_schedule.name")) == (expected, schedule)
+    data = json.loads((FILES / "kohya_ss-gui.json").read_text(encoding="utf-8"))
+    data |= {"optimizer": "Adafactor", "optimizer_args": " ".join(options), "lr_scheduler": "cosine"}
+    recipe = read_recipe(written(tmp_path, "gui.json", json.dumps(data)))
+    assert (recipe.get("optimizer.args"), recipe.get("lr_schedule.name")) == (expected, schedule)
+    told = [note for key, note in recipe.changed if "relative_step" in key]
+    assert bool(told) == (schedule == "constant")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "said"),
+    [
+        ("RAdam", "torch.optim.RAdam", False),
+        ("nadam", "torch.optim.NAdam", False),
+        ("Tiger", "pytorch_optimizer.Tiger", True),
+        ("Sophia", "pytorch_optimizer.SophiaH", True),
+        ("Apollo", "pytorch_optimizer.ApolloDQN", True),
+        ("Paged Lion", "bitsandbytes.optim.PagedLion", True),
+        ("AdamW8bit", "adamw_8bit", False),
+        ("torch.optim.AdamW", "adamw", False),
+        ("lion_pytorch.Lion", "lion", True),
+        ("my_own.AdamW", "my_own.AdamW", False),
+        ("prodigyplus.ProdigyPlusScheduleFree", "prodigyplus.ProdigyPlusScheduleFree", False),
+        ("bitsandbytes.optim.AdEMAMix8bit", "bitsandbytes.optim.AdEMAMix8bit", False),
+    ],
+)
+def test_names_of_optimizers(tmp_path: Path, name: str, ours: str, said: bool) -> None:
+    recipe = read_recipe(written(tmp_path, "a.toml", f'optimizer_type = "{name}"\n'))
+    assert recipe.get("optimizer.name") == ours and recipe.problems == []
+    assert any(key == "optimizer_type" for key, _ in recipe.changed) == said
+
+
+def test_a_file_of_prompts_is_read_at_once(tmp_path: Path) -> None:
+    from loraloom.training.previews import preview_prompts
+
+    lines = "# mine\n\n a fox --n bad --w 500 --ss k_dpm_2_a --g 3.5\n"
+    lines += "a -- dog--x --cn C:\\a.png --am 0.5 --ss dpmsingle\n"
+    written(tmp_path, "prompts.txt", lines)
+    text = 'sample_prompts = "prompts.txt"\nsample_sampler = "dpmsingle"\n'
+    text += 'pretrained_model_name_or_path = "a.ckpt"\ntrain_data_dir = "img"\n'
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    prompts = preview_prompts(recipe.finished().preview)
+    assert [(prompt.text, prompt.negative, prompt.width, prompt.sampler) for prompt in prompts] == [
+        ("a fox", "bad", 496, "DPM2 a"),
+        ("a -- dog--x", None, None, "DPM++ 2S a"),
+    ]
+    left_out = [key for key, note in recipe.changed if "no such option" in note]
+    assert left_out == ["sample_prompts: --g 3.5", "sample_prompts: --cn C:\\a.png", "sample_prompts: --am 0.5"]
+    assert recipe.get("preview.sampler") == "DPM++ 2S a"
+
+    (tmp_path / "prompts.txt").unlink()
+    recipe = read_recipe(tmp_path / "a.toml")
+    assert recipe.get("preview.file") == str(tmp_path / "prompts.txt"), "of another machine"
+
+
 def test_a_name_on_the_hub_is_no_checkpoint(tmp_path: Path) -> None:
     text = 'pretrained_model_name_or_path = "runwayml/stable-diffusion-v1-5"\ntrain_data_dir = "img"\n'
     recipe = read_recipe(written(tmp_path, "a.toml", text))
@@ -450,6 +538,7 @@ MakeSettings = Callable[..., TrainSettings]
 def test_a_run_from_a_recipe_and_its_lora_as_a_recipe(
     tmp_path: Path, pictures: Path, checkpoints: Callable[[str], Path]
 ) -> None:
+    from loraloom.formats.tensors import open_tensors
     from loraloom.studio.training import run_training
 
     text = f"""
@@ -472,6 +561,8 @@ noise_offset = 0.07
 min_snr_gamma = 5
 shuffle_caption = true
 training_comment = "hello"
+metadata_author = "somebody"
+metadata_tags = "red, small"
 seed = 11
 """
     recipe = read_recipe(written(tmp_path, "kohya.toml", text))
@@ -479,6 +570,11 @@ seed = 11
     result = run_training(settings)
     assert result.lora.is_file()
     assert TrainSettings.load(result.folder / "settings.toml").objective.noise_offset == 0.07
+
+    with open_tensors(result.lora) as file:
+        spec = {key.partition(".")[2]: text for key, text in file.metadata.items() if key.startswith("modelspec.")}
+    assert (spec["author"], spec["tags"], spec["description"]) == ("somebody", "red, small", "hello")
+    assert "license" not in spec
 
     like = read_recipe(result.lora, only_lora=True)
     assert like.missing() == ["checkpoint", "dataset.folder"]
@@ -488,6 +584,104 @@ seed = 11
     assert (again.optimizer.lr, again.lr_schedule.name, again.batch_size) == (1e-3, "cosine", 2)
     assert again.optimizer.name == "adamw"
     assert like.problems == []
+
+
+def another(row: SettingRow) -> Iterator[Any]:
+    """Values that a setting of this type may take."""
+    for kind in row.type.split(" | "):
+        if kind == "true":
+            yield not row.default
+        elif kind == "whole number" or kind == "number":
+            yield from (2, 5, 64, 0.25, 150, 0.5, 1024)
+        elif kind == "text":
+            yield from ("red", "sgd_nesterov", "linear")
+        elif kind.startswith("list of"):
+            yield from ([0.5, 0.7], ["end"], [".cap"], [3, 4], ["a fox --s 4", "b"], [512, 768], [4] * 25)
+        elif kind.startswith("table of"):
+            yield {"amsgrad": True, "x": 2.0, "pair": [0.5, 0.75]}
+        elif kind not in ("none", "false", "path"):
+            yield kind
+
+
+NEEDED = {
+    "saving": {"trigger": "foxy"},
+    "adapter": {"kind": "dora"},
+    "validation": {"share": 0.25},
+}
+"""What other settings lean on."""
+TOLD_ELSEWHERE = listed("dataset.concepts adapter.base_loras adapter.rank_from_file device branched_from notify.url")
+"""Settings that hold places, or that are no part of a recipe."""
+
+
+def like(tmp_path: Path, settings: TrainSettings, **more: str) -> Recipe:
+    import torch
+
+    from loraloom.formats.tensors import write_tensors
+
+    metadata = {"ss_sd_model_name": "a.ckpt", "ss_network_dim": "77", RECORD: recorded_settings(settings), **more}
+    write_tensors(tmp_path / "l.safetensors", {"lora_unet_x.alpha": torch.ones(1)}, metadata=metadata)
+    return read_recipe(tmp_path / "l.safetensors", only_lora=True)
+
+
+def test_every_setting_comes_back_from_the_metadata(tmp_path: Path) -> None:
+    given = {"checkpoint": "a.ckpt", "dataset": {"folder": "img"}}
+    missed = []
+    for path, row in field_rows().items():
+        if "[]" in path or row.type.split(" | ")[0] == "path" or path in TOLD_ELSEWHERE:
+            continue
+        for value in another(row):
+            data = copy.deepcopy({**given, **NEEDED})
+            *parents, leaf = path.split(".")
+            target = data
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[leaf] = value
+            try:
+                settings = TrainSettings.parse(data)
+            except SettingsError:
+                continue
+            if path in json.loads(recorded_settings(settings)):
+                break
+        else:
+            missed.append(path)
+            continue
+        recipe = like(tmp_path, settings)
+        again = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+        assert again == settings, path
+        assert recipe.problems == [] and recipe.unknown == []
+    assert missed == []
+
+
+def test_an_adaptive_optimizer_with_the_usual_rate_comes_back(tmp_path: Path) -> None:
+    data = {"checkpoint": "a.ckpt", "dataset": {"folder": "img"}, "optimizer": {"name": "prodigy", "lr": 1e-4}}
+    recipe = like(tmp_path, TrainSettings.parse(data))
+    assert recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"]).optimizer.lr == 1e-4
+
+
+def test_the_metadata_tells_no_place_and_takes_none(tmp_path: Path) -> None:
+    private = tmp_path / "jane"
+    data = {
+        "checkpoint": str(private / "a.ckpt"), "output": str(private), "notify": {"url": "https://example.org/secret"},
+        "adapter": {"base_loras": [f"{private}/b.safetensors:0.5"], "start_from": str(private / "s.safetensors")},
+        "dataset": {"concepts": [{"folder": str(private / "10_cat"), "repeats": 3}], "cache_folder": str(private)},
+        "preview": {"file": str(private / "prompts.txt")}, "validation": {"folder": str(private / "held out")},
+    }  # fmt: skip
+    text = recorded_settings(TrainSettings.parse(data))
+    assert "jane" not in text and "secret" not in text and "10_cat" in text
+
+    (tmp_path / "b.safetensors").touch()
+    recipe = like(tmp_path, TrainSettings.parse(data))
+    assert recipe.get("adapter.base_loras") == [f"{tmp_path}/b.safetensors:0.5"], "found beside the LoRA"
+    left = dict(recipe.unmapped)
+    assert "s.safetensors" in left[f"{RECORD}: adapter.start_from"]
+    assert "10_cat" in left[f"{RECORD}: dataset.concepts"]
+
+    hostile = json.dumps({"notify.url": "https://example.org", "output": "/etc", "adapter.start_from": "../../x"})
+    recipe = like(tmp_path, TrainSettings.parse(data), **{RECORD: hostile})
+    assert recipe.settings == {}
+
+    recipe = like(tmp_path, TrainSettings.parse(data), **{RECORD: "{"})
+    assert recipe.get("adapter.rank") == 77, "a broken record: the other keys count"
 
 
 def test_the_metadata_of_sd_scripts(tmp_path: Path) -> None:
@@ -554,3 +748,183 @@ def test_a_lora_without_metadata(tmp_path: Path) -> None:
 def test_the_template_is_read_back_by_the_own_reader(tmp_path: Path) -> None:
     path = written(tmp_path, "run.toml", read_recipe(FILES / "concepts_list.json").to_toml())
     assert len(read_toml(path)["dataset"]["concepts"]) == 7
+
+
+def test_what_one_dataset_alone_says_is_told_to_hold_for_all(tmp_path: Path) -> None:
+    subset = '[[datasets.subsets]]\nimage_dir="{}"\n'
+    text = "[[datasets]]\nbucket_no_upscale = true\nvalidation_split = 0.1\nresolution = 512\n" + subset.format("a")
+    text += "[[datasets]]\nresolution = 512\n" + subset.format("b")
+    recipe = read_recipe(written(tmp_path, "d.toml", text))
+    told = dict(recipe.changed)
+    for name in ("bucket_no_upscale", "validation_split"):
+        assert "whole run here, so for datasets[1] too" in told[f"datasets[0].{name}"]
+        assert recipe.keys.count(f"datasets[0].{name}") == 1
+    assert (recipe.get("dataset.upscale"), recipe.get("validation.share")) == (False, 0.1)
+
+    recipe = read_recipe(written(tmp_path, "d.toml", "[general]\nvalidation_split = 0.1\n" + text))
+    assert "datasets[0].validation_split" not in dict(recipe.changed), "both have it"
+
+
+def test_a_dataset_file_without_enable_bucket_has_no_buckets(tmp_path: Path) -> None:
+    text = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"\n'
+    written(tmp_path, "d.toml", text)
+    run = 'dataset_config = "d.toml"\npretrained_model_name_or_path = "a.ckpt"\n'
+    for recipe in (read_recipe(tmp_path / "d.toml"), read_recipe(written(tmp_path, "run.toml", run))):
+        assert recipe.get("dataset.buckets") is False
+        assert "as in sd-scripts" in dict(recipe.changed)["(enable_bucket)"]
+    recipe = read_recipe(written(tmp_path, "run.toml", run + "enable_bucket = true\n"))
+    assert recipe.get("dataset.buckets") is True, "the run's own arguments count where the file is silent"
+    recipe = read_recipe(written(tmp_path, "d.toml", f"[general]\nenable_bucket = true\n{text}"))
+    assert recipe.get("dataset.buckets") is True
+
+
+def test_dreambooth_trains_the_whole_model(tmp_path: Path) -> None:
+    data = json.loads((FILES / "db_config.json").read_text(encoding="utf-8"))
+    data |= {"use_lora": False, "half_model": True, "use_ema": True, "txt_learning_rate": 1e-6}
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data)))
+    settings = recipe.finished()
+    assert (settings.method, settings.optimizer.lr, settings.optimizer.text_encoder_lr) == ("full", 2e-6, 1e-6)
+    assert (settings.saving.precision, settings.saving.format, settings.ema.enabled) == ("fp16", "ckpt", True)
+    assert settings.optimizer.unet_lr is None and recipe.get("adapter.rank") is None
+    assert not [text for _, text in [*recipe.changed, *recipe.unmapped] if "a LoRA is trained" in text]
+    told = {key.partition("[")[0] for key in recipe.keys}
+    assert [key for key in data if key not in told] == []
+
+    data |= {"use_lora": True, "lora_model_name": "old.pt", "weight_decay": 0.3}
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data)))
+    assert recipe.get("adapter.start_from") == str(tmp_path / "old.pt") and recipe.get("method") is None
+    assert recipe.get("optimizer.weight_decay") == 0.3 and recipe.unknown == []
+    assert "later name" in dict(recipe.changed)["adamw_weight_decay"]
+
+
+def test_the_form_trains_the_whole_model(tmp_path: Path) -> None:
+    data = json.loads((FILES / "kohya_ss-gui.json").read_text(encoding="utf-8"))
+    del data["LoRA_type"]
+    data |= {"learning_rate": 1e-6, "text_encoder_lr": 0, "unet_lr": 0, "learning_rate_te": 5e-7}
+    data |= {"learning_rate_te1": 1e-7, "learning_rate_te2": 2e-7, "stop_text_encoder_training": 40}
+    recipe = read_recipe(written(tmp_path, "gui.json", json.dumps(data)))
+    assert (recipe.get("method"), recipe.get("optimizer.text_encoder_lr")) == ("full", 5e-7)
+    assert recipe.get("optimizer.text_encoder_stop") == 0.4 and recipe.problems == []
+    assert recipe.get("adapter.rank") is None
+    recipe = read_recipe(written(tmp_path, "gui.json", json.dumps(data | {"sdxl": True})))
+    assert recipe.get("optimizer.text_encoder_lr") == [1e-7, 2e-7]
+    with pytest.raises(SettingsError, match="an embedding"):
+        read_recipe(written(tmp_path, "gui.json", json.dumps(data | {"token_string": "cat"}))).finished()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("accelerate launch train_db.py --learning_rate 1e-6", {"method": "full", "adapter.text_encoder": None}),
+        ("python sdxl_train.py --learning_rate 1e-6", {"method": "full", "adapter.text_encoder": False}),
+        (
+            "python sdxl_train.py --train_text_encoder --learning_rate_te1 1e-6 --learning_rate_te2 2e-6",
+            {"adapter.text_encoder": True, "optimizer.text_encoder_lr": [1e-6, 2e-6]},
+        ),
+        ("python train_network.py --learning_rate_te 1e-6 --network_dim 4", {"method": None, "adapter.rank": 4}),
+    ],
+)
+def test_scripts_for_whole_models(tmp_path: Path, text: str, expected: dict[str, object]) -> None:
+    recipe = read_recipe(written(tmp_path, "go", text + "\n"))
+    assert {path: recipe.get(path) for path in expected} == expected and recipe.problems == []
+
+
+def test_a_file_for_whole_models(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, "a.toml", "learning_rate = 1e-6\nlearning_rate_te = 0\n"))
+    assert (recipe.get("method"), recipe.get("adapter.text_encoder")) == ("full", False)
+
+
+def test_class_images_that_the_extension_kept_with_the_model(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    concept = {
+        "instance_data_dir": "img", "class_data_dir": "",
+        "instance_prompt": "[filewords]", "class_prompt": "[filewords]",
+        "instance_token": "annaxyz", "class_token": "woman", "num_class_images_per": 2, "class_infer_steps": 30,
+    }  # fmt: skip
+    (tmp_path / "img").mkdir()
+    for number in range(3):
+        (tmp_path / "img" / f"{number}.png").touch()
+    data = {
+        "src": "a.ckpt",
+        "use_lora": True,
+        "num_train_epochs": 5,
+        "model_dir": r"C:\models\anna",
+        "concepts_list": [concept],
+    }
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data)))
+    note = dict(recipe.changed)["concepts_list[0].class_data_dir"]
+    command = note.partition("import again: ")[2]
+    assert command == (
+        f'loraloom dataset class-images {tmp_path}/a.ckpt {tmp_path}/img "[filewords]" '
+        f"--output {tmp_path}/classifiers_0 --trigger annaxyz --count 6 steps=30"
+    )
+    from loraloom.cli.main import app
+
+    refused = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert "No such option" not in refused.output and "Usage:" not in refused.output, "the command can be typed"
+    assert len(recipe.get("dataset.concepts")) == 1
+
+    (tmp_path / "classifiers_0").mkdir()
+    recipe = read_recipe(tmp_path / "db_config.json")
+    assert recipe.get("dataset.concepts")[1] == {
+        "folder": str(tmp_path / "classifiers_0"), "repeats": 1, "is_regularization": True,
+    }  # fmt: skip
+    assert recipe.keys.count("concepts_list[0].class_data_dir") == 1
+
+    old = {f"c1_{key}": value for key, value in concept.items()}
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps({**data, "concepts_list": [], **old})))
+    assert recipe.get("dataset.concepts")[1]["is_regularization"]
+
+
+def test_later_keys_of_db_config(tmp_path: Path) -> None:
+    data = {
+        "src": "a.ckpt", "use_lora": True, "num_train_epochs": 5, "optimizer": "Prodigy", "tf32_enable": True,
+        "full_mixed_precision": True, "sanity_prompt": "a fox", "sanity_negative_prompt": "bad", "sanity_seed": 3,
+        "adaptation_beta1": 0.9, "adaptation_beta2": 0.99, "adaptation_d0": 1e-6, "adaptation_eps": 1e-7,
+        "lora_txt_rank": 8,
+    }  # fmt: skip
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data)))
+    assert recipe.unknown == [] and [key for key in data if key not in recipe.keys] == []
+    assert recipe.get("preview.prompts") == ["a fox --n bad --d 3"]
+    assert (recipe.get("optimizer.betas"), recipe.get("optimizer.eps")) == ([0.9, 0.99], 1e-7)
+    assert recipe.get("optimizer.args") == {"d0": 1e-6}
+    assert "adapter.rank" in dict(recipe.unmapped)["lora_txt_rank"]
+    recipe = read_recipe(written(tmp_path, "db_config.json", json.dumps(data | {"optimizer": "Torch AdamW"})))
+    assert recipe.get("optimizer.betas") is None and recipe.unknown == []
+
+
+@pytest.mark.parametrize(
+    ("regular", "normal", "kept", "said"),
+    [
+        (True, False, True, "for all regularization images"),
+        (True, True, True, "preserve_class"),
+        (False, True, None, ""),
+    ],
+)
+def test_the_checkpoints_answer_as_what_is_to_be_learned(
+    tmp_path: Path, regular: bool, normal: bool, kept: bool | None, said: str
+) -> None:
+    mark = "custom_attributes = { diff_output_preservation = true }\n"
+    text = f'[[datasets]]\n{mark if normal and regular else ""}[[datasets.subsets]]\nimage_dir = "a"\n'
+    text += mark if normal and not regular else ""
+    text += '[[datasets.subsets]]\nimage_dir = "b"\nis_reg = true\n' + (mark if regular and not normal else "")
+    recipe = read_recipe(written(tmp_path, "d.toml", text))
+    assert recipe.get("objective.preserve_regularization") is kept and recipe.problems == []
+    (told,) = [text for key, text in [*recipe.changed, *recipe.unmapped] if key.endswith("custom_attributes")]
+    assert said in told if kept else "objective.preserve_class" in told
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        ('network_module = "networks.dylora"', "adapter.kind=lora trains a plain LoRA"),
+        ('network_module = "networks.oft"', "adapter.kind=lokr or dora"),
+        ('network_module = "lycoris.kohya"\nnetwork_args = ["algo=boft"]', "adapter.kind=lokr or dora"),
+    ],
+)
+def test_kinds_that_are_not_offered_come_with_a_remedy(tmp_path: Path, module: str, remedy: str) -> None:
+    recipe = read_recipe(written(tmp_path, "a.toml", f"{module}\nnetwork_dim = 4\n"))
+    with pytest.raises(SettingsError, match=remedy):
+        recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+    assert recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img", "adapter.kind=lora"]).adapter.rank == 4

@@ -50,7 +50,7 @@ def import_recipe(
     else:
         write_settings(recipe, output, given)
     console = Console(stderr=output is None, highlight=False)
-    show_account(recipe, console, everything=True)
+    show_account(recipe, console)
     for path in missing:
         known = recipe.known_of_required.get(path, "")
         console.print(
@@ -60,14 +60,14 @@ def import_recipe(
         console.print(f"wrote {output}", markup=False, soft_wrap=True)
 
 
-def show_account(recipe: Recipe, console: Console, *, everything: bool = False) -> None:
-    """Print what a recipe became: (all) keys that were taken over, those that changed in meaning, those left out."""
+def show_account(recipe: Recipe, console: Console) -> None:
+    """Print what a recipe became: keys that were taken over, those that changed in meaning, those left out."""
     from rich.text import Text
 
     def line(style: str, *parts: str) -> None:
         console.print(Text("  ") + Text(parts[0], style) + Text("".join(parts[1:])), soft_wrap=True)
 
-    if everything and recipe.mapped:
+    if recipe.mapped:
         console.print(f"taken over ({len(recipe.mapped)})", style="bold green")
         for entry in recipe.mapped:
             line("", entry.key, f" -> {entry.path} = {entry.value}")
@@ -79,6 +79,6 @@ def show_account(recipe: Recipe, console: Console, *, everything: bool = False) 
         console.print(f"not carried over ({len(recipe.unmapped)})", style="bold cyan")
         for key, reason in recipe.unmapped:
             line("red" if key in recipe.unknown else "cyan", key, f": {reason}")
-    if everything and recipe.idle:
+    if recipe.idle:
         names = ", ".join(recipe.idle)
         console.print(Text(f"empty, off or without effect ({len(recipe.idle)}): {names}", "dim"), soft_wrap=True)

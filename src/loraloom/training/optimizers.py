@@ -23,6 +23,7 @@ __all__ = [
     "Recipe",
     "create_optimizer",
     "evaluating",
+    "find_class",
     "find_optimizer",
     "is_adaptive",
     "optimizer_title",
@@ -216,6 +217,32 @@ def find_optimizer(name: str) -> str:
     error = UnknownNameError("optimizer", name, OPTIMIZERS)
     error.hint += "; or the path of a class, such as torch.optim.RAdam"
     raise error
+
+
+_CLASSES_OF_OTHERS = {
+    "sophia": "pytorch_optimizer.SophiaH",
+    "apollo": "pytorch_optimizer.ApolloDQN",
+    "pagedlion": "bitsandbytes.optim.PagedLion",
+}
+"""What sd_dreambooth_extension's menu means by them."""
+
+
+def find_class(name: str) -> str | None:
+    """The path of torch's or pytorch_optimizer's class of this name, in any case; None where there is none."""
+    from torch.optim import Optimizer
+
+    if _plain(name) in _CLASSES_OF_OTHERS:
+        return _CLASSES_OF_OTHERS[_plain(name)]
+    for package in ("torch.optim", "pytorch_optimizer"):
+        try:
+            module = import_module(package)
+        except ImportError:
+            continue
+        for found, value in vars(module).items():
+            is_optimizer = inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
+            if is_optimizer and _plain(found) == _plain(name):
+                return f"{package}.{found}"
+    return None
 
 
 def find_recipe(name: str) -> Recipe:

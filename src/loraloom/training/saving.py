@@ -26,6 +26,7 @@ from loraloom.models.saving import save_checkpoint
 from loraloom.training.lr_schedules import steps_of
 from loraloom.training.optimizers import optimizer_title
 from loraloom.training.parameter_groups import rate_metadata
+from loraloom.training.recipes.record import recorded_settings
 from loraloom.training.settings import TrainSettings
 
 __all__ = ["RunFacts", "checkpoint_hashes", "remove_older", "run_metadata", "save_adapter", "save_whole"]
@@ -184,6 +185,7 @@ def _kohya_metadata(facts: RunFacts) -> dict[str, str]:
         "steps": facts.step,
         "epoch": facts.epoch,
         "branched_from": settings.branched_from or None,
+        "loraloom_settings": recorded_settings(settings),
     }
     return {f"ss_{key}": str(value) for key, value in values.items() if value is not None}
 
@@ -235,10 +237,15 @@ def _modelspec(facts: RunFacts) -> dict[str, str]:
         "prediction_type": model.prediction,
         "encoder_layer": str(settings.clip_skip),
     }
-    if settings.saving.trigger:
-        spec["trigger_phrase"] = settings.saving.trigger
-    if settings.saving.comment:
-        spec["description"] = settings.saving.comment
+    saving = settings.saving
+    told = {
+        "trigger_phrase": saving.trigger,
+        "description": saving.description or saving.comment,
+        "author": saving.author,
+        "license": saving.license,
+        "tags": saving.tags,
+    }
+    spec |= {key: text for key, text in told.items() if text}
     return {f"modelspec.{key}": value for key, value in spec.items()}
 
 

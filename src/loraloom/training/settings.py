@@ -262,6 +262,14 @@ class SavingSettings(Settings):
     """Trigger words in the file's metadata."""
     comment: Annotated[str, Kohya("training_comment")] = ""
     """Free text in the file's metadata."""
+    author: Annotated[str, Kohya("metadata_author")] = ""
+    """Who made it, in the file's metadata."""
+    description: Annotated[str, Kohya("metadata_description")] = ""
+    """What it is for, in the file's metadata. Empty: the comment."""
+    license: Annotated[str, Kohya("metadata_license")] = ""
+    """Terms of use in the file's metadata."""
+    tags: Annotated[str, Kohya("metadata_tags")] = ""
+    """Words to find it by in the file's metadata, with commas between them."""
     state: Annotated[bool, Kohya("save_state", "save_state_on_train_end")] = True
     """Keep what is needed to go on exactly (loraloom train --resume): written with every LoRA file, and when the run
     is paused, stops or fails. About six times the size of an fp16 LoRA file with AdamW."""

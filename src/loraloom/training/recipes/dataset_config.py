@@ -71,7 +71,8 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
     for subset in subsets:
         _take_subset(subset, base, recipe, told)
     recipe.settings.setdefault("dataset", {})["concepts"] = [subset.concept for subset in subsets]
-    _once_for_all(subsets, recipe, told)
+    _preservation(subsets, base, recipe, told)
+    _once_for_all(subsets, {**outer, **general}, recipe, told)
     for name, item in general.items():
         if item.key not in told:
             outer[name] = item
@@ -187,14 +188,38 @@ def _masks(entries: Items, concept: dict[str, Any], recipe: Recipe, told: set[st
         _tell(alpha, "dataset.concepts[].masks", recipe, told)
 
 
+def _preservation(subsets: list[_Subset], base: Items, recipe: Recipe, told: set[str]) -> None:
+    """sd-scripts' one free attribute with a meaning: the checkpoint's own answer is what is to be learned."""
+    found: dict[str, tuple[Item, list[bool]]] = {}
+    for subset in subsets:
+        item = subset.entries.get("custom_attributes") or base.get("custom_attributes")
+        if item is not None:
+            found.setdefault(item.key, (item, []))[1].append(bool(subset.concept.get("is_regularization")))
+    for key, (item, of_regularization) in found.items():
+        told.add(key)
+        attributes = item.value if isinstance(item.value, Mapping) else {}
+        instead = "for other pictures objective.preserve_class keeps what the checkpoint makes of a word"
+        if not attributes.get("diff_output_preservation"):
+            recipe.rest(key) if is_nothing(item.value) else recipe.skip(key, reason_for("custom_attributes") or "")
+        elif any(of_regularization):
+            note = "objective.preserve_regularization, for all regularization images"
+            note += "" if all(of_regularization) else f"; {instead}"
+            recipe.set("objective.preserve_regularization", True, key, note=note)
+        else:
+            recipe.skip(key, f"diff_output_preservation is for regularization images here (is_reg); {instead}")
+
+
 def _tell(item: Item, path: str, recipe: Recipe, told: set[str]) -> None:
     if item.key not in told:
         told.add(item.key)
         recipe.mapped.append(Mapped(item.key, path, item.value))
 
 
-def _once_for_all(subsets: list[_Subset], recipe: Recipe, told: set[str]) -> None:
-    """Entries that hold for the whole run here: the first one counts where datasets differ."""
+def _once_for_all(subsets: list[_Subset], base: Items, recipe: Recipe, told: set[str]) -> None:
+    """Entries that hold for the whole run here: the first one counts where datasets differ.
+
+    ``base``: what holds for a dataset that says nothing.
+    """
     from loraloom.training.recipes.sd_scripts import take_one
 
     taken: dict[str, Item] = {}
@@ -221,6 +246,14 @@ def _once_for_all(subsets: list[_Subset], recipe: Recipe, told: set[str]) -> Non
                 recipe.change(item.key, "all endings are looked for in every folder")
             else:
                 recipe.change(item.key, f"one value holds for the whole run: {taken[name].key} = {taken[name].value}")
+    for name, item in taken.items():
+        silent = [subset for subset in subsets if name not in subset.entries]
+        if not silent or (name in base and base[name].value == item.value):
+            continue
+        places = dict.fromkeys(subset.dataset if subset.dataset not in item.key else subset.place for subset in silent)
+        recipe.mapped = [entry for entry in recipe.mapped if entry.key != item.key]
+        note = f"{item.value} holds for the whole run here, so for {', '.join(places)} too, which had no {name}"
+        recipe.change(item.key, note)
 
 
 _SWITCHES = {"bucket_no_upscale", "v_parameterization"}

@@ -62,8 +62,10 @@ CONFIG_NAMES = {
 """Keys of db_config.json that are sd-scripts' under another name."""
 
 _STATE = "a count or a place of that model, not a setting"
-_FULL = "only for training the whole model; a LoRA is trained here"
-_CKPT = "training writes a LoRA file; loraloom merge makes a checkpoint of it"
+_FULL = "for training the whole model (use_lora off); this recipe trains a LoRA"
+_CKPT = "training a LoRA writes a LoRA file; loraloom merge makes a checkpoint of it"
+_ALWAYS = "what was trained is always written at the end and when a run is stopped; see saving.every_epochs"
+_STRENGTH = "the strength of a LoRA is chosen when it is used or merged"
 CONFIG_REASONS = {
     "model_name": "",
     "model_dir": _STATE,
@@ -79,24 +81,23 @@ CONFIG_REASONS = {
     "use_concepts": "see concepts_path",
     "learning_rate": _FULL,
     "txt_learning_rate": _FULL,
-    "train_unfrozen": _FULL,
+    "train_unfrozen": "all layers of the chosen parts are trained with method=full",
     "half_model": _CKPT,
-    "custom_model_name": _CKPT,
-    "use_subdir": _CKPT,
+    "custom_model_name": "see name",
+    "use_subdir": "every run has a folder of its own",
     "save_safetensors": "LoRA files are safetensors unless saving.format says otherwise",
-    "save_ckpt_after": _CKPT,
-    "save_ckpt_cancel": _CKPT,
-    "save_ckpt_during": _CKPT,
+    "save_ckpt_after": _ALWAYS,
+    "save_ckpt_cancel": _ALWAYS,
+    "save_ckpt_during": _ALWAYS,
     "save_lora_after": "a LoRA file is always written at the end",
     "save_lora_cancel": "a LoRA file is always written when a run is stopped",
     "save_lora_during": "see saving.every_epochs",
     "save_lora_for_extra_net": "LoRA files are always in the form that the web UI reads",
-    "save_ema": _CKPT,
-    "lora_model_name": "training cannot start from a LoRA file here",
-    "lora_weight": "the strength of a LoRA is chosen when it is used or merged",
-    "lora_txt_weight": "the strength of a LoRA is chosen when it is used or merged",
+    "save_ema": "see [ema]",
+    "lora_weight": _STRENGTH,
+    "lora_txt_weight": _STRENGTH,
     "lora_use_buggy_requires_grad": "a fault of that program",
-    "lora_txt_rank": "one rank holds for the U-Net and the text encoder",
+    "lora_txt_rank": "settings of adapters cannot say it: one rank, adapter.rank, holds for U-Net and text encoder",
     "attention": "not needed: attention is PyTorch's memory-efficient one",
     "cache_latents": "always done",
     "gradient_set_to_none": "always done",
@@ -133,6 +134,8 @@ CONFIG_REASONS = {
     "infer_ema": "see [ema]",
     "shared_diffusers_path": "checkpoints are used as they are",
     "use_shared_src": "checkpoints are used as they are",
+    "tf32_enable": "not offered; mixed_precision=bf16 is faster than it",
+    "full_mixed_precision": "what is trained stays in fp32 here; mixed_precision decides the rest",
     "save_class_txt": "regularization images are made before training: loraloom dataset class-images",
     "save_state_after": "see saving.state",
     "save_state_cancel": "see saving.state",
@@ -177,13 +180,21 @@ def is_db_config(data: Any) -> bool:
     return isinstance(data, Mapping) and len({_bare(key) for key in data} & _CONFIG_MARKS) >= 2
 
 
-def take_concepts(data: Sequence[Mapping[str, Any]], recipe: Recipe, *, source: Path, prefix: str = "concepts") -> None:
-    """Translate concepts. Relative folders lie beside ``source``."""
+def take_concepts(
+    data: Sequence[Mapping[str, Any]],
+    recipe: Recipe,
+    *,
+    source: Path,
+    prefix: str = "concepts",
+    model_dir: str = "",
+) -> None:
+    """Translate concepts. Relative folders lie beside ``source``; ``model_dir`` is where the program kept the model."""
     concepts: list[dict[str, Any]] = []
     prompts: list[str] = []
     folders = (source.absolute().parent, Path.cwd())
     for number, entry in enumerate(data):
-        _take_concept(f"{prefix}[{number}]", entry, recipe, concepts, prompts, folders)
+        painted = [place / f"classifiers_{number}" for place in (Path(model_dir), folders[0]) if str(place) != "."]
+        _take_concept(f"{prefix}[{number}]", entry, recipe, concepts, prompts, folders, painted)
     dataset = recipe.settings.setdefault("dataset", {})
     dataset["concepts"] = [*(dataset.get("concepts") or []), *concepts]
     dataset.setdefault("caption_extensions", [".txt"])
@@ -198,6 +209,7 @@ def _take_concept(
     concepts: list[dict[str, Any]],
     prompts: list[str],
     folders: tuple[Path, ...],
+    painted: list[Path],
 ) -> None:
     left = {_bare(key): (f"{place}.{key}", value) for key, value in entry.items()}
     values = {name: value for name, (_, value) in left.items()}
@@ -225,14 +237,27 @@ def _take_concept(
     if captions:
         concept["captions"] = captions
     concepts.append(concept)
-    if text("class_data_dir"):
-        path = resolved(text("class_data_dir"), folders)
-        regular: dict[str, Any] = {"folder": path, "repeats": 1, "is_regularization": True}
-        recipe.mapped.append(Mapped(label("class_data_dir"), "dataset.concepts[].folder", path))
+    class_folder = resolved(text("class_data_dir"), folders) if text("class_data_dir") else ""
+    key = left.pop("class_data_dir", (f"({place}.class_data_dir)", ""))[0]
+    if class_folder:
+        recipe.mapped.append(Mapped(key, "dataset.concepts[].folder", class_folder))
+    elif _wanted(values):
+        class_folder = next((str(folder) for folder in painted if folder.is_dir()), "")
+        command = _command(path, painted[-1], values, recipe)
+        recipe.change(
+            key,
+            f"empty: {class_folder}, where that program paints them"
+            if class_folder
+            else f"empty, and no class images were found. Paint them, then import again: {command}",
+        )
+    elif not key.startswith("("):
+        recipe.rest(key)
+    if class_folder:
+        regular: dict[str, Any] = {"folder": class_folder, "repeats": 1, "is_regularization": True}
         captions = _captions(values, left, recipe, instance=False)
         if captions:
             regular["captions"] = captions
-        if all(other["folder"] != path for other in concepts):
+        if all(other["folder"] != class_folder for other in concepts):
             concepts.append(regular)
     else:
         for name in ("class_prompt", "class_token"):
@@ -247,6 +272,48 @@ def _take_concept(
         else:
             recipe.skip(key, unknown(name, _CONCEPT_REASONS))
             recipe.unknown.append(key)
+
+
+def _wanted(values: Mapping[str, Any]) -> float:
+    """Class images for each picture; 0 where the program uses none."""
+    for name in ("num_class_images_per", "num_class_images"):
+        try:
+            return float(values[name])
+        except (KeyError, TypeError, ValueError):
+            continue
+    return 0.0
+
+
+def _command(folder: str, output: Path, values: Mapping[str, Any], recipe: Recipe) -> str:
+    """What paints the class images of a concept, as it is typed."""
+
+    def text(name: str) -> str:
+        return "" if is_nothing(values.get(name)) else str(values[name]).strip()
+
+    words = ["loraloom", "dataset", "class-images", str(recipe.get("checkpoint") or "CHECKPOINT"), folder]
+    words += [text("class_prompt") or text("class_token") or _WORD, "--output", str(output)]
+    if text("instance_token"):
+        words += ["--trigger", text("instance_token")]
+    each = _wanted(values)
+    if each != 1 and "num_class_images_per" in values:
+        words += ["--count", str(round(each * _pictures_in(Path(folder)))) if Path(folder).is_dir() else "COUNT"]
+    elif "num_class_images_per" not in values:
+        words += ["--count", str(round(each))]
+    for name, ours in (
+        ("class_negative_prompt", "negative_prompt"),
+        ("class_guidance_scale", "cfg_scale"),
+        ("class_infer_steps", "steps"),
+    ):
+        if text(name):
+            words.append(f"{ours}={text(name)}")
+    return " ".join(word if re.fullmatch(r"[\w.,:/\\=+-]+", word) else f'"{word}"' for word in words)
+
+
+def _pictures_in(folder: Path) -> int:
+    try:
+        return sum(path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp") for path in folder.rglob("*"))
+    except OSError:
+        return 0
 
 
 def _captions(
@@ -324,12 +391,18 @@ def take_db_config(data: Mapping[str, Any], recipe: Recipe) -> None:
     """Translate a db_config.json."""
     left = {_bare(key): Item(str(key), value) for key, value in data.items()}
     items: Items = {}
-    if "use_lora" in left:
-        item = left.pop("use_lora")
-        if item.value is False:
-            recipe.change(item.key, "off there; a LoRA is trained here, with the rates for LoRA")
-        else:
-            recipe.mapped.append(Mapped(item.key, "adapter.kind", "lora"))
+    use_lora = left.pop("use_lora", None)
+    whole = use_lora is not None and use_lora.value is False
+    if use_lora is not None and whole:
+        recipe.set("method", "full", use_lora.key)
+        _whole_model(left, items, recipe)
+    elif use_lora is not None:
+        recipe.mapped.append(Mapped(use_lora.key, "adapter.kind", "lora"))
+        start = left.pop("lora_model_name", None)
+        if start is not None:
+            recipe.rest(start.key) if is_nothing(start.value) else recipe.set(
+                "adapter.start_from", start.value, start.key
+            )
     _model(left, recipe)
     _concepts(left, recipe)
     _rates_and_ends(left, items, recipe)
@@ -359,11 +432,29 @@ def take_db_config(data: Mapping[str, Any], recipe: Recipe) -> None:
             recipe.skip(item.key, unknown(name, {*CONFIG_REASONS, *CONFIG_NAMES}))
             recipe.unknown.append(item.key)
     take_arguments(items, recipe, defaults=False)
-    recipe.settings.setdefault("adapter", {}).setdefault("rank", 4)
+    if not whole:
+        recipe.settings.setdefault("adapter", {}).setdefault("rank", 4)
 
 
 def _bare(key: Any) -> str:
     return str(key).removeprefix("db_")
+
+
+def _whole_model(left: dict[str, Item], items: Items, recipe: Recipe) -> None:
+    """With use_lora off the rates for LoRA have no effect, and there are some for the model."""
+    for name in [name for name in left if name.startswith(("lora_", "save_lora_"))]:
+        recipe.rest(left.pop(name).key)
+    for name, ours in (("learning_rate", "learning_rate"), ("txt_learning_rate", "text_encoder_lr")):
+        if name in left:
+            items[ours] = left.pop(name)
+    half, ema = left.pop("half_model", None), left.pop("use_ema", None)
+    if half is not None:
+        recipe.set("saving.precision", "fp16" if half.value else "float", half.key)
+    if ema is not None:
+        recipe.set("ema.enabled", bool(ema.value), ema.key) if ema.value else recipe.rest(ema.key)
+    kept = left.pop("save_safetensors", None)
+    if kept is not None:
+        recipe.rest(kept.key) if kept.value else recipe.set("saving.format", "ckpt", kept.key)
 
 
 def _model(left: dict[str, Item], recipe: Recipe) -> None:
@@ -393,6 +484,8 @@ def _model(left: dict[str, Item], recipe: Recipe) -> None:
 
 
 def _concepts(left: dict[str, Item], recipe: Recipe) -> None:
+    kept = left.get("model_dir")
+    model_dir = "" if kept is None or is_nothing(kept.value) else str(kept.value)
     inside, use, path = left.pop("concepts_list", None), left.pop("use_concepts", None), left.pop("concepts_path", None)
     from_file = use is not None and use.value is True and path is not None and not is_nothing(path.value)
     if use is not None:
@@ -411,7 +504,7 @@ def _concepts(left: dict[str, Item], recipe: Recipe) -> None:
             recipe.problem("dataset.folder", f"{path.key}: {error.problem}")
         else:
             recipe.change(path.key, "read")
-            take_concepts(data, recipe, source=place, prefix=path.key)
+            take_concepts(data, recipe, source=place, prefix=path.key, model_dir=model_dir)
         if inside is not None:
             recipe.change(inside.key, f"{path.key} counts instead")
         return
@@ -422,6 +515,7 @@ def _concepts(left: dict[str, Item], recipe: Recipe) -> None:
             recipe,
             source=recipe.source,
             prefix="concepts_list",
+            model_dir=model_dir,
         )
     elif inside is not None:
         recipe.rest(inside.key)
@@ -433,8 +527,9 @@ def _concepts(left: dict[str, Item], recipe: Recipe) -> None:
             item.key, "part of dataset.concepts"
         )
     if not listed and any(old):
-        scratch = Recipe(recipe.source, recipe.program)
-        take_concepts([entry for entry in old if entry], scratch, source=recipe.source)
+        scratch = Recipe(recipe.source, recipe.program, {"checkpoint": recipe.get("checkpoint")})
+        take_concepts([entry for entry in old if entry], scratch, source=recipe.source, model_dir=model_dir)
+        recipe.changed += [(key, note) for key, note in scratch.changed if "class_data_dir" in key]
         recipe.settings.setdefault("dataset", {}).update(scratch.settings.get("dataset", {}))
         if "preview" in scratch.settings:
             recipe.settings["preview"] = scratch.settings["preview"]
@@ -462,13 +557,17 @@ def _rates_and_ends(left: dict[str, Item], items: Items, recipe: Recipe) -> None
     if "train_unet" in left:
         item = left.pop("train_unet")
         recipe.rest(item.key) if item.value else recipe.set("adapter.unet", False, item.key)
-    decay = left.pop("adamw_weight_decay", None) or left.pop("weight_decay", None)
+    decay, old = left.pop("weight_decay", None), left.pop("adamw_weight_decay", None)
+    if decay is not None and old is not None:
+        recipe.change(old.key, f"{decay.key}, the later name, counts")
+    elif old is not None:
+        decay = old
     if decay is not None:
         recipe.set("optimizer.weight_decay", decay.value, decay.key)
     ema = left.pop("use_ema", None)
     if ema is not None:
         if ema.value is True:
-            recipe.skip(ema.key, "an average of the whole model; that of a LoRA is ema.enabled")
+            recipe.skip(ema.key, "an average of the whole model (use_lora off); that of a LoRA is ema.enabled=true")
         else:
             recipe.rest(ema.key)
     if "save_embedding_every" in left and str(left["save_embedding_every"].value) in ("0", "0.0"):
@@ -476,18 +575,52 @@ def _rates_and_ends(left: dict[str, Item], items: Items, recipe: Recipe) -> None
     shuffle = left.get("shuffle_tags")
     if shuffle is not None and shuffle.value is True:
         items["keep_tokens"] = Item("(shuffle_tags)", 1)
-    prompt, seed = left.pop("sanity_prompt", None), left.pop("sanity_seed", None)
-    if prompt is not None and not is_nothing(prompt.value):
-        preview = recipe.settings.setdefault("preview", {})
-        number = f" --d {seed.value}" if seed is not None and not is_nothing(seed.value) else ""
-        preview["prompts"] = [*preview.get("prompts", []), f"{prompt.value}{number}"]
-        recipe.mapped.append(Mapped(prompt.key, "preview.prompts", prompt.value))
-        if seed is not None:
-            recipe.mapped.append(Mapped(seed.key, "preview.prompts", seed.value))
-    else:
-        for unused in (prompt, seed):
-            if unused is not None:
-                recipe.rest(unused.key)
+    _sanity(left, recipe)
+    _adaptation(left, recipe)
+
+
+def _sanity(left: dict[str, Item], recipe: Recipe) -> None:
+    """A preview of its own, with its seed and what it is to avoid."""
+    prompt = left.pop("sanity_prompt", None)
+    options = [(left.pop(name, None), short) for name, short in (("sanity_negative_prompt", "n"), ("sanity_seed", "d"))]
+    given = [(item, short) for item, short in options if item is not None]
+    if prompt is None or is_nothing(prompt.value):
+        for item in (prompt, *(item for item, _ in given)):
+            if item is not None:
+                recipe.rest(item.key)
+        return
+    line = str(prompt.value)
+    recipe.mapped.append(Mapped(prompt.key, "preview.prompts", prompt.value))
+    for item, short in given:
+        if is_nothing(item.value):
+            recipe.rest(item.key)
+        else:
+            line += f" --{short} {item.value}"
+            recipe.mapped.append(Mapped(item.key, "preview.prompts", item.value))
+    preview = recipe.settings.setdefault("preview", {})
+    preview["prompts"] = [*preview.get("prompts", []), line]
+
+
+def _adaptation(left: dict[str, Item], recipe: Recipe) -> None:
+    """Arguments of the optimizers that find their rate; saved with every other one too."""
+    from loraloom.training.optimizers import is_adaptive
+
+    names = [name for name in ("beta1", "beta2", "d0", "eps") if f"adaptation_{name}" in left]
+    found = {name: left.pop(f"adaptation_{name}") for name in names}
+    optimizer = left.get("optimizer")
+    used = optimizer is not None and is_adaptive(str(optimizer.value))
+    betas = [found[name] for name in ("beta1", "beta2") if name in found]
+    for name, item in found.items():
+        if not used or is_nothing(item.value) or str(item.value) in ("0", "0.0"):
+            recipe.rest(item.key)
+        elif name == "d0":
+            recipe.set("optimizer.args", {**(recipe.get("optimizer.args") or {}), "d0": item.value}, item.key)
+        elif name == "eps":
+            recipe.set("optimizer.eps", item.value, item.key)
+        elif len(betas) == 2:
+            recipe.set("optimizer.betas", [beta.value for beta in betas], item.key)
+        else:
+            recipe.skip(item.key, "optimizer.betas takes both, and only one is given")
 
 
 def _regularization(left: dict[str, Item], recipe: Recipe) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from loraloom.training.recipes.names import WHOLE_MODEL_RATES
 from loraloom.training.recipes.recipe import Item, Items, Recipe, is_nothing, listed
 from loraloom.training.recipes.scripts import command_arguments
 from loraloom.training.recipes.sd_scripts import is_default, items_of, take_arguments
@@ -36,6 +37,10 @@ _NETWORK_KEYS = listed(
     "module_dropout rank_dropout_scale unit factor bypass_mode dora_wd use_cp use_tucker use_scalar constrain rescaled "
     "train_norm decompose_both train_on_input down_lr_weight mid_lr_weight up_lr_weight block_lr_zero_threshold "
     "LyCORIS_preset loraplus_lr_ratio loraplus_unet_lr_ratio loraplus_text_encoder_lr_ratio"
+)
+_ONLY_LORA = listed(
+    "network_dim network_alpha network_dropout lora_network_weights dim_from_weights scale_weight_norms unet_lr "
+    "text_encoder_lr"
 )
 _BLOCKS = (
     "down_lr_weight mid_lr_weight up_lr_weight block_lr_zero_threshold "
@@ -112,9 +117,13 @@ def take_gui_file(data: Mapping[str, Any], recipe: Recipe) -> None:
     _attention(left, recipe)
     _noise(left, recipe)
     _warmup(left, recipe)
-    _length(left, recipe)
+    is_lora = left.get("LoRA_type") is not None
+    _length(left, recipe, is_lora=is_lora)
     items: Items = {}
-    _network(left, items, recipe)
+    if is_lora:
+        _network(left, items, recipe)
+    else:
+        _no_network(left, recipe)
     _rates(left, recipe)
     pairs = list(left.items())
     items |= items_of(((GUI_NAMES.get(key, key), value) for key, value in pairs), recipe)
@@ -130,7 +139,7 @@ def take_gui_file(data: Mapping[str, Any], recipe: Recipe) -> None:
                 recipe.change(items[name].key, f"additional_parameters says {name} too, which counts")
             items[name] = Item(f"additional_parameters: {name}", value)
         recipe.change("additional_parameters", "read as a command line")
-    take_arguments(items, recipe)
+    take_arguments(items, recipe, whole="" if is_lora else "(LoRA_type)")
     _name_as_in_the_form(recipe)
 
 
@@ -195,7 +204,7 @@ def _warmup(left: dict[str, Any], recipe: Recipe) -> None:
         recipe.set("lr_schedule.warmup_steps", share, "lr_warmup", note=f"{percent} % of the run as a share: {share:g}")
 
 
-def _length(left: dict[str, Any], recipe: Recipe) -> None:
+def _length(left: dict[str, Any], recipe: Recipe, *, is_lora: bool) -> None:
     """max_train_steps counts before epoch, and max_train_epochs before both."""
     epoch, steps, epochs = (left.get(key) for key in ("epoch", "max_train_steps", "max_train_epochs"))
     has_steps, has_epochs = not _off(steps), not _off(epochs)
@@ -208,13 +217,18 @@ def _length(left: dict[str, Any], recipe: Recipe) -> None:
             recipe.set("epochs", epoch, "epoch")
         else:
             recipe.rest("epoch")
-    if not is_nothing(left.get("stop_text_encoder_training")) and not _off(left["stop_text_encoder_training"]):
-        recipe.skip("stop_text_encoder_training", "the GUI leaves it out for LoRA")
-        del left["stop_text_encoder_training"]
-    if "stop_text_encoder_training_pct" in left:
-        value = left.pop("stop_text_encoder_training_pct")
-        key = "stop_text_encoder_training_pct"
-        recipe.rest(key) if _off(value) else recipe.skip(key, "the GUI leaves it out for LoRA")
+    for key in ("stop_text_encoder_training", "stop_text_encoder_training_pct"):
+        if key not in left:
+            continue
+        value = left.pop(key)
+        if _off(value):
+            recipe.rest(key)
+        elif is_lora:
+            recipe.skip(key, "the GUI leaves it out for LoRA")
+        elif str(value).isdecimal():
+            recipe.set("optimizer.text_encoder_stop", min(1.0, int(value) / 100), key, note=f"{value} % of the run")
+        else:
+            recipe.problem("optimizer.text_encoder_stop", f"{key} = {value!r} is no percentage")
     if is_nothing(left.get("lr_scheduler_num_cycles")) and "restarts" in str(left.get("lr_scheduler")) and epoch:
         left["lr_scheduler_num_cycles"] = epoch  # what the GUI passes on for an empty field
 
@@ -228,14 +242,25 @@ def _rates(left: dict[str, Any], recipe: Recipe) -> None:
             del left[key]
 
 
-def _network(left: dict[str, Any], items: Items, recipe: Recipe) -> None:
-    kind = left.pop("LoRA_type", None)
-    if kind is None:
-        recipe.change(
-            "(LoRA_type)", "not given: the file is for training a whole model or an embedding; a LoRA is trained"
+def _no_network(left: dict[str, Any], recipe: Recipe) -> None:
+    """A file for whole models: of its fields for text encoders those that the form shows for the family count."""
+    if not _off(left.get("token_string")):
+        text = (
+            "the file is for training an embedding, which is not offered; method=full or method=adapter trains a model"
         )
-        return
-    kind = str(kind)
+        recipe.problem("method", f"token_string = {left['token_string']!r}: {text}")
+    for key in [key for key in left if key in _NETWORK_KEYS or key in _ONLY_LORA]:
+        value = left.pop(key)
+        recipe.rest(key) if _off(value) or is_default(key, value) else recipe.change(key, "left out: for LoRA")
+    unused = ("learning_rate_te",) if left.get("sdxl") else ("learning_rate_te1", "learning_rate_te2")
+    for key in unused if any(key in left for key in set(WHOLE_MODEL_RATES) - set(unused)) else ():
+        if key in left:
+            recipe.rest(key)
+            del left[key]
+
+
+def _network(left: dict[str, Any], items: Items, recipe: Recipe) -> None:
+    kind = str(left.pop("LoRA_type"))
     used = set(_USED_BY.get(kind, "").split())
     module = _MODULES.get(kind)
     if module is None and kind.startswith("LyCORIS/"):

@@ -9,6 +9,7 @@ from typing import Any
 from loraloom.errors import AdapterError
 from loraloom.training.recipes.names import REASONS, TRAIN_NETWORK_ARGUMENTS, marked, unknown
 from loraloom.training.recipes.recipe import Item, Items, Recipe, field_rows, is_nothing, listed
+from loraloom.training.recipes.record import RECORD, take_record
 from loraloom.training.recipes.sd_scripts import take_arguments
 
 __all__ = ["METADATA_NAMES", "take_metadata"]
@@ -53,6 +54,15 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
             f"{recipe.source} carries no metadata, so its recipe is not known",
             "only .safetensors files can, and some programs remove it",
         )
+    recipe.known_of_required["dataset.folder"] = "a LoRA file does not hold its pictures"
+    base = found.get("sd_model_name")
+    recipe.known_of_required["checkpoint"] = "it has no name there" if is_nothing(base) else f"it was {base}"
+    record = found.pop(RECORD.removeprefix("ss_"), None)
+    if record is not None and take_record(record, recipe):
+        for key in metadata:
+            if key != RECORD:
+                recipe.rest(key)
+        return
     items: Items = {}
     _datasets(found, items, recipe)
     for name, text in found.items():
@@ -85,10 +95,6 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
     for key in metadata:
         if not key.startswith(("ss_", "modelspec.")):
             recipe.skip(key, _FACT)
-    if recipe.get("checkpoint") is None:
-        base = found.get("sd_model_name")
-        recipe.known_of_required["checkpoint"] = "it has no name there" if is_nothing(base) else f"it was {base}"
-    recipe.known_of_required["dataset.folder"] = "a LoRA file does not hold its pictures"
 
 
 def _value(text: Any) -> Any:

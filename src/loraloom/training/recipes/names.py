@@ -15,10 +15,12 @@ from loraloom.training.recipes.recipe import field_rows, listed
 __all__ = [
     "ACCELERATE",
     "COMBINED",
+    "KINDS_NOT_OFFERED",
     "KOHYA_SAMPLERS",
     "REASONS",
     "SPELLINGS",
     "TRAIN_NETWORK_ARGUMENTS",
+    "WHOLE_MODEL_RATES",
     "marked",
     "reason_for",
     "setting_of",
@@ -139,7 +141,7 @@ REASONS: dict[str, str] = {
     "full_bf16": _PRECISION,
     "fp8_base": "8-bit base weights are quantize=int8 here; fp8 is not offered",
     "fp8_base_unet": "8-bit base weights are quantize=int8 here; fp8 is not offered",
-    "fused_backward_pass": "it saves memory when a whole model is trained; a LoRA's gradients are small",
+    "fused_backward_pass": "not offered: gradients are kept until the step; those of a LoRA are small",
     "face_crop_aug_range": "random crops around faces are not offered; dataset.random_crop crops anywhere",
     "debug_dataset": "loraloom dataset check FOLDER shows what a dataset is made of",
     "dataset_class": "a dataset cannot be given as Python code",
@@ -147,13 +149,10 @@ REASONS: dict[str, str] = {
     "metadata_file": "captions in one JSON file are not read: write them as .txt files beside the pictures",
     "resize_interpolation": "chosen by the program: pictures are shrunk and enlarged without moire",
     "no_token_padding": "captions are always padded, as programs that use the LoRA do",
-    "network_multiplier": "strength per dataset is not offered",
-    "custom_attributes": "free attributes of a folder are not read",
+    "network_multiplier": "a LoRA has one strength for all datasets; loss_weight of a concept makes its pictures count "
+    "more",
+    "custom_attributes": "free attributes of a folder are not read, diff_output_preservation apart",
     "no_metadata": "the metadata is always written; it holds no folder names beyond the last one",
-    "metadata_author": _METADATA,
-    "metadata_description": _METADATA,
-    "metadata_license": _METADATA,
-    "metadata_tags": _METADATA,
     "metadata_usage_hint": _METADATA,
     "metadata_thumbnail": _METADATA,
     "metadata_merged_from": "written by loraloom merge, not by training",
@@ -203,18 +202,27 @@ for _names, _reason in (
 ):
     REASONS.update(dict.fromkeys(_names.split(), _reason))
 
-_WHOLE_MODEL = "for training the whole model or an embedding; a LoRA is trained here"
-REASONS.update(
-    dict.fromkeys(
+WHOLE_MODEL_RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
+"""Rates of the text encoders in sd-scripts' programs for whole models."""
+for _listed, _reason in (
+    (
+        (*WHOLE_MODEL_RATES, "train_text_encoder"),
+        "for training the whole model (method=full); this recipe is for a LoRA, and text_encoder_lr counts",
+    ),
+    (listed("blockwise_fused_optimizers flux_fused_backward_pass fused_optimizer_groups"), "not offered"),
+    (
+        listed("init_word num_vectors_per_token template token_string weights"),
+        "for training an embedding, which is not offered",
+    ),
+    (
         listed(
-            "learning_rate_te learning_rate_te1 learning_rate_te2 blockwise_fused_optimizers flux_fused_backward_pass "
-            "fused_optimizer_groups init_word num_vectors_per_token template token_string weights train_text_encoder "
             "create_caption create_buckets caption_metadata_filename latent_metadata_filename full_path "
             "use_latent_files image_folder batch_size_finetune"
         ),
-        _WHOLE_MODEL,
-    )
-)
+        "for files of captions and latents made beforehand; here captions are text files, and the run makes latents",
+    ),
+):
+    REASONS.update(dict.fromkeys(_listed, _reason))
 
 ACCELERATE = listed(
     "num_cpu_threads_per_process num_processes num_machines multi_gpu gpu_ids main_process_port main_process_ip "
@@ -224,12 +232,24 @@ ACCELERATE = listed(
 """Options of ``accelerate launch``."""
 REASONS.update(dict.fromkeys(ACCELERATE, "an option of accelerate, which is not used"))
 
+_PLAIN = "adapter.kind=lora trains a plain LoRA instead"
+_TURNS = "which turns weights instead of adding to them, is not offered: adapter.kind=lokr or dora is nearest to it"
+KINDS_NOT_OFFERED = {
+    "dylora": f"DyLoRA, which learns all ranks up to its own at once, is not offered: {_PLAIN}, loraloom resize lowers "
+    "its rank afterwards",
+    "oft": f"OFT, {_TURNS}",
+    "boft": f"BOFT, {_TURNS}",
+    "glora": f"GLoRA is not offered: {_PLAIN}",
+    "vera": f"VeRA is not offered: {_PLAIN}",
+}
+"""What to do about kinds of adapters that are not trained here."""
+
 NETWORK_REASONS = {
     "rank_dropout_scale": "what dropout leaves is scaled as adapter.rank_dropout does it",
     "unit": "DyLoRA is not offered",
     "block_size": "DyLoRA is not offered",
     "preset": "layers are chosen by adapter.unet, text_encoder, conv_rank, include and exclude",
-    "train_norm": "normalisation layers are not trained",
+    "train_norm": "normalisation layers are not trained beside a LoRA; method=full trains them with everything else",
     "use_tucker": "the Tucker form of convolutions is not offered",
     "use_cp": "the Tucker form of convolutions is not offered",
     "use_scalar": "a scalar to train per layer is not offered",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from loraloom.training.recipes.names import SPELLINGS, TRAIN_NETWORK_ARGUMENTS
 from loraloom.training.recipes.parsing import Document, flattened, read_document
 from loraloom.training.recipes.recipe import Item, Items, Recipe
 from loraloom.training.recipes.scripts import read_script
-from loraloom.training.recipes.sd_scripts import items_of, take_arguments
+from loraloom.training.recipes.sd_scripts import dataset_defaults, items_of, take_arguments
 
 __all__ = ["read_recipe"]
 
@@ -55,7 +56,10 @@ def _of_script(document: Document) -> Recipe:
     for name, item in items.items():
         if item.key in script.labels:
             items[name] = Item(script.labels[item.key], item.value)
-    take_arguments(items, recipe)
+    program = re.search(r"\b(train_db|fine_tune|sdxl_train)\.py\b", document.text)
+    if program and program[1] != "train_db":
+        items.setdefault("train_text_encoder", Item("(train_text_encoder)", False))
+    take_arguments(items, recipe, whole=program.group() if program else "")
     return recipe
 
 
@@ -80,6 +84,7 @@ def _of_data(document: Document) -> Recipe:
         items: Items = items_of(flattened(rest), recipe)
         take_dataset_config(data, recipe, outer=items, source=path)
         take_arguments(items, recipe, defaults=bool(rest))
+        dataset_defaults(recipe)
     elif is_gui_file(data):
         recipe = Recipe(path, "kohya_ss' GUI")
         take_gui_file(data, recipe)

@@ -12,7 +12,7 @@ from loraloom.errors import FileFormatError
 from loraloom.training.recipes.names import ACCELERATE, REASONS, SPELLINGS, TRAIN_NETWORK_ARGUMENTS, marked
 from loraloom.training.recipes.recipe import Recipe
 
-__all__ = ["Script", "command_arguments", "read_script"]
+__all__ = ["ONLY_IN_SCRIPTS", "Script", "command_arguments", "read_script"]
 
 _ASSIGNED = {
     "powershell": re.compile(r"^\s*\$(?P<name>\w+)\s*(?P<plus>\+?)=\s*(?P<value>.+?)\s*;?\s*$"),
@@ -23,7 +23,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)|%(\w+)%")
 _COMPUTED = re.compile(r"\$\(")
 _ARITHMETIC = re.compile(r"([\d.eE+-]+)\s*([*/])\s*([\d.eE+-]+)")
 _PROGRAM = re.compile(r"\.py\"?$")
-_ONLY_IN_SCRIPTS = {
+ONLY_IN_SCRIPTS = {
     "gpu_training_speed",
     "desired_training_time",
     "is_random_seed",
@@ -254,11 +254,11 @@ def _substituted(value: Any, variables: dict[str, Any], used: set[str]) -> tuple
 
 def _take_variables(variables: dict[str, Any], used: set[str], script: Script) -> None:
     """Variables named as arguments are (the guide's script names them so) where no argument said it already."""
-    known = {*TRAIN_NETWORK_ARGUMENTS, *marked(), *SPELLINGS, *_ONLY_IN_SCRIPTS, *REASONS}
+    known = {*TRAIN_NETWORK_ARGUMENTS, *marked(), *SPELLINGS, *ONLY_IN_SCRIPTS, *REASONS}
     said = {SPELLINGS.get(name, name) for name, _ in script.pairs}
     order = list(variables)
     for name in order:
-        if name in used and name not in _ONLY_IN_SCRIPTS:
+        if name in used and name not in ONLY_IN_SCRIPTS:
             continue
         switch = _SWITCHED.get(name)
         if switch is not None and str(variables.get(switch, 1)) == "0":

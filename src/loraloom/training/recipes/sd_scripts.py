@@ -11,8 +11,10 @@ from typing import Any
 from loraloom.errors import LoraloomError, UnknownNameError
 from loraloom.training.recipes.dataset_config import take_dataset_config
 from loraloom.training.recipes.names import (
+    KINDS_NOT_OFFERED,
     KOHYA_SAMPLERS,
     SPELLINGS,
+    WHOLE_MODEL_RATES,
     marked,
     reason_for,
     unknown,
@@ -20,7 +22,7 @@ from loraloom.training.recipes.names import (
 from loraloom.training.recipes.parsing import flattened, read_document
 from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, field_rows, is_nothing, listed, resolved
 
-__all__ = ["arguments", "given", "is_default", "items_of", "take_arguments", "take_one"]
+__all__ = ["arguments", "dataset_defaults", "given", "is_default", "items_of", "take_arguments", "take_one"]
 
 _NOTHING_AT_ZERO = frozenset(
     listed(
@@ -94,14 +96,21 @@ def items_of(pairs: Iterable[tuple[str, Any]], recipe: Recipe) -> Items:
     return items
 
 
-def take_arguments(items: Items, recipe: Recipe, *, defaults: bool = True) -> None:
-    """Translate sd-scripts' arguments into ``recipe``. ``defaults``: what is not given has sd-scripts' default."""
+def take_arguments(items: Items, recipe: Recipe, *, defaults: bool = True, whole: str = "") -> None:
+    """Translate sd-scripts' arguments into ``recipe``.
+
+    ``defaults``: what is not given has sd-scripts' default. ``whole``: what says that the whole model is trained; empty
+    where the arguments say it themselves.
+    """
     items = dict(items)
     _merge_config_file(items, recipe)
+    _whole_model(items, whole, recipe)
     for name in [name for name, item in items.items() if _says_nothing(name, item.value)]:
         recipe.rest(items.pop(name).key)
     spoken = frozenset(items)
     _optimizer(items, recipe)
+    if defaults:
+        _adafactor(items, recipe)
     _lr_schedule(items, recipe)
     _length(items, recipe)
     _rates(items, recipe)
@@ -258,18 +267,57 @@ def _optimizer(items: Items, recipe: Recipe) -> None:
         recipe.rest(options.key)
 
 
-def _named_optimizer(named: Item, recipe: Recipe) -> None:
-    from loraloom.training.optimizers import find_optimizer
+_SAME_METHODS = frozenset(
+    listed("torch bitsandbytes pytorch_optimizer lion_pytorch prodigyopt dadaptation schedulefree transformers")
+)
+"""Packages whose classes sd-scripts means by its short names: those that have a name here are the same methods."""
 
-    name = str(named.value).strip()
-    short = name.partition("(")[0].rpartition(".")[2]
-    for candidate in (short, name):
-        try:
-            recipe.set("optimizer.name", find_optimizer(candidate), named.key)
-            return
-        except UnknownNameError:
-            continue
-    recipe.problem("optimizer.name", f"{named.key}: the optimizer {name!r} is not known here")
+
+def _named_optimizer(named: Item, recipe: Recipe) -> None:
+    from loraloom.training.optimizers import find_class, find_optimizer, find_recipe
+
+    name = str(named.value).strip().partition("(")[0]
+    package, _, short = name.rpartition(".")
+    if package and package.partition(".")[0] not in _SAME_METHODS:
+        recipe.set("optimizer.name", name, named.key)
+        return
+    try:
+        found = find_optimizer(short)
+    except UnknownNameError:
+        whole = name if package else find_class(short)
+        if whole is None:
+            text = "the path of a class is another way to name one: package.Class"
+            recipe.problem("optimizer.name", f"{named.key}: the optimizer {name!r} is not known here; {text}")
+        else:
+            note = "" if whole == name or "torch.optim" in whole else f"taken for {whole}"
+            recipe.set("optimizer.name", whole, named.key, note=note)
+        return
+    same = not package or find_recipe(found).path == name
+    recipe.set("optimizer.name", found, named.key, note="" if same else f"the same method is {found} here")
+
+
+def _adafactor(items: Items, recipe: Recipe) -> None:
+    """sd-scripts' Adafactor finds its rate by itself unless told otherwise, and then its schedule is its own."""
+    if recipe.get("optimizer.name") != "adafactor":
+        return
+    given = recipe.get("optimizer.args") or {}
+    told = "the learning rates change nothing then; optimizer.args.relative_step=false makes them count"
+    if "relative_step" not in given:
+        note = f"not given: true, as in sd-scripts; {told}"
+        recipe.set("optimizer.args", {**given, "relative_step": True}, "(optimizer_args: relative_step)", note=note)
+    elif not given["relative_step"] and given.get("warmup_init"):
+        note = "true, because warmup_init needs it, as in sd-scripts"
+        recipe.set("optimizer.args", {**given, "relative_step": True}, "(optimizer_args: relative_step)", note=note)
+    given = recipe.get("optimizer.args")
+    if "scale_parameter" not in given:
+        note = "not given: true, as in sd-scripts"
+        recipe.set("optimizer.args", {**given, "scale_parameter": True}, "(optimizer_args: scale_parameter)", note=note)
+    if given["relative_step"]:
+        for name in ("lr_scheduler", "lr_scheduler_type"):
+            item = items.pop(name, None)
+            if item is not None:
+                recipe.change(item.key, "left out: Adafactor with relative_step has a schedule of its own")
+        recipe.set("lr_schedule.name", "constant", "(lr_scheduler)", note="constant: the rate is Adafactor's own")
 
 
 def _lr_schedule(items: Items, recipe: Recipe) -> None:
@@ -335,6 +383,32 @@ def _rates(items: Items, recipe: Recipe) -> None:
             recipe.set(marked()[name], values[0], item.key, note=note)
         else:
             recipe.set(marked()[name], numbers[:2], item.key)
+
+
+def _whole_model(items: Items, whole: str, recipe: Recipe) -> None:
+    """The rates and switches of sd-scripts' programs for whole models."""
+    own = [name for name in (*WHOLE_MODEL_RATES, "train_text_encoder") if name in items]
+    if not whole and own and not {"network_module", "network_dim", "network_args"} & set(items):
+        whole = f"({items[own[0]].key})"
+    if not whole:
+        return
+    recipe.set("method", "full", whole, note="the whole model is trained, not a LoRA: method=full")
+    switch = items.pop("train_text_encoder", None)
+    if switch is not None:
+        recipe.set("adapter.text_encoder", _truth(switch.value), switch.key)
+    found = {name: items.pop(name) for name in WHOLE_MODEL_RATES if name in items}
+    rates = {name: item for name, item in found.items() if not is_nothing(item.value)}
+    pair = [name for name in WHOLE_MODEL_RATES[1:] if name in rates]
+    for name, item in found.items():
+        if name not in rates or recipe.get("adapter.text_encoder") is False:
+            recipe.rest(item.key)
+        elif name == WHOLE_MODEL_RATES[0] and pair:
+            recipe.change(item.key, f"{' and '.join(rates[name].key for name in pair)} counts")
+        elif not pair or name == pair[-1]:
+            values = [rates[part].value for part in pair] or [item.value]
+            items["text_encoder_lr"] = Item(item.key, values)
+        else:
+            recipe.change(item.key, "see optimizer.text_encoder_lr")
 
 
 def _fits_two(name: str) -> bool:
@@ -412,6 +486,10 @@ def _take_kind(name: str, module: Item, recipe: Recipe, *, dora: bool = False) -
     known = [candidate for candidate in candidates if candidate in _kinds_offered()]
     if known:
         return recipe.set("adapter.kind", known[0], module.key)
+    said = next((KINDS_NOT_OFFERED[kind] for kind in (*candidates, name) if kind in KINDS_NOT_OFFERED), None)
+    if said is not None:
+        recipe.problem("adapter.kind", f"{module.key} = {module.value}: {said}")
+        return False
     offered = ", ".join(_kinds_offered())
     recipe.problem("adapter.kind", f"{module.key}: {name} is not offered here; adapter.kind is one of {offered}")
     return False
@@ -504,7 +582,7 @@ def _saving(items: Items, recipe: Recipe) -> None:
     kept = items.get("save_model_as")
     if kept is not None and str(kept.value).startswith("diffusers"):
         del items["save_model_as"]
-        recipe.change(kept.key, "a LoRA is one file here; safetensors")
+        recipe.change(kept.key, "what is trained is one file here; safetensors")
     states = [items.pop(name) for name in ("save_state", "save_state_on_train_end") if name in items]
     wanted = [item for item in states if _truth(item.value)]
     for item in states:
@@ -531,11 +609,8 @@ def _saving(items: Items, recipe: Recipe) -> None:
 def _previews(items: Items, recipe: Recipe) -> None:
     prompts, sampler = items.pop("sample_prompts", None), items.pop("sample_sampler", None)
     if sampler is not None:
-        name = KOHYA_SAMPLERS.get(str(sampler.value))
-        if name is None:
-            recipe.set("preview.sampler", "DPM++ 2M", sampler.key, note=f"{sampler.value} is not offered; DPM++ 2M")
-        else:
-            recipe.set("preview.sampler", name, sampler.key)
+        name, note = _sampler(str(sampler.value))
+        recipe.set("preview.sampler", name, sampler.key, note=note)
     for name in ("sample_every_n_epochs", "sample_every_n_steps"):
         if name in items and _number(items[name].value) == 0:
             recipe.rest(items.pop(name).key)
@@ -549,6 +624,7 @@ def _previews(items: Items, recipe: Recipe) -> None:
         return
     before = len(recipe.keys) + len(recipe.problems)
     lines = _prompt_lines(prompts, recipe)
+    lines = None if lines is None else [_usable_prompt(line, prompts.key, recipe) for line in lines]
     if not lines and len(recipe.keys) + len(recipe.problems) == before:
         recipe.rest(prompts.key)
     if lines:
@@ -567,17 +643,17 @@ def _prompt_lines(prompts: Item, recipe: Recipe) -> list[str] | None:
     text = str(prompts.value)
     suffix = Path(text.strip()).suffix.lower() if "\n" not in text else ""
     if suffix not in (".txt", ".toml", ".json"):
-        return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     path = Path(resolved(text, recipe.folders))
-    if suffix == ".txt":
-        if "preview.file" in field_rows():
-            recipe.set("preview.file", str(path), prompts.key)
-            return None
-        if path.is_file():
-            return _prompt_lines(Item(prompts.key, path.read_text(encoding="utf-8-sig", errors="replace")), recipe)
     if not path.is_file():
-        recipe.problem("preview.prompts", f"{prompts.key}: {path} does not exist")
+        if suffix == ".txt":
+            recipe.set("preview.file", str(path), prompts.key)
+        else:
+            recipe.problem("preview.prompts", f"{prompts.key}: {path} does not exist")
         return None
+    if suffix == ".txt":
+        content = path.read_text(encoding="utf-8-sig", errors="replace")
+        return _prompt_lines(Item(prompts.key, f"{content}\n"), recipe)
     data = read_document(path).data
     if isinstance(data, Mapping):
         common = data.get("prompt", {})
@@ -599,6 +675,49 @@ _PROMPT_OPTIONS = {
 def _prompt_line(entry: Mapping[str, Any]) -> str:
     options = [f"--{short} {entry[name]}" for name, short in _PROMPT_OPTIONS.items() if not is_nothing(entry.get(name))]
     return " ".join([str(entry.get("prompt", "")), *options])
+
+
+_SIDE = 8
+"""Sides of previews are multiples of it; sd-scripts rounds down to them."""
+
+
+def _usable_prompt(line: str, key: str, recipe: Recipe) -> str:
+    """A line without the options that previews do not have, and with samplers by their names here."""
+    prompt, *options = re.split(r"\s--(?=[A-Za-z]+(?:\s|$))", f" {line}")
+    kept = [prompt.strip()]
+    for option in options:
+        name, _, value = option.partition(" ")
+        name, value = name.lower(), value.strip()
+        if name not in _PROMPT_OPTIONS.values():
+            recipe.change(f"{key}: --{option.strip()}", "left out: previews have no such option")
+            continue
+        if name == "ss":
+            value, note = _sampler(value)
+            if note:
+                recipe.change(f"{key}: --{option.strip()}", note)
+        elif name in ("w", "h") and value.isdecimal() and int(value) % _SIDE:
+            value = str(max(_SIDE, int(value) // _SIDE * _SIDE))
+        kept.append(f"--{name} {value}".strip())
+    return " ".join(kept)
+
+
+_NEAREST_SAMPLERS = {"dpmsolver": "DPM++ 2M", "dpmsingle": "DPM++ 2S a"}
+
+
+def _sampler(name: str) -> tuple[str, str]:
+    """A sampler of previews by its name here, and what is to be said about it."""
+    from loraloom.diffusion.samplers import resolve_sampler
+
+    plain = name.strip().lower()
+    if plain in KOHYA_SAMPLERS:
+        return KOHYA_SAMPLERS[plain], ""
+    if plain in _NEAREST_SAMPLERS:
+        return _NEAREST_SAMPLERS[plain], f"{name} is not offered; {_NEAREST_SAMPLERS[plain]} is nearest"
+    try:
+        resolve_sampler(name)
+    except UnknownNameError:
+        return "DPM++ 2M", f"{name} is not offered; DPM++ 2M"
+    return name, ""
 
 
 def _dataset(items: Items, recipe: Recipe) -> None:
@@ -680,14 +799,23 @@ def _sd_scripts_defaults(spoken: frozenset[str], recipe: Recipe) -> None:
             recipe.set(path, value, f"({key})", note=f"not given: {why}, as in sd-scripts")
 
     default("lr_schedule.name", "constant", "lr_scheduler", "lr_scheduler_type", why="a constant rate")
-    default("adapter.rank", 4, "network_dim", why="rank 4")
-    if not recipe.get("adapter.lokr_full_matrix"):
+    if recipe.get("method") != "full":
+        default("adapter.rank", 4, "network_dim", why="rank 4")
+    if not recipe.get("adapter.lokr_full_matrix") and recipe.get("method") != "full":
         default("adapter.alpha", 1.0, "network_alpha", why="alpha 1")
     if not {"unet_lr", "text_encoder_lr"} <= spoken:
         default("optimizer.lr", 2e-6, "learning_rate", why="a rate of 2e-6")
     if not spoken & {"max_train_steps", "max_train_epochs"} and recipe.get("epochs") is None:
         default("steps", 1600, "max_train_steps", why="1600 steps")
     default("saving.every_epochs", 0, "save_every_n_epochs", "save_n_epoch_ratio", why="no files between")
-    if not recipe.get("dataset.concepts"):
-        default("dataset.buckets", False, "enable_bucket", why="every picture is cropped to one shape")
-    default("dataset.caption_extensions", [".caption", ".txt"], "caption_extension", why=".caption files first")
+    dataset_defaults(recipe)
+
+
+def dataset_defaults(recipe: Recipe) -> None:
+    """What sd-scripts does with pictures where nothing is said."""
+    for path, value, name, why in (
+        ("dataset.buckets", False, "enable_bucket", "every picture is cropped to one shape"),
+        ("dataset.caption_extensions", [".caption", ".txt"], "caption_extension", ".caption files first"),
+    ):
+        if recipe.get(path) is None:
+            recipe.set(path, value, f"({name})", note=f"not given: {why}, as in sd-scripts")
