@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Any, Self, cast, get_args, get_origin
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -195,10 +195,10 @@ def _all_problems(cls: type[Settings], data: Mapping[str, Any], error: Validatio
     """
     problems: list[str] = []
     wrong: list[tuple[int | str, ...]] = []
-    names: set[int | str] = set()
+    names: set[str] = set()
     rest = deepcopy(dict(data))
     while True:
-        items = [dict(item) for item in error.errors()]
+        items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
         fresh = [item for item in items if not any(item["loc"][: len(path)] == path for path in wrong)]
         for item in fresh:
             if not wrong or not (item["type"] == "missing" or names.intersection(re.findall(r"\w+", item["msg"]))):
@@ -215,10 +215,10 @@ def _all_problems(cls: type[Settings], data: Mapping[str, Any], error: Validatio
             return problems
 
 
-def _take_out(cls: type[Settings], data: dict[str, Any], item: dict[str, Any]) -> int | str:
+def _take_out(cls: type[Settings], data: dict[str, Any], item: dict[str, Any]) -> str:
     """Remove a wrong value from the innermost table that holds it, or fill in one that is missing. Returns its key."""
-    table, key = data, item["loc"][0]
-    value: Any = data
+    key: Any = item["loc"][0]
+    table, value = data, cast("Any", data)
     for part in item["loc"]:
         if isinstance(value, dict):
             table, key, value = value, part, value.get(part)
@@ -231,7 +231,7 @@ def _take_out(cls: type[Settings], data: dict[str, Any], item: dict[str, Any]) -
         table[key] = {} if is_group else "."
     else:
         table.pop(key, None)
-    return key
+    return str(key)
 
 
 def _problem(cls: type[Settings], item: dict[str, Any], source: str) -> str:

@@ -21,14 +21,15 @@ from torch import Tensor
 
 from loraloom.adapters.attach import AdapterSet, attach, create_adapters
 from loraloom.data.batches import Draw, plan_epoch
-from loraloom.data.dataset import Dataset, load_dataset
+from loraloom.data.dataset import Dataset
 from loraloom.errors import LoraloomError
 from loraloom.events import Listener, MemoryMeasured, MemoryPredicted, Notice, ignore
 from loraloom.hardware import PeakMemory, choose_device, choose_precision, free_memory_bytes, own_memory_bytes
-from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.checkpoint import Checkpoint
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.quantized import QuantizedWeight
 from loraloom.training.meter import Meter
+from loraloom.training.opening import open_run
 from loraloom.training.optimizers import create_optimizer
 from loraloom.training.previews import preview_prompts
 from loraloom.training.settings import TrainSettings
@@ -553,12 +554,9 @@ def make_plan(
     settings: TrainSettings, *, dry: bool = False, folder: Path | None = None, listener: Listener = ignore
 ) -> Plan:
     """Count, predict, and unless ``dry`` take two real steps (with ``folder`` as their scratch folder)."""
-    from loraloom.training.preparing import with_resolution
-
-    device = choose_device(settings.device)
-    checkpoint = open_checkpoint(settings.checkpoint)
-    settings = with_resolution(settings, checkpoint, listener)
-    dataset = load_dataset(settings.dataset)
+    opened = open_run(settings, listener, device=settings.device)
+    settings, device = opened.settings, opened.device
+    checkpoint, dataset = opened.checkpoint, opened.dataset
     work = count_work(settings, dataset)
     memory = predict_memory(settings, checkpoint, work.largest, device=device)
     trial = None if dry else try_steps(settings, dataset, folder or settings.output)

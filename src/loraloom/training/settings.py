@@ -479,9 +479,7 @@ class TrainSettings(Settings):
                 "(or objective.preserve_trigger)"
             )
         if self.optimizer.text_encoder_stop not in (None, 1) and not self.adapter.unet:
-            problems.append(
-                "optimizer.text_encoder_stop: nothing would be trained afterwards, adapter.unet is false"
-            )
+            problems.append("optimizer.text_encoder_stop: nothing would be trained afterwards, adapter.unet is false")
         if problems:
             raise ValueError("; ".join(problems))
         return self
