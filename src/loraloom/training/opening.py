@@ -35,6 +35,7 @@ from loraloom.training.step import Objective
 from loraloom.training.steps import StepPlan
 from loraloom.training.validation import split_off, validation_pictures
 from loraloom.training.whole import whole_notices
+from loraloom.training.without_effect import RunFacts
 
 __all__ = ["Opened", "contradictions", "open_run", "planned_groups", "with_resolution"]
 
@@ -51,6 +52,13 @@ class Opened:
     checkpoint: Checkpoint
     dataset: Dataset
     held_out: tuple[Sample, ...]
+
+    @property
+    def facts(self) -> RunFacts:
+        """What decides whether a setting has an effect."""
+        plan = StepPlan(self.settings, self.dataset)
+        steps = plan.total_steps
+        return RunFacts(self.settings, self.dataset, self.device.type == "cpu", steps, plan.epoch_of(steps))
 
 
 def open_run(settings: TrainSettings, listener: Listener, *, device: str, leads: bool = True) -> Opened:

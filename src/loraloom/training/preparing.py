@@ -31,6 +31,7 @@ from loraloom.training.state import ResumePoint, check_alike, identity_of
 from loraloom.training.step import Objective, objective_notices
 from loraloom.training.team import ALONE, Team
 from loraloom.training.whole import WholeModel, WholeView, whole_groups, whole_notices, whole_parts
+from loraloom.training.without_effect import without_effect
 
 __all__ = ["RunParts", "prepare_parts"]
 
@@ -92,7 +93,7 @@ def prepare_parts(
         keep_freed_memory()  # weights that are made dense at every use would leave their holes in the heap
     full = settings.method == "full"
     remarks = whole_notices(settings) if full else adapter_notices(settings.adapter)
-    for remark in (*optimizer_remarks(settings), *remarks):
+    for remark in (*optimizer_remarks(settings), *remarks, *without_effect(opened.facts)):
         listener(Notice(remark, "warning"))
     origins = origin_metadata(settings.adapter)
     for problem in dataset.problems:
