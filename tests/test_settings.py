@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from loraloom.errors import FileFormatError, MissingFileError, SettingsError
 from loraloom.settings import Kohya, Settings, apply_overrides, read_toml, setting_rows
@@ -46,6 +46,34 @@ def test_every_problem_is_reported_at_once() -> None:
     assert "unknown setting 'nmae', did you mean 'name'?" in problems
     assert "'inner.network_dim' is called 'inner.rank' here" in problems
     assert len(caught.value.problems) == 5
+
+
+class Fitting(Settings):
+    inner: Inner = Inner()
+    """A group."""
+    sizes: tuple[int, ...] = ()
+    """Several numbers."""
+    word: str = ""
+    """A word."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.inner.mode == "b" and not self.word:
+            raise ValueError("mode b needs a word")
+        return self
+
+
+def test_settings_that_do_not_fit_are_reported_with_those_that_are_wrong() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Fitting.load(None, ["inner.rank=0", "inner.mode=b", "sizes=[1, 'x']"])
+    assert len(caught.value.problems) == 3 and "mode b needs a word" in caught.value.problems[-1]
+
+
+def test_nothing_is_said_twice_of_a_wrong_value() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Fitting.load(None, ["inner.mode=b", "word=3"])
+    (problem,) = caught.value.problems
+    assert "'word' = 3" in problem
 
 
 @pytest.mark.parametrize("text", ["rank", "=3", ""])

@@ -9,12 +9,14 @@ A setting is one annotated line and the docstring under it, in a subclass of :cl
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Any, Self, cast, get_args, get_origin
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -62,8 +64,7 @@ class Settings(BaseModel):
             return cls.model_validate(dict(data))
         except ValidationError as error:
             raise SettingsError(
-                [_problem(cls, dict(item), source) for item in error.errors()],
-                "`loraloom settings` lists every setting with its meaning",
+                _all_problems(cls, data, error, source), "`loraloom settings` lists every setting with its meaning"
             ) from error
 
     @classmethod
@@ -183,6 +184,54 @@ def _type_name(annotation: Any) -> str:
         return f"table of {_type_name(key)} to {_type_name(value)}"
     names = {bool: "true | false", int: "whole number", float: "number", str: "text", Path: "path"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _all_problems(cls: type[Settings], data: Mapping[str, Any], error: ValidationError, source: str) -> list[str]:
+    """Everything that is wrong with ``data``, beginning with ``error``.
+
+    Where one value is wrong, pydantic leaves out the checks of settings with one another. So the wrong ones are taken
+    out and the rest is validated again, until nothing new is found; what is then said of a value that was taken out
+    is no news.
+    """
+    problems: list[str] = []
+    wrong: list[tuple[int | str, ...]] = []
+    names: set[str] = set()
+    rest = deepcopy(dict(data))
+    while True:
+        items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
+        fresh = [item for item in items if not any(item["loc"][: len(path)] == path for path in wrong)]
+        for item in fresh:
+            if not wrong or not (item["type"] == "missing" or names.intersection(re.findall(r"\w+", item["msg"]))):
+                problems.append(_problem(cls, item, source))
+        if not fresh or any(not item["loc"] for item in items):  # nothing new, or the checks of the whole were reached
+            return problems
+        names.update([_take_out(cls, rest, item) for item in fresh])
+        wrong += [item["loc"] for item in fresh]
+        try:
+            cls.model_validate(deepcopy(rest))
+        except ValidationError as further:
+            error = further
+        else:
+            return problems
+
+
+def _take_out(cls: type[Settings], data: dict[str, Any], item: dict[str, Any]) -> str:
+    """Remove a wrong value from the innermost table that holds it, or fill in one that is missing. Returns its key."""
+    key: Any = item["loc"][0]
+    table, value = data, cast("Any", data)
+    for part in item["loc"]:
+        if isinstance(value, dict):
+            table, key, value = value, part, value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            break
+    if item["type"] == "missing":
+        is_group = key in cls.model_fields and _group(cls.model_fields[key]) is not None
+        table[key] = {} if is_group else "."
+    else:
+        table.pop(key, None)
+    return str(key)
 
 
 def _problem(cls: type[Settings], item: dict[str, Any], source: str) -> str:

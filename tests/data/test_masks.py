@@ -70,16 +70,28 @@ def test_a_mask_folder_inside_the_dataset_is_no_concept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a-masklabel.png", "a.mask.png", "a-MaskLabel.PNG"])
 def test_masks_beside_pictures_are_never_pictures(tmp_path: Path, name: str) -> None:
     picture(tmp_path / "data" / "1_x" / "a.png")
-    picture(tmp_path / "data" / "1_x" / "b-masklabel.png")  # of no picture: it is one itself
     picture(tmp_path / "data" / "1_x" / "a-condlabel.png")
     mask(tmp_path / "data" / "1_x" / name)
     dataset = load(tmp_path, masks="beside")
-    assert sorted(by_name(dataset)) == ["a.png", "b-masklabel.png"]
+    assert sorted(by_name(dataset)) == ["a.png"]
     assert by_name(dataset)["a.png"].mask_path == tmp_path / "data" / "1_x" / name
-    assert kinds(dataset) == ["mask-missing"]
+    assert kinds(dataset) == []
     unused = load(tmp_path)
     assert not any(sample.has_mask for sample in unused.samples)
     assert kinds(unused) == ["mask-unused"]
+
+
+@pytest.mark.parametrize("name", ["gone-masklabel.png", "gone.mask.png", "gone-MaskLabel.PNG"])
+def test_a_mask_whose_picture_is_gone_is_not_trained_as_one(tmp_path: Path, name: str) -> None:
+    picture(tmp_path / "data" / "1_x" / "a.png")
+    mask(tmp_path / "data" / "1_x" / "a.mask.png")
+    mask(tmp_path / "data" / "1_x" / name)
+    dataset = load(tmp_path, masks="beside")
+    assert sorted(by_name(dataset)) == ["a.png"]
+    (problem,) = dataset.problems[:1]
+    assert (problem.severity, problem.kind, problem.path.name) == ("warning", "mask-orphan", name)
+    # Where no masks are asked for, the name alone does not make it one.
+    assert sorted(by_name(load(tmp_path))) == sorted(["a.png", name])
 
 
 def test_a_mask_is_averaged_over_the_area_of_latent_pixels(tmp_path: Path) -> None:

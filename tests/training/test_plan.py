@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from loraloom.adapters.attach import attach, create_adapters
 from loraloom.adapters.settings import AdapterSettings
@@ -141,6 +142,25 @@ def test_steps_and_images_are_those_of_the_run(
     if own_memory_bytes() is not None:
         measured = next(event for event in events if isinstance(event, MemoryMeasured))
         assert measured.predicted == predicted.peak
+
+
+@pytest.mark.parametrize("source", ["share", "folder"])
+def test_pictures_that_are_held_out_take_no_steps(make_settings: MakeSettings, tmp_path: Path, source: str) -> None:
+    extra = tmp_path / "extra"
+    extra.mkdir()
+    Image.new("RGB", (64, 64), "#808000").save(extra / "a.png")
+    held = "validation.share=0.5" if source == "share" else f"validation.folder='{extra}'"
+    cached = ["dataset.cache_to_disk=true", f"dataset.cache_folder='{tmp_path / 'cache'}'"]
+    settings = make_settings("epochs=2", "batch_size=1", held, *cached)
+    plan, _ = plan_run(settings, dry=True)
+    events: list[Event] = []
+    for name in ("weights", "previews"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    train(settings, tmp_path / "run", listener=events.append)
+    started = next(event for event in events if isinstance(event, RunStarted))
+    assert plan.work.steps == started.total_steps < (12 if source == "share" else 13)
+    kept = len(list((tmp_path / "cache").rglob("*.safetensors")))
+    assert plan.disk.latents == kept * 2 * 4 * 4 * 8 * 8
 
 
 def test_with_steps_the_last_epoch_is_cut(make_settings: MakeSettings) -> None:

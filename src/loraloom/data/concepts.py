@@ -25,6 +25,7 @@ __all__ = [
     "Layout",
     "find_layout",
     "list_files",
+    "orphan_mask",
 ]
 
 REGULARIZATION_NAMES = ("regularization_images", "regularization", "reg_images", "reg", "class_images")
@@ -107,10 +108,18 @@ def find_layout(settings: DatasetSettings) -> Layout:
     return layout
 
 
-def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[str]) -> Files:
+def orphan_mask(mask: Path) -> Problem:
+    """What is said of a mask without its picture."""
+    return Problem(
+        "warning", "mask-orphan", mask, "is the mask of no picture", "give it the name of its picture, or remove it"
+    )
+
+
+def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[str], *, beside: bool = False) -> Files:
     """Pictures, captions and the rest inside a concept folder.
 
-    Plain folders inside belong to the concept; other concepts' folders and regularization folders do not.
+    Plain folders inside belong to the concept; other concepts' folders and regularization folders do not. ``beside``:
+    what is named as a mask is one, even where its picture is gone.
     """
     apart = {other.folder for other in layout.concepts if other.folder != concept.folder} | layout.apart
     if layout.regularization_folder is not None and layout.regularization_folder != concept.folder:
@@ -138,6 +147,10 @@ def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[
     files.images.sort(key=_order)
     files.texts.sort(key=_order)
     _set_masks_apart(files)
+    if beside:
+        orphans = [path for path in files.images if path.stem.lower().endswith(MASK_ENDINGS)]
+        files.images = [path for path in files.images if path not in orphans]
+        files.problems.extend(orphan_mask(concept.folder / path) for path in orphans)
     return files
 
 

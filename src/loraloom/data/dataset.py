@@ -185,7 +185,10 @@ def load_dataset(
     (done, total) pictures.
     """
     layout = find_layout(settings)
-    listed = [(concept, list_files(concept, layout, settings.caption_extensions)) for concept in layout.concepts]
+    listed = []
+    for concept in layout.concepts:
+        beside = _mask_source(concept, settings) == "beside"
+        listed.append((concept, list_files(concept, layout, settings.caption_extensions, beside=beside)))
     problems = list(layout.problems)
     found = _find_pictures(listed, settings, problems, progress)
     if not any(not picture.concept.is_regularization for picture in found):

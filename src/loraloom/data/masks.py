@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from loraloom.data.concepts import IMAGE_SUFFIXES, MASK_ENDINGS, Concept, Files
+from loraloom.data.concepts import IMAGE_SUFFIXES, MASK_ENDINGS, Concept, Files, orphan_mask
 from loraloom.data.images import load_grey
 from loraloom.data.problems import Problem, normal_name, readable
 from loraloom.data.settings import DatasetSettings
@@ -61,8 +61,7 @@ class MaskFiles:
         for masks in self._found.values():
             for mask in dict.fromkeys(masks.values()):
                 if mask not in self._users:
-                    hint = "give it the name of its picture, or remove it"
-                    yield Problem("warning", "mask-orphan", mask, "is the mask of no picture", hint)
+                    yield orphan_mask(mask)
 
     def _lookup(self, root: Path, names: Iterable[str], picture: Path) -> Path | None:
         masks = self._listed(root.expanduser().absolute())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loraloom.diffusion.samplers import ALIGNED_SD
+from loraloom.errors import SettingsError
 from loraloom.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -58,6 +59,14 @@ class TextPart:
     def prefix(self, names: Mapping[str, object]) -> str | None:
         """The prefix that this file uses, None when the encoder is not in it."""
         return next((prefix for prefix in self.prefixes if prefix + self._table in names), None)
+
+    def layers(self, infos: Infos) -> int | None:
+        """How many layers the file has of it, None when it is not in the file."""
+        prefix = self.prefix(infos)
+        if prefix is None:
+            return None
+        stem = prefix + ("encoder.layers." if self.encoder == "clip" else "transformer.resblocks.")
+        return 1 + max(int(name[len(stem) :].split(".")[0]) for name in infos if name.startswith(stem))
 
     def width(self, infos: Infos) -> int | None:
         """How wide the vectors of its tokens are, None when the encoder is not in the file."""
@@ -129,6 +138,14 @@ class Family(ABC):
             else:
                 targets += open_clip_targets(shapes, **names, layers=_read_layers(part, shapes))
         return targets
+
+    def check_clip_skip(self, infos: Infos, depth: int) -> None:
+        """Raise SettingsError unless ``clip_skip`` leaves every text encoder a layer to read."""
+        counts = [(part, part.layers(infos)) for part in self.text_parts]
+        most = min((layers - part.skip_in(layers) + 1 for part, layers in counts if layers is not None), default=1)
+        if not 1 <= depth <= most:
+            problem = f"clip_skip is {depth}, but this model allows 1 to {most}"
+            raise SettingsError([problem], "1 suits most checkpoints, 2 those that descend from NAI")
 
     def file_targets(self, infos: Infos) -> list[AdapterTarget]:
         """Every layer that a LoRA file may change: :meth:`adapter_targets`, and those that only others train."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from loraloom.events import Listener, ignore
 from loraloom.models.checkpoint import open_checkpoint
+from loraloom.training.opening import with_resolution
 from loraloom.training.plan import Change, Plan, cheapest_changes, make_plan
-from loraloom.training.preparing import with_resolution
 from loraloom.training.settings import TrainSettings
 
 __all__ = ["Change", "Plan", "plan_run"]

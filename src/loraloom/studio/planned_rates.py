@@ -17,18 +17,15 @@ def plan_rates(settings: TrainSettings) -> Curves:
     Reads the names in the checkpoint, and the dataset unless ``steps`` says how long the run is. Raises what a run
     would raise for them and for rates that do not fit.
     """
-    from loraloom.adapters.attach import choose_targets
     from loraloom.models.checkpoint import open_checkpoint
     from loraloom.training.lr_schedules import create_lr_schedule
-    from loraloom.training.parameter_groups import plan_groups, rates_at
-    from loraloom.training.preparing import with_resolution
+    from loraloom.training.opening import planned_groups, with_resolution
+    from loraloom.training.parameter_groups import rates_at
 
     checkpoint = open_checkpoint(settings.checkpoint)
     settings = with_resolution(settings, checkpoint, lambda event: None)
     total = _total_steps(settings)
-    family, optimizer = checkpoint.family, settings.optimizer
-    targets = choose_targets(settings.adapter, family.adapter_targets(checkpoint.infos), family=family.name)
-    plan = plan_groups([(target, ("down", "up")) for target in targets], optimizer, family.name)
+    optimizer, plan = settings.optimizer, planned_groups(settings, checkpoint)
     schedule = create_lr_schedule(settings.lr_schedule, total)
     rows = [rates_at(plan, optimizer, schedule, step, total) for step in range(total)]
     rates = {group.name: tuple(row[group.name] for row in rows) for group in plan}

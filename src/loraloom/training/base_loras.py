@@ -14,7 +14,7 @@ from loraloom.generation.live_merge import LiveMerge
 from loraloom.generation.loras import AppliedLora
 from loraloom.models.loaded import LoadedModel
 
-__all__ = ["merge_base_loras", "origin_metadata"]
+__all__ = ["check_origins", "merge_base_loras", "origin_metadata"]
 
 
 def merge_base_loras(model: LoadedModel, settings: AdapterSettings, listener: Listener = ignore) -> None:
@@ -33,6 +33,14 @@ def merge_base_loras(model: LoadedModel, settings: AdapterSettings, listener: Li
             Notice(f"merged {path.name} into the checkpoint in memory (text encoder {text_encoder:g}, U-Net {unet:g})")
         )
     LiveMerge(model).apply(loras)
+
+
+def check_origins(settings: AdapterSettings) -> None:
+    """MissingFileError where a file that the training is to start from does not exist."""
+    if settings.start_from is not None:
+        _exists(settings.start_from, "adapter.start_from")
+    for text in settings.base_loras:
+        _exists(parse_base_lora(text)[0], "adapter.base_loras")
 
 
 def origin_metadata(settings: AdapterSettings) -> dict[str, str]:

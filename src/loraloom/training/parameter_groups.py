@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PlannedGroup",
+    "block_factors",
     "block_weights",
-    "check_rates",
     "optimizer_remarks",
     "parameter_groups",
     "part_rates",
@@ -60,7 +60,7 @@ def block_weights(shape: str, count: int) -> tuple[float, ...]:
     return tuple(SHAPES[name](index / max(count - 1, 1)) + raised for index in range(count))
 
 
-def _block_factors(settings: OptimizerSettings, family: str) -> list[float] | None:
+def block_factors(settings: OptimizerSettings, family: str) -> list[float] | None:
     """The factor of every block of the U-Net, None where none is set. SettingsError for lists of a wrong length."""
     given = settings.block_lr
     if given.down is None and given.mid is None and given.up is None:
@@ -109,7 +109,7 @@ def plan_groups(
     """
     layers = list(layers)
     rates = part_rates(list(dict.fromkeys(target.part for target, _ in layers)), settings)
-    factors = _block_factors(settings, family)
+    factors = block_factors(settings, family)
     ratios = {part: _loraplus(part, settings) for part in rates}
     has_up = any(_is_up(name) for _, names in layers for name in names)
     if any(ratio != 1.0 for ratio in ratios.values()) and not has_up:
@@ -142,13 +142,6 @@ def plan_groups(
         )
         for part, factor, faster in order
     ]
-
-
-def check_rates(settings: TrainSettings, family: str, encoders: Sequence[str]) -> None:
-    """Raise SettingsError where the rates do not fit a checkpoint, known by its family and its text encoders alone."""
-    adapter = settings.adapter
-    part_rates([*(["unet"] if adapter.unet else []), *(encoders if adapter.text_encoder else [])], settings.optimizer)
-    _block_factors(settings.optimizer, family)
 
 
 def part_rates(parts: Sequence[str], settings: OptimizerSettings) -> dict[str, float]:

@@ -21,17 +21,18 @@ from torch import Tensor
 
 from loraloom.adapters.attach import AdapterSet, attach, create_adapters
 from loraloom.data.batches import Draw, plan_epoch
-from loraloom.data.dataset import Dataset, load_dataset
+from loraloom.data.dataset import Dataset
 from loraloom.errors import LoraloomError
 from loraloom.events import Listener, MemoryMeasured, MemoryPredicted, Notice, ignore
 from loraloom.hardware import PeakMemory, choose_device, choose_precision, free_memory_bytes, own_memory_bytes
-from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.checkpoint import Checkpoint
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.quantized import QuantizedWeight
 from loraloom.training.meter import Meter
+from loraloom.training.opening import open_run
 from loraloom.training.optimizers import create_optimizer
 from loraloom.training.previews import preview_prompts
-from loraloom.training.settings import TrainSettings
+from loraloom.training.settings import TrainSettings, ValidationSettings
 from loraloom.training.whole import WholeModel, whole_parts
 
 __all__ = [
@@ -359,6 +360,8 @@ def try_steps(settings: TrainSettings, dataset: Dataset, folder: Path, listener:
     def narrowed(dataset: Dataset) -> Dataset:
         return replace(dataset, samples=tuple(sample for sample in dataset.samples if sample in chosen))
 
+    # What is held out would be encoded for nothing.
+    settings = settings.model_copy(update={"validation": ValidationSettings()})
     watch = PeakMemory(choose_device(settings.device))
     with watch:
         run = TrainingRun.prepare(settings, folder, listener, narrowed=narrowed)
@@ -408,8 +411,8 @@ class Disk:
         return self.lora * self.loras + self.state + self.previews + self.latents
 
 
-def count_disk(settings: TrainSettings, work: Work, memory: Memory, dataset: Dataset) -> Disk:
-    """LoRA files, states, previews (about 1.5 bytes a pixel as PNG) and the latent cache."""
+def count_disk(settings: TrainSettings, work: Work, memory: Memory, encoded: int) -> Disk:
+    """LoRA files, states, previews (about 1.5 bytes a pixel as PNG) and the latent cache of ``encoded`` pictures."""
     saving, preview = settings.saving, settings.preview
     width, height, _ = work.largest
     tensors = memory.adapter // (2 if settings.ema.enabled else 1)
@@ -425,14 +428,13 @@ def count_disk(settings: TrainSettings, work: Work, memory: Memory, dataset: Dat
     times += work.steps // preview.every_steps if preview.every_steps else 0
     painted = preview.size or (width, height)
     pictures = len(preview_prompts(preview)) * len(preview.weights) * times
-    samples = len(dataset.samples) * (2 if settings.dataset.flip else 1)
     latent = 2 * 4 * 4 * (width // 8) * (height // 8)
     return Disk(
         lora=tensors // (1 if saving.precision == "float" else 2),
         loras=by_epoch + by_step + 1,
         state=states * (memory.adapter + memory.optimizer),
         previews=int(1.5 * math.prod(painted)) * pictures,
-        latents=samples * latent if settings.dataset.latent_folder is not None else 0,
+        latents=encoded * latent if settings.dataset.latent_folder is not None else 0,
     )
 
 
@@ -553,12 +555,9 @@ def make_plan(
     settings: TrainSettings, *, dry: bool = False, folder: Path | None = None, listener: Listener = ignore
 ) -> Plan:
     """Count, predict, and unless ``dry`` take two real steps (with ``folder`` as their scratch folder)."""
-    from loraloom.training.preparing import with_resolution
-
-    device = choose_device(settings.device)
-    checkpoint = open_checkpoint(settings.checkpoint)
-    settings = with_resolution(settings, checkpoint, listener)
-    dataset = load_dataset(settings.dataset)
+    opened = open_run(settings, listener, device=settings.device)
+    settings, device = opened.settings, opened.device
+    checkpoint, dataset = opened.checkpoint, opened.dataset
     work = count_work(settings, dataset)
     memory = predict_memory(settings, checkpoint, work.largest, device=device)
     trial = None if dry else try_steps(settings, dataset, folder or settings.output)
@@ -569,7 +568,7 @@ def make_plan(
         encode_s = batch_s / work.largest[2]  # the VAE's work is of the order of a step's
     else:
         batch_s, encode_s, rate = trial.seconds, trial.encode_seconds, memory.flops / max(trial.seconds, 1e-9)
-    samples = len(dataset.samples) * (2 if settings.dataset.flip else 1)
+    encoded = (len(dataset.samples) + len(opened.held_out)) * (2 if settings.dataset.flip else 1)
     pictures = len(preview_prompts(settings.preview)) * len(settings.preview.weights)
     times = work.epochs // max(settings.preview.every_epochs, 1) + settings.preview.at_start
     # Painting takes two forward passes a sampler step; forward and backward of one image are about two.
@@ -577,9 +576,9 @@ def make_plan(
     return Plan(
         work=work,
         memory=memory,
-        disk=count_disk(settings, work, memory, dataset),
+        disk=count_disk(settings, work, memory, encoded),
         seconds_per_batch=batch_s,
-        seconds=work.share_of_largest * batch_s + samples * encode_s + preview_s,
+        seconds=work.share_of_largest * batch_s + encoded * encode_s + preview_s,
         timed=trial is not None,
         rate=rate,
         trial=trial,

@@ -13,31 +13,27 @@ import torch
 from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adapters
 from loraloom.adapters.settings import adapter_notices
 from loraloom.data.cache import LatentCache
-from loraloom.data.dataset import Dataset, Sample, load_dataset
+from loraloom.data.dataset import Dataset, Sample
 from loraloom.errors import SettingsError
 from loraloom.events import Event, Listener, Notice
-from loraloom.generation.loras import find_lora
-from loraloom.generation.prompts import PromptReader
-from loraloom.hardware import Precision, choose_device, choose_precision, keep_freed_memory
-from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.hardware import Precision, keep_freed_memory
 from loraloom.models.loaded import LoadedModel, load_model
-from loraloom.models.prediction import read_signs
 from loraloom.training.base_loras import merge_base_loras, origin_metadata
 from loraloom.training.captions import CaptionEncoder, needed_chunks, parts_fingerprint
 from loraloom.training.ema import Ema
-from loraloom.training.optimizers import create_optimizer, try_optimizer
-from loraloom.training.parameter_groups import check_rates, optimizer_remarks, parameter_groups
+from loraloom.training.opening import open_run
+from loraloom.training.optimizers import create_optimizer
+from loraloom.training.parameter_groups import optimizer_remarks, parameter_groups
 from loraloom.training.plan import MemoryWatch
 from loraloom.training.preservation import check_trigger, class_chunks
-from loraloom.training.previews import preview_image_settings, preview_prompts
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint, check_alike, identity_of
 from loraloom.training.step import Objective, objective_notices
 from loraloom.training.team import ALONE, Team
-from loraloom.training.validation import split_off, validation_pictures
 from loraloom.training.whole import WholeModel, WholeView, whole_groups, whole_notices, whole_parts
+from loraloom.training.without_effect import without_effect
 
-__all__ = ["RunParts", "prepare_parts", "with_resolution"]
+__all__ = ["RunParts", "prepare_parts"]
 
 TOLD_REMARKS = ("layout", "regularization", "folder-name")
 """Kinds of remarks on a dataset that change what is trained, so they are said even though nothing is wrong."""
@@ -90,23 +86,16 @@ def prepare_parts(
     """
     started = time.time()
     team.check(settings.batch_size, settings.gradient_accumulation)
-    device = choose_device(team.device(settings.device))
-    precision = choose_precision(device, settings.mixed_precision)
+    opened = open_run(settings, listener, device=team.device(settings.device), leads=team.leads)
+    settings, device, precision = opened.settings, opened.device, opened.precision
+    checkpoint, dataset, held_out = opened.checkpoint, opened.dataset, opened.held_out
     if device.type == "cpu" and settings.quantize == "none" and not settings.keep_file_precision:
         keep_freed_memory()  # weights that are made dense at every use would leave their holes in the heap
-    try_optimizer(settings.optimizer, device)
     full = settings.method == "full"
     remarks = whole_notices(settings) if full else adapter_notices(settings.adapter)
-    for remark in (*optimizer_remarks(settings), *remarks):
+    for remark in (*optimizer_remarks(settings), *remarks, *without_effect(opened.facts)):
         listener(Notice(remark, "warning"))
     origins = origin_metadata(settings.adapter)
-    checkpoint = open_checkpoint(settings.checkpoint)
-    check_rates(settings, checkpoint.family.name, [part.part for part in checkpoint.family.text_parts])
-    if team.leads:
-        _check_preview_prompts(settings)
-    settings = with_resolution(settings, checkpoint, listener)
-    dataset, held_out = split_off(load_dataset(settings.dataset), settings.validation)
-    held_out += validation_pictures(settings.validation, settings.dataset)
     for problem in dataset.problems:
         if problem.severity != "info" or problem.kind in TOLD_REMARKS:
             listener(Notice(str(problem), "info" if problem.severity == "info" else "warning"))
@@ -159,6 +148,9 @@ def prepare_parts(
     if not full:
         team.copy_leader(adapters.state_dict().values())
     trained_text = any(part != "unet" for part in adapters.parts())
+    if trained_text and settings.dataset.cache_text_to_disk:
+        hint = "dataset.cache_text_to_disk has no effect while a text encoder is trained: captions are encoded anew"
+        listener(Notice(hint, "warning"))
     for part, module in model.parts.items():
         if part != "vae":
             module.gradient_checkpointing = settings.gradient_checkpointing  # type: ignore[assignment]
@@ -221,16 +213,6 @@ def _shared_work(settings: TrainSettings, team: Team) -> str:
     )
 
 
-def with_resolution(settings: TrainSettings, checkpoint: Checkpoint, listener: Listener) -> TrainSettings:
-    """The settings with the family's own resolution where none was set."""
-    if settings.dataset.resolutions or "resolution" in settings.dataset.model_fields_set:
-        return settings
-    signs = read_signs(checkpoint, checkpoint.metadata, checkpoint.path, prediction=settings.prediction)
-    resolution = checkpoint.family.default_resolution_for(signs.prediction or "epsilon")
-    listener(Notice(f"dataset.resolution = {resolution}: what {checkpoint.family.title} was trained at"))
-    return settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"resolution": resolution})})
-
-
 def _checked_objective(settings: TrainSettings, dataset: Dataset, model: LoadedModel, listener: Listener) -> Objective:
     """What is asked of this model, with a notice of every objective setting that has no effect."""
     objective = Objective(model.schedule, model.prediction, settings.seed, settings.objective)
@@ -253,14 +235,6 @@ def _interruptible(listener: Listener, stop: Callable[[], bool]) -> Listener:
             raise KeyboardInterrupt
 
     return listen
-
-
-def _check_preview_prompts(settings: TrainSettings) -> None:
-    """A LoRA or a wildcard file that a preview prompt names must be found now, not after hours of training."""
-    for index, prompt in enumerate(preview_prompts(settings.preview)):
-        generate = preview_image_settings(prompt, settings.preview, index, (512, 512), None, prompt.text)
-        for tag in PromptReader(generate).read(generate.seed).loras:
-            find_lora(tag.name, generate.lora_folders)
 
 
 def vae_fingerprint(model: LoadedModel) -> str:

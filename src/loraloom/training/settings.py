@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.data.settings import DatasetSettings
+from loraloom.errors import UnknownNameError
 from loraloom.settings import Kohya, Settings
 
 __all__ = [
@@ -37,6 +39,15 @@ def _numbers(value: Any) -> Any:
 
 
 BlockWeights = Annotated[tuple[Annotated[float, Field(ge=0)], ...] | str | None, BeforeValidator(_numbers)]
+
+
+def _known(find: Callable[[str], str], name: str) -> str:
+    """The name as it was given; ValueError, which pydantic reports with all the others, where nothing has it."""
+    try:
+        find(name)
+    except UnknownNameError as error:
+        raise ValueError(f"{error.problem}; {error.hint}") from error
+    return name
 
 
 class BlockLrSettings(Settings):
@@ -105,6 +116,13 @@ class OptimizerSettings(Settings):
     block_lr: BlockLrSettings = BlockLrSettings()
     """Learning rates of the U-Net's blocks."""
 
+    @field_validator("name")
+    @classmethod
+    def _name_exists(cls, value: str) -> str:
+        from loraloom.training.optimizers import find_optimizer
+
+        return _known(find_optimizer, value)
+
     @model_validator(mode="before")
     @classmethod
     def _rate_of_adaptive(cls, data: Any) -> Any:
@@ -146,6 +164,13 @@ class LrScheduleSettings(Settings):
     """For piecewise_constant: factor:step up to which it holds, the last factor without a step: 1:100,0.1:200,0.01."""
     args: Annotated[dict[str, OptimizerArgument], Kohya("lr_scheduler_args")] = Field(default_factory=dict)
     """Arguments of the class when name is the path of one; rates in them are factors on the learning rate."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_exists(cls, value: str) -> str:
+        from loraloom.training.lr_schedules import find_schedule
+
+        return _known(find_schedule, value)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -454,28 +479,15 @@ class TrainSettings(Settings):
     """Images painted while the run goes on."""
 
     @model_validator(mode="after")
-    def _a_trigger_to_replace(self) -> Self:
+    def _fits_together(self) -> Self:
+        problems = []
         if self.objective.preserve_class and not (self.objective.preserve_trigger or self.saving.trigger):
-            raise ValueError(
+            problems.append(
                 "objective.preserve_class takes the place of the trigger word in the captions: set saving.trigger "
                 "(or objective.preserve_trigger)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _names_exist(self) -> Self:
-        from loraloom.errors import UnknownNameError
-        from loraloom.training.lr_schedules import find_schedule
-        from loraloom.training.optimizers import find_optimizer
-
-        for key, find, name in (
-            ("optimizer.name", find_optimizer, self.optimizer.name),
-            ("lr_schedule.name", find_schedule, self.lr_schedule.name),
-        ):
-            try:
-                find(name)
-            except UnknownNameError as error:
-                raise ValueError(f"{key}: {error.problem}; {error.hint}") from error
         if self.optimizer.text_encoder_stop not in (None, 1) and not self.adapter.unet:
-            raise ValueError("optimizer.text_encoder_stop: nothing would be trained afterwards, adapter.unet is false")
+            problems.append("optimizer.text_encoder_stop: nothing would be trained afterwards, adapter.unet is false")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.data.dataset import Dataset, Sample
-from loraloom.errors import FileError, NotFiniteError, ResumeError, SettingsError
+from loraloom.errors import FileError, NotFiniteError, ResumeError
 from loraloom.events import (
     Listener,
     Notice,
@@ -108,7 +108,6 @@ def _train(
     with explained_memory_errors("loading the checkpoint and encoding the images"):
         run = TrainingRun.prepare(settings, folder, listener, stop, resume, watch=watch, team=team)
     try:
-        _check_dataset_goes_on(run)
         with explained_memory_errors(f"training on {run.model.device}"):
             return run.loop(stop, control)
     finally:
@@ -625,16 +624,3 @@ class TrainingRun(RunParts):
                 size=self.settings.dataset.size,
                 listener=self.listener,
             )
-
-
-def _check_dataset_goes_on(run: TrainingRun) -> None:
-    """Concepts that end before the run does would leave it with nothing to do, after hours: said before it starts."""
-    settings, last = run.settings, run.dataset.last_epoch
-    if settings.steps is not None and last is not None:
-        possible = sum(len(run.plan.epoch_batches(epoch)) for epoch in range(last))
-        if possible < settings.steps:
-            problem = f"steps={settings.steps}, but the concepts' last epoch, {last}, ends after {possible} steps"
-            raise SettingsError([problem], "lower steps, or let a concept go on")
-    if settings.dataset.cache_text_to_disk and any(part != "unet" for part in run.adapters.parts()):
-        hint = "dataset.cache_text_to_disk has no effect while a text encoder is trained: captions are encoded anew"
-        run.listener(Notice(hint, "warning"))
