@@ -472,7 +472,6 @@ def test_adafactor_finds_its_rate_unless_told_otherwise(
         ("RAdam", "torch.optim.RAdam", False),
         ("nadam", "torch.optim.NAdam", False),
         ("Tiger", "pytorch_optimizer.Tiger", True),
-        ("Sophia", "pytorch_optimizer.SophiaH", True),
         ("Apollo", "pytorch_optimizer.ApolloDQN", True),
         ("Paged Lion", "bitsandbytes.optim.PagedLion", True),
         ("AdamW8bit", "adamw_8bit", False),
@@ -487,6 +486,14 @@ def test_names_of_optimizers(tmp_path: Path, name: str, ours: str, said: bool) -
     recipe = read_recipe(written(tmp_path, "a.toml", f'optimizer_type = "{name}"\n'))
     assert recipe.get("optimizer.name") == ours and recipe.problems == []
     assert any(key == "optimizer_type" for key, _ in recipe.changed) == said
+
+
+def test_an_optimizer_that_cannot_be_used_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, "a.toml", 'optimizer_type = "Sophia"\n'))
+    given = ["checkpoint=a.ckpt", "dataset.folder=img"]
+    with pytest.raises(SettingsError, match=r"second derivatives.*optimizer.name=lion"):
+        recipe.finished(given)
+    assert recipe.finished([*given, "optimizer.name=lion"]).optimizer.name == "lion"
 
 
 def test_a_file_of_prompts_is_read_at_once(tmp_path: Path) -> None:
@@ -676,7 +683,17 @@ def test_the_metadata_tells_no_place_and_takes_none(tmp_path: Path) -> None:
     assert "s.safetensors" in left[f"{RECORD}: adapter.start_from"]
     assert "10_cat" in left[f"{RECORD}: dataset.concepts"]
 
-    hostile = json.dumps({"notify.url": "https://example.org", "output": "/etc", "adapter.start_from": "../../x"})
+    hostile = json.dumps(
+        {
+            "notify.url": "https://example.org",
+            "output": "/etc",
+            "adapter.start_from": "../../x",
+            "dataset.concepts[].folder": "x",
+            "no.such": 1,
+            "adapter": {},
+            "preview.file": None,
+        }
+    )
     recipe = like(tmp_path, TrainSettings.parse(data), **{RECORD: hostile})
     assert recipe.settings == {}
 
@@ -821,6 +838,7 @@ def test_the_form_trains_the_whole_model(tmp_path: Path) -> None:
             "python sdxl_train.py --train_text_encoder --learning_rate_te1 1e-6 --learning_rate_te2 2e-6",
             {"adapter.text_encoder": True, "optimizer.text_encoder_lr": [1e-6, 2e-6]},
         ),
+        ("# not train_db.py\npython train_network.py --network_dim 4", {"method": None, "adapter.rank": 4}),
         ("python train_network.py --learning_rate_te 1e-6 --network_dim 4", {"method": None, "adapter.rank": 4}),
     ],
 )

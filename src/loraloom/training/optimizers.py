@@ -220,7 +220,6 @@ def find_optimizer(name: str) -> str:
 
 
 _CLASSES_OF_OTHERS = {
-    "sophia": "pytorch_optimizer.SophiaH",
     "apollo": "pytorch_optimizer.ApolloDQN",
     "pagedlion": "bitsandbytes.optim.PagedLion",
 }

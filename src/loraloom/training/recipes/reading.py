@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from loraloom.training.recipes.scripts import read_script
 from loraloom.training.recipes.sd_scripts import dataset_defaults, items_of, take_arguments
 
 __all__ = ["read_recipe"]
+
+_FOR_WHOLE_MODELS = ("train_db.py", "fine_tune.py", "sdxl_train.py")
 
 
 def read_recipe(path: Path, *, only_lora: bool = False) -> Recipe:
@@ -56,10 +57,11 @@ def _of_script(document: Document) -> Recipe:
     for name, item in items.items():
         if item.key in script.labels:
             items[name] = Item(script.labels[item.key], item.value)
-    program = re.search(r"\b(train_db|fine_tune|sdxl_train)\.py\b", document.text)
-    if program and program[1] != "train_db":
+    if script.program in ("fine_tune.py", "sdxl_train.py"):
         items.setdefault("train_text_encoder", Item("(train_text_encoder)", False))
-    take_arguments(items, recipe, whole=program.group() if program else "")
+    elif "textual_inversion" in script.program:
+        recipe.problem("method", f"{script.program} trains an embedding, which is not offered")
+    take_arguments(items, recipe, whole=script.program if script.program in _FOR_WHOLE_MODELS else "")
     return recipe
 
 

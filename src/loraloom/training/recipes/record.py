@@ -47,7 +47,7 @@ def take_record(text: str, recipe: Recipe) -> bool:
         row = field_rows().get(path)
         if path in _NOT_OF_THE_RECIPE:
             recipe.skip(key, "belongs to a machine, not to a recipe")
-        elif row is None:
+        elif row is None or "[]" in path:
             recipe.skip(key, "not known; a later version may have written it")
             recipe.unknown.append(key)
         elif path == "dataset.concepts":

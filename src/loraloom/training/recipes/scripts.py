@@ -49,6 +49,8 @@ class Script:
     computed: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     """Variables that are no argument's name and stand in no argument."""
+    program: str = ""
+    """The Python program that is called: ``train_network.py``."""
 
 
 def read_script(text: str, path: Path, recipe: Recipe) -> Script:
@@ -70,6 +72,8 @@ def read_script(text: str, path: Path, recipe: Recipe) -> Script:
                 variables[name] = found
         depth += _braces(line) if language == "powershell" else 0
     script = Script()
+    called = re.search(r"[\w-]+\.py\b", "\n".join(commands))
+    script.program = called.group() if called else ""
     used: set[str] = set()
     for command in commands:
         for name, argument in command_arguments(command, language, recipe):

@@ -284,6 +284,10 @@ def _named_optimizer(named: Item, recipe: Recipe) -> None:
     try:
         found = find_optimizer(short)
     except UnknownNameError:
+        if short.lower().startswith("sophia"):
+            text = "Sophia needs second derivatives, which are not computed here; optimizer.name=lion is nearest to it"
+            recipe.problem("optimizer.name", f"{named.key} = {name}: {text}")
+            return
         whole = name if package else find_class(short)
         if whole is None:
             text = "the path of a class is another way to name one: package.Class"
@@ -394,7 +398,9 @@ def _whole_model(items: Items, whole: str, recipe: Recipe) -> None:
         return
     recipe.set("method", "full", whole, note="the whole model is trained, not a LoRA: method=full")
     switch = items.pop("train_text_encoder", None)
-    if switch is not None:
+    if switch is not None and is_nothing(switch.value):
+        recipe.rest(switch.key)
+    elif switch is not None:
         recipe.set("adapter.text_encoder", _truth(switch.value), switch.key)
     found = {name: items.pop(name) for name in WHOLE_MODEL_RATES if name in items}
     rates = {name: item for name, item in found.items() if not is_nothing(item.value)}
@@ -652,7 +658,11 @@ def _prompt_lines(prompts: Item, recipe: Recipe) -> list[str] | None:
             recipe.problem("preview.prompts", f"{prompts.key}: {path} does not exist")
         return None
     if suffix == ".txt":
-        content = path.read_text(encoding="utf-8-sig", errors="replace")
+        try:
+            content = path.read_text(encoding="utf-8-sig", errors="replace")
+        except OSError as error:
+            recipe.problem("preview.prompts", f"{prompts.key}: {path} cannot be read: {error.strerror}")
+            return None
         return _prompt_lines(Item(prompts.key, f"{content}\n"), recipe)
     data = read_document(path).data
     if isinstance(data, Mapping):
