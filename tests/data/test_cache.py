@@ -16,7 +16,7 @@ from loraloom.data.dataset import Sample, load_dataset
 from loraloom.data.images import load_pixels
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, OutputError
-from loraloom.events import Event, LatentsCached
+from loraloom.events import Event, LatentsCached, Notice
 
 
 class Encoder:
@@ -118,6 +118,20 @@ def test_damaged_files_are_encoded_again(samples: tuple[Sample, ...], tmp_path: 
     for sample in samples:
         assert torch.equal(latents.get(sample)[0], expected(sample, False)[0])
     assert again.pictures == 1
+
+
+def test_damaged_files_are_told_once_with_their_number(samples: tuple[Sample, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "latents"
+    cache(Encoder(), folder).prepare(samples)
+    for path in sorted(folder.rglob("*.safetensors"))[:2]:
+        path.write_bytes(path.read_bytes()[:-10])
+    sorted(folder.rglob("*.safetensors"))[-1].unlink()  # absent is not damaged
+    told: list[list[str]] = []
+    for _ in range(2):
+        events: list[Event] = []
+        cache(Encoder(), folder).prepare(samples, batch_size=4, listener=events.append)
+        told.append([event.text for event in events if isinstance(event, Notice)])
+    assert told == [[f"2 of the encoded pictures in {folder} were damaged: they are encoded again"], []]
 
 
 def test_the_key_holds_everything(samples: tuple[Sample, ...]) -> None:

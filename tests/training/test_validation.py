@@ -60,6 +60,38 @@ def test_measuring_changes_nothing_of_the_training(make_settings: MakeSettings, 
     assert len(measured(watched)) == 3 and not measured(plain)
 
 
+def warnings(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Notice) and event.level == "warning"]
+
+
+def test_what_is_wrong_with_the_folder_is_told(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    other = tmp_path / "others"
+    other.mkdir()
+    Image.new("RGB", (64, 64), "#808000").save(other / "a.png")
+    (other / "junk.png").write_bytes(b"no picture")
+    events = run(make_settings(f"validation.folder='{other}'"), tmp_path / "run")
+    (told,) = [text for text in warnings(events) if str(other) in text]
+    assert "junk.png" in told
+
+
+def test_measuring_on_what_is_trained_is_told(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    events = run(make_settings(f"validation.folder='{pictures}'"), tmp_path / "same")
+    assert any("4 of the 4 pictures to measure on are trained on too" in text for text in warnings(events))
+    other = tmp_path / "others"
+    other.mkdir()
+    Image.new("RGB", (64, 64), "#808000").save(other / "a.png")
+    (other / "b.png").write_bytes((pictures / "2_red" / "0.png").read_bytes())
+    told = warnings(run(make_settings(f"validation.folder='{other}'"), tmp_path / "partly"))
+    assert any("1 of the 2 pictures to measure on are trained on too, such as b.png" in text for text in told)
+
+
+def test_the_best_is_not_kept_where_it_is_not_wanted(make_settings: MakeSettings, tmp_path: Path) -> None:
+    overrides = ["epochs=2", "optimizer.lr=1e-2", "validation.share=0.25", "saving.every_epochs=0"]
+    events = run(make_settings(*overrides, "validation.save_best=false"), tmp_path / "run")
+    assert any(event.is_best for event in measured(events))
+    assert [path.name for path in (tmp_path / "run" / "weights").iterdir()] == ["lora.safetensors"]
+
+
 def test_two_runs_are_asked_the_same(make_settings: MakeSettings, tmp_path: Path) -> None:
     first = measured(run(make_settings("seed=1", "validation.share=0.25"), tmp_path / "a"))
     other = measured(run(make_settings("seed=2", "validation.share=0.25"), tmp_path / "b"))

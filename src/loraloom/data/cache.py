@@ -18,8 +18,8 @@ from torch import Tensor
 
 from loraloom.data.dataset import Sample
 from loraloom.data.images import load_pixels, quiet_decoders
-from loraloom.errors import DatasetError, FileError, OutputError
-from loraloom.events import LatentsCached, Listener, ignore
+from loraloom.errors import DatasetError, FileError, MissingFileError, OutputError
+from loraloom.events import LatentsCached, Listener, Notice, ignore
 from loraloom.formats.tensors import open_tensors, write_tensors
 
 __all__ = ["Encode", "LatentCache", "TensorStore", "latent_key", "text_key"]
@@ -70,36 +70,42 @@ def text_key(caption: str, *, encoder_key: str, weighted: bool, chunks: int, cli
 class TensorStore:
     """Named tensors by key: in files of ``folder``, or in memory if it is None.
 
-    Files are checked when they are read; one that is damaged, or not what its name says, counts as absent. In memory
-    at most ``max_bytes`` are kept (None: no limit); the longest unused leave first.
+    Files are checked when they are read; one that is damaged, or not what its name says, counts as absent, and its key
+    is among ``damaged``. In memory at most ``max_bytes`` are kept (None: no limit); the longest unused leave first.
     """
 
     def __init__(self, folder: Path | None, *, max_bytes: int | None = None) -> None:
-        self._folder = folder
+        self.folder = folder
+        self.damaged: set[str] = set()
         self._max_bytes = max_bytes
         self._memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         self._bytes = 0
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """The tensors of a key, None if there are none (or none that can be trusted)."""
-        if self._folder is None:
+        if self.folder is None:
             if key in self._memory:
                 self._memory.move_to_end(key)
             return self._memory.get(key)
         try:
-            file = open_tensors(self._path(self._folder, key))
+            file = open_tensors(self._path(self.folder, key))
             tensors = {name: file[name] for name in file}
             intact = file.metadata.get("key") == key and file.metadata.get("sha256") == _checksum(tensors)
-        except (FileError, KeyError):
+        except MissingFileError:
             return None
-        return tensors if intact else None
+        except (FileError, KeyError):
+            intact = False
+        if not intact:
+            self.damaged.add(key)
+            return None
+        return tensors
 
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep the tensors of a key. Raises OutputError if the folder cannot be written."""
-        if self._folder is None:
+        if self.folder is None:
             self._remember(key, dict(tensors))
             return
-        path = self._path(self._folder, key)
+        path = self._path(self.folder, key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -154,7 +160,12 @@ class LatentCache:
         wanted = list(self._wanted(samples, flips))
         done = 0
         batches = list(_batches(wanted, batch_size))
-        missing = {i for i, batch in enumerate(batches) if any(self._read(*item) is None for item in batch)}
+        # Every file is looked at, behind the first that is missing too, so that all that are damaged are counted.
+        missing = {i for i, batch in enumerate(batches) if sum(self._read(*item) is None for item in batch)}
+        if self._store.damaged:
+            count = len(self._store.damaged)
+            text = f"{count} of the encoded pictures in {self._store.folder} were damaged: they are encoded again"
+            listener(Notice(text, "warning"))
         missing = missing.union(*exchange(missing))
         todo = sorted(missing)
         for index, batch in enumerate(batches):

@@ -16,6 +16,7 @@ from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import choose_targets, create_adapters
 from loraloom.data.concepts import find_layout
 from loraloom.data.dataset import Dataset, Sample, load_dataset
+from loraloom.data.problems import Problem
 from loraloom.diffusion.schedules import NoiseSchedule
 from loraloom.errors import LoraloomError, SettingsError
 from loraloom.events import Listener, Notice
@@ -44,7 +45,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Opened:
-    """``settings`` with the resolution filled in; ``held_out``: what the validation loss is measured on."""
+    """``settings`` with the resolution filled in; ``held_out``: what the validation loss is measured on; ``problems``:
+    those of all pictures."""
 
     settings: TrainSettings
     device: torch.device
@@ -52,6 +54,7 @@ class Opened:
     checkpoint: Checkpoint
     dataset: Dataset
     held_out: tuple[Sample, ...]
+    problems: tuple[Problem, ...]
 
     @property
     def facts(self) -> RunFacts:
@@ -70,7 +73,7 @@ def open_run(settings: TrainSettings, listener: Listener, *, device: str, leads:
     chosen = _tried(errors, lambda: choose_device(device))
     precision = None if chosen is None else _tried(errors, lambda: choose_precision(chosen, settings.mixed_precision))
     checkpoint = _tried(errors, lambda: open_checkpoint(settings.checkpoint))
-    opened: tuple[Dataset, tuple[Sample, ...]] | None = None
+    opened: tuple[Dataset, tuple[Sample, ...], tuple[Problem, ...]] | None = None
     if checkpoint is None:  # to read every picture for a name misspelt would take too long
         _tried(errors, lambda: find_layout(settings.dataset))
     else:
@@ -163,9 +166,10 @@ def _tried(errors: list[LoraloomError], make: Callable[[], T]) -> T | None:
         return None
 
 
-def _open_pictures(settings: TrainSettings) -> tuple[Dataset, tuple[Sample, ...]]:
+def _open_pictures(settings: TrainSettings) -> tuple[Dataset, tuple[Sample, ...], tuple[Problem, ...]]:
     dataset, held_out = split_off(load_dataset(settings.dataset), settings.validation)
-    return dataset, held_out + validation_pictures(settings.validation, settings.dataset)
+    apart, problems = validation_pictures(settings.validation, dataset)
+    return dataset, held_out + apart, dataset.problems + problems
 
 
 def _trained(adapter: Adapter) -> list[str]:

@@ -96,7 +96,7 @@ def prepare_parts(
     for remark in (*optimizer_remarks(settings), *remarks, *without_effect(opened.facts)):
         listener(Notice(remark, "warning"))
     origins = origin_metadata(settings.adapter)
-    for problem in dataset.problems:
+    for problem in opened.problems:
         if problem.severity != "info" or problem.kind in TOLD_REMARKS:
             listener(Notice(str(problem), "info" if problem.severity == "info" else "warning"))
     if resume is not None:

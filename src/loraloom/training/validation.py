@@ -20,7 +20,7 @@ from torch import Tensor
 from loraloom.data.batches import Draw
 from loraloom.data.cache import LatentCache
 from loraloom.data.dataset import Dataset, Sample, load_dataset
-from loraloom.data.settings import DatasetSettings
+from loraloom.data.problems import Problem, readable
 from loraloom.diffusion import objectives
 from loraloom.errors import DatasetError
 from loraloom.formats.files import write_text
@@ -191,12 +191,25 @@ def split_off(dataset: Dataset, settings: ValidationSettings) -> tuple[Dataset, 
     return replace(dataset, samples=rest), chosen
 
 
-def validation_pictures(settings: ValidationSettings, data: DatasetSettings) -> tuple[Sample, ...]:
-    """The pictures of ``validation.folder``, prepared as those of the dataset are."""
+def validation_pictures(
+    settings: ValidationSettings, dataset: Dataset
+) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
+    """The pictures of ``validation.folder``, prepared as those of the dataset are, and what is wrong with them."""
     if settings.folder is None:
-        return ()
+        return (), ()
     update = {"folder": settings.folder, "concepts": (), "use_regularization": False, "regularization_folder": None}
-    return load_dataset(data.model_copy(update=update)).training
+    found = load_dataset(dataset.settings.model_copy(update=update))
+    # What is said of the settings is said of the dataset already.
+    problems = [problem for problem in found.problems if problem.severity != "info" and problem.kind != "settings"]
+    trained = {sample.digest for sample in dataset.samples}
+    pictures = {sample.digest: sample.path for sample in found.training}
+    alike = [path for digest, path in pictures.items() if digest in trained]
+    if alike:
+        count = f"{len(alike)} of the {len(pictures)} pictures to measure on"
+        note = f"{count} are trained on too, such as {readable(alike[0].name)}"
+        hint = "the loss then does not tell when the run has learned enough; keep them apart, or set validation.share"
+        problems.append(Problem("warning", "validation", found.folder, note, hint))
+    return found.training, tuple(problems)
 
 
 def write_image_losses(path: Path, rows: Sequence[ImageLosses]) -> None:
