@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +16,6 @@ from loraloom.errors import LoraloomError, SettingsError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from loraloom.weights.anatomy import Anatomy
 
 __all__ = ["CheckWithDiffusers", "Precision", "check_with_diffusers", "inspect", "merge"]
 
@@ -144,7 +144,7 @@ def inspect(
         for label, value in report.facts.items():
             console.print(Text(f"  {label:<{width}}  {value}"), soft_wrap=True)
         if report.anatomy is not None:
-            console.print(_block_table(report.anatomy))
+            console.print(_block_table([vars(block) for block in report.anatomy.blocks]))
         if metadata:
             for key, value in sorted(report.metadata.items()):
                 console.print(Text(f"  {key} = {value}", style="dim"), soft_wrap=True)
@@ -157,16 +157,15 @@ def inspect(
         raise typer.Exit(1)
 
 
-def _block_table(anatomy: Anatomy) -> Table:
+def _block_table(blocks: Sequence[Mapping[str, Any]]) -> Table:
     """Blocks and how strong the LoRA is there."""
     from rich.table import Table
 
     table = Table("block", "layers", "norm", "share", "mean change", "effective rank", box=None, padding=(0, 2))
-    for block in anatomy.blocks:
-        rank = "" if block.effective_rank is None else f"{block.effective_rank:.1f}"
-        table.add_row(
-            block.block, str(block.layers), f"{block.norm:.3g}", f"{block.share:.1%}", f"{block.rms:.2e}", rank
-        )
+    for block in blocks:
+        rank = "" if block["effective_rank"] is None else f"{block['effective_rank']:.1f}"
+        numbers = str(block["layers"]), f"{block['norm']:.3g}", f"{block['share']:.1%}", f"{block['rms']:.2e}"
+        table.add_row(block["block"], *numbers, rank)
     return table
 
 

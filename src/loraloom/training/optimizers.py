@@ -30,6 +30,8 @@ __all__ = [
     "try_optimizer",
 ]
 
+_HOW_FAST = {"fused", "foreach", "capturable", "differentiable"}
+"""Arguments of torch's optimizers that say how to compute; only one of them can be given."""
 REFUSALS = (
     TypeError,
     ValueError,
@@ -55,6 +57,8 @@ class Recipe:
     """Loraloom's extra that holds the package."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments that differ from the class's defaults; optimizer.args may change them."""
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that change the speed and nothing else, so that nobody needs to hear of them."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Names that the method's first implementation, and with it sd-scripts, has for arguments."""
     adaptive: bool = False
@@ -112,8 +116,8 @@ def _of_dadaptation(path: str, **rest: Any) -> Recipe:
     return Recipe(f"dadaptation.{path}", "dadaptation", "optimizers", adaptive=True, **rest)
 
 
-ADAMW = Recipe("torch.optim.AdamW", args={"fused": True})
-ADAM = Recipe("torch.optim.Adam", args={"fused": True})
+ADAMW = Recipe("torch.optim.AdamW", quick={"fused": True})
+ADAM = Recipe("torch.optim.Adam", quick={"fused": True})
 SGD_NESTEROV = Recipe("torch.optim.SGD", args={"momentum": 0.9, "nesterov": True})
 ADAMW_8BIT = _of_bitsandbytes("AdamW8bit")
 PAGED_ADAMW = _of_bitsandbytes("PagedAdamW", paged=True)
@@ -324,7 +328,8 @@ def create_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) 
                 "leave out unet_lr, text_encoder_lr, block_lr and loraplus_*, or use prodigy or dadapt_adam",
             )
     try:
-        optimizer: torch.optim.Optimizer = cls(groups, lr=settings.lr, **arguments)
+        quick = {} if _HOW_FAST & arguments.keys() else recipe.quick
+        optimizer: torch.optim.Optimizer = cls(groups, lr=settings.lr, **quick, **arguments)
     except REFUSALS as error:
         raise SettingsError(
             [f"optimizer {settings.name} refuses its arguments: {error or type(error).__name__}"],
