@@ -19,15 +19,27 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(rivals: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call; rivals take turns, so that a machine that slows down slows all of them."""
+def interleaved(
+    rivals: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    warmup: int = 1,
+    prepare: Mapping[str, Callable[[], object]] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each call; rivals take turns, so that a machine that slows down slows all of them.
+
+    ``prepare``: what a rival needs before every turn, which is not timed. ``clock``: wall time unless told otherwise.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for turn in range(warmup + repeats):
         for name, run in rivals.items():
-            began = time.perf_counter()
+            if prepare is not None and name in prepare:
+                prepare[name]()
+            began = clock()
             run()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return seconds
 
 
