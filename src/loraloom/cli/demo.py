@@ -19,10 +19,10 @@ def demo(
         bool, typer.Option("--character", help="Teach a character with regularization images instead of a style.")
     ] = False,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Training epochs.", show_default="about 3 minutes' worth")
+        int | None, typer.Option("--epochs", min=1, help="Training epochs.", show_default="3 to 7 minutes' worth")
     ] = None,
 ) -> None:
-    """Run the whole job once and explain it: dataset, training, LoRA on the fly, merge. A few minutes on two cores."""
+    """Run the whole job once and explain it: dataset, training, LoRA on the fly, merge. Five to nine minutes on two cores."""
     from rich.console import Console
 
     from loraloom.cli.dataset import show_report
