@@ -22,7 +22,7 @@ def demo(
         int | None, typer.Option("--epochs", min=1, help="Training epochs.", show_default="3 to 7 minutes' worth")
     ] = None,
 ) -> None:
-    """Run the whole job once and explain it: dataset, training, LoRA on the fly, merge. Five to nine minutes on two cores."""
+    """Run the whole job once and explain it: dataset, training, LoRA on the fly, merge. Some minutes on two cores."""
     from rich.console import Console
 
     from loraloom.cli.dataset import show_report

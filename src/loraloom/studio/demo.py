@@ -288,7 +288,7 @@ def _train(
     """Chapter 4: the training. Returns the run's folder, the LoRA and the previews."""
     say = doors.say
     say("4. Training: show a picture with noise added, ask the model which noise, correct the LoRA a little; repeat")
-    say(f"   Learning rate {plan.lr:g}, far more than the 1e-4 that suits a real checkpoint: this one is tiny, and a few")
+    say(f"   Learning rate {plan.lr:g}, far more than the 1e-4 that suits a real checkpoint: this one is tiny, and")
     say("   minutes are short. After each epoch the LoRA is saved and the same pictures are painted from the same")
     say("   seeds; compare them, and take the epoch you like best.")
     previews: list[PreviewSaved] = []
