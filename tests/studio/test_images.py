@@ -17,7 +17,7 @@ from loraloom.formats.tensors import write_tensors
 from loraloom.generation.settings import GenerateSettings
 from loraloom.models.family import FAMILIES
 from loraloom.studio import images
-from loraloom.studio.images import generate_images, model_hash
+from loraloom.studio.images import check_prompts, generate_images, model_hash
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,12 @@ def test_the_command_prints_the_paths_and_takes_overrides(
 def test_the_command_names_the_nearest_setting(checkpoint: Path) -> None:
     with pytest.raises(SettingsError, match="did you mean 'steps'"):
         generate(checkpoint, "a cat", ["stepz=3"])
+
+
+def test_tags_with_block_weights_and_masks_are_looked_for(tmp_path: Path) -> None:
+    """Before anything is loaded, as every tag: by name alone."""
+    (tmp_path / "x.safetensors").touch()
+    tags = "<lora:x:1:lbw=BASE=1,MID=0.5> <lora:x:1:mask=left.png>"
+    check_prompts(GenerateSettings(prompt=f"a cat {tags}", lora_folders=(tmp_path,), count=2))
+    with pytest.raises(PromptError, match="there is no LoRA 'y'"):
+        check_prompts(GenerateSettings(prompt="a <lora:y:1:lbw=OUTD>", lora_folders=(tmp_path,)))

@@ -22,7 +22,7 @@ from loraloom.generation.passes import hires_settings
 from loraloom.generation.prompts import PromptReader
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.text_to_image import paint, with_seeds
-from loraloom.hardware import choose_device, choose_precision
+from loraloom.hardware import choose_device, choose_precision, keep_freed_memory
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.vae_file import replace_vae
@@ -80,6 +80,8 @@ def load_for(checkpoint: Path, settings: GenerateSettings, *, listener: Listener
     device = choose_device(settings.device)
     precision = choose_precision(device, settings.precision)
     opened = open_checkpoint(checkpoint)
+    if device.type == "cpu" and not (settings.low_memory or settings.keep_file_precision):
+        keep_freed_memory()  # a pass takes and frees the same large blocks again and again
     model = load_model(
         opened,
         device=device,
@@ -102,8 +104,8 @@ def check_prompts(settings: GenerateSettings) -> None:
     readers = [reader]
     if settings.hires_prompt or settings.hires_negative_prompt:
         readers.append(PromptReader(hires_settings(settings, (8, 8))))
-    tags = {tag for one in readers for index in range(settings.count) for tag in one.read(settings.seed + index).loras}
-    for name in sorted({tag.name for tag in tags}):
+    seeds = range(settings.seed, settings.seed + settings.count)
+    for name in sorted({tag.name for one in readers for seed in seeds for tag in one.read(seed).loras}):
         find_lora(name, settings.lora_folders)
 
 
