@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -149,6 +149,7 @@ def test_foreign_and_damaged_files_have_no_parameters(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(deadline=None)
 @given(st.integers(0, 400), st.binary(min_size=1, max_size=8))
 def test_mutated_images_never_fail(tmp_path_factory: pytest.TempPathFactory, position: int, patch: bytes) -> None:
     folder = tmp_path_factory.mktemp("mutated")
