@@ -17,7 +17,7 @@ from loraloom.adapters.settings import AdapterSettings
 from loraloom.cli.plan import advice, describe, parse_size
 from loraloom.data.dataset import load_dataset
 from loraloom.errors import SettingsError
-from loraloom.events import Event, MemoryMeasured, MemoryPredicted, RunStarted
+from loraloom.events import Event, MemoryMeasured, MemoryPredicted, Notice, RunStarted
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.hardware import own_memory_bytes
 from loraloom.models.checkpoint import open_checkpoint
@@ -297,3 +297,10 @@ def test_a_lora_on_a_quantized_checkpoint_learns_and_is_an_ordinary_file(
         assert any(bool(roles["up"].any()) for roles in file.layers.values())
     assert losses[quantize] != losses["none"]
     assert losses[quantize] == pytest.approx(losses["none"], rel=0.25)
+
+
+def test_the_plan_says_what_has_no_effect(make_settings: MakeSettings) -> None:
+    heard: list[Event] = []
+    plan_run(make_settings("ema.decay=0.5"), dry=True, listener=heard.append)
+    told = [event.text for event in heard if isinstance(event, Notice)]
+    assert "ema.decay has no effect without ema.enabled" in told

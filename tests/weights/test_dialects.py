@@ -22,6 +22,7 @@ from loraloom.adapters.attach import attach, read_adapters
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.dialects import KOHYA, PEFT
+from loraloom.formats.embedding_file import read_embedding
 from loraloom.formats.lora_keys import lora_keys
 from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.models.loaded import LoadedModel, load_model
@@ -371,17 +372,27 @@ def test_what_diffusers_cannot_read_is_said(
 
 
 def test_words_travel_along(made: Callable[[str], tuple[Path, Deltas]], tmp_path: Path) -> None:
-    from loraloom.formats.embedding_file import read_embedding
-
     path, _ = made("cloneofsimo, safetensors")
     kohya = convert_lora(path, tmp_path / "k.safetensors")
-    assert kohya.words == ("<s1>",) and kohya.embeddings == kohya.path
+    assert kohya.words == ("<s1>",) and kohya.embeddings == (kohya.path,)
     again = read_adapter_file(kohya.path).embeddings
     assert torch.equal(again["<s1>"]["any"], torch.ones(1, 32))
     diffusers = convert_lora(kohya.path, tmp_path / "d.safetensors", to="diffusers")
-    assert diffusers.embeddings == tmp_path / "d.ti.safetensors"
-    assert read_embedding(diffusers.embeddings).vectors["any"].shape == (1, 32)
+    assert diffusers.embeddings == (tmp_path / "d.ti.safetensors",)
+    assert read_embedding(diffusers.embeddings[0]).vectors["any"].shape == (1, 32)
     assert inspect_file(path).facts["words in it"] == "<s1>"
+
+
+def test_several_words_of_two_encoders(tmp_path: Path) -> None:
+    """SDXL's: each word a file that is read as an embedding of both encoders."""
+    lora = random_lora("sdxl", 3, parts=["unet"], conv=False).file_tensors()
+    words = {f"bundle_emb.{word}.{place}": torch.ones(2, 8) for word in ("a", "b") for place in ("clip_l", "clip_g")}
+    write_tensors(tmp_path / "k.safetensors", lora | words, metadata={"ss_base_model_version": "sdxl_base_v1-0"})
+    report = convert_lora(tmp_path / "k.safetensors", tmp_path / "d.safetensors", to="diffusers")
+    assert [path.name for path in report.embeddings] == ["d-1.ti.safetensors", "d-2.ti.safetensors"]
+    assert all(set(read_embedding(path).vectors) == {"clip_l", "clip_g"} for path in report.embeddings)
+    again = convert_lora(tmp_path / "k.safetensors", tmp_path / "again.safetensors")
+    assert set(read_adapter_file(again.path).embeddings["b"]) == {"clip_l", "clip_g"}
 
 
 def test_an_extended_list() -> None:

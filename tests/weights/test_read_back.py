@@ -28,9 +28,13 @@ def saved(folder: Path, family: str, *, conv: bool = False) -> Path:
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-@pytest.mark.parametrize("to", ["kohya", "diffusers"])
+@pytest.mark.parametrize("to", ["kohya", "diffusers", "pt"])
 def test_every_tensor_finds_a_layer(family: str, to: str, tmp_path: Path) -> None:
     path = saved(tmp_path, family, conv=family == "sd1")
+    if to == "pt":
+        stored = open_tensors(path)
+        path = tmp_path / "x.pt"
+        write_tensors(path, {key: stored[key].clone() for key in stored}, metadata=stored.metadata)
     if to == "diffusers":
         path = convert_lora(path, tmp_path / "d.safetensors", to="diffusers").path
     report = read_back(path)

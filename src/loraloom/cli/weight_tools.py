@@ -51,7 +51,8 @@ def convert(
         typer.echo(f"read with it: {', '.join(path.name for path in report.beside)}")
     typer.echo(f"wrote {report.path}: {report.layers} layers")
     if report.words:
-        typer.echo(f"words of textual inversion: {', '.join(report.words)}, in {report.embeddings}")
+        files = ", ".join(map(str, report.embeddings))
+        typer.echo(f"words of textual inversion: {', '.join(report.words)}, in {files}")
     check_with_diffusers(report.path, wanted=read_back)
 
 

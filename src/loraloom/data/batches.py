@@ -35,7 +35,7 @@ def plan_epoch(dataset: Dataset, *, batch_size: int, seed: int, epoch: int, flip
     """
     pairs = _training(dataset, seed, epoch)
     if not pairs and dataset.training:
-        hint = "check first_epoch and last_epoch of the concepts, or train for fewer epochs"
+        hint = "check first_epoch, last_epoch and steps of the concepts, or train for fewer epochs"
         raise DatasetError(f"no concept has pictures for epoch {epoch + 1}", hint)
     pairs += _regularization(dataset, len(pairs), seed, epoch)
     buckets: dict[tuple[int, int], list[Draw]] = {}
@@ -66,7 +66,7 @@ def _training(dataset: Dataset, seed: int, epoch: int) -> list[tuple[Sample, int
     pairs = _shown(dataset, seed, epoch)
     limited = {sample.concept: own for sample, _ in pairs if (own := sample.concept.settings) is not None and own.steps}
     for concept, own in limited.items():
-        each = dataset.showings(concept)
+        each = dataset.showings[concept]
         left = max(0, (own.steps or 0) - each * (epoch - own.first_epoch + 1))
         if left < each:
             mine = [pair for pair in pairs if pair[0].concept == concept]
@@ -128,10 +128,10 @@ def _regularization(dataset: Dataset, count: int, seed: int, epoch: int) -> list
 def _shown_before(dataset: Dataset, epoch: int) -> int:
     """Showings of training images in all epochs before this one."""
     total = 0
-    for concept in {sample.concept: None for sample in dataset.training}:
+    for concept, each in dataset.showings.items():
         own = concept.settings
         first, last = (1, None) if own is None else (own.first_epoch, own.last_epoch)
         epochs = min(epoch, epoch if last is None else last) - (first - 1)
-        shown = dataset.showings(concept) * max(0, epochs)
+        shown = each * max(0, epochs)
         total += shown if own is None or own.steps is None else min(shown, own.steps)
     return total

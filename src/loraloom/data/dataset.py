@@ -134,14 +134,12 @@ class Dataset:
     @property
     def draws_per_epoch(self) -> int:
         """Training images times repeats (regularization draws come on top), with every concept taking part."""
-        if self.settings.resolution_choice == "random":
-            return sum({sample.picture or sample.identity: sample.repeats for sample in self.training}.values())
-        return sum(sample.repeats for sample in self.training)
+        return sum(self.showings.values())
 
     @property
     def last_epoch(self) -> int | None:
         """The last epoch (from 1) that has training images, None if there is no last."""
-        lasts = [self._last_epoch_of(concept) for concept in {sample.concept: None for sample in self.training}]
+        lasts = [self._last_epoch_of(concept) for concept in self.showings]
         known = [last for last in lasts if last is not None]
         return max(known) if known and len(known) == len(lasts) else None
 
@@ -149,15 +147,19 @@ class Dataset:
         own = concept.settings
         if own is None or own.steps is None:
             return None if own is None else own.last_epoch
-        enough = own.first_epoch - 1 + math.ceil(own.steps / self.showings(concept))
+        enough = own.first_epoch - 1 + math.ceil(own.steps / self.showings[concept])
         return enough if own.last_epoch is None else min(own.last_epoch, enough)
 
-    def showings(self, concept: Concept) -> int:
-        """How often an epoch shows pictures of a training concept."""
-        samples = [sample for sample in self.training if sample.concept == concept]
+    @cached_property
+    def showings(self) -> dict[Concept, int]:
+        """How often an epoch in which a training concept takes part shows its pictures."""
+        samples = self.training
         if self.settings.resolution_choice == "random":
-            return sum({sample.picture or sample.identity: sample.repeats for sample in samples}.values())
-        return sum(sample.repeats for sample in samples)
+            samples = tuple({sample.picture or sample.identity: sample for sample in samples}.values())
+        counts: Counter[Concept] = Counter()
+        for sample in samples:
+            counts[sample.concept] += sample.repeats
+        return dict(counts)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 
 from loraloom.errors import AdapterError
 from loraloom.formats.cloneofsimo import companions
-from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, KOHYA, PEFT, Dialect
+from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, KOHYA, PEFT, Dialect, is_text_layer, rank_of
 from loraloom.formats.files import sha256_of
 from loraloom.formats.lora_keys import lora_keys
 from loraloom.formats.safetensors_file import safetensors_header
@@ -25,7 +25,6 @@ __all__ = [
     "AdapterFile",
     "AdapterTarget",
     "content_hash",
-    "is_of_text",
     "layer_keys",
     "model_hashes",
     "peft_configs",
@@ -92,21 +91,21 @@ def read_adapter_file(path: Path) -> AdapterFile:
     belong to no layer: a key that would be dropped silently would be a LoRA that looks different here.
     """
     file = _read_one(path)
-    if file.dialect is not CLONEOFSIMO or path.suffix == ".safetensors" or is_of_text(file):
+    if file.dialect is not CLONEOFSIMO or path.suffix == ".safetensors" or _is_of_text(file):
         return file
     for other in companions(path):
         if other.stem.endswith(".ti"):
             tensors = open_tensors(other)
             vectors = {word: {"any": tensors[word]} for word in tensors}
             file = replace(file, embeddings={**file.embeddings, **vectors}, beside=(*file.beside, other))
-        elif is_of_text(text := _read_one(other)):
+        elif _is_of_text(text := _read_one(other)):
             file = replace(file, layers={**file.layers, **text.layers}, beside=(*file.beside, other))
     return file
 
 
-def is_of_text(file: AdapterFile) -> bool:
+def _is_of_text(file: AdapterFile) -> bool:
     """Whether the file changes a text encoder and nothing else."""
-    return all(name.startswith(("lora_te", "text_encoder")) for name in file.layers)
+    return all(is_text_layer(name) for name in file.layers)
 
 
 def _read_one(path: Path) -> AdapterFile:
@@ -178,9 +177,7 @@ def _add_alphas(layers: Mapping[str, dict[str, torch.Tensor]], configs: Mapping[
         patterns = config.get("alpha_pattern")
         own = [value for end, value in patterns.items() if name.endswith(end)] if isinstance(patterns, dict) else []
         alpha = (own or [config.get("lora_alpha", config.get("alpha"))])[0]
-        rank = next(
-            (roles[role].shape[0] for role in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b") if role in roles), 0
-        )
+        rank = rank_of(roles)
         if isinstance(alpha, int | float) and alpha > 0 and rank:
             scale = math.sqrt(rank) if config.get("use_rslora") else 1.0
             roles["alpha"] = torch.tensor(float(alpha) * scale)

@@ -11,19 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+
+from loraloom.formats.dialects import Shaped
 
 __all__ = ["companions", "is_numbered_list", "layer_names", "numbered_key", "pairs_of_list"]
 
 _TRANSFORMERS = 16
 _NUMBERED = re.compile(r"(unet|text_encoder):(\d{1,4}):(up|down)", re.ASCII)
-
-
-class Shaped(Protocol):
-    """A tensor, or what a file says of one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
 
 def is_numbered_list(infos: Mapping[str, Shaped]) -> bool:

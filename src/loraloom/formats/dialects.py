@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 __all__ = [
     "CLONEOFSIMO",
@@ -19,10 +20,20 @@ __all__ = [
     "KOHYA",
     "PEFT",
     "Dialect",
+    "Shaped",
+    "is_text_layer",
     "kind_of",
+    "rank_of",
     "recognise",
     "title_of",
 ]
+
+
+class Shaped(Protocol):
+    """A tensor, or what a file says of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -185,6 +196,20 @@ def kind_of(roles: Iterable[str]) -> str | None:
             complete = kind != "ia3" or own <= roles
             return kind if complete and roles <= own | more else None
     return None
+
+
+_RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+"""Roles whose first axis is the rank."""
+
+
+def rank_of(roles: Mapping[str, Shaped]) -> int | None:
+    """The rank of a layer's factors; None for a kind, or a LoKr layer, without."""
+    return next((roles[role].shape[0] for role in _RANKED if role in roles and roles[role].shape), None)
+
+
+def is_text_layer(name: str) -> bool:
+    """Whether a layer, by its name in a file of any dialect, is a text encoder's."""
+    return name.startswith(("lora_te", "text_encoder"))
 
 
 def title_of(roles: Iterable[str]) -> str:

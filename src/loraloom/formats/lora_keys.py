@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from loraloom.formats.cloneofsimo import Shaped, is_numbered_list, layer_names, numbered_key, pairs_of_list
-from loraloom.formats.dialects import CLONEOFSIMO, Dialect, recognise
+from loraloom.formats.cloneofsimo import is_numbered_list, layer_names, numbered_key, pairs_of_list
+from loraloom.formats.dialects import CLONEOFSIMO, Dialect, Shaped, recognise
 
 __all__ = ["LoraKeys", "lora_keys"]
 

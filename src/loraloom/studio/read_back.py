@@ -49,6 +49,8 @@ class ReadBack:
         self._waiting.put(None)
         if error is None:
             self._thread.join(_CLOSING_S)
+            if self._thread.is_alive():
+                self._listener(Notice(f"not all files were read back within {_CLOSING_S:g} seconds", "warning"))
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, WeightsSaved):

@@ -34,6 +34,7 @@ from loraloom.training.optimizers import create_optimizer
 from loraloom.training.previews import preview_prompts
 from loraloom.training.settings import TrainSettings, ValidationSettings
 from loraloom.training.whole import WholeModel, whole_parts
+from loraloom.training.without_effect import without_effect
 
 __all__ = [
     "Change",
@@ -558,6 +559,8 @@ def make_plan(
     opened = open_run(settings, listener, device=settings.device)
     settings, device = opened.settings, opened.device
     checkpoint, dataset = opened.checkpoint, opened.dataset
+    for text in without_effect(opened.facts):
+        listener(Notice(text, "warning"))
     work = count_work(settings, dataset)
     memory = predict_memory(settings, checkpoint, work.largest, device=device)
     trial = None if dry else try_steps(settings, dataset, folder or settings.output)

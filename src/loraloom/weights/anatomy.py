@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Literal
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from loraloom.adapters.block_weights import block_name
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterFile
-from loraloom.formats.dialects import kind_of, title_of
-from loraloom.weights.lora_layers import is_text_layer, layer_of
+from loraloom.formats.dialects import is_text_layer, kind_of, rank_of, title_of
+from loraloom.weights.lora_layers import layer_of
 from loraloom.weights.low_rank import factors_of_product
 
 __all__ = ["EXPLODED", "Anatomy", "BlockStrength", "LayerStrength", "State", "dissect"]
@@ -74,24 +74,20 @@ def dissect(file: AdapterFile) -> Anatomy:
     found = [_measured(file, name) for name in file.layers]
     typical = median([layer.rms for layer in found if layer.state == ""] or [0.0])
     layers = tuple(
-        layer if layer.state or layer.rms <= EXPLODED * typical else _with_state(layer, "exploded") for layer in found
+        layer if layer.state or layer.rms <= EXPLODED * typical else replace(layer, state="exploded") for layer in found
     )
     return Anatomy(layers, _blocks(layers))
-
-
-def _with_state(layer: LayerStrength, state: State) -> LayerStrength:
-    return LayerStrength(**{**vars(layer), "state": state})
 
 
 def _measured(file: AdapterFile, name: str) -> LayerStrength:
     roles = file.layers[name]
     block = "TE" if is_text_layer(name) else block_name(name)
     kind = title_of(roles)
-    rank = next((len(roles[role]) for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if role in roles), None)
+    rank = rank_of(roles)
 
-    def strength(norm: float, count: float, effective: float | None, state: State = "") -> LayerStrength:
+    def strength(norm: float, count: float, effective: float | None) -> LayerStrength:
         rms = norm / math.sqrt(count) if count else 0.0
-        return LayerStrength(name, block, kind, rank, norm, rms, effective, state if norm else "dead")
+        return LayerStrength(name, block, kind, rank, norm, rms, effective, "" if norm else "dead")
 
     if not all(bool(torch.isfinite(tensor).all()) for tensor in roles.values()):
         return LayerStrength(name, block, kind, rank, math.nan, math.nan, None, "not finite")

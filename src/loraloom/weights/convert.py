@@ -34,8 +34,8 @@ class ConvertReport:
     layers: int
     beside: tuple[Path, ...]
     words: tuple[str, ...]
-    embeddings: Path | None
-    """Where the textual-inversion vectors are: the file itself (kohya), one beside it (diffusers), None without any."""
+    embeddings: tuple[Path, ...]
+    """Where the textual-inversion vectors are: the file itself (kohya), a file for each word beside it (diffusers)."""
 
 
 def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str | None = None) -> ConvertReport:
@@ -63,19 +63,19 @@ def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str 
         metadata["ss_base_model_version"] = family.base_model_version
     if "ss_network_dim" not in metadata and (ranks[0] or ranks[1]):
         metadata |= network_facts(*ranks)
-    words: dict[str, Tensor] = {}
-    for word, places in file.embeddings.items():
-        for place, vectors in places.items():
-            words[f"{word}.{place}" if place != "any" else word] = vectors.clone()
-    beside = output.with_suffix(".ti.safetensors") if words and to == "diffusers" else None
-    if words and to == "kohya":
+    words = tuple(file.embeddings)
+    beside: dict[Path, dict[str, Tensor]] = {}
+    if to == "kohya":
         tensors |= _bundled(file.embeddings)
+    else:
+        for number, (word, places) in enumerate(file.embeddings.items(), start=1):
+            path = output.with_name(f"{output.stem}{f'-{number}' if len(words) > 1 else ''}.ti.safetensors")
+            beside[path] = {word if place == "any" else place: vectors.clone() for place, vectors in places.items()}
     write_adapter_file(output, tensors, metadata=metadata, dtype=dtype)
-    if beside is not None:
-        write_tensors(beside, words)
-    embeddings = beside or (output if words else None)
-    found = tuple(file.embeddings)
-    return ConvertReport(output, file.dialect.title, family.title, len(matched), file.beside, found, embeddings)
+    for path, vectors in beside.items():
+        write_tensors(path, vectors)
+    embeddings = tuple(beside) or ((output,) if words else ())
+    return ConvertReport(output, file.dialect.title, family.title, len(matched), file.beside, words, embeddings)
 
 
 def _matched(file: AdapterFile) -> tuple[Family, dict[AdapterTarget, str]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraloom.errors import FileError
-from loraloom.formats.dialects import title_of
+from loraloom.formats.dialects import rank_of, title_of
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.tensors import TensorFile, open_tensors
 from loraloom.models import family as families
@@ -99,12 +99,7 @@ def identify(path: Path) -> Identity:
 def _lora(known: str, tensors: TensorFile, keys: LoraKeys, texts: Mapping[str, str]) -> Identity:
     layers = {name: {role: tensors.info(key) for role, key in roles.items()} for name, roles in keys.layers.items()}
     kinds = Counter(title_of(roles) for roles in layers.values())
-    ranks = {
-        roles[role].shape[0]
-        for roles in layers.values()
-        for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
-        if role in roles and roles[role].shape
-    }
+    ranks = {found for roles in layers.values() if (found := rank_of(roles)) is not None}
     rank = f"{min(ranks)}-{max(ranks)}" if len(ranks) > 1 else "".join(map(str, ranks))
     family = family_name(layers, tensors.metadata)
     return Identity(known, "lora", family, kinds.most_common(1)[0][0], rank, **texts)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loraloom.formats.adapter_file import content_hash, read_adapter_file
 from loraloom.formats.cloneofsimo import companions
-from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, kind_of, title_of
+from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, kind_of, rank_of, title_of
 from loraloom.formats.files import old_hash, sha256_of, size_text
 from loraloom.formats.image_info import is_image, parse_parameters, read_parameters
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
@@ -222,7 +222,7 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
     strange = keys.unknown
     foreign = sorted({kind for key in infos for suffix, kind in FOREIGN_SUFFIXES.items() if key.endswith(suffix)})
     titles = Counter(title_of(roles) for roles in layers.values()) or Counter({"LoRA": 1})
-    ranks = {name: rank for name, roles in layers.items() if (rank := _rank(roles)) is not None}
+    ranks = {name: rank for name, roles in layers.items() if (rank := rank_of(roles)) is not None}
     alphas = {name: _alpha(tensors, infos, keys.layers[name].get("alpha"), rank) for name, rank in ranks.items()}
     made_for = family_of_layers(layers, tensors.metadata)
     told = {
@@ -268,14 +268,6 @@ _STATES: Mapping[State, str] = {
     "not finite": "with NaN or infinite values: the LoRA is broken",
     "exploded": f"more than {EXPLODED:g} times as strong as the median layer",
 }
-
-
-def _rank(roles: Mapping[str, TensorInfo]) -> int | None:
-    """The rank of a layer's factors; None for a kind, or a LoKr layer, without."""
-    for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
-        if role in roles and roles[role].shape:
-            return roles[role].shape[0]
-    return None
 
 
 def _alpha(tensors: TensorFile, infos: Infos, key: str | None, rank: int) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+
+from loraloom.formats.dialects import Shaped
 
 __all__ = ["family_name", "family_of_layers"]
 
@@ -20,13 +21,6 @@ _VERSIONS = (
     ("stable-diffusion-xl", "sdxl"),
 )
 """How ``ss_base_model_version`` and ``modelspec.architecture`` begin, by family."""
-
-
-class Shaped(Protocol):
-    """A tensor, or what a file says of one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
 
 def family_of_layers(layers: Mapping[str, Mapping[str, Shaped]], metadata: Mapping[str, str]) -> str:

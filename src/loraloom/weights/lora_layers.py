@@ -13,7 +13,7 @@ from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterFile
 from loraloom.formats.dialects import kind_of, title_of
 
-__all__ = ["LoraLayer", "file_precision", "is_text_layer", "layer_of", "network_facts"]
+__all__ = ["LoraLayer", "file_precision", "layer_of", "network_facts"]
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,6 @@ def layer_of(file: AdapterFile, name: str, doing: str) -> LoraLayer:
     value = 0.0 if alpha is None else float(alpha)
     # Without an alpha, or with zero as sd-scripts writes it, it equals the rank.
     return LoraLayer(name, down.flatten(1), up.flatten(1), (value or len(down)) / len(down), tuple(down.shape[2:]))
-
-
-def is_text_layer(name: str) -> bool:
-    """Whether a layer, by its name in a file of any dialect, is a text encoder's."""
-    return name.startswith(("lora_te", "text_encoder"))
 
 
 def file_precision(file: AdapterFile) -> torch.dtype:

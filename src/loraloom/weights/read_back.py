@@ -92,7 +92,10 @@ def _sorted_by_diffusers(path: Path, file: AdapterFile) -> tuple[dict[str, Tenso
     text = [target for target in family.all_targets() if target.part != "unet"]
     modules |= {f"{target.part}.{target.diffusers_name}" for target in text}
     mixin = "StableDiffusionXLLoraLoaderMixin" if family.uses_sizes else "StableDiffusionLoraLoaderMixin"
-    state, alphas = getattr(loaders, mixin).lora_state_dict(str(path), unet_config=unet.config)[:2]
+    # Other containers than safetensors wrap the tensors, which diffusers does not expect: the names are what counts.
+    tensors = open_tensors(path)
+    given = str(path) if tensors.kind == "safetensors" else {key: tensors[key] for key in tensors}
+    state, alphas = getattr(loaders, mixin).lora_state_dict(given, unet_config=unet.config)[:2]
     return state, len(alphas or ()), modules
 
 

@@ -152,7 +152,7 @@ _CONCEPT_REASONS = {
     "num_class_images_per": _GENERATED,
     "save_sample_template": "a file of prompts is preview.file",
     "is_valid": "found out again",
-    "max_steps": "the length is epochs or steps of the whole run",
+    "max_steps": "a concept can end after a number of pictures shown: set its steps in the list of concepts",
     "file_prompt_contents": "captions come from the text files",
     "n_save_sample": "one preview per prompt: list a prompt twice for two",
 }
