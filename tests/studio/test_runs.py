@@ -22,6 +22,7 @@ from loraloom.events import (
     RunResumed,
     RunStarted,
     StepFinished,
+    ValidationMeasured,
 )
 from loraloom.studio.project import EventLog, RunFolder
 from loraloom.studio.run_control import FolderControl, RunLock, ask, is_trained
@@ -129,7 +130,9 @@ def test_the_state_of_a_run_that_nobody_trains(events: list[Event], state: str, 
 
 def test_what_is_told_of_a_run(tmp_path: Path) -> None:
     preview = PreviewSaved("previews/2.png", "a cat", 5, 1)
-    run(tmp_path / "b", Notice("x"), STARTED, *(step(i, 1 / i) for i in range(1, 9)), preview)
+    measured = [ValidationMeasured(i, i, loss, {}, best) for i, loss, best in ((1, 0.3, True), (2, 0.25, True))]
+    worse = ValidationMeasured(3, 3, 0.27, {}, False)
+    run(tmp_path / "b", Notice("x"), STARTED, *(step(i, 1 / i) for i in range(1, 9)), preview, *measured, worse)
     run(tmp_path / "a", STARTED, RunFailed(0, "no memory", ""))
     (tmp_path / "c").mkdir()
     first, second = list_runs(tmp_path)
@@ -137,6 +140,8 @@ def test_what_is_told_of_a_run(tmp_path: Path) -> None:
     assert (second.step, second.total_steps, second.epoch, second.epochs) == (8, 20, 2, 4)
     assert (second.loss, second.seconds_per_step, second.seconds_left) == (1 / 8, 2.0, 24.0)
     assert second.last_preview == "previews/2.png"
+    assert (second.best_loss, second.best_epoch) == (0.25, 2)
+    assert (first.best_loss, first.best_epoch) == (None, None)
     assert json.loads(json.dumps(second.to_record()))["name"] == "b"
     with RunLock(tmp_path / "b"):
         assert read_status(tmp_path / "b").state == "running"

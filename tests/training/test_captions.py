@@ -12,6 +12,7 @@ from loraloom.data.caption_operations import Moment
 from loraloom.data.concepts import Concept
 from loraloom.data.dataset import Sample
 from loraloom.data.settings import CaptionSettings
+from loraloom.events import Event, Notice
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.conditioning import Segment
 from loraloom.models.loaded import LoadedModel, load_model
@@ -96,10 +97,12 @@ def test_what_is_on_disk_is_used_only_for_what_it_was_made_of(
 
     monkeypatch.setattr(model, "encode_text", counting)
 
+    told: list[Event] = []
+
     def encoder(*overrides: str, chunks: int = 1) -> CaptionEncoder:
         folder = f"dataset.cache_folder='{tmp_path / 'cache'}'"
         settings = make_settings("dataset.cache_text_to_disk=true", folder, *overrides)
-        return CaptionEncoder(model, settings, chunks=chunks, trained=False)
+        return CaptionEncoder(model, settings, chunks=chunks, trained=False, listener=told.append)
 
     first = encoder()(["a fox", "b"])
     assert count == 2
@@ -119,8 +122,14 @@ def test_what_is_on_disk_is_used_only_for_what_it_was_made_of(
     assert count == 7
     for path in (tmp_path / "cache").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    encoder()(["b"])
-    assert count == 8
+    assert not told
+    damaged = encoder()
+    damaged(["b", "c"])
+    damaged(["a fox"])
+    assert count == 10
+    assert [event.text for event in told if isinstance(event, Notice)] == [
+        f"1 of the encoded captions in {tmp_path / 'cache' / 'text'} was damaged: it is encoded again"
+    ]
 
 
 def test_nothing_is_kept_on_disk_while_the_text_encoder_is_trained(

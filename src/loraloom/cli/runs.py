@@ -19,7 +19,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder that holds the runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a run.")] = False,
 ) -> None:
-    """List the runs of a folder: state, progress, loss, time left, last preview."""
+    """List the runs of a folder: state, progress, loss, best validation loss, time left, last preview."""
     import json
 
     from loraloom.studio.runs import list_runs
@@ -79,7 +79,7 @@ def _show(found: list[RunStatus]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "state", "step", "loss", "time left", "last preview"):
+    for name in ("run", "state", "step", "loss", "best validation", "time left", "last preview"):
         table.add_column(name, overflow="fold")
     for run in found:
         going = run.state in ("running", "paused", "interrupted", "stopped")
@@ -88,6 +88,7 @@ def _show(found: list[RunStatus]) -> None:
             run.state,
             f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
             f"{run.loss:.4f}" if run.loss is not None else "",
+            f"{run.best_loss:.4f}, epoch {run.best_epoch}" if run.best_loss is not None else "",
             _duration(run.seconds_left) if going and run.seconds_left is not None else "",
             Path(run.last_preview).name if run.last_preview else "",
         )

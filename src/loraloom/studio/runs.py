@@ -32,6 +32,9 @@ class RunStatus:
     loss: float | None = None
     seconds_per_step: float | None = None
     seconds_left: float | None = None
+    best_loss: float | None = None
+    """The best validation loss so far, and the epoch it was measured in."""
+    best_epoch: int | None = None
     last_preview: str | None = None
     problem: str = ""
     """Of a failed run."""
@@ -70,7 +73,7 @@ def read_status(folder: Path) -> RunStatus:
     """The state of one run, in one pass over its log. Steps are not parsed one by one: there may be many."""
     steps: deque[dict[str, Any]] = deque(maxlen=_SPEED_STEPS)
     lines: deque[str] = deque(maxlen=_SPEED_STEPS)
-    last, facts, preview = "", dict[str, Any](), dict[str, Any]()
+    last, facts, preview, best = "", dict[str, Any](), dict[str, Any](), dict[str, Any]()
     problem, base = "", 0
 
     def parse() -> None:
@@ -83,13 +86,15 @@ def read_status(folder: Path) -> RunStatus:
         if line.startswith('{"event": "StepFinished"'):
             lines.append(line)
             continue
-        if not any(kind in line for kind in ('"Run', '"PreviewSaved"')):
+        if not any(kind in line for kind in ('"Run', '"PreviewSaved"', '"ValidationMeasured"')):
             continue
         with suppress(ValueError, KeyError, TypeError):
             record = json.loads(line)
             kind = record["event"]
             if kind == "PreviewSaved":
                 preview = record
+            elif kind == "ValidationMeasured":
+                best = record if record["is_best"] else best
             elif kind == "RunResumed":
                 parse()
                 base = record["step"]
@@ -115,6 +120,8 @@ def read_status(folder: Path) -> RunStatus:
         loss=steps[-1]["average_loss"] if steps else None,
         seconds_per_step=speed,
         seconds_left=speed * max(total - step, 0) if speed is not None and total is not None else None,
+        best_loss=best.get("loss"),
+        best_epoch=best.get("epoch"),
         last_preview=preview.get("path"),
         problem=problem,
     )

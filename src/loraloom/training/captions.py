@@ -10,6 +10,7 @@ import torch
 from loraloom.data.cache import TensorStore, text_key
 from loraloom.data.caption_operations import Moment
 from loraloom.data.dataset import Sample
+from loraloom.events import Listener, Notice, ignore
 from loraloom.generation.prompts import parse_attention
 from loraloom.models.conditioning import CHUNK_TOKENS, Conditioning, Text
 from loraloom.models.loaded import LoadedModel
@@ -50,11 +51,22 @@ def needed_chunks(sample: Sample, model: LoadedModel) -> int:
 class CaptionEncoder:
     """Conditioning of captions: encoded once each while no text encoder is trained, else in every step.
 
-    What was encoded is kept in memory up to a limit, and in files if ``dataset.cache_text_to_disk`` says so.
+    What was encoded is kept in memory up to a limit, and in files if ``dataset.cache_text_to_disk`` says so. The first
+    damaged files are told to ``listener``; they are written anew.
     """
 
-    def __init__(self, model: LoadedModel, settings: TrainSettings, *, chunks: int, trained: bool) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        settings: TrainSettings,
+        *,
+        chunks: int,
+        trained: bool,
+        listener: Listener = ignore,
+    ) -> None:
         self._model = model
+        self._listener = listener
+        self._damage_is_told = False
         self._clip_skip = settings.clip_skip
         self._chunks = chunks
         self._trained = trained
@@ -82,6 +94,7 @@ class CaptionEncoder:
         """Encode the texts that are not known yet, in one visit to the text encoder; what they are, by key."""
         by_key = {self._key(text): text for text in texts}
         found = {key: self._read(key) for key in by_key}
+        self._tell_damage()
         result = {key: encoded for key, encoded in found.items() if encoded is not None}
         new = [(key, text) for key, text in by_key.items() if key not in result]
         if not new:
@@ -92,6 +105,14 @@ class CaptionEncoder:
                 result[key] = encoded.to(torch.device("cpu"))
                 self._write(key, result[key])
         return result
+
+    def _tell_damage(self) -> None:
+        if self._damage_is_told or self._kept is None or not self._kept.damaged:
+            return
+        self._damage_is_told = True
+        count = len(self._kept.damaged)
+        rest = "was damaged: it is encoded again" if count == 1 else "were damaged: they are encoded again"
+        self._listener(Notice(f"{count} of the encoded captions in {self._kept.folder} {rest}", "warning"))
 
     def _key(self, text: Text) -> str:
         weighted = not isinstance(text, str)

@@ -164,7 +164,7 @@ def prepare_parts(
         adapters=adapters,
         attachment=attachment,
         cache=cache,
-        encode=CaptionEncoder(model, settings, chunks=max_token_length // 75, trained=trained_text),
+        encode=CaptionEncoder(model, settings, chunks=max_token_length // 75, trained=trained_text, listener=listener),
         objective=objective,
         optimizer=create_optimizer(
             whole_groups(adapters, settings.optimizer)

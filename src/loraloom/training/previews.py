@@ -145,12 +145,13 @@ def paint_previews(
     steps_per_epoch: int,
     size: tuple[int, int],
     listener: Listener,
+    best_step: int = 0,
 ) -> list[Path]:
     """Paint every prompt at every weight into ``folder``; ``size``: (width, height) unless the settings give one.
 
     Files are named by the epoch (``NAME_e000003_00.png``) or, with ``by_step``, by the step
     (``NAME_s00000500_00.png``); a weight other than 1 is added (``_w0.5``). Weight 0 is the checkpoint alone, the same
-    at any time: painted once.
+    at any time: painted once. ``best_step`` is that of the best validation loss so far, 0 where none is measured.
     """
     preview = settings.preview
     was_training = {module: module.training for module in adapters.modules()}
@@ -176,9 +177,8 @@ def paint_previews(
         for module, training in was_training.items():
             module.training = training
     if preview.sheet and paths:
-        sheet = write_sheet(
-            folder, settings.name, [prompt.text for prompt in prompts], preview.weights, steps_per_epoch
-        )
+        texts = [prompt.text for prompt in prompts]
+        sheet = write_sheet(folder, settings.name, texts, preview.weights, steps_per_epoch, best_step)
         listener(PreviewSheetSaved(str(sheet), step))
     return paths
 
@@ -189,9 +189,17 @@ def _literal(text: str) -> str:
 
 
 def write_sheet(
-    folder: Path, name: str, prompts: Sequence[str], weights: Sequence[float], steps_per_epoch: int
+    folder: Path,
+    name: str,
+    prompts: Sequence[str],
+    weights: Sequence[float],
+    steps_per_epoch: int,
+    best_step: int = 0,
 ) -> Path:
-    """``sheet.png`` of all previews in ``folder``: a row for each prompt and weight, a column for each time."""
+    """``sheet.png`` of all previews in ``folder``: a row for each prompt and weight, a column for each time.
+
+    The column of ``best_step`` is marked, if there is one.
+    """
     pattern = re.compile(re.escape(name) + r"_([es])(\d+)_(\d+)(?:_w(-?[\d.e+-]+))?\.png")
     found: dict[tuple[str, int], dict[tuple[int, float], Path]] = {}
     for path in folder.iterdir():
@@ -199,8 +207,8 @@ def write_sheet(
             kind, number, index, weight = match.groups()
             cell = int(index), float(weight) if weight else 1.0
             found.setdefault((kind, int(number)), {})[cell] = path
-    columns = sorted(found, key=lambda key: (key[1] * (steps_per_epoch if key[0] == "e" else 1), key))
-    columns = list(_spread(columns, _SHEET_COLUMNS))
+    at = {(kind, number): number * (steps_per_epoch if kind == "e" else 1) for kind, number in found}
+    columns = list(_spread(sorted(found, key=lambda column: (at[column], column)), _SHEET_COLUMNS))
     rows = [(index, float(f"{weight:g}")) for index in range(len(prompts)) for weight in dict.fromkeys(weights)]
     # The picture without the LoRA is there once, under whatever column it was painted; it must not be thinned out.
     alone = {cell: path for cells in found.values() for cell, path in cells.items() if cell[1] == 0}
@@ -215,7 +223,10 @@ def write_sheet(
     sheet = draw_sheet(
         cells,
         rows=[prompts[index] + (f"\nweight {weight:g}" if several else "") for index, weight in rows],
-        columns=[_label(kind, number) for kind, number in columns],
+        columns=[
+            _label(*column) + ("\nbest validation loss" if best_step and at[column] == best_step else "")
+            for column in columns
+        ],
         title=name,
     )
     path = folder / "sheet.png"

@@ -623,4 +623,5 @@ class TrainingRun(RunParts):
                 steps_per_epoch=self.steps_per_epoch,
                 size=self.settings.dataset.size,
                 listener=self.listener,
+                best_step=self.patience.best_step,
             )
