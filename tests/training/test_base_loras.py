@@ -14,8 +14,10 @@ from loraloom.adapters.attach import attach, read_adapters
 from loraloom.errors import MissingFileError
 from loraloom.events import Event, Notice, StepFinished
 from loraloom.formats.adapter_file import read_adapter_file, write_adapter_file
+from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
 from loraloom.training.base_loras import merge_base_loras
+from loraloom.training.plan import Memory, predict_memory
 from loraloom.training.settings import TrainSettings
 from loraloom.training.trainer import train
 from random_loras import random_lora
@@ -58,6 +60,27 @@ def test_merged_in_memory_is_attached(family: str, keep: bool, make_settings: Ma
     ours, expected = merged.result, beside.result  # type: ignore[attr-defined]
     assert torch.allclose(ours, expected, atol=1e-4 * float(expected.abs().max()))
     assert sha256(settings.checkpoint.read_bytes()).hexdigest() == before
+
+
+def test_the_plan_counts_weights_that_are_no_longer_the_files(make_settings: MakeSettings, tmp_path: Path) -> None:
+    path = lora_file(tmp_path / "a.safetensors", "sd1")
+
+    def predicted(*overrides: str) -> Memory:
+        settings = make_settings(*overrides)
+        return predict_memory(settings, open_checkpoint(settings.checkpoint), (64, 64, 1), process=0)
+
+    plain, both, one = (
+        predicted(*more) for more in ((), (f"adapter.base_loras=['{path}']",), (f"adapter.base_loras=['{path}:0:1']",))
+    )
+    settings = make_settings(f"adapter.base_loras=['{path}']")
+    model = load_model(settings.checkpoint, device=CPU)
+    before = {name: weight for part in model.parts.values() for name, weight in part.named_parameters()}
+    merge_base_loras(model, settings.adapter)
+    after = {name: weight for part in model.parts.values() for name, weight in part.named_parameters()}
+    own = sum(weight.nbytes for name, weight in after.items() if before[name] is not weight)
+    assert (plain.weights, both.weights) == (0, own)
+    assert both.mapped == plain.mapped - own
+    assert 0 < one.weights < both.weights
 
 
 @pytest.mark.parametrize("method", ["int8", "nf4"])

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from loraloom.adapters.attach import read_adapters
+from torch import nn
+
+from loraloom.adapters.attach import match_layers, read_adapters
 from loraloom.adapters.settings import AdapterSettings, parse_base_lora
 from loraloom.errors import MissingFileError
 from loraloom.events import Listener, Notice, ignore
+from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.files import sha256_of
 from loraloom.generation.live_merge import LiveMerge
 from loraloom.generation.loras import AppliedLora
 from loraloom.models.loaded import LoadedModel
 
-__all__ = ["check_origins", "merge_base_loras", "origin_metadata"]
+__all__ = ["changed_weights", "check_origins", "merge_base_loras", "origin_metadata"]
 
 
 def merge_base_loras(model: LoadedModel, settings: AdapterSettings, listener: Listener = ignore) -> None:
@@ -33,6 +36,17 @@ def merge_base_loras(model: LoadedModel, settings: AdapterSettings, listener: Li
             Notice(f"merged {path.name} into the checkpoint in memory (text encoder {text_encoder:g}, U-Net {unet:g})")
         )
     LiveMerge(model).apply(loras)
+
+
+def changed_weights(model: LoadedModel, settings: AdapterSettings) -> list[nn.Parameter]:
+    """The live weights that ``adapter.base_loras`` will change; they then are the run's own, no longer the file's."""
+    changed: dict[int, nn.Parameter] = {}
+    for path, text_encoder, unet in map(parse_base_lora, settings.base_loras):
+        for target in match_layers(read_adapter_file(path), model.file_targets):
+            weight = model.layer(target).weight
+            if (unet if target.part == "unet" else text_encoder) and isinstance(weight, nn.Parameter):
+                changed[id(weight)] = weight
+    return list(changed.values())
 
 
 def check_origins(settings: AdapterSettings) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from loraloom.hardware import PeakMemory, choose_device, choose_precision, free_
 from loraloom.models.checkpoint import Checkpoint
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.quantized import QuantizedWeight
+from loraloom.training.base_loras import changed_weights
 from loraloom.training.meter import Meter
 from loraloom.training.opening import open_run
 from loraloom.training.optimizers import create_optimizer
@@ -185,7 +186,8 @@ def predict_memory(
     for part, module in model.parts.items():
         if part != "vae":
             module.gradient_checkpointing = settings.gradient_checkpointing  # type: ignore[assignment]
-    weights = {part: _weight_bytes(model, part, on_cpu=on_cpu) for part in model.parts}
+    changed = {id(weight) for weight in changed_weights(model, settings.adapter)}
+    weights = {part: _weight_bytes(model, part, changed, on_cpu=on_cpu) for part in model.parts}
     width, height, images = largest
     encoding = _meter_encoding(model, width, height, 1 if on_cpu else 4)
     painting = _meter_preview(model, settings, width, height)
@@ -262,8 +264,9 @@ def _adapters(settings: TrainSettings, model: LoadedModel) -> AdapterSet:
     return adapters.to("meta").train()
 
 
-def _weight_bytes(model: LoadedModel, part: str, *, on_cpu: bool) -> tuple[int, int]:
-    """(own, mapped) bytes of one part: on the CPU a tensor in the file's precision stays mapped."""
+def _weight_bytes(model: LoadedModel, part: str, changed: Set[int], *, on_cpu: bool) -> tuple[int, int]:
+    """(own, mapped) bytes of one part: on the CPU a tensor in the file's precision stays mapped, unless ``changed``
+    (ids of weights) has it."""
     own = mapped = 0
     for name, parameter in model.parts[part].named_parameters():
         stored = model.checkpoint.info(model.prefixes[part] + name)
@@ -271,7 +274,7 @@ def _weight_bytes(model: LoadedModel, part: str, *, on_cpu: bool) -> tuple[int, 
             continue  # counted with what is trained
         if isinstance(parameter, QuantizedWeight):
             own += parameter.stored_bytes
-        elif on_cpu and parameter.dtype == stored.dtype:
+        elif on_cpu and parameter.dtype == stored.dtype and id(parameter) not in changed:
             mapped += parameter.nbytes
         else:
             own += parameter.nbytes
