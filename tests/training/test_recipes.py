@@ -519,6 +519,20 @@ def test_a_file_of_prompts_is_read_at_once(tmp_path: Path) -> None:
     assert recipe.get("preview.file") == str(tmp_path / "prompts.txt"), "of another machine"
 
 
+def test_fp8_weights_become_int8_unless_they_are_trained(tmp_path: Path) -> None:
+    for name in ("fp8_base", "fp8_base_unet"):
+        recipe = read_recipe(written(tmp_path, "a.toml", f"unet_lr = 1e-4\n{name} = true\n"))
+        assert recipe.get("quantize") == "int8"
+        assert [key for key, note in recipe.changed if "int8" in note] == [name]
+    off = read_recipe(written(tmp_path, "b.toml", "unet_lr = 1e-4\nfp8_base = false\n"))
+    assert off.get("quantize") is None and "fp8_base" in off.idle
+    whole = read_recipe(written(tmp_path, "c.sh", "accelerate launch fine_tune.py --learning_rate 1e-5 --fp8_base\n"))
+    assert whole.get("quantize") is None
+    assert [reason for key, reason in whole.unmapped if "fp8_base" in key] == [
+        "weights that are trained themselves cannot be kept in 8 bits"
+    ]
+
+
 def test_a_name_on_the_hub_is_no_checkpoint(tmp_path: Path) -> None:
     text = 'pretrained_model_name_or_path = "runwayml/stable-diffusion-v1-5"\ntrain_data_dir = "img"\n'
     recipe = read_recipe(written(tmp_path, "a.toml", text))

@@ -143,6 +143,8 @@ def take_one(name: str, item: Item, recipe: Recipe, *, network: bool = False) ->
         _take_prediction(item, recipe)
     elif name == "bucket_no_upscale":
         recipe.set("dataset.upscale", not _truth(value), item.key)
+    elif name in ("fp8_base", "fp8_base_unet"):
+        _take_fp8(item, recipe)
     elif reason is not None:
         if is_default(name, value):
             recipe.rest(item.key)
@@ -789,6 +791,16 @@ def _take_prediction(item: Item, recipe: Recipe) -> None:
         recipe.set("prediction", "v", item.key)
     else:
         recipe.rest(item.key)
+
+
+def _take_fp8(item: Item, recipe: Recipe) -> None:
+    if not _truth(item.value):
+        recipe.rest(item.key)
+    elif recipe.get("method") == "full":
+        recipe.skip(item.key, "weights that are trained themselves cannot be kept in 8 bits")
+    else:
+        note = "quantize=int8: 8 bits a weight as there, as integers with a scale for each row, which is more exact"
+        recipe.set("quantize", "int8", item.key, note=note)
 
 
 def _alpha_of_the_guide(items: Items, spoken: frozenset[str], recipe: Recipe) -> None:
