@@ -380,7 +380,7 @@ def test_later_names_of_db_config(tmp_path: Path) -> None:
         ("a.toml", "a = " + "[" * 20_000, "nested|line|not valid"),
         ("a.toml", "   \n", "is empty"),
         ("a.json", '{"colour": 1}', "no recipe that is known"),
-        ("a.json", '{"__version": 5, "training_method": "LORA"}', "OneTrainer"),
+        ("a.json", '{"training_method": "LORA", "model_type": "FLUX_DEV_1"}', "flux dev 1"),
         ("a.toml", '[dataset]\nfolder = "x"\n', "settings file of this program"),
     ],
 )
@@ -745,7 +745,7 @@ def test_the_metadata_of_sd_scripts(tmp_path: Path) -> None:
     assert [key for key in metadata if key not in told] == []
 
 
-@pytest.mark.parametrize("value", [None, True, -1, 3.7, "x", "\0", ["a"], {"a": 1}, [{}], 10**40])
+@pytest.mark.parametrize("value", [None, True, -1, 3.7, "x", "\0", ["a"], {"a": 1}, [{}], 10**40, "x" * 400])
 @pytest.mark.parametrize(
     ("file", "keys"),
     [

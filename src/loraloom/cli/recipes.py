@@ -18,7 +18,9 @@ __all__ = ["import_recipe", "show_account"]
 def import_recipe(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="sd-scripts TOML, JSON or script; kohya_ss JSON; concepts list; a LoRA."),
+        typer.Argument(
+            metavar="FILE", help="sd-scripts TOML, JSON or script; kohya_ss or OneTrainer JSON; concepts list; a LoRA."
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top: checkpoint=model.safetensors")

@@ -50,9 +50,11 @@ __all__ = [
     "predict_memory",
 ]
 
-HEAP_HOLES = 2.0
-"""On the CPU: places in the heap as large as a convolution's workspace that nothing else fits into, one from its
-forward and one from its backward pass. Measured on SD 1.5 (benchmarks/README.md)."""
+HEAP_HOLES = 1.0
+"""On the CPU, for each pass: places in the heap as large as a convolution's workspace, and as the dense copy of a
+weight that is stored in another precision, that nothing else fits into. A backward pass is one more, unless
+checkpointing is full: then so little is kept in between that it finds the places of the forward pass. Measured on
+SD 1.5 (benchmarks/plan.py)."""
 HEAP_SCATTER = 0.1
 """On the CPU: share of the activations by which the heap is larger than what is in use."""
 SMALL_BYTES = 64 * 2**20
@@ -201,6 +203,7 @@ def predict_memory(
     gradients = sum(parameter.nbytes for parameter in adapters.parameters() if parameter.requires_grad)
     trained = {"unet", *adapters.parts()}
     all_weights = sum(own for own, _ in weights.values())
+    copied, passes = _largest_copy(model) if on_cpu else 0, 1 if settings.gradient_checkpointing == "full" else 2
     staying = all_weights - weights["vae"][0]  # the VAE rests once the pictures are encoded
     at_encoding, at_preview = all_weights, all_weights
     if settings.low_memory and not on_cpu:
@@ -209,9 +212,9 @@ def predict_memory(
         at_preview = staying + weights["vae"][0]
     elsewhere = 0 if on_cpu else _optimizer_workspace(gradients)
     stages = {
-        "encoding": at_encoding + _heap(encoding, on_cpu=on_cpu),
-        "step": staying + adapter + state + max(_heap(step, on_cpu=on_cpu), gradients + elsewhere),
-        "previews": at_preview + adapter + state + _heap(painting, on_cpu=on_cpu),
+        "encoding": at_encoding + _heap(encoding, 0, on_cpu=on_cpu),
+        "step": staying + adapter + state + max(_heap(step, copied, passes, on_cpu=on_cpu), gradients + elsewhere),
+        "previews": at_preview + adapter + state + _heap(painting, copied, on_cpu=on_cpu),
     }
     # By now the libraries that a run needs are loaded, so the program is as large as it will be then.
     process = (own_memory_bytes() or 0) if process is None else process
@@ -224,19 +227,35 @@ def predict_memory(
         adapter=adapter,
         optimizer=state,
         kept=kept,
-        step=_heap(step, on_cpu=on_cpu),
-        encoding=_heap(encoding, on_cpu=on_cpu),
-        previews=_heap(painting, on_cpu=on_cpu),
+        step=_heap(step, copied, passes, on_cpu=on_cpu),
+        encoding=_heap(encoding, 0, on_cpu=on_cpu),
+        previews=_heap(painting, copied, on_cpu=on_cpu),
         peak=base + max(stages.values()),
         flops=step.flops,
     )
 
 
-def _heap(meter: Meter, *, on_cpu: bool) -> int:
-    """Bytes of the heap that hold what the meter counted."""
-    if not on_cpu:
+def _heap(meter: Meter, copied: int, passes: int = 1, *, on_cpu: bool) -> int:
+    """Bytes of the heap that hold what the meter counted; ``copied``: of the largest copy of a weight."""
+    if not on_cpu or not meter.peak:
         return meter.peak
-    return int(meter.peak_with_workspace + HEAP_HOLES * meter.largest_workspace + HEAP_SCATTER * meter.peak)
+    holes = passes * HEAP_HOLES * (meter.largest_workspace + copied)
+    return int(meter.peak_with_workspace + holes + HEAP_SCATTER * meter.peak)
+
+
+def _largest_copy(model: LoadedModel) -> int:
+    """Bytes of the largest weight that is made dense, or cast, whenever it is used; of tables only rows are."""
+    return max(
+        (
+            weight.numel() * model.compute.itemsize
+            for part, module in model.parts.items()
+            for layer in module.modules()
+            if part != "vae" and not isinstance(layer, torch.nn.Embedding)
+            for weight in layer.parameters(recurse=False)
+            if isinstance(weight, QuantizedWeight) or weight.dtype != model.compute
+        ),
+        default=0,
+    )
 
 
 def _optimizer_workspace(gradients: int) -> int:
@@ -369,21 +388,20 @@ def try_steps(settings: TrainSettings, dataset: Dataset, folder: Path, listener:
     watch = PeakMemory(choose_device(settings.device))
     with watch:
         run = TrainingRun.prepare(settings, folder, listener, narrowed=narrowed)
-        try:
-            batches = max(run.plan.epoch_batches(0), key=lambda batches: max(len(draws) for draws in batches))
-            largest = max(batches, key=len)
-            with run.model.using(*{"unet", *run.adapters.parts()}):
-                for _ in range(2):
-                    began = time.perf_counter()
-                    run.optimizer_step(Step(0, False, [largest]))
-                    seconds = time.perf_counter() - began
-            width, height, _ = _shape(batch)
-            began = time.perf_counter()
-            with torch.no_grad():
-                run.model.encode_images(torch.zeros(1, 3, height, width))
-            encode_seconds = time.perf_counter() - began
-        finally:
-            run.attachment.detach()
+        batches = max(run.plan.epoch_batches(0), key=lambda batches: max(len(draws) for draws in batches))
+        largest = max(batches, key=len)
+        with run.model.using(*{"unet", *run.adapters.parts()}):
+            for _ in range(2):
+                began = time.perf_counter()
+                run.optimizer_step(Step(0, False, [largest]))
+                seconds = time.perf_counter() - began
+    # A run encodes before its first step, so this counts for the time alone.
+    width, height, _ = _shape(batch)
+    began = time.perf_counter()
+    with torch.no_grad():
+        run.model.encode_images(torch.zeros(1, 3, height, width))
+    encode_seconds = time.perf_counter() - began
+    run.attachment.detach()
     return Trial(seconds * len(batch) / len(largest), encode_seconds, watch.peak)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from loraloom.errors import LoraloomError
 from loraloom.training.recipes.names import unknown
 from loraloom.training.recipes.parsing import parse_json, read_document
-from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, is_nothing, resolved
+from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, exists, is_nothing, resolved
 from loraloom.training.recipes.sd_scripts import take_arguments
 
 __all__ = ["CONFIG_NAMES", "CONFIG_REASONS", "is_concepts_list", "is_db_config", "take_concepts", "take_db_config"]
@@ -242,7 +242,7 @@ def _take_concept(
     if class_folder:
         recipe.mapped.append(Mapped(key, "dataset.concepts[].folder", class_folder))
     elif _wanted(values):
-        class_folder = next((str(folder) for folder in painted if folder.is_dir()), "")
+        class_folder = next((str(folder) for folder in painted if exists(folder) and folder.is_dir()), "")
         command = _command(path, painted[-1], values, recipe)
         recipe.change(
             key,
@@ -296,7 +296,7 @@ def _command(folder: str, output: Path, values: Mapping[str, Any], recipe: Recip
         words += ["--trigger", text("instance_token")]
     each = _wanted(values)
     if each != 1 and "num_class_images_per" in values:
-        words += ["--count", str(round(each * _pictures_in(Path(folder)))) if Path(folder).is_dir() else "COUNT"]
+        words += ["--count", str(round(each * _pictures_in(Path(folder)))) if exists(Path(folder)) else "COUNT"]
     elif "num_class_images_per" not in values:
         words += ["--count", str(round(each))]
     for name, ours in (
@@ -467,7 +467,7 @@ def _model(left: dict[str, Item], recipe: Recipe) -> None:
     source, working = left.pop("src", None), left.pop("pretrained_model_name_or_path", None)
     found = None
     for item in (working, source):
-        if item is not None and not is_nothing(item.value) and Path(resolved(str(item.value), recipe.folders)).exists():
+        if item is not None and not is_nothing(item.value) and exists(Path(resolved(str(item.value), recipe.folders))):
             found = found or item
     chosen = found or next(
         (item for item in (source, working) if item is not None and not is_nothing(item.value)), None

@@ -12,6 +12,7 @@ from loraloom.training.recipes.dreambooth import is_concepts_list, is_db_config,
 from loraloom.training.recipes.gui import is_gui_file, take_gui_file
 from loraloom.training.recipes.metadata import take_metadata
 from loraloom.training.recipes.names import SPELLINGS, TRAIN_NETWORK_ARGUMENTS
+from loraloom.training.recipes.onetrainer import is_onetrainer, take_onetrainer
 from loraloom.training.recipes.parsing import Document, flattened, read_document
 from loraloom.training.recipes.recipe import Item, Items, Recipe
 from loraloom.training.recipes.scripts import read_script
@@ -73,8 +74,10 @@ def _of_data(document: Document) -> Recipe:
         return recipe
     if not isinstance(data, Mapping):
         raise FileFormatError(f"{path} is a list, but not one of concepts", "concepts have an instance_data_dir each")
-    if "training_method" in data and "__version" in data:
-        raise FileFormatError(f"{path} is a recipe of OneTrainer, which is not read", "write the settings by hand")
+    if is_onetrainer(data):
+        recipe = Recipe(path, "OneTrainer")
+        take_onetrainer(data, recipe)
+        return recipe
     if _is_own(data):
         raise FileFormatError(f"{path} is a settings file of this program already", f"loraloom train {path}")
     if is_db_config(data):
@@ -111,5 +114,5 @@ def _require_some_known(path: Path, entries: Mapping[str, Any]) -> None:
         examples = ", ".join(list(map(str, entries))[:3])
         raise FileFormatError(
             f"{path} is no recipe that is known here: its keys ({examples}) belong to none of them",
-            "sd-scripts, kohya_ss, sd_dreambooth_extension and LoRA files can be read",
+            "those of sd-scripts, kohya_ss, sd_dreambooth_extension, OneTrainer and LoRA files can be read",
         )

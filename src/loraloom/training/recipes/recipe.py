@@ -15,7 +15,7 @@ from loraloom.errors import SettingsError
 from loraloom.settings import SettingRow, Settings, apply_overrides, setting_rows
 from loraloom.training.settings import TrainSettings
 
-__all__ = ["Item", "Items", "Mapped", "Recipe", "field_rows", "is_nothing", "listed", "resolved"]
+__all__ = ["Item", "Items", "Mapped", "Recipe", "exists", "field_rows", "is_nothing", "listed", "resolved"]
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,15 @@ def resolved(value: str, folders: Sequence[Path]) -> str:
     if path.is_absolute():
         return str(path)
     native = Path(text.replace("\\", "/"))
-    return str(next((folder / native for folder in folders if (folder / native).exists()), folders[0] / native))
+    return str(next((folder / native for folder in folders if exists(folder / native)), folders[0] / native))
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; of a name that no system can have, there is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _plain(value: Any) -> Any:

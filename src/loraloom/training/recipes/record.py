@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from loraloom.settings import Settings
-from loraloom.training.recipes.recipe import Recipe, field_rows
+from loraloom.training.recipes.recipe import Recipe, exists, field_rows
 from loraloom.training.settings import TrainSettings
 
 __all__ = ["RECORD", "recorded_settings", "take_record"]
@@ -103,7 +103,7 @@ def _take_files(path: str, value: Any, key: str, recipe: Recipe) -> None:
             file = parse_base_lora(name)[0].name if path == "adapter.base_loras" else name
         except ValueError:
             file = name
-        folder = next((folder for folder in recipe.folders if file and (folder / file).exists()), None)
+        folder = next((folder for folder in recipe.folders if file and exists(folder / file)), None)
         if folder is not None:
             places.append(str(folder / name))
     if len(places) == len(names):

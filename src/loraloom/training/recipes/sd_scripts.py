@@ -20,7 +20,17 @@ from loraloom.training.recipes.names import (
     unknown,
 )
 from loraloom.training.recipes.parsing import flattened, read_document
-from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, field_rows, is_nothing, listed, resolved
+from loraloom.training.recipes.recipe import (
+    Item,
+    Items,
+    Mapped,
+    Recipe,
+    exists,
+    field_rows,
+    is_nothing,
+    listed,
+    resolved,
+)
 
 __all__ = ["arguments", "dataset_defaults", "given", "is_default", "items_of", "take_arguments", "take_one"]
 
@@ -221,7 +231,7 @@ def _merge_config_file(items: Items, recipe: Recipe) -> None:
     if item is None or is_nothing(item.value):
         return
     path = Path(resolved(str(item.value), recipe.folders))
-    if not path.exists() and path.suffix != ".toml":
+    if not exists(path) and path.suffix != ".toml":
         path = path.with_name(path.name + ".toml")
     data = read_document(path).data
     if not isinstance(data, Mapping):
@@ -653,7 +663,7 @@ def _prompt_lines(prompts: Item, recipe: Recipe) -> list[str] | None:
     if suffix not in (".txt", ".toml", ".json"):
         return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     path = Path(resolved(text, recipe.folders))
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         if suffix == ".txt":
             recipe.set("preview.file", str(path), prompts.key)
         else:
@@ -775,10 +785,10 @@ def _checkpoint(items: Items, recipe: Recipe) -> None:
     if item is None:
         return
     text = str(item.value).strip()
-    exists = any((folder / text).exists() for folder in recipe.folders)
+    found = any(exists(folder / text) for folder in recipe.folders)
     if (
         re.fullmatch(r"[\w.-]+/[\w.-]+", text)
-        and not exists
+        and not found
         and not text.lower().endswith((".safetensors", ".ckpt", ".pt"))
     ):
         del items["pretrained_model_name_or_path"]
