@@ -98,6 +98,7 @@ def test_a_whole_export(tmp_path: Path) -> None:
     assert saving.keep_states == 2
     reasons = dict(recipe.unmapped)
     assert set(reasons) == {
+        "tensorboard",
         "perturbation_noise_weight",
         "unmasked_probability",
         "concepts[1].image.enable_random_rotate",
