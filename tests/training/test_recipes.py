@@ -285,6 +285,17 @@ def test_a_dataset_file_with_two_datasets(tmp_path: Path) -> None:
     assert any(key == "datasets[1].batch_size" for key, _ in recipe.changed)
 
 
+def test_captions_in_one_file(tmp_path: Path) -> None:
+    text = "train_data_dir = 'img'\nin_json = 'meta_cap.json'\nunet_lr = 1e-4\n"
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    assert Path(recipe.get("dataset.captions.table")) == tmp_path / "meta_cap.json"
+    subsets = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\nmetadata_file = 'a.json'\n"
+    subsets += "[[datasets.subsets]]\nimage_dir = 'b'\n"
+    settings = read_recipe(written(tmp_path, "d.toml", subsets)).finished(["checkpoint=x.ckpt"])
+    one, other = settings.dataset.concepts
+    assert (one.caption_table, other.caption_table) == (tmp_path / "a.json", None)
+
+
 def test_a_run_that_names_a_dataset_file(tmp_path: Path) -> None:
     shutil.copy(FILES / "dataset.toml", tmp_path / "dataset.toml")
     text = 'dataset_config = "dataset.toml"\ntrain_data_dir = "other"\nkeep_tokens = 5\nnetwork_dim = 8\n'

@@ -59,6 +59,8 @@ def sweep(
             "-" if outcome.best_epoch is None else str(outcome.best_epoch),
             style="bold green" if best is not None and outcome.best_validation_loss == best else "",
         )
+    for combination, _ in result.failures:
+        table.add_row(combination.label, "-", "-", "-", "failed", style="red")
     console.print(table)
     if result.sheet is not None:
         console.print(f"sheet: {result.sheet}", markup=False, soft_wrap=True)

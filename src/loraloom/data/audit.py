@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from loraloom.data.concepts import Concept
 from loraloom.data.dataset import Dataset, Sample
-from loraloom.data.problems import Problem, Severity, readable, worst_first
+from loraloom.data.problems import Problem, Severity, normal_name, readable, worst_first
 
 __all__ = ["ConceptShare", "Measure", "audit", "concept_shares"]
 
@@ -99,6 +99,8 @@ def _caption(sample: Sample, measure: Measure) -> Iterator[Problem]:
         )
     if path is None:
         return
+    if not normal_name(path.name).casefold().startswith(normal_name(sample.path.stem).casefold()):
+        path = sample.path  # its caption is one of many in a table
     syntax = _WEIGHT.findall(text)
     if syntax and (syntax[0].startswith("<") or not sample.captions.weighted):
         note = f"has prompt syntax that means nothing in training: {syntax[0][:40]}"

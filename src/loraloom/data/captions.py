@@ -16,7 +16,7 @@ from pathlib import Path
 
 from loraloom.data.problems import Problem, normal_name
 
-__all__ = ["Caption", "CaptionFiles", "decode_text", "read_caption"]
+__all__ = ["Caption", "CaptionFiles", "caption_lines", "decode_text", "read_caption"]
 
 _MAX_BYTES = 2**16
 _MAX_CHARACTERS = 8192
@@ -86,8 +86,7 @@ def read_caption(path: Path, *, first_line_only: bool = True) -> Caption:
     if encoding != "UTF-8":
         severity = "info" if "UTF" in encoding else "warning"
         report(severity, "caption-encoding", f"is read as {encoding}", "save it as UTF-8 without a byte order mark")
-    lines = [" ".join(_clean(line).split(" ")).strip() for line in text.splitlines()]
-    lines = [line for line in lines if line]
+    lines = caption_lines(text)
     if not lines:
         report(
             "warning", "caption-empty", "is empty: the picture trains without words", "write a caption, or delete it"
@@ -101,6 +100,12 @@ def read_caption(path: Path, *, first_line_only: bool = True) -> Caption:
         report("warning", "caption-long", f"has {longest} characters; {_MAX_CHARACTERS} are used", "shorten it")
         lines = [line[:_MAX_CHARACTERS] for line in lines]
     return Caption(lines[0], tuple(problems), tuple(lines))
+
+
+def caption_lines(text: str) -> list[str]:
+    """The lines that say something, without blanks around them and without control characters."""
+    lines = (_clean(line).strip() for line in text.splitlines())
+    return [line for line in lines if line]
 
 
 def decode_text(data: bytes) -> tuple[str, str]:

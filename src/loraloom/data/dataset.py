@@ -13,6 +13,7 @@ from pathlib import Path
 
 from loraloom.data.buckets import Fit, Size, assign_buckets, bucket_sizes, cropped_share, fit
 from loraloom.data.caption_operations import Moment, caption_of, file_words, fullest_caption
+from loraloom.data.caption_table import FOUND_BY_THEMSELVES, CaptionTable
 from loraloom.data.captions import CaptionFiles, read_caption
 from loraloom.data.concepts import Concept, Files, Layout, find_layout, list_files
 from loraloom.data.images import SUFFIXES, ImageFacts, inspect_image, quiet_decoders
@@ -221,11 +222,15 @@ def _find_pictures(
     facts = dict(zip(paths, _inspect_all(paths, settings.max_megapixels, progress), strict=True))
     found: list[_Found] = []
     masks = MaskFiles(settings)
+    tables: dict[Path, CaptionTable] = {}
+    text_path: Path | None
     for concept, files in listed:
         problems.extend(files.problems)
         own = settings.captions.merged(concept.settings.captions if concept.settings else {})
         source = _mask_source(concept, settings)
         captions = CaptionFiles(files.texts, settings.caption_extensions)
+        named = own.table if concept.settings is None else concept.settings.caption_table or own.table
+        table = _table(concept, named, own, tables, problems)
         used: set[Path] = set()
         for relative in files.images:
             path = concept.folder / relative
@@ -235,7 +240,11 @@ def _find_pictures(
                 problems.append(Problem("error", "image", path, result.problem, result.hint))
                 continue
             _describe(path, result, settings, problems, masked=source == "alpha")
-            lines, text_path = _lines(concept, relative, captions, own, problems)
+            in_table = None if table is None else table.of(concept.folder, relative)
+            if table is not None and in_table is not None and (named is not None or not captions.of(relative)):
+                lines, text_path = in_table, table.path
+            else:
+                lines, text_path = _lines(concept, relative, captions, own, problems)
             mask = _mask(masks.of(concept, relative, files), source, path, result, concept, problems)
             alpha = source == "alpha" and result.alpha != "none"
             found.append(_Found(concept, relative, result, lines[0], text_path, lines, own, mask, alpha))
@@ -246,7 +255,40 @@ def _find_pictures(
             note = f"holds {len(files.masks)} masks beside the pictures, which are not used"
             problems.append(Problem("info", "mask-unused", concept.folder, note, "set masks=beside to use them"))
     problems.extend(masks.problems())
+    for table in tables.values():
+        if table.unused:
+            note = f"has captions of {len(table.unused)} pictures that are not there, such as {table.unused[0]}"
+            problems.append(Problem("info", "caption-orphan", table.path, note))
     return found
+
+
+def _table(
+    concept: Concept,
+    named: Path | None,
+    settings: CaptionSettings,
+    tables: dict[Path, CaptionTable],
+    problems: list[Problem],
+) -> CaptionTable | None:
+    """The table of a concept's captions: the one that is named, or one that lies in the folder. Each is read once."""
+    if settings.source != "file":
+        return None
+    if named is not None:
+        path = named.expanduser()
+    else:
+        lying = (concept.folder / name for name in FOUND_BY_THEMSELVES)
+        path = next((candidate for candidate in lying if candidate.is_file()), Path())
+        if path == Path():
+            return None
+    path = path.absolute()
+    if path not in tables:
+        try:
+            tables[path] = CaptionTable.read(path)
+        except FileError as error:
+            if named is not None:
+                raise
+            problems.append(Problem("warning", "caption-table", path, f"is not used: {error.problem}", error.hint))
+            return None
+    return tables[path]
 
 
 def _mask_source(concept: Concept, settings: DatasetSettings) -> str:
@@ -312,7 +354,11 @@ def _describe(
 
 
 def _lines(
-    concept: Concept, relative: Path, captions: CaptionFiles, settings: CaptionSettings, problems: list[Problem]
+    concept: Concept,
+    relative: Path,
+    captions: CaptionFiles,
+    settings: CaptionSettings,
+    problems: list[Problem],
 ) -> tuple[tuple[str, ...], Path | None]:
     """The lines of one picture's caption and the file they come from; the concept's name where there is none."""
     image = concept.folder / relative

@@ -68,6 +68,10 @@ class CaptionSettings(Settings):
     """Where captions come from: text files (pictures without one get the concept's name), the picture's file name
     without a number in front, or the folder's name."""
 
+    table: Annotated[Path | None, Kohya("metadata_file", "in_json")] = None
+    """One file with the captions of many pictures: sd-scripts' JSON, or JSON lines or CSV with file_name and text. It
+    counts before text files. Unset: metadata.jsonl or metadata.csv in the folder, for pictures without a text file."""
+
     lines: Literal["first", "random", "join"] = "first"
     """Which lines of a caption file are used: the first, one at random each time, or all of them as one caption."""
 
@@ -169,6 +173,8 @@ class CaptionSettings(Settings):
             said.append("captions.dropout leaves out every caption: the run learns without words")
         if self.lines != "first" and self.source != "file":
             said.append(f"captions.lines has no effect with captions.source={self.source}")
+        if self.table is not None and self.source != "file":
+            said.append(f"captions.table has no effect with captions.source={self.source}")
         return said
 
 
@@ -213,6 +219,9 @@ class ConceptSettings(Settings):
     captions: dict[str, Any] = Field(default={})
     """Caption settings that differ from dataset.captions, by the same names."""
 
+    caption_table: Path | None = None
+    """One file with the captions of these pictures. Unset: dataset.captions.table."""
+
     resolutions: Annotated[tuple[Resolution, ...] | None, BeforeValidator(_sizes)] = None
     """Resolutions of these pictures. Unset: those of the dataset."""
 
@@ -234,6 +243,8 @@ class ConceptSettings(Settings):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
+        if "table" in self.captions:
+            raise ValueError("the table of a concept's captions is caption_table, not captions.table")
         CaptionSettings().merged(self.captions)
         if self.last_epoch is not None and self.last_epoch < self.first_epoch:
             raise ValueError(f"last_epoch={self.last_epoch} comes before first_epoch={self.first_epoch}")

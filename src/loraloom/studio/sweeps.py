@@ -154,7 +154,7 @@ def run_sweep(
     outcomes = [outcome for combination in combinations if (outcome := _finished(combination)) is not None]
     table = folder / "table.csv"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(table, _table(outcomes))
+    write_text(table, _table(outcomes, failures))
     write_text(folder / "sweep.json", json.dumps({c.name: c.label for c in combinations}, indent=1) + "\n")
     sheet = None
     preview = combinations[0].settings.preview
@@ -292,12 +292,11 @@ def _finished(combination: Combination) -> Outcome | None:
     )
 
 
-def _table(outcomes: Sequence[Outcome]) -> str:
+def _table(outcomes: Sequence[Outcome], failures: Sequence[tuple[Combination, str]]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(
-        ["combination", "training loss", "validation loss", "best validation loss", "at epoch", "seconds", "file"]
-    )
+    losses = ["training loss", "validation loss", "best validation loss", "at epoch"]
+    table.writerow(["combination", *losses, "seconds", "file", "problem"])
     for outcome in outcomes:
         numbers = (outcome.training_loss, outcome.validation_loss, outcome.best_validation_loss)
         table.writerow(
@@ -307,8 +306,11 @@ def _table(outcomes: Sequence[Outcome]) -> str:
                 "" if outcome.best_epoch is None else outcome.best_epoch,
                 f"{outcome.seconds:.0f}",
                 outcome.lora,
+                "",
             ]
         )
+    for combination, problem in failures:
+        table.writerow([combination.label, *[""] * 6, problem])
     return text.getvalue()
 
 

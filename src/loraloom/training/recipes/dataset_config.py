@@ -172,10 +172,14 @@ def _take_subset(subset: _Subset, base: Items, recipe: Recipe, told: set[str]) -
             recipe.problem("", f"{item.key} = {item.value!r}: {error.errors()[0]['msg']}")
             told.add(item.key)
             continue
-        concept.setdefault("captions", {})[path.rpartition(".")[2]] = value
+        if name == "metadata_file":
+            concept["caption_table"], ours = value, "dataset.concepts[].caption_table"
+        else:
+            concept.setdefault("captions", {})[path.rpartition(".")[2]] = value
+            ours = path.replace("dataset.", "dataset.concepts[].")
         if item.key not in told:
             told.add(item.key)
-            recipe.mapped.append(Mapped(item.key, path.replace("dataset.", "dataset.concepts[]."), value))
+            recipe.mapped.append(Mapped(item.key, ours, value))
 
 
 def _masks(entries: Items, concept: dict[str, Any], recipe: Recipe, told: set[str]) -> None:
@@ -230,7 +234,7 @@ def _once_for_all(subsets: list[_Subset], base: Items, recipe: Recipe, told: set
             told.add(item.key)
             if is_nothing(item.value):
                 recipe.rest(item.key)
-            elif name == "metadata_file" or (marked().get(name) is None and name not in _SWITCHES):
+            elif marked().get(name) is None and name not in _SWITCHES:
                 recipe.skip(item.key, reason_for(name) or unknown(name, _HANDLED))
                 if reason_for(name) is None:
                     recipe.unknown.append(item.key)

@@ -145,8 +145,6 @@ REASONS: dict[str, str] = {
     "face_crop_aug_range": "random crops around faces are not offered; dataset.random_crop crops anywhere",
     "debug_dataset": "loraloom dataset check FOLDER shows what a dataset is made of",
     "dataset_class": "a dataset cannot be given as Python code",
-    "in_json": "captions in one JSON file are not read: write them as .txt files beside the pictures",
-    "metadata_file": "captions in one JSON file are not read: write them as .txt files beside the pictures",
     "resize_interpolation": "chosen by the program: pictures are shrunk and enlarged without moire",
     "no_token_padding": "captions are always padded, as programs that use the LoRA do",
     "network_multiplier": "a LoRA has one strength for all datasets; loss_weight of a concept makes its pictures count "
