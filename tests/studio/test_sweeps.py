@@ -83,6 +83,9 @@ def test_a_sweep_trains_compares_and_goes_on_where_it_was_interrupted(plan: Plan
     assert len(steps) == 4  # of the second run alone: 2 pictures x 2 epochs
     assert [o.combination.label for o in result.outcomes] == ["lr 1e-4", "lr 1e-2"] and not result.failures
     assert result.outcomes[1].validation_loss is not None
+    assert all(outcome.best_epoch for outcome in result.outcomes), (
+        "what was measured before the first step is no result"
+    )
     with result.table.open(encoding="utf-8") as file:
         assert [row["combination"] for row in csv.DictReader(file)] == ["lr 1e-4", "lr 1e-2"]
     assert result.sheet is not None and Image.open(result.sheet).width > 3 * 64

@@ -279,7 +279,7 @@ def _finished(combination: Combination) -> Outcome | None:
     if not ends or not files or not files[-1].is_file():
         return None
     measured = [event for event in events if isinstance(event, ValidationMeasured)]
-    best = min(measured, key=lambda event: event.loss, default=None)
+    best = min((event for event in measured if event.step), key=lambda event: event.loss, default=None)
     return Outcome(
         combination,
         folder,
