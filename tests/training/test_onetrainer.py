@@ -27,9 +27,11 @@ PRESET = {
 
 
 def preset(folder: Path, **changes: Any) -> Recipe:
-    """The recipe of a preset with some keys."""
+    """The recipe of a preset with some keys (of an older one if it has names of those)."""
     path = folder / "preset.json"
-    path.write_text(json.dumps({**PRESET, **changes}), encoding="utf-8")
+    older = {key for key, now in tables.RENAMED.items() if key in changes and now in PRESET}
+    data = {key: value for key, value in PRESET.items() if key not in {tables.RENAMED[name] for name in older}}
+    path.write_text(json.dumps({**data, **changes}), encoding="utf-8")
     return read_recipe(path)
 
 
@@ -154,7 +156,7 @@ def test_what_a_preset_leaves_out_is_what_onetrainer_does(tmp_path: Path) -> Non
          {"prediction": "v", "zero_terminal_snr": True}),
         ({"gradient_checkpointing": "CPU_OFFLOADED", "__version": 9}, {"gradient_checkpointing": "full"}),
         ({"gradient_checkpointing": "OFF", "__version": 9}, {"gradient_checkpointing": None}),
-        ({"lora_layers": "attn2", "lora_layer_preset": "custom", "layer_filter_preset": None, "__version": 6},
+        ({"lora_layers": "attn2", "lora_layer_preset": "custom", "__version": 6},
          {"adapter.include": ["^lora_unet_.*attn2", "^lora_te"]}),
         ({"resolution": "640x512"}, {"dataset.resolution": [640, 512]}),
         ({"save_every": 100, "save_every_unit": "STEP"}, {"saving.every_steps": 100, "saving.every_epochs": 0}),
@@ -166,13 +168,7 @@ def test_what_a_preset_leaves_out_is_what_onetrainer_does(tmp_path: Path) -> Non
     ],
 )  # fmt: skip
 def test_single_keys(tmp_path: Path, changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    changes = {key: value for key, value in changes.items() if value is not None or key == "clip_grad_norm"}
-    if "lora_layer_preset" in changes:
-        PRESET_WITHOUT = {key: value for key, value in PRESET.items() if key != "layer_filter_preset"}
-        (tmp_path / "old.json").write_text(json.dumps({**PRESET_WITHOUT, **changes}), encoding="utf-8")
-        recipe = read_recipe(tmp_path / "old.json")
-    else:
-        recipe = preset(tmp_path, **changes)
+    recipe = preset(tmp_path, **changes)
     assert {path: recipe.get(path) for path in expected} == expected
     recipe.finished(["dataset.folder=img"])
 

@@ -57,6 +57,8 @@ class _Translation:
         self._optimizer()
         self._schedule()
         self._precision()
+        self._memory()
+        self._other_parts()
         self._noise()
         self._loss()
         self._captions()
@@ -349,8 +351,12 @@ class _Translation:
         if betas[0] is not None and betas[1] is not None:
             count = 3 if betas[2] is not None and name in ("CAME", "DADAPT_ADAN", "PRODIGY") else 2
             taken["betas"] = betas[:count]
-            if count == 2 and betas[2] is not None:
+            if count == 2:
                 recipe.rest("optimizer.beta3")
+        else:
+            for number, value in enumerate(betas, 1):
+                if value is not None:
+                    recipe.skip(f"optimizer.beta{number}", "beta1 and beta2 are set together")
         for key, value in options.items():
             short = key.removeprefix("optimizer.")
             useful = short in ("weight_decay", "eps") or name in tables.OPTIONS.get(short, "").split()
@@ -390,7 +396,7 @@ class _Translation:
                 note = "cosine_with_restarts: here the rate jumps back up, there it climbs as it fell"
                 recipe.set("lr_schedule.name", schedule, "learning_rate_scheduler", note=note)
             elif name == "REX":
-                note = "rex: falls a little earlier than OneTrainer's, whose constant is 0.9 instead of 0.5"
+                note = "rex: falls earlier than OneTrainer's, whose constant is 0.9 instead of the paper's 0.5"
                 recipe.set("lr_schedule.name", schedule, "learning_rate_scheduler", note=note)
             else:
                 recipe.set("lr_schedule.name", schedule, "learning_rate_scheduler")
@@ -438,16 +444,26 @@ class _Translation:
                     recipe.skip(key, f"{kind}: fp16, bf16 and fp32 are offered")
                 continue
             recipe.set(path, value, key)
+        norm = self._take("clip_grad_norm", 1.0)
+        recipe.set("optimizer.max_grad_norm", 0.0 if norm is None else norm, "clip_grad_norm")
+        ema = self._word("ema")
+        if ema in ("GPU", "CPU"):
+            recipe.set("ema.enabled", True, "ema")
+        else:
+            recipe.rest("ema")
+            self._quiet("ema_decay", "ema_update_step_interval")
+
+    def _memory(self) -> None:
+        recipe = self.recipe
         checkpointing = self._take("unet.gradient_checkpointing")
         older = self._take("gradient_checkpointing")
+        key = "unet.gradient_checkpointing"
         if older is not None:
-            recipe.rest("unet.gradient_checkpointing") if checkpointing is not None else None
+            recipe.rest(key)
             checkpointing, key = str(older).upper() not in ("OFF", "FALSE"), "gradient_checkpointing"
-        else:
-            key = "unet.gradient_checkpointing"
         if checkpointing:
             recipe.set("gradient_checkpointing", "full", key)
-        elif checkpointing is not None:
+        else:
             recipe.rest(key)
         for key in ("weight_dtype", "unet.weight_dtype"):
             kind = self._word(key)
@@ -459,6 +475,10 @@ class _Translation:
                 recipe.set("quantize", bits, key, note=note)
             else:
                 recipe.rest(key)
+
+    def _other_parts(self) -> None:
+        """What is left of the sections of parts: it is detected from the checkpoint, or not trained."""
+        recipe = self.recipe
         for part in ("text_encoder", "text_encoder_2", "vae"):
             self._quiet(
                 *(
@@ -476,14 +496,6 @@ class _Translation:
             recipe.rest("text_encoder_layer_skip")
         for part in ("text_encoder_2", "text_encoder_3", "text_encoder_4"):
             self._quiet(f"{part}_layer_skip")
-        ema = self._word("ema")
-        if ema in ("GPU", "CPU"):
-            recipe.set("ema.enabled", True, "ema")
-        elif ema:
-            recipe.rest("ema")
-            self._quiet("ema_decay", "ema_update_step_interval")
-        norm = self._take("clip_grad_norm", 1.0)
-        recipe.set("optimizer.max_grad_norm", 0.0 if norm is None else norm, "clip_grad_norm")
 
     def _noise(self) -> None:
         recipe = self.recipe
@@ -494,7 +506,7 @@ class _Translation:
         ):
             if value:
                 recipe.set("prediction", kind, key)
-            elif value is not None:
+            else:
                 recipe.rest(key)
         for key, path, default in (
             ("min_noising_strength", "objective.min_timestep", 0.0),
@@ -504,7 +516,7 @@ class _Translation:
             if value == default:
                 recipe.rest(key)
             else:
-                recipe.set(path, int(1000 * value), key)
+                recipe.set(path, round(1000 * value), key)
         kind = self._word("timestep_distribution")
         weight, bias = self._number("noising_weight"), self._number("noising_bias")
         if kind == "LOGIT_NORMAL":
@@ -549,7 +561,9 @@ class _Translation:
             else:
                 recipe.set("objective.loss_type", kind, key)
         if largest == "huber":
-            recipe.set("objective.huber_c", delta, "huber_delta")
+            recipe.set(
+                "objective.huber_c", delta, "huber_delta", note=f"huber_c = {delta:g}: Huber's loss in its smooth form"
+            )
             recipe.set(
                 "objective.huber_schedule", "constant", "(huber_delta: schedule)", note="the same at all timesteps"
             )
