@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -421,6 +422,28 @@ def test_what_may_change_changes_no_number(make_settings: MakeSettings, tmp_path
     one, other = final(tmp_path / "whole"), final(tmp_path / "run")
     for key in one:
         torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=1e-6)
+
+
+def test_concepts_and_their_captions_may_lie_elsewhere(make_settings: MakeSettings, tmp_path: Path) -> None:
+    def settings(place: str, *overrides: str) -> TrainSettings:
+        folder = tmp_path / place / "cats"
+        concept = f"{{folder = '{folder}', caption_table = '{folder.parent / 'captions.jsonl'}', flip = true}}"
+        return make_settings(f"dataset.concepts=[{concept}]", "saving.precision=float", *overrides)
+
+    pictures = make_settings().dataset.folder
+    shutil.copytree(pictures, tmp_path / "here" / "cats")
+    names = [path.relative_to(tmp_path / "here").as_posix() for path in (tmp_path / "here").rglob("*.png")]
+    rows = [json.dumps({"file_name": name, "text": f"number {index}"}) for index, name in enumerate(names)]
+    (tmp_path / "here" / "captions.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    go(settings("here"), tmp_path / "whole")
+    go(settings("here"), tmp_path / "run", stop_at=1)
+    (tmp_path / "here").rename(tmp_path / "there")
+    go(settings("there"), tmp_path / "run", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "run")
+    captions = tmp_path / "there" / "captions.jsonl"
+    captions.write_text(captions.read_text(encoding="utf-8").replace("number 1", "another"), encoding="utf-8")
+    with pytest.raises(ResumeError, match="1 changed"):
+        go(settings("there", "epochs=2"), tmp_path / "run", resume=True)
 
 
 def test_a_longer_run_is_told_about_its_learning_rate(make_settings: MakeSettings, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ FREE_SETTINGS = (
     "dataset.folder",
     "dataset.regularization_folder",
     "dataset.mask_folder",
+    "dataset.captions.table",
     "dataset.cache_to_disk",
     "dataset.cache_text_to_disk",
     "dataset.cache_folder",
@@ -88,6 +89,7 @@ MACHINE_SETTINGS = (
     "dataset.folder",
     "dataset.regularization_folder",
     "dataset.mask_folder",
+    "dataset.captions.table",
     "dataset.cache_to_disk",
     "dataset.cache_text_to_disk",
     "dataset.cache_folder",
@@ -440,8 +442,18 @@ def identity_of(settings: TrainSettings, dataset: Dataset, checkpoint: Checkpoin
         checkpoint=checkpoint_fingerprint(checkpoint),
         dataset=digest.hexdigest(),
         samples=samples if len(samples) <= _LISTED_SAMPLES else {},
-        settings=_flat(settings.model_dump(mode="json", exclude={"notify"})),  # whose address may hold a secret
+        settings=_flat(_dumped(settings)),
     )
+
+
+def _dumped(settings: TrainSettings) -> dict[str, Any]:
+    """All settings but where the concepts' files lie, and ``notify``, whose address may hold a secret."""
+    data = settings.model_dump(mode="json", exclude={"notify"})
+    places = {"folder", "mask_folder", "caption_table"}
+    data["dataset"]["concepts"] = [
+        concept.model_dump(mode="json", exclude_defaults=True, exclude=places) for concept in settings.dataset.concepts
+    ]
+    return data
 
 
 def _sample_digest(sample: Sample) -> str:
@@ -450,9 +462,10 @@ def _sample_digest(sample: Sample) -> str:
     parts += [
         f"{part.name}={value!r}"
         for part in fields(sample)
-        if part.name not in ("path", "concept", "caption_path")
+        if part.name not in ("path", "concept", "caption_path", "captions")
         and not isinstance(value := getattr(sample, part.name), Path)
     ]
+    parts.append(repr(sample.captions.model_dump(exclude_defaults=True, exclude={"table"})))
     if sample.mask_path is not None:
         parts.append(sha256_of(sample.mask_path))
     return sha256("\n".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
