@@ -59,8 +59,8 @@ HEAP_SCATTER = 0.1
 """On the CPU: share of the activations by which the heap is larger than what is in use."""
 SMALL_BYTES = 64 * 2**20
 """Checkpoints smaller than this fit anywhere: no run of theirs begins with a prediction."""
-LIBRARY_BYTES = 24 * 2**20
-"""On the CPU: kernels that are generated on first use."""
+LIBRARY_BYTES = 48 * 2**20
+"""On the CPU: kernels that are generated on first use, and what matrix products keep for themselves."""
 WORK_SHARE = {"cpu": 0.5, "cuda": 0.3, "mps": 0.3}
 """Share of the speed of one large matrix product that a training step reaches; used where no step was timed."""
 

@@ -16,7 +16,7 @@ from loraloom.data.cache import LatentCache
 from loraloom.data.dataset import Dataset, Sample
 from loraloom.errors import SettingsError
 from loraloom.events import Event, Listener, Notice
-from loraloom.hardware import Precision, keep_freed_memory
+from loraloom.hardware import Precision, keep_freed_memory, return_freed_memory
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.training.base_loras import merge_base_loras, origin_metadata
 from loraloom.training.captions import CaptionEncoder, needed_chunks, parts_fingerprint
@@ -142,6 +142,8 @@ def prepare_parts(
         )
     if freed := model.rest("vae"):
         listener(Notice(f"the VAE rests in the file until it is needed: {freed / 2**20:.0f} MiB less"))
+    if device.type == "cpu":
+        return_freed_memory()  # what encoding left is in pieces that a step would hardly use
 
     merge_base_loras(model, settings.adapter, listener)
     adapters, attachment = (_whole if full else _with_adapters)(model, settings, listener)
