@@ -12,7 +12,7 @@ import pytest
 import loraloom
 
 ROOT = Path(loraloom.__file__).parent
-GROUND = {"errors", "settings", "registry", "events", "hardware", "randomness", "folders"}
+GROUND = {"errors", "settings", "registry", "events", "hardware", "randomness", "folders", "reading"}
 ACTIVITIES = {"formats", "diffusion", "models", "adapters", "data", "training", "generation", "weights"}
 ALLOWED = {
     "formats": set(),

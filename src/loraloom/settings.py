@@ -23,9 +23,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from tomlkit.exceptions import ParseError
 
-from loraloom.errors import FileFormatError, MissingFileError, SettingsError, nearest
+from loraloom.errors import FileFormatError, SettingsError, nearest
+from loraloom.reading import read_text
 
 __all__ = ["Kohya", "SettingRow", "Settings", "apply_overrides", "read_toml", "setting_rows"]
+
+MAX_TOML_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,14 @@ class Settings(BaseModel):
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file as plain data."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} does not exist", "check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path} cannot be read as text: {error}", "settings are UTF-8 TOML") from error
+    text = read_text(path, limit=MAX_TOML_BYTES)
     try:
         return tomlkit.parse(text).unwrap()
     except ParseError as error:
         hint = "text values need quotes; Windows paths single ones"
         raise FileFormatError(f"{path} is not valid TOML: {error}", hint) from error
+    except RecursionError as error:
+        raise FileFormatError(f"{path} is nested too deeply", "settings are two or three levels deep") from error
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

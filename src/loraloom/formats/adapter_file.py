@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from loraloom.errors import AdapterError
+from loraloom.errors import AdapterError, FileError
 from loraloom.formats.cloneofsimo import companions
 from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, KOHYA, PEFT, Dialect, is_text_layer, rank_of
 from loraloom.formats.files import sha256_of
 from loraloom.formats.lora_keys import lora_keys
 from loraloom.formats.safetensors_file import safetensors_header
 from loraloom.formats.tensors import TensorInfo, open_tensors, write_tensors
+from loraloom.reading import open_file, read_text
 
 __all__ = [
     "AdapterFile",
@@ -161,8 +162,8 @@ def peft_configs(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str,
         if parts:
             return parts
     config = path.with_name("adapter_config.json")
-    with suppress(OSError, ValueError):
-        if path.stem == "adapter_model" and isinstance(stored := json.loads(config.read_text(encoding="utf-8")), dict):
+    with suppress(FileError, ValueError, RecursionError):
+        if path.stem == "adapter_model" and isinstance(stored := json.loads(read_text(config)), dict):
             return {"": stored}
     return {}
 
@@ -235,7 +236,7 @@ def content_hash(path: Path) -> str:
     """
     if open_tensors(path).kind != "safetensors":
         return sha256_of(path)
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -8,18 +8,20 @@ import hashlib
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError
+from loraloom.errors import FileError, OutputError
+from loraloom.reading import check_readable, open_file, read_bytes, read_text
 
 __all__ = [
     "atomic_writer",
     "check_readable",
     "old_hash",
+    "read_bytes",
+    "read_text",
     "require_space",
     "sha256_of",
     "size_text",
@@ -86,9 +88,8 @@ def require_space(folder: Path, nbytes: int) -> None:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of the file's bytes, 64 hex digits."""
-    check_readable(path)
     try:
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise FileError(f"{path}: cannot be read, {_reason(error)}") from error
@@ -96,27 +97,12 @@ def sha256_of(path: Path) -> str:
 
 def old_hash(path: Path) -> str:
     """The first 8 digits of the SHA-256 of 64 KiB that begin 1 MiB into a file: the web UI's hash before 2023."""
-    check_readable(path)
     try:
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             file.seek(0x100000)
             return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
     except OSError as error:
         raise FileError(f"{path}: cannot be read, {_reason(error)}") from error
-
-
-def check_readable(path: Path) -> None:
-    """Raise MissingFileError or FileFormatError unless ``path`` is an ordinary file (a pipe could block for ever)."""
-    try:
-        mode = Path(path).stat().st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFileError(f"{path}: there is no such file", "check the path") from error
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read, {_reason(error)}") from error
-    if stat.S_ISDIR(mode):
-        raise FileFormatError(f"{path}: is a folder, not a file")
-    if not stat.S_ISREG(mode):
-        raise FileFormatError(f"{path}: is not an ordinary file")
 
 
 def size_text(nbytes: int) -> str:

@@ -11,6 +11,7 @@ from loraloom.errors import FileFormatError, OutputError
 from loraloom.formats.files import atomic_writer
 from loraloom.formats.safetensors_file import MAX_HEADER_BYTES
 from loraloom.formats.tensors import open_tensors
+from loraloom.reading import open_file
 
 __all__ = ["write_with_metadata"]
 
@@ -29,7 +30,7 @@ def write_with_metadata(path: Path, output: Path, metadata: Mapping[str, str]) -
             f"{key}{value}".encode()
         except UnicodeEncodeError as error:
             raise OutputError(f"{path}: the metadata {key!r} is no valid text") from error
-    with path.open("rb") as source:
+    with open_file(path) as source:
         length = int.from_bytes(source.read(8), "little")
         header = json.loads(source.read(length))
         header.pop("__metadata__", None)

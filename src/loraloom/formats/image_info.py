@@ -23,8 +23,9 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from loraloom.errors import MissingFileError, OutputError
+from loraloom.errors import FileError, MissingFileError, OutputError
 from loraloom.formats.files import atomic_writer
+from loraloom.reading import open_file
 
 __all__ = ["Parameters", "format_parameters", "is_image", "parse_parameters", "read_parameters", "save_image"]
 
@@ -98,9 +99,9 @@ def save_image(image: Image.Image, path: Path, parameters: str) -> None:
 def is_image(path: Path) -> bool:
     """Whether a file begins as a PNG, JPEG or WebP does; False also where there is no file."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(12)
-    except OSError:
+    except (FileError, OSError):
         return False
     return head.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
 

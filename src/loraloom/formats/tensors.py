@@ -13,7 +13,7 @@ import torch
 
 from loraloom.errors import FileError, FileFormatError, OutputError
 from loraloom.formats.entries import MAX_TENSORS, Contents, Entry, TensorInfo, check_name, show
-from loraloom.formats.files import atomic_writer, check_readable
+from loraloom.formats.files import atomic_writer
 from loraloom.formats.safetensors_file import (
     DTYPE_NAMES,
     looks_like_safetensors,
@@ -22,6 +22,7 @@ from loraloom.formats.safetensors_file import (
     safetensors_order,
 )
 from loraloom.formats.torch_file import looks_like_torch, read_torch, state_dict_pickle, write_torch_zip
+from loraloom.reading import open_file
 
 __all__ = ["TensorFile", "TensorInfo", "TensorSource", "open_tensors", "write_tensors"]
 
@@ -112,10 +113,9 @@ def open_tensors(path: Path) -> TensorFile:
     UnsafeFileError (it asks for code to be run, or for memory without bound).
     """
     path = Path(path)
-    check_readable(path)
     buffer: mmap.mmap | bytearray
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             is_empty = file.seek(0, 2) == 0  # nothing to map
             buffer = bytearray() if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:

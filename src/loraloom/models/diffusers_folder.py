@@ -37,6 +37,7 @@ from loraloom.models.names import (
     pairs_from_diffusers,
 )
 from loraloom.models.prediction import PredictionChoice, prediction_metadata
+from loraloom.reading import read_text
 
 __all__ = ["FolderTensors", "is_diffusers_folder", "write_diffusers_folder"]
 
@@ -212,8 +213,8 @@ def _scheduler_metadata(path: Path) -> dict[str, str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: cannot be read as JSON, {error}", "download the folder again") from error
     if not isinstance(value, dict):
         raise FileFormatError(f"{path}: is not a JSON object", "download the folder again")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from loraloom.diffusion.objectives import Prediction
+from loraloom.reading import read_bytes
 
 __all__ = ["PredictionChoice", "prediction_metadata", "probe_prediction", "read_signs"]
 
@@ -93,7 +94,7 @@ def _from_yaml(path: Path) -> Prediction | None:
     config = path.with_suffix(".yaml")
     if path.is_dir() or not config.is_file():
         return None
-    text = config.read_text(encoding="utf-8", errors="replace")
+    text = read_bytes(config).decode("utf-8", "replace")
     said = _PARAMETERIZATION.search(text)
     if said is not None:
         return "v" if said[1] == "v" else "epsilon"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loraloom.errors import FileFormatError, LoraloomError, MissingFileError, PromptError
+from loraloom.errors import FileFormatError, LoraloomError, PromptError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import content_hash
 from loraloom.formats.image_info import parse_parameters, read_parameters
@@ -15,6 +15,7 @@ from loraloom.formats.tensors import open_tensors
 from loraloom.generation.loras import find_lora, lora_files
 from loraloom.generation.prompts import extract_loras
 from loraloom.generation.recall import Recalled, recall
+from loraloom.reading import read_text
 
 __all__ = ["settings_like"]
 
@@ -39,11 +40,7 @@ def settings_like(path: Path, lora_folders: Sequence[Path], *, listener: Listene
 
 def _text(path: Path) -> str:
     if path.suffix.lower() == ".txt":
-        try:
-            data = path.read_bytes()[:_LARGEST_TEXT]
-        except OSError as error:
-            raise MissingFileError(f"{path} cannot be read: {error.strerror}", "check the path") from error
-        return data.decode("utf-8-sig", "replace")
+        return read_text(path, limit=_LARGEST_TEXT)
     text = read_parameters(path)
     if text is None:
         raise FileFormatError(

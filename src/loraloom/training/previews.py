@@ -11,13 +11,14 @@ from pathlib import Path
 from PIL import Image
 
 from loraloom.adapters.attach import AdapterSet, Attachment
-from loraloom.errors import FileFormatError, MissingFileError, SettingsError
+from loraloom.errors import FileError, SettingsError
 from loraloom.events import Listener, PreviewSaved, PreviewSheetSaved
 from loraloom.formats.image_info import save_image
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.sheets import draw_sheet
 from loraloom.generation.text_to_image import text_to_image
 from loraloom.models.loaded import LoadedModel
+from loraloom.reading import read_text
 from loraloom.training.settings import PreviewSettings, TrainSettings
 
 __all__ = [
@@ -86,11 +87,9 @@ def preview_prompts(settings: PreviewSettings) -> list[PreviewPrompt]:
     if settings.file is None:
         return prompts
     try:
-        lines = settings.file.read_text(encoding="utf-8-sig").splitlines()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFileError(f"preview.file: {settings.file} does not exist", "check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"preview.file: {settings.file} cannot be read as text: {error}") from error
+        lines = read_text(settings.file).splitlines()
+    except FileError as error:
+        raise type(error)(f"preview.file: {error.problem}", error.hint) from error
     for number, line in enumerate(lines, start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             prompts.append(parse_prompt(line, f"{settings.file}, line {number}", settings))

@@ -16,6 +16,7 @@ from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.tensors import TensorFile, open_tensors
 from loraloom.models import family as families
 from loraloom.models.foreign import what_it_is
+from loraloom.reading import open_file, read_text
 from loraloom.weights.lora_family import family_name
 
 __all__ = ["Identity", "fingerprint", "identify", "sidecar_texts", "tag_counts"]
@@ -54,7 +55,7 @@ def fingerprint(path: Path) -> str:
     try:
         size = path.stat().st_size
         found = hashlib.sha256(size.to_bytes(8, "little"))
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if size <= SAMPLES * SAMPLE_BYTES:
                 found.update(file.read())
             else:
@@ -124,8 +125,8 @@ def _tags(metadata: Mapping[str, str]) -> str:
 
 def sidecar_texts(side: Path) -> dict[str, str]:
     """The texts of the web UI's ``NAME.json`` beside a file; empty where there is none that can be read."""
-    with suppress(OSError, ValueError, RecursionError):
-        told = json.loads(side.read_text(encoding="utf-8"))
+    with suppress(FileError, ValueError, RecursionError):
+        told = json.loads(read_text(side))
         if isinstance(told, dict):
             return {key: value for key, value in told.items() if isinstance(value, str)}
     return {}

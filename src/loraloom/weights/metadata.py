@@ -13,12 +13,13 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from loraloom.errors import FileFormatError, MissingFileError, OutputError, SettingsError
+from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, SettingsError
 from loraloom.formats.adapter_file import model_hashes
 from loraloom.formats.dialects import recognise
-from loraloom.formats.files import check_readable, write_bytes, write_text
+from loraloom.formats.files import write_bytes, write_text
 from loraloom.formats.header_edit import write_with_metadata
 from loraloom.formats.tensors import open_tensors
+from loraloom.reading import check_readable, read_text
 from loraloom.weights.identify import identify
 
 __all__ = ["SHORT_KEYS", "MetadataEdit", "edit_metadata", "thumbnail_url", "write_sidecars"]
@@ -136,10 +137,10 @@ def write_sidecars(path: Path, *, preview: Path | None = None) -> list[Path]:
 
 def _read_sidecar(side: Path) -> dict[str, Any]:
     try:
-        told = json.loads(side.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        told = json.loads(read_text(side))
+    except MissingFileError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (FileError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{side}: is not JSON that can be extended", "move it away to write a new one") from error
     if not isinstance(told, dict):
         raise FileFormatError(f"{side}: is not a JSON table", "move it away to write a new one")

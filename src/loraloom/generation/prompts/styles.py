@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraloom.errors import FileFormatError, MissingFileError, PromptError, nearest
+from loraloom.errors import FileFormatError, PromptError, nearest
+from loraloom.reading import read_text
 
 __all__ = ["Style", "apply_styles", "find_styles", "read_styles"]
 
@@ -29,24 +30,9 @@ def read_styles(path: Path) -> dict[str, Style]:
     """The styles of a file, by name; the last one of a name counts, rows without a name are dividers.
 
     Columns ``name``, ``prompt`` (before 2023 ``text``) and ``negative_prompt``, UTF-8 or UTF-16 with its mark. Raises
-    MissingFileError, FileFormatError.
+    FileError (missing, no text, too large, no such table).
     """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise FileFormatError(f"{path}: is too large for a list of styles", "expected the web UI's styles.csv")
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: there is no such list of styles", "set style_files") from error
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read, {error.strerror}", "set style_files") from error
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise FileFormatError(
-            f"{path}, line {line}: is not {encoding.removesuffix('-sig').upper()}", "save it as UTF-8"
-        ) from error
+    text = read_text(path, limit=_MOST_BYTES)
     try:
         table = csv.DictReader(io.StringIO(text, newline=""))
         rows = list(table)

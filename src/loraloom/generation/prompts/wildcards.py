@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from loraloom.errors import FileFormatError, PromptError, nearest
+from loraloom.errors import PromptError, nearest
 from loraloom.randomness import seed_of, shuffled, uniform
+from loraloom.reading import read_text
 
 __all__ = ["WildcardFolders", "has_choices", "make_choices"]
 
@@ -89,13 +90,7 @@ class WildcardFolders:
 
     def _read(self, path: Path) -> tuple[str, ...]:
         if path not in self._lines:
-            try:
-                if path.stat().st_size > _MOST_BYTES:
-                    raise FileFormatError(f"{path}: is too large for a list of choices", "one choice a line")
-                text = path.read_text(encoding="utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
-                raise FileFormatError(f"{path}: cannot be read as text: {error}", "save it as UTF-8") from error
-            stripped = (line.strip() for line in text.split("\n"))
+            stripped = (line.strip() for line in read_text(path, limit=_MOST_BYTES).split("\n"))
             self._lines[path] = tuple(line for line in stripped if line and not line.startswith("#"))
         return self._lines[path]
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loraloom.errors import FileError
+from loraloom.reading import read_text
 from loraloom.training.recipes.names import unknown
 from loraloom.training.recipes.recipe import Recipe, is_nothing, resolved
 
@@ -154,9 +156,9 @@ def _one_file_of_prompts(recipe: Recipe, key: str, text: str, entry: dict[str, A
     """Lines of which one is drawn for a picture: a choice between braces."""
     path = Path(resolved(text, recipe.folders))
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        recipe.problem("", f"{key}: {path} cannot be read ({error})")
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except FileError as error:
+        recipe.problem("", f"{key}: {error.problem}")
         return
     if not lines:
         recipe.problem("", f"{key}: {path} is empty")

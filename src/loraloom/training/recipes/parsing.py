@@ -12,7 +12,8 @@ from typing import Any, Literal
 import tomlkit
 from tomlkit.exceptions import ParseError, TOMLKitError
 
-from loraloom.errors import FileFormatError, MissingFileError
+from loraloom.errors import FileFormatError
+from loraloom.reading import open_file, read_text
 
 __all__ = ["Document", "parse_json", "read_document"]
 
@@ -35,10 +36,9 @@ class Document:
 
 def read_document(path: Path) -> Document:
     """Tell what a file is and parse it. Errors name the line and the column."""
-    raw = _bytes(path)
-    if raw is None:
+    if _holds_tensors(path):
         return Document(path, "lora")
-    text = _decoded(path, raw)
+    text = read_text(path, limit=MAX_BYTES)
     bare = _without_comments(text).strip()
     if not bare:
         raise FileFormatError(f"{path} is empty", "the file was not written completely")
@@ -81,38 +81,11 @@ def parse_json(text: str, path: Path) -> Any:
         raise FileFormatError(f"{path} is nested too deeply", "recipes are two or three levels deep") from error
 
 
-def _bytes(path: Path) -> bytes | None:
-    """The content, None for what is no text: safetensors, zip (.pt, .ckpt) and pickles."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-            if not (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80" or head[4:9] == b"\0\0\0\0{"):
-                raw = head + file.read(MAX_BYTES)
-            else:
-                return None
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} does not exist", "check the path") from error
-    except IsADirectoryError as error:
-        raise FileFormatError(f"{path} is a folder", "give the file with the recipe in it") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise FileFormatError(f"{str(path)!r} cannot be read: {reason}", "check its name and permissions") from error
-    if len(raw) > MAX_BYTES:
-        raise FileFormatError(f"{path} is larger than {MAX_BYTES // 2**20} MB", "that is no recipe")
-    return raw
-
-
-def _decoded(path: Path, raw: bytes) -> str:
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # PowerShell writes UTF-16
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        hint = "save it as UTF-8 text"
-        raise FileFormatError(f"{path}, line {line}: byte {error.start} is no text ({encoding})", hint) from error
-    if "\0" in text:
-        raise FileFormatError(f"{path} is no text: it holds zero bytes", "give a recipe or a LoRA file")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def _holds_tensors(path: Path) -> bool:
+    """Whether a file begins as safetensors, zip (.pt, .ckpt) and pickles do."""
+    with open_file(path) as file:
+        head = file.read(16)
+    return head[:4] == b"PK\x03\x04" or head[:1] == b"\x80" or head[4:9] == b"\0\0\0\0{"
 
 
 def _without_comments(text: str) -> str:

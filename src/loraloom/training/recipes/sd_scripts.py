@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loraloom.errors import LoraloomError, UnknownNameError
+from loraloom.errors import FileError, LoraloomError, UnknownNameError
+from loraloom.reading import read_text
 from loraloom.training.recipes.dataset_config import take_dataset_config
 from loraloom.training.recipes.names import (
     KINDS_NOT_OFFERED,
@@ -671,9 +672,9 @@ def _prompt_lines(prompts: Item, recipe: Recipe) -> list[str] | None:
         return None
     if suffix == ".txt":
         try:
-            content = path.read_text(encoding="utf-8-sig", errors="replace")
-        except OSError as error:
-            recipe.problem("preview.prompts", f"{prompts.key}: {path} cannot be read: {error.strerror}")
+            content = read_text(path)
+        except FileError as error:
+            recipe.problem("preview.prompts", f"{prompts.key}: {error.problem}")
             return None
         return _prompt_lines(Item(prompts.key, f"{content}\n"), recipe)
     data = read_document(path).data
