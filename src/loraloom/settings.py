@@ -26,7 +26,7 @@ from tomlkit.exceptions import ParseError
 from loraloom.errors import FileFormatError, SettingsError, nearest
 from loraloom.reading import read_text
 
-__all__ = ["Kohya", "SettingRow", "Settings", "apply_overrides", "read_toml", "setting_rows"]
+__all__ = ["ClassPath", "Kohya", "SettingRow", "Settings", "apply_overrides", "read_toml", "setting_rows"]
 
 MAX_TOML_BYTES = 4 * 2**20
 
@@ -42,6 +42,26 @@ class Kohya:
 
 
 @dataclass(frozen=True)
+class ClassPath:
+    """Mark: the value may be the path of a Python class (``torch.optim.RAdam``), whose module is then imported.
+
+    A person may name any class on the command line and in a settings file of their own. A file of somebody else (a LoRA,
+    an image, another program's recipe) is data, and chooses among the registry's names and the classes of
+    ``libraries`` alone: else opening a file would run whatever module it names.
+    """
+
+    libraries: tuple[str, ...]
+
+    def __init__(self, *libraries: str) -> None:
+        object.__setattr__(self, "libraries", libraries)
+
+    def data_may_name(self, value: Any) -> bool:
+        """Whether a file that is only data may choose ``value``."""
+        module, dot, name = str(value).strip().rpartition(".")
+        return not dot or (module in self.libraries and name.isidentifier())
+
+
+@dataclass(frozen=True)
 class SettingRow:
     """One setting as people see it. ``path`` is dotted: ``adapter.rank``."""
 
@@ -51,6 +71,8 @@ class SettingRow:
     required: bool
     doc: str
     kohya: tuple[str, ...]
+    class_path: ClassPath | None = None
+    """Set where the value may be the path of a class."""
 
 
 class Settings(BaseModel):
@@ -141,6 +163,7 @@ def setting_rows(cls: type[Settings], prefix: str = "") -> Iterator[SettingRow]:
             required=required,
             doc=" ".join((field.description or "").split()),
             kohya=tuple(name for mark in field.metadata if isinstance(mark, Kohya) for name in mark.names),
+            class_path=next((mark for mark in field.metadata if isinstance(mark, ClassPath)), None),
         )
         if table is not None:
             yield from setting_rows(table, f"{prefix}{name}[].")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,3 +94,11 @@ def test_the_installed_command() -> None:
     result = subprocess.run([sys.executable, "-m", "loraloom", "inspect", "absent"], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.splitlines()[0].startswith("error: absent")
+
+
+@pytest.mark.parametrize("name", ["typer", "torch"])
+def test_modules_of_the_present_folder_are_not_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the present folder was run')")
+    command = [sys.executable, "-m", "loraloom", "inspect", "absent"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "absent" in result.stderr and "was run" not in result.stderr

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -488,7 +489,6 @@ def test_adafactor_finds_its_rate_unless_told_otherwise(
         ("AdamW8bit", "adamw_8bit", False),
         ("torch.optim.AdamW", "adamw", False),
         ("lion_pytorch.Lion", "lion", True),
-        ("my_own.AdamW", "my_own.AdamW", False),
         ("prodigyplus.ProdigyPlusScheduleFree", "prodigyplus.ProdigyPlusScheduleFree", False),
         ("bitsandbytes.optim.AdEMAMix8bit", "bitsandbytes.optim.AdEMAMix8bit", False),
     ],
@@ -497,6 +497,94 @@ def test_names_of_optimizers(tmp_path: Path, name: str, ours: str, said: bool) -
     recipe = read_recipe(written(tmp_path, "a.toml", f'optimizer_type = "{name}"\n'))
     assert recipe.get("optimizer.name") == ours and recipe.problems == []
     assert any(key == "optimizer_type" for key, _ in recipe.changed) == said
+
+
+FOREIGN = "stranger_of_the_folder"
+"""A module that lies where modules are looked for, and that no file may choose."""
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The module, which fails the test that imports it."""
+    written(tmp_path, f"{FOREIGN}.py", "raise SystemError('a data file chose this module')")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    assert FOREIGN not in sys.modules
+
+
+def lora_with(tmp_path: Path, **metadata: str) -> Path:
+    import torch
+
+    from loraloom.formats.tensors import write_tensors
+
+    keys = {"ss_sd_model_name": "a.ckpt", "ss_learning_rate": "3e-4", **metadata}
+    write_tensors(tmp_path / "l.safetensors", {"lora_unet_x.alpha": torch.ones(1)}, metadata=keys)
+    return tmp_path / "l.safetensors"
+
+
+def one_of_each_dialect(tmp_path: Path, optimizer: str, schedule: str) -> Iterator[Path]:
+    """A recipe of every program that is read, each of which names two classes."""
+    toml = f'network_dim = 3\noptimizer_type = "{optimizer}"\noptimizer_args = ["shadow=0.3"]\n'
+    yield written(tmp_path, "a.toml", f'{toml}lr_scheduler_type = "{schedule}"\nlr_scheduler_args = ["shade=0.2"]\n')
+    command = f"train_network.py --network_dim=3 --optimizer_type={optimizer} --lr_scheduler={schedule}"
+    yield written(tmp_path, "a.sh", f"accelerate launch {command} --optimizer_args shadow=0.3\n")
+    gui = json.loads((FILES / "kohya_ss-gui.json").read_text(encoding="utf-8"))
+    gui |= {"optimizer": optimizer, "lr_scheduler": schedule, "optimizer_args": "shadow=0.3"}
+    yield written(tmp_path, "gui.json", json.dumps(gui))
+    extension = json.loads((FILES / "db_config.json").read_text(encoding="utf-8"))
+    yield written(tmp_path, "db.json", json.dumps(extension | {"optimizer": optimizer, "lr_scheduler": schedule}))
+    onetrainer = {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "__version": 10}
+    onetrainer |= {"learning_rate_scheduler": "CUSTOM", "custom_learning_rate_scheduler": schedule}
+    onetrainer |= {"scheduler_params": [{"key": "shade", "value": "0.2"}]}
+    yield written(tmp_path, "one.json", json.dumps(onetrainer))
+    yield lora_with(tmp_path, ss_optimizer=f"{optimizer}(shadow=0.3)", ss_lr_scheduler=schedule)
+    record = {"optimizer.args": {"shadow": 0.3}, "optimizer.name": optimizer}
+    record |= {"lr_schedule.args": {"shade": 0.2}, "lr_schedule.name": schedule}
+    yield lora_with(tmp_path, **{RECORD: json.dumps(record)})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [
+        (f"{FOREIGN}.Thing", f"{FOREIGN}.Schedule"),
+        (f"{FOREIGN}.AdamW", f"{FOREIGN}.cosine"),
+        (f" {FOREIGN}.torch.optim.AdamW", f"{FOREIGN}.lr_scheduler.StepLR"),
+        (f"torch.optim.{FOREIGN}.Thing", f"torch.optim.lr_scheduler.{FOREIGN}.Thing"),
+    ],
+)
+def test_no_file_chooses_a_module(tmp_path: Path, trap: None, optimizer: str, schedule: str) -> None:
+    for path in one_of_each_dialect(tmp_path, optimizer, schedule):
+        recipe = read_recipe(path)
+        for text in (recipe.to_toml(), str(recipe.settings)):
+            assert FOREIGN not in "\n".join(line for line in text.splitlines() if not line.startswith("#")), path
+        settings = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+        assert (settings.optimizer.name, settings.optimizer.args, settings.lr_schedule.args) == ("adamw", {}, {})
+        told = [reason for _, reason in recipe.unmapped if "does not choose what code is run" in reason]
+        assert len(told) == (1 if path.name == "one.json" else 2), path
+        assert any(f"give lr_schedule.name={schedule} yourself" in reason for reason in told), path
+        own = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img", f"optimizer.name={optimizer.strip()}"])
+        assert own.optimizer.name == optimizer.strip(), "a person may"
+
+
+def test_what_the_registry_is_made_of_may_be_named(tmp_path: Path) -> None:
+    from loraloom.training.optimizers import OPTIMIZERS
+
+    mark = field_rows()["optimizer.name"].class_path
+    assert mark is not None
+    modules = {OPTIMIZERS.load(name).path.rpartition(".")[0] for name in OPTIMIZERS}
+    assert modules <= set(mark.libraries)
+    recipe = read_recipe(lora_with(tmp_path, ss_optimizer="torch.optim.RAdam(betas=(0.8, 0.95))"))
+    assert (recipe.get("optimizer.name"), recipe.get("optimizer.betas")) == ("torch.optim.RAdam", [0.8, 0.95])
+    for name in ("torch.hub.load", "torch.optim.", "torch.optim.lr_scheduler.StepLR", "os.system", "torch.optim.a b"):
+        assert not mark.data_may_name(name), name
+
+
+def test_a_lora_names_no_place_on_this_machine(tmp_path: Path) -> None:
+    private = written(tmp_path, "private.toml", "network_dim = 99\n")
+    keys = ("output_dir", "config_file", "dataset_config", "sample_prompts", "train_data_dir", "network_weights")
+    recipe = read_recipe(lora_with(tmp_path, **{f"ss_{key}": str(private) for key in keys}))
+    assert recipe.settings == {"optimizer": {"lr": 3e-4}}
+    assert {f"ss_{key}" for key in keys} <= set(dict(recipe.unmapped))
 
 
 def test_an_optimizer_that_cannot_be_used_is_refused_with_a_remedy(tmp_path: Path) -> None:

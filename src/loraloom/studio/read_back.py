@@ -70,7 +70,8 @@ class ReadBack:
 
 
 def _reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "loraloom.weights.read_back", *map(str, paths)]
+    # -P: modules are not looked for in the present folder, which may hold a stranger's diffusers.py.
+    command = [sys.executable, "-P", "-m", "loraloom.weights.read_back", *map(str, paths)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"path"')]
     if not reports:

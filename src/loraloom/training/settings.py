@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import UnknownNameError
-from loraloom.settings import Kohya, Settings
+from loraloom.settings import ClassPath, Kohya, Settings
 
 __all__ = [
     "EmaSettings",
@@ -75,14 +75,24 @@ class BlockLrSettings(Settings):
         return value
 
 
+OPTIMIZER_LIBRARIES = (
+    "torch.optim",
+    "pytorch_optimizer",
+    "bitsandbytes.optim",
+    "dadaptation",
+    "dadaptation.experimental",
+    "prodigyplus",
+)
+"""Modules whose classes the registry of optimizers and the tables of other programs' names are made of."""
 OptimizerArgument = bool | int | float | str | tuple[float, ...]
 
 
 class OptimizerSettings(Settings):
     """How the adapter's tensors are updated."""
 
-    name: Annotated[str, Kohya("optimizer_type")] = "adamw"
-    """Optimizer: a name of the registry (docs/training.md lists them), or the path of a class: torch.optim.RAdam."""
+    name: Annotated[str, Kohya("optimizer_type"), ClassPath(*OPTIMIZER_LIBRARIES)] = "adamw"
+    """Optimizer: a name of the registry (docs/training.md lists them), or the path of a class: torch.optim.RAdam. The
+    class's module is run, so name only one that you know."""
     lr: Annotated[float, Kohya("learning_rate"), Field(ge=0)] = 1e-4
     """Learning rate of every part that has none of its own. 1e-4 suits most LoRAs; see docs/training.md. The optimizers
     that find the rate themselves (prodigy, dadapt_*) use 1 where it is not given."""
@@ -144,7 +154,7 @@ class OptimizerSettings(Settings):
 class LrScheduleSettings(Settings):
     """How the learning rates change over the run."""
 
-    name: Annotated[str, Kohya("lr_scheduler", "scheduler")] = "cosine"
+    name: Annotated[str, Kohya("lr_scheduler", "scheduler"), ClassPath("torch.optim.lr_scheduler")] = "cosine"
     """constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt,
     cosine_with_min_lr, warmup_stable_decay, rex, piecewise_constant, or the path of a class in
     torch.optim.lr_scheduler."""

@@ -289,7 +289,7 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
             tensor = tensors[name]
             return tensor if device == "cpu" else _OnDevice(tensor)
         case {"$dtype": str(name)}:
-            return getattr(torch, name)
+            return _dtype(name)
         case {"$device": str(name)}:
             return torch.device(name)
         case {"$pairs": pairs}:
@@ -299,6 +299,14 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         case {"$set": items}:
             return {_unpack(item, tensors) for item in items}
     return {key: _unpack(item, tensors) for key, item in value.items()}
+
+
+def _dtype(name: str) -> torch.dtype:
+    """A type by its name; a state file is data, so no other attribute of torch is handed out."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise FileFormatError(f"a state file names the type {name!r}, which does not exist", "an older state may be whole")
+    return found
 
 
 @dataclass(frozen=True)

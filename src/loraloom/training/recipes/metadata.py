@@ -21,6 +21,9 @@ METADATA_NAMES = {
     "debiased_estimation": "debiased_estimation_loss",
 }
 """Keys behind ``ss_`` that are arguments of sd-scripts under another name."""
+_PLACES = frozenset(listed("config_file dataset_config sample_prompts base_weights"))
+"""Arguments that name files, besides those that are settings of the type path."""
+_PLACE = "a place on a machine: what a LoRA file names is never opened or written to"
 _FACT = "a fact about that run or its pictures, not a setting"
 _FACTS = frozenset(
     listed(
@@ -75,6 +78,8 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
             recipe.skip(key, "the length follows from the epochs and your own pictures")
         elif argument in items:
             recipe.rest(key)
+        elif not is_nothing(value) and _is_place(argument):
+            recipe.skip(key, _PLACE)
         elif argument in TRAIN_NETWORK_ARGUMENTS or argument in marked() or argument in REASONS:
             items[argument] = Item(key, value)
         elif is_nothing(value) or value is False:
@@ -95,6 +100,12 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
     for key in metadata:
         if not key.startswith(("ss_", "modelspec.")):
             recipe.skip(key, _FACT)
+
+
+def _is_place(argument: str) -> bool:
+    """Whether an argument names a file or folder. sd-scripts writes none of them into a LoRA; whoever did is a stranger."""
+    row = field_rows().get(marked().get(argument, ""))
+    return argument in _PLACES or (row is not None and "path" in row.type.split(" | "))
 
 
 def _value(text: Any) -> Any:

@@ -56,13 +56,23 @@ class Recipe:
     idle: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """The keys of ``unmapped`` that are not known at all."""
+    left_out: set[str] = field(default_factory=set)
+    """Settings whose value named a class that a file may not choose."""
     known_of_required: dict[str, str] = field(default_factory=dict)
     """What the source says about a setting that it cannot give: the checkpoint's name."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """Settings path (or "") and what is wrong with the value for it."""
 
     def set(self, path: str, value: Any, key: str, *, note: str = "") -> bool:
-        """Take a value over. A value that the setting refuses becomes a problem; ``note`` says what it means now."""
+        """Take a value over; ``note`` says what it means now. False where it is not taken.
+
+        A value that the setting refuses becomes a problem. A class that a file may not choose (see
+        :class:`~loraloom.settings.ClassPath`) is left out, and so are the arguments that were meant for it.
+        """
+        reason = self._not_for_a_file_to_say(path, value)
+        if reason:
+            self.skip(key, reason)
+            return False
         try:
             plain = _coerced(path, value, self.folders)
         except ValidationError as error:
@@ -79,6 +89,23 @@ class Recipe:
         else:
             self.mapped.append(Mapped(key, path, plain))
         return True
+
+    def _not_for_a_file_to_say(self, path: str, value: Any) -> str:
+        """Why a file that is only data cannot choose this value; empty where it can."""
+        mark = field_rows()[path].class_path
+        if mark is not None:
+            if mark.data_may_name(value):
+                self.left_out.discard(path)
+                return ""
+            self.left_out.add(path)
+            return (
+                f"{_one_line(value)} is a class of Python, and a file does not choose what code is run: "
+                f"if you know that class, give {path}={_one_line(value)} yourself"
+            )
+        group, _, leaf = path.rpartition(".")
+        if leaf == "args" and f"{group}.name" in self.left_out:
+            return f"for the class that was left out: give {path}.NAME=VALUE with {group}.name"
+        return ""
 
     def change(self, key: str, note: str) -> None:
         """Record that a key means something else here."""

@@ -42,7 +42,8 @@ def take_record(text: str, recipe: Recipe) -> bool:
     if not isinstance(found, Mapping):
         recipe.change(RECORD, "cannot be read, so the other keys count")
         return False
-    for path, value in found.items():
+    # Names come before the arguments that go with them.
+    for path, value in sorted(found.items(), key=lambda entry: entry[0].endswith(".args")):
         key = f"{RECORD}: {path}"
         row = field_rows().get(path)
         if path in _NOT_OF_THE_RECIPE:

@@ -292,7 +292,7 @@ def _named_optimizer(named: Item, recipe: Recipe) -> None:
     name = str(named.value).strip().partition("(")[0]
     package, _, short = name.rpartition(".")
     if package and package.partition(".")[0] not in _SAME_METHODS:
-        recipe.set("optimizer.name", name, named.key)
+        recipe.set("optimizer.name", name, named.key)  # left out, unless it is a class that any file may name
         return
     try:
         found = find_optimizer(short)
