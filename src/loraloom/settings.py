@@ -45,8 +45,8 @@ class Kohya:
 class ClassPath:
     """Mark: the value may be the path of a Python class (``torch.optim.RAdam``), whose module is then imported.
 
-    A person may name any class on the command line and in a settings file of their own. A file of somebody else (a LoRA,
-    an image, another program's recipe) is data, and chooses among the registry's names and the classes of
+    A person may name any class on the command line and in a settings file of their own. A file of somebody else
+    (a LoRA, an image, another program's recipe) is data, and chooses among the registry's names and the classes of
     ``libraries`` alone: else opening a file would run whatever module it names.
     """
 

@@ -305,7 +305,8 @@ def _dtype(name: str) -> torch.dtype:
     """A type by its name; a state file is data, so no other attribute of torch is handed out."""
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise FileFormatError(f"a state file names the type {name!r}, which does not exist", "an older state may be whole")
+        problem = f"a state file names the type {name!r}, which does not exist"
+        raise FileFormatError(problem, "an older state may be whole")
     return found
 
 

@@ -103,7 +103,7 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
 
 
 def _is_place(argument: str) -> bool:
-    """Whether an argument names a file or folder. sd-scripts writes none of them into a LoRA; whoever did is a stranger."""
+    """Whether an argument names a file or folder. sd-scripts writes none of them into a LoRA."""
     row = field_rows().get(marked().get(argument, ""))
     return argument in _PLACES or (row is not None and "path" in row.type.split(" | "))
 
