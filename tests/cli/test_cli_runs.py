@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from loraloom.events import StepFinished
 from loraloom.studio.project import RunFolder
 from loraloom.training.settings import TrainSettings
+from work import HANGS_AFTER_S
 
 Command = Callable[..., Any]
 
@@ -96,7 +97,7 @@ def test_paused_resumed_and_stopped_from_another_terminal(command: Command, file
     )
 
     def wait_until(state: str, step: int = 0) -> dict[str, Any]:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + HANGS_AFTER_S
         found: dict[str, Any] = {}
         while time.monotonic() < deadline and process.poll() is None:
             if Path("runs/red").exists():
@@ -119,7 +120,7 @@ def test_paused_resumed_and_stopped_from_another_terminal(command: Command, file
         assert command("resume", "red").code == 0
         wait_until("running", paused["step"] + 1)
         assert command("stop", "red").code == 0
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=HANGS_AFTER_S)
     finally:
         process.kill()
     assert process.returncode == 0 and "stopped as asked" in output, output

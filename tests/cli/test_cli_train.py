@@ -17,6 +17,7 @@ from loraloom.events import RunFinished, RunStarted, StepFinished, WeightsSaved
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.studio.project import RunFolder
 from loraloom.training.settings import TrainSettings
+from work import HANGS_AFTER_S
 
 Command = Callable[..., Any]
 
@@ -82,13 +83,13 @@ def test_ctrl_c(files: Path, tmp_path: Path) -> None:
     )
     try:
         log = tmp_path / "runs" / "red" / "events.jsonl"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANGS_AFTER_S
         while time.monotonic() < deadline and process.poll() is None:
             if log.exists() and '"StepFinished"' in log.read_text(encoding="utf-8"):
                 break
             time.sleep(0.1)
         process.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=HANGS_AFTER_S)
     finally:
         process.kill()
     assert process.returncode == 0, output

@@ -42,7 +42,7 @@ def counted(batches: list[list[Draw]], *, regularization: bool) -> Counter[str]:
     return Counter(d.sample.identity for d in draws if d.sample.is_regularization == regularization)
 
 
-@hypothesis_settings(max_examples=50, deadline=None)
+@hypothesis_settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 7), min_size=1, max_size=4).filter(any),
     st.lists(st.integers(0, 5), max_size=3),

@@ -83,7 +83,7 @@ def test_the_usual_shape_wins_its_group() -> None:
 sides = st.integers(1, 4000)
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(
     st.lists(st.tuples(sides, sides), min_size=1, max_size=30),
     st.sampled_from([64, 128, 512]),

@@ -161,7 +161,7 @@ def test_draws_depend_on_all_of_the_moment_and_on_nothing_else() -> None:
     assert told(lines, Moment(1, step=7), **settings) == captions[0]
 
 
-@hypothesis_settings(deadline=None, max_examples=200)
+@hypothesis_settings(max_examples=200)
 @given(
     st.text(st.sampled_from("ab ,;|{}()[]\\_:1."), max_size=40),
     st.fixed_dictionaries(

@@ -150,7 +150,7 @@ def test_one_that_is_named_and_missing_stops_the_run(folder: Path) -> None:
         load(folder, captions={"table": folder})
 
 
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_table_or_an_error(data: bytes) -> None:
     import tempfile

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -61,7 +60,6 @@ def test_odd_captions(tmp_path: Path, name: str) -> None:
     assert path.read_bytes() == data
 
 
-@hypothesis_settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_text_or_reported(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.txt"

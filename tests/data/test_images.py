@@ -225,7 +225,7 @@ SEEDS = [jpeg(), png(), png(quarters().quantize(4)), encoded(quarters(), "WEBP")
 SEEDS.append(encoded(quarters(), "AVIF"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8), st.floats(0, 1))
 def test_mutations_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, seed: bytes, edits: list[tuple[float, int]], keep: float

@@ -31,7 +31,7 @@ def main() -> int:
         options.keep.mkdir(parents=True, exist_ok=True)
         for index, data in enumerate(faults):
             (options.keep / f"fault-{options.seed}-{index}.bin").write_bytes(data)
-    return 1 if faults or outcomes["slow"] else 0
+    return 1 if faults or outcomes["laborious"] else 0
 
 
 if __name__ == "__main__":

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from loraloom.errors import MissingFileError, OutputError
 from loraloom.formats.image_info import Parameters, format_parameters, parse_parameters, read_parameters, save_image
+from work import growth
 
 FIELDS = {"Steps": 20, "Sampler": "Euler a", "CFG scale": 7.5, "Seed": 1, "Size": "512x768"}
 ODD = 'naïve 猫 🦄 "quoted", back\\slash <lora:a b:0.5>\nsecond: line\ttab'
@@ -65,11 +65,9 @@ def test_any_text_can_be_parsed(text: str) -> None:
     parse_parameters(text)
 
 
-def test_long_foreign_text_is_parsed_in_linear_time() -> None:
-    began = time.perf_counter()
-    for text in ("a" * 200_000, "a: " * 100_000, '"' * 200_000, 'a:"' * 60_000, ", " * 100_000):
-        parse_parameters(text)
-    assert time.perf_counter() - began < 5
+@pytest.mark.parametrize("part", ["a", "a: ", '"', 'a:"', ", "])
+def test_the_work_of_parsing_grows_with_the_text_and_no_faster(part: str) -> None:
+    assert growth(parse_parameters, part * 20_000, part * 7 * 20_000) < 30  # 49 where it grows with the square
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])
@@ -149,7 +147,6 @@ def test_foreign_and_damaged_files_have_no_parameters(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(deadline=None)
 @given(st.integers(0, 400), st.binary(min_size=1, max_size=8))
 def test_mutated_images_never_fail(tmp_path_factory: pytest.TempPathFactory, position: int, patch: bytes) -> None:
     folder = tmp_path_factory.mktemp("mutated")

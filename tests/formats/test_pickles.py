@@ -36,7 +36,7 @@ values = st.recursive(
 
 
 @given(values, st.sampled_from(PROTOCOLS))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_plain_values_as_python_reads_them(value: object, protocol: int) -> None:
     assert load(pickle.dumps(value, protocol)) == value
 

@@ -47,19 +47,21 @@ def run(folder: Path, *events: Event) -> RunFolder:
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from loraloom.studio.run_control import RunLock
 with RunLock(Path(sys.argv[1])):
     print("locked", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 def test_two_processes_never_train_one_run_and_a_dead_one_lets_go(tmp_path: Path) -> None:
     run(tmp_path, STARTED)
     assert not is_trained(tmp_path)
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None and process.stdout.readline() == "locked\n"
         assert is_trained(tmp_path)

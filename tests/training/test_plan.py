@@ -28,6 +28,7 @@ from loraloom.training.meter import Meter
 from loraloom.training.plan import cheapest_changes, count_work, predict_memory
 from loraloom.training.settings import TrainSettings
 from loraloom.training.trainer import train
+from work import HANGS_AFTER_S
 
 MakeSettings = Callable[..., TrainSettings]
 RECOMPUTE = pytest.mark.parametrize("recompute", ["none", "selective", "full"])
@@ -272,7 +273,7 @@ def test_the_predicted_peak_is_near_the_measured_one(
         f"gradient_checkpointing={recompute}",
     ]
     command = [sys.executable, "-c", CHILD, str(tmp_path / "run"), *overrides]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=200)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=HANGS_AFTER_S)
     predicted, measured = json.loads(done.stdout.splitlines()[-1])
     assert predicted == pytest.approx(measured, rel=0.15)
 

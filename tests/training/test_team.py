@@ -35,6 +35,7 @@ from loraloom.training.step import Batch, Objective, Part
 from loraloom.training.steps import Step
 from loraloom.training.team import ALONE, Team, is_leader, joined_team, launched_together, one_voice
 from loraloom.training.trainer import TrainingRun
+from work import HANGS_AFTER_S
 
 
 def numbered(count: int) -> list[Draw]:
@@ -254,7 +255,7 @@ def in_two_processes(*arguments: str) -> str:
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
+        timeout=HANGS_AFTER_S,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout + ended.stderr
