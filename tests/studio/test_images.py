@@ -12,6 +12,7 @@ from PIL import Image
 
 from loraloom.cli.generate import generate
 from loraloom.errors import FileError, OutputError, PromptError, SettingsError
+from loraloom.events import Event, Notice
 from loraloom.formats.image_info import parse_parameters, read_parameters
 from loraloom.formats.tensors import write_tensors
 from loraloom.generation.settings import GenerateSettings
@@ -123,3 +124,15 @@ def test_tags_with_block_weights_and_masks_are_looked_for(tmp_path: Path) -> Non
     check_prompts(GenerateSettings(prompt=f"a cat {tags}", lora_folders=(tmp_path,), count=2))
     with pytest.raises(PromptError, match="there is no LoRA 'y'"):
         check_prompts(GenerateSettings(prompt="a <lora:y:1:lbw=OUTD>", lora_folders=(tmp_path,)))
+
+
+def test_a_name_that_other_loras_have_too_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ada.pt").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    events: list[Event] = []
+    folders = (Path("one"), Path("two"))
+    check_prompts(GenerateSettings(prompt="<lora:ada:0.3>", seed=1, lora_folders=folders), listener=events.append)
+    expected = f"<lora:ada> is {Path('one/ada.pt')}; {Path('two/ada.pt')} has the name too and is not used"
+    assert [event.text for event in events if isinstance(event, Notice)] == [expected]

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from loraloom.generation.prompts import LoraTag
 from loraloom.generation.prompts.tags import WeightCurve
 from loraloom.models.loaded import LoadedModel
 
-__all__ = ["AppliedLora", "BatchLoras", "LoraStore", "attached", "find_lora", "load_lora", "lora_files"]
+__all__ = ["AppliedLora", "BatchLoras", "LoraStore", "attached", "find_lora", "load_lora", "lora_files", "other_loras"]
 
 _SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")  # in the order of preference for files of one name
+_HINT = "write its path: <lora:./path/to/file.safetensors:0.8>"
 
 
 @dataclass(frozen=True)
@@ -184,27 +185,47 @@ class LoraStore:
 def find_lora(name: str, folders: Sequence[Path]) -> Path:
     """The file that ``name`` means: a path, or a name (or path, with or without suffix) under one of the folders.
 
-    Earlier folders win. PromptError when nothing fits, or when two files of one folder fit equally well.
+    What is written as a path (``./ada``, ``~/loras/ada``, an absolute one) is that path and nothing else. Any other
+    name is looked for in the folders, earlier ones first, and only then from the working folder. PromptError when
+    nothing fits, when two files of one folder fit equally well, or when ``people/ada`` is a file in a folder and
+    another one from the working folder.
     """
-    for candidate in (name, *(f"{name}{suffix}" for suffix in _SUFFIXES)):
-        path = Path(candidate).expanduser()
-        with suppress(OSError):  # a name too long for the file system is no path
-            if path.is_file():
-                return path
-    known: list[str] = []
+    if _is_path(name):
+        if (path := _at_path(name)) is None:
+            raise PromptError(f"there is no LoRA {name!r}: it is written as a path, and there is no such file", _HINT)
+        return path
+    here = _at_path(name)
     for folder in folders:
-        files = lora_files(folder)
-        known.extend(_plain(file.stem) for file in files)
-        found = _matching(_plain(name), folder, files)
-        if found:
+        if (found := _matching(_plain(name), folder, lora_files(folder))) is not None:
+            if here is not None and "/" in _plain(name) and not _is_same(here, found):
+                raise PromptError(
+                    f"the LoRA {name!r} means two files: {found} and {Path.cwd() / here}",
+                    f"write <lora:./{_plain(name)}:1> for the one in the working folder, or the other's full path",
+                )
             return found
+    if here is not None:
+        return here
+    known = [_plain(file.stem) for folder in folders for file in lora_files(folder)]
     searched = ", ".join(str(folder) for folder in folders) or "no folder"
     close = nearest(_plain(name), known)
     suggestion = f"did you mean {close[0]!r}? " if close else ""
-    raise PromptError(
-        f"there is no LoRA {name!r} (searched: {searched})",
-        f"{suggestion}set lora_folders, or write its path: <lora:path/to/file.safetensors:0.8>",
-    )
+    raise PromptError(f"there is no LoRA {name!r} (searched: {searched})", f"{suggestion}set lora_folders, or {_HINT}")
+
+
+def other_loras(name: str, folders: Sequence[Path]) -> tuple[Path, ...]:
+    """Files that have the name of a LoRA too and are not meant by it: in later folders, or in the working folder."""
+    if _is_path(name):
+        return ()
+    meant = find_lora(name, folders)
+    found = [path for folder in folders for path in _fitting(_plain(name), folder, lora_files(folder))]
+    here = _at_path(name)
+    place = meant.parent.resolve(), meant.stem
+    others: list[Path] = []
+    for path in found if here is None else [*found, here]:
+        is_twin = (path.parent.resolve(), path.stem) == place  # the same LoRA in another format
+        if not is_twin and not any(_is_same(path, other) for other in (meant, *others)):
+            others.append(path)
+    return tuple(others)
 
 
 def load_lora(tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> AppliedLora:
@@ -231,8 +252,40 @@ def lora_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_SUFFIXES.index(path.suffix.lower()), path.as_posix()))
 
 
+def _is_path(name: str) -> bool:
+    """Whether a name says itself that it is a path."""
+    plain = _plain(name)
+    return plain.startswith(("./", "../", "~/", "/")) or bool(PureWindowsPath(name).drive)
+
+
+def _at_path(name: str) -> Path | None:
+    """The file at a path that may lack its suffix, seen from the working folder."""
+    for candidate in (name, *(f"{name}{suffix}" for suffix in _SUFFIXES)):
+        # A name too long for the file system is no path, and neither is one in a home that nobody has.
+        with suppress(OSError, ValueError, RuntimeError):
+            path = Path(candidate).expanduser() if candidate.startswith("~/") else Path(candidate)
+            if path.is_file():
+                return path
+    return None
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return one.samefile(other)
+    return False
+
+
 def _matching(name: str, folder: Path, files: Sequence[Path]) -> Path | None:
-    """The one file that fits best: its path in the folder, then its own name; case counts unless nothing fits."""
+    """The one file that fits best; PromptError when several fit equally well."""
+    fitting = _fitting(name, folder, files)
+    if len({path.with_suffix("") for path in fitting}) > 1:
+        listed = ", ".join(sorted(path.relative_to(folder.expanduser()).as_posix() for path in fitting))
+        raise PromptError(f"several LoRAs are called {name!r}: {listed}", f"write its path under {folder}")
+    return fitting[0] if fitting else None
+
+
+def _fitting(name: str, folder: Path, files: Sequence[Path]) -> list[Path]:
+    """The files that fit best: by the path in the folder, then by their own name, then in any case."""
     root = folder.expanduser()
 
     def spellings(path: Path) -> tuple[str, ...]:
@@ -241,13 +294,9 @@ def _matching(name: str, folder: Path, files: Sequence[Path]) -> Path | None:
         return tuple(_plain(text) for text in (*spelt, path.stem.casefold()))
 
     for kind, wanted in enumerate((name, name, name, name, name.casefold())):
-        fitting = [path for path in files if spellings(path)[kind] == wanted]
-        if len({path.with_suffix("") for path in fitting}) > 1:
-            listed = ", ".join(sorted(path.relative_to(root).as_posix() for path in fitting))
-            raise PromptError(f"several LoRAs are called {name!r}: {listed}", f"write its path under {folder}")
-        if fitting:
-            return fitting[0]
-    return None
+        if fitting := [path for path in files if spellings(path)[kind] == wanted]:
+            return fitting
+    return []
 
 
 def _plain(name: str) -> str:

@@ -17,7 +17,7 @@ from loraloom.folders import cache_folder
 from loraloom.formats.files import sha256_of, write_text
 from loraloom.formats.image_info import save_image
 from loraloom.generation.init_image import open_picture
-from loraloom.generation.loras import find_lora
+from loraloom.generation.loras import find_lora, other_loras
 from loraloom.generation.passes import hires_settings
 from loraloom.generation.prompts import PromptReader
 from loraloom.generation.settings import GenerateSettings
@@ -49,7 +49,7 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
     raises (KeyboardInterrupt) ends it between two steps; images that are finished stay.
     """
     settings = with_seeds(settings)
-    check_prompts(settings)
+    check_prompts(settings, listener=listener)
     for picture in (settings.init_image, settings.mask):
         if picture is not None:
             open_picture(picture)
@@ -98,15 +98,21 @@ def load_for(checkpoint: Path, settings: GenerateSettings, *, listener: Listener
     return model
 
 
-def check_prompts(settings: GenerateSettings) -> None:
-    """Raise the error that painting would end with for a LoRA, a style, a wildcard file that is not there."""
+def check_prompts(settings: GenerateSettings, *, listener: Listener = ignore) -> None:
+    """Raise the error that painting would end with for a LoRA, a style, a wildcard file that is not there.
+
+    A LoRA whose name other files have too is named with its file.
+    """
     reader = PromptReader(settings)
     readers = [reader]
     if settings.hires_prompt or settings.hires_negative_prompt:
         readers.append(PromptReader(hires_settings(settings, (8, 8))))
     seeds = range(settings.seed, settings.seed + settings.count)
     for name in sorted({tag.name for one in readers for seed in seeds for tag in one.read(seed).loras}):
-        find_lora(name, settings.lora_folders)
+        path = find_lora(name, settings.lora_folders)
+        if others := other_loras(name, settings.lora_folders):
+            listed = ", ".join(map(str, others))
+            listener(Notice(f"<lora:{name}> is {path}; {listed} has the name too and is not used", "warning"))
 
 
 def model_hash(checkpoint: Path) -> str | None:
