@@ -13,6 +13,7 @@ from PIL import Image
 from loraloom.cli.generate import generate
 from loraloom.errors import FileError, OutputError, PromptError, SettingsError
 from loraloom.events import Event, Notice
+from loraloom.formats import file_hashes
 from loraloom.formats.image_info import parse_parameters, read_parameters
 from loraloom.formats.tensors import write_tensors
 from loraloom.generation.settings import GenerateSettings
@@ -30,7 +31,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(file_hashes, "cache_folder", lambda: tmp_path / "cache")
 
 
 def settings(folder: Path, **changes: object) -> GenerateSettings:
@@ -73,7 +74,7 @@ def test_the_hash_is_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     first = model_hash(path)
     assert first == hashlib.sha256(b"one").hexdigest()[:10]
     with monkeypatch.context() as patch:
-        patch.delattr(images, "sha256_of")
+        patch.delattr(file_hashes, "compute_hashes")
         assert model_hash(path) == first
     path.write_bytes(b"two")
     os.utime(path, ns=(1, 1))

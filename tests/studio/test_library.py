@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,43 @@ def test_large_files_are_known_by_samples(tmp_path: Path) -> None:
 def test_tags_of_a_hostile_file() -> None:
     assert identify.tag_counts({"ss_tag_frequency": "[" * 100_000}) == {}
     assert identify.tag_counts({"ss_tag_frequency": '{"a": {"x": 2, "y": "z"}, "b": {"x": 1}, "c": 3}'}) == {"x": 3}
+
+
+def claiming(path: Path, claim: str, seed: int) -> Path:
+    write_tensors(path, random_lora("sd1", seed).file_tensors(), metadata={"sshs_model_hash": claim})
+    return path
+
+
+def test_a_claimed_hash_finds_a_file_only_when_it_is_true(tmp_path: Path, index: Path) -> None:
+    from loraloom.formats.adapter_file import content_hash
+
+    folder = tmp_path / "claims"
+    folder.mkdir()
+    digest = content_hash(claiming(folder / "true.safetensors", "", 3))
+    claiming(folder / "true.safetensors", digest, 3)
+    claiming(folder / "false.safetensors", digest, 4)
+    claiming(folder / "odd.safetensors", "no hash at all", 5)
+    (folder / "odd.json").write_text(f'{{"sha256": "{digest}", "hashes": {{"AutoV3": "{digest}"}}}}', encoding="utf-8")
+    library.scan([folder], index=index)
+    told = {Path(entry.path).stem: (entry.claim, entry.autov3) for entry in library.search([], index=index)}
+    assert told == {"true": (digest[:12], ""), "false": (digest[:12], ""), "odd": ("", "")}
+    assert names(library.search([digest[:12].upper()], index=index)) == ["true.safetensors"]
+    assert names(library.show(digest[:10], index=index)) == ["true.safetensors"]
+    assert library.show("true", index=index)[0].autov3 == digest[:12]
+    assert library.show("false", index=index)[0].autov3 == content_hash(folder / "false.safetensors")[:12]
+
+
+def test_an_index_of_the_first_version_keeps_claims_as_claims(tmp_path: Path, index: Path) -> None:
+    index.parent.mkdir(parents=True)
+    columns = [name for name in library._COLUMNS if name != "claim"]
+    rows = [dict.fromkeys(columns, "") | {"path": "/a/ada.pt", "size": 3, "autov3": "0123456789ab"}]
+    with closing(sqlite3.connect(index)) as connection:
+        connection.execute(f"CREATE TABLE files ({', '.join(columns)}, words TEXT NOT NULL)")
+        for row in rows:
+            values = [*row.values(), "/a/ada.pt 0123456789ab"]
+            connection.execute(f"INSERT INTO files VALUES ({', '.join('?' * len(values))})", values)
+        connection.execute("PRAGMA user_version = 1")
+        connection.commit()
+    (entry,) = library.search(["ada"], index=index)
+    assert (entry.claim, entry.autov3, entry.size) == ("0123456789ab", "", 3)
+    assert library.search(["0123456789ab"], index=index) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from loraloom.errors import FileFormatError, LoraloomError, MissingFileError
 from loraloom.events import Event, Notice
 from loraloom.formats.adapter_file import content_hash, write_adapter_file
 from loraloom.formats.image_info import read_parameters
-from loraloom.formats.tensors import write_tensors
+from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.models.loaded import load_model
-from loraloom.studio.likeness import settings_like
+from loraloom.studio.likeness import given_like, settings_like
 from toys import toy_tensors
 
 
@@ -118,3 +119,88 @@ def test_files_that_say_nothing(tmp_path: Path) -> None:
     for name, kind, message in cases:
         with pytest.raises(kind, match=message):
             settings_like(tmp_path / name, [])
+
+
+def noticed(folder: Path, text: str, lora_folder: Path) -> tuple[str, list[str]]:
+    """The prompt that ``--like`` makes of an infotext, and what it says of LoRAs."""
+    (folder / "params.txt").write_text(text + ", Steps: 5, Seed: 1, RNG: CPU", encoding="utf-8")
+    events: list[Event] = []
+    found = settings_like(folder / "params.txt", [lora_folder], listener=events.append)
+    return found.settings["prompt"], [event.text for event in events if isinstance(event, Notice)]
+
+
+def with_metadata(lora: Path, name: str, factor: float, metadata: dict[str, str]) -> Path:
+    path = lora.with_name(name)
+    with open_tensors(lora) as tensors:
+        write_tensors(path, {key: tensors[key] * factor for key in tensors}, metadata=metadata)
+    return path
+
+
+def test_a_hash_that_a_file_only_claims_is_not_believed(tmp_path: Path, lora: Path) -> None:
+    claim = "ab" * 32
+    liar = with_metadata(lora, "liar.safetensors", 0.3, {"sshs_model_hash": claim})
+    lora.unlink()
+    prompt, told = noticed(tmp_path, f'<lora:gone:0.7>\nSampler: Euler, Lora hashes: "gone: {claim[:12]}"', lora.parent)
+    assert prompt == "<lora:gone:0.7>"
+    assert len(told) == 1
+    assert f"{liar} says of itself that it has the hash {claim[:12]}" in told[0]
+    assert content_hash(liar)[:12] in told[0]
+
+
+def test_the_true_file_is_found_behind_a_false_claim(tmp_path: Path, lora: Path) -> None:
+    digits = content_hash(lora)[:12]
+    with_metadata(lora, "liar.safetensors", 0.3, {"sshs_model_hash": content_hash(lora)})
+    with_metadata(lora, "plain.safetensors", 1.0, {"sshs_model_hash": "cd" * 32})
+    lora.unlink()
+    prompt, told = noticed(tmp_path, f'<lora:gone:0.7>\nSampler: Euler, Lora hashes: "gone: {digits}"', lora.parent)
+    assert prompt == f"<lora:{lora.with_name('plain.safetensors')}:0.7>"
+    assert len(told) == 1
+    assert "known by its hash, computed from its content" in told[0]
+
+
+def test_a_name_with_another_content_is_said(tmp_path: Path, lora: Path) -> None:
+    other = with_metadata(lora, "twin.safetensors", 0.3, {})
+    hashes = f'Lora hashes: "style: {content_hash(other)[:12]}"'
+    prompt, told = noticed(tmp_path, f"<lora:style:0.7>\nSampler: Euler, {hashes}", lora.parent)
+    assert prompt == f"<lora:{other}:0.7>"
+    assert f"{lora} has the name, but another content" in told[0]
+    other.unlink()
+    prompt, told = noticed(tmp_path, f"<lora:style:0.7>\nSampler: Euler, {hashes}", lora.parent)
+    assert prompt == "<lora:style:0.7>"
+    assert "by its name alone" in told[0]
+
+
+@pytest.mark.parametrize("digits", ["", "0", "e3b0c442", "nonsense", "e3b0c44298fc"])
+def test_digits_that_are_no_hash_of_a_file_find_nothing(tmp_path: Path, lora: Path, digits: str) -> None:
+    prompt, told = noticed(tmp_path, f'<lora:gone:0.7>\nSampler: Euler, Lora hashes: "gone: {digits}"', lora.parent)
+    assert (prompt, told) == ("<lora:gone:0.7>", [])
+
+
+def test_a_lora_is_known_by_the_hash_of_its_whole_file_too(tmp_path: Path, lora: Path) -> None:
+    digits = sha256(lora.read_bytes()).hexdigest()[:10]
+    prompt, _ = noticed(tmp_path, f'<lora:gone:0.7>\nSampler: Euler, Lora hashes: "gone: {digits}"', lora.parent)
+    assert prompt == f"<lora:{lora}:0.7>"
+
+
+def test_other_files_than_the_images_are_said(tmp_path: Path) -> None:
+    for name in ("model.ckpt", "vae.pt", "odd.pt", "good.pt"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "large.ckpt").write_bytes(bytes(0x100000) + b"middle")
+    good, old = (sha256(text).hexdigest() for text in (b"good.pt", b"middle"))
+    text = 'a\nSteps: 5, Seed: 1, Size: 8x8, RNG: CPU, Model: m, Model hash: {}, VAE hash: 0123456789, TI hashes: "{}"'
+
+    def told(model_hash: str, checkpoint: str) -> list[str]:
+        words = f"odd: 0123456789ab, good: {good[:12]}, absent: 0123456789ab"
+        (tmp_path / "a.txt").write_text(text.format(model_hash, words), encoding="utf-8")
+        events: list[Event] = []
+        given = {"steps": 9, "vae": tmp_path / "vae.pt", "embedding_folders": [tmp_path]}
+        found = given_like(tmp_path / "a.txt", given, tmp_path / checkpoint, listener=events.append)
+        assert (found["steps"], found["seed"]) == (9, 1)
+        return [event.text for event in events if isinstance(event, Notice)]
+
+    files = told("0123456789", "model.ckpt")
+    assert [words in line for words, line in zip(("not with", "autoencoder", "embedding odd"), files, strict=True)]
+    assert len(told(sha256(b"model.ckpt").hexdigest()[:10], "model.ckpt")) == 2
+    assert len(told(old[:8], "large.ckpt")) == 2
+    assert "not with" in told("925997e9", "large.ckpt")[0]
+    assert "is not known" in told("blake3:0123", "model.ckpt")[0]

@@ -53,7 +53,7 @@ def generate(
     from loraloom.events import Event, ImageSaved
     from loraloom.generation.settings import GenerateSettings
     from loraloom.settings import apply_overrides
-    from loraloom.studio.images import generate_images, model_hash
+    from loraloom.studio.images import generate_images
 
     overrides = overrides or []
     if like is not None and prompt is not None and _OVERRIDE.match(prompt):
@@ -94,17 +94,9 @@ def generate(
                 typer.echo(event.path)
 
         if like is not None:
-            from loraloom.events import Notice
-            from loraloom.studio.likeness import settings_like
+            from loraloom.studio.likeness import given_like
 
-            folders = GenerateSettings.parse(
-                {name: value for name, value in given.items() if name == "lora_folders"}, source="the command line"
-            ).lora_folders
-            known = settings_like(like, folders, listener=display)
-            given = {**known.settings, **given}
-            if known.model_hash and (own := model_hash(checkpoint)) and own != known.model_hash:
-                text = f"{like.name} was made with {known.model or 'a checkpoint'} ({known.model_hash}), not with {own}"
-                display(Notice(text, "warning"))
+            given = given_like(like, given, checkpoint, listener=display)
         settings = GenerateSettings.parse(given, source="the command line")
         try:
             generate_images(checkpoint, settings, listener=listen)

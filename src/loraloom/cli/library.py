@@ -13,7 +13,7 @@ app = typer.Typer(help="An index of the checkpoints and LoRAs on this machine.",
 Index = Annotated[Path | None, typer.Option("--index", help="The index file. Unset: in your data folder.")]
 _FACTS = (
     *("kind", "family", "adapter", "rank", "title", "triggers", "tags", "base", "description"),
-    *("autov3", "sha256", "fingerprint", "size", "problem"),
+    *("autov3", "claim", "sha256", "fingerprint", "size", "problem"),
 )
 
 

@@ -16,11 +16,11 @@ import torch
 from loraloom.errors import AdapterError, FileError
 from loraloom.formats.cloneofsimo import companions
 from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, KOHYA, PEFT, Dialect, is_text_layer, rank_of
-from loraloom.formats.files import sha256_of
+from loraloom.formats.file_hashes import compute_hashes
 from loraloom.formats.lora_keys import lora_keys
 from loraloom.formats.safetensors_file import safetensors_header
 from loraloom.formats.tensors import TensorInfo, open_tensors, write_tensors
-from loraloom.reading import open_file, read_text
+from loraloom.reading import read_text
 
 __all__ = [
     "AdapterFile",
@@ -234,11 +234,7 @@ def content_hash(path: Path) -> str:
 
     Of a file that is not safetensors, that of the whole file.
     """
-    if open_tensors(path).kind != "safetensors":
-        return sha256_of(path)
-    with open_file(path) as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return compute_hashes(path).content
 
 
 def _raw_bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes]:

@@ -17,9 +17,9 @@ from torch import Tensor
 from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.attach import AdapterSet, read_adapters
 from loraloom.errors import PromptError, nearest
-from loraloom.formats.adapter_file import content_hash
 from loraloom.formats.cloneofsimo import companions
 from loraloom.formats.embedding_file import EmbeddingFile, embedding_of
+from loraloom.formats.file_hashes import file_hashes
 from loraloom.generation.prompts import LoraTag
 from loraloom.generation.prompts.tags import WeightCurve
 from loraloom.models.loaded import LoadedModel
@@ -39,7 +39,7 @@ class AppliedLora:
     text_encoder: float = 1.0
     unet: float = 1.0
     hash: str | None = None
-    """The first 12 digits of the hash that other programs show for the file."""
+    """The first 12 digits of the hash of the file's content (AutoV3), computed and never taken from its metadata."""
     path: Path | None = None
     """The file, where it is known."""
     curve: WeightCurve | None = None
@@ -232,7 +232,7 @@ def load_lora(tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> Appl
     """Find and read the LoRA of a tag for this model; AdapterError when it belongs to another family."""
     path = find_lora(tag.name, folders)
     adapters = read_adapters(path, model.file_targets)
-    digits = _content_hash(path, adapters)[:12]
+    digits = file_hashes(path).content[:12]
     return AppliedLora(tag.name, adapters, tag.text_encoder, tag.unet, digits, path, tag.curve)
 
 
@@ -301,9 +301,3 @@ def _fitting(name: str, folder: Path, files: Sequence[Path]) -> list[Path]:
 
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).replace("\\", "/")
-
-
-def _content_hash(path: Path, adapters: AdapterSet) -> str:
-    """What the web UI shows as a LoRA's hash: kohya's ``sshs_model_hash``, or the same computed from the file."""
-    stored = adapters.metadata.get("sshs_model_hash", "")
-    return stored if len(stored) == 64 else content_hash(path)

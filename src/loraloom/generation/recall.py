@@ -57,6 +57,9 @@ class Recalled:
     model: str | None = None
     lora_hashes: Mapping[str, str] = field(default_factory=dict)
     """Name of each LoRA in the prompt and the first digits of its hash."""
+    vae_hash: str | None = None
+    embedding_hashes: Mapping[str, str] = field(default_factory=dict)
+    """Name of each embedding in the prompts and the first digits of its hash."""
 
 
 def recall(parameters: Parameters) -> Recalled:
@@ -95,6 +98,8 @@ def recall(parameters: Parameters) -> Recalled:
         model_hash=parameters.fields.get("Model hash"),
         model=parameters.fields.get("Model"),
         lora_hashes=_pairs(parameters.fields.get("Lora hashes", "")),
+        vae_hash=parameters.fields.get("VAE hash"),
+        embedding_hashes=_pairs(parameters.fields.get("TI hashes", "")),
     )
 
 

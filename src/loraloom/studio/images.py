@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from loraloom.errors import LoraloomError, OutputError
+from loraloom.errors import OutputError
 from loraloom.events import ImageSaved, Listener, Notice, PictureChanged, ignore
-from loraloom.folders import cache_folder
-from loraloom.formats.files import sha256_of, write_text
+from loraloom.formats.file_hashes import file_hashes
 from loraloom.formats.image_info import save_image
 from loraloom.generation.init_image import open_picture
 from loraloom.generation.loras import find_lora, other_loras
@@ -122,28 +119,7 @@ def model_hash(checkpoint: Path) -> str | None:
     """
     if not checkpoint.is_file():
         return None
-    status = checkpoint.stat()
-    key = f"{checkpoint.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-    remembered = cache_folder() / "hashes.json"
-    known = _read_hashes(remembered)
-    if key not in known:
-        known[key] = sha256_of(checkpoint)
-        with suppress(OSError, LoraloomError):  # a cache that cannot be written is only slower
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            write_text(remembered, json.dumps(known, indent=1))
-    return known[key][:10]
-
-
-def _read_hashes(path: Path) -> dict[str, str]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(data, dict):
-        return {}
-    return {
-        key: value for key, value in data.items() if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
-    }
+    return file_hashes(checkpoint).sha256[:10]
 
 
 def _next_number(folder: Path) -> int:

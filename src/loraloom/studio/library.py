@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from loraloom.errors import FileError, LoraloomError, MissingFileError, SettingsError
@@ -17,12 +17,17 @@ __all__ = ["LibraryEntry", "ScanReport", "forget", "index_path", "scan", "search
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 BATCH = 500
-_VERSION = 1
+HASH_DIGITS = 8
+_VERSION = 2
 
 
 @dataclass(frozen=True)
 class LibraryEntry:
-    """A file as the index knows it. ``problem`` says why it could not be read; ``sha256`` is empty until asked for."""
+    """A file as the index knows it. ``problem`` says why it could not be read.
+
+    ``sha256`` and ``autov3`` (12 digits) are computed from the file, and empty until that was asked for or needed.
+    ``claim`` is the AutoV3 that the file says of itself: it is shown, and a file is never found by it alone.
+    """
 
     path: str
     size: int
@@ -38,6 +43,7 @@ class LibraryEntry:
     tags: str = ""
     base: str = ""
     description: str = ""
+    claim: str = ""
     autov3: str = ""
     sha256: str = ""
     problem: str = ""
@@ -83,6 +89,8 @@ def _opened(index: Path | None) -> Iterator[sqlite3.Connection]:
             for name in _COLUMNS
         )
         connection.execute(f"CREATE TABLE IF NOT EXISTS files ({columns}, words TEXT NOT NULL)")
+        if version == 1:
+            _bring_up_to_date(connection)
         connection.execute("CREATE INDEX IF NOT EXISTS by_fingerprint ON files (fingerprint)")
         if version != _VERSION:
             connection.execute(f"PRAGMA user_version = {_VERSION}")
@@ -93,6 +101,15 @@ def _opened(index: Path | None) -> Iterator[sqlite3.Connection]:
         ) from error
     finally:
         connection.close()
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Version 1 kept what files claim as ``autov3``: it becomes a claim, and no word to find a file by."""
+    connection.execute("BEGIN IMMEDIATE")
+    if "claim" not in {row[1] for row in connection.execute("PRAGMA table_info(files)")}:
+        connection.execute("ALTER TABLE files ADD COLUMN claim TEXT NOT NULL DEFAULT ''")
+        connection.execute("UPDATE files SET words = replace(words, autov3, ''), claim = autov3, autov3 = ''")
+    connection.execute("COMMIT")
 
 
 def scan(
@@ -111,7 +128,9 @@ def scan(
         known = {entry.path: entry for entry in _entries(connection, roots)}
         wanted = [path for path, facts in found.items() if path not in known or _facts(known[path]) != facts]
         unhashed = (
-            {path for path, entry in known.items() if not entry.sha256 and not entry.problem} if hashes else set()
+            {path for path, entry in known.items() if not (entry.sha256 and entry.autov3) and not entry.problem}
+            if hashes
+            else set()
         )
         gone = [path for path in known if path not in found]
         by_fingerprint = {known[path].fingerprint: path for path in gone if known[path].fingerprint}
@@ -181,18 +200,41 @@ def _facts(entry: LibraryEntry) -> tuple[int, str]:
 
 
 def _read(path: str, size: int, stamp: str, *, hashes: bool) -> LibraryEntry:
-    from loraloom.formats.files import sha256_of
     from loraloom.weights.identify import fingerprint, identify
 
     try:
-        known = asdict(identify(Path(path)))
-        return LibraryEntry(path, size, stamp, **known, sha256=sha256_of(Path(path)) if hashes else "")
+        entry = LibraryEntry(path, size, stamp, **asdict(identify(Path(path))))
+        return _with_hashes(entry) if hashes else entry
     except LoraloomError as error:
         try:
             marked = fingerprint(Path(path))
         except FileError:
             marked = ""
         return LibraryEntry(path, size, stamp, marked, "broken", problem=error.problem)
+
+
+def _with_hashes(entry: LibraryEntry) -> LibraryEntry:
+    from loraloom.formats.file_hashes import file_hashes
+
+    hashes = file_hashes(Path(entry.path))
+    return replace(entry, sha256=hashes.sha256, autov3=hashes.content[:12])
+
+
+def _check_claims(connection: sqlite3.Connection, digits: str) -> None:
+    """Compute the hashes of the files that claim these digits, so that the true ones are found by them."""
+    rows = connection.execute(
+        f"SELECT {', '.join(_COLUMNS)} FROM files WHERE autov3 = '' AND claim LIKE ?", [f"{digits[:12]}%"]
+    )
+    checked: list[LibraryEntry] = []
+    for entry in [LibraryEntry(*row) for row in rows.fetchall()]:
+        with suppress(LoraloomError):  # a file that is gone is not found by a hash; the next scan says so
+            checked.append(_with_hashes(entry))
+    if checked:
+        _store(connection, checked)
+
+
+def _is_hash(word: str) -> bool:
+    return len(word) >= HASH_DIGITS and all(mark in "0123456789abcdef" for mark in word)
 
 
 def _store(connection: sqlite3.Connection, entries: Sequence[LibraryEntry]) -> None:
@@ -245,6 +287,8 @@ def search(
         values += [kind.lower(), kind.lower()]
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     with _opened(index) as connection:
+        for word in filter(_is_hash, map(str.lower, words)):
+            _check_claims(connection, word)
         rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM files{where} ORDER BY path", values)
         return [LibraryEntry(*row) for row in rows]
 
@@ -257,16 +301,18 @@ def _escaped(word: str) -> str:
 
 def show(name: str, *, index: Path | None = None) -> list[LibraryEntry]:
     """What is known of a file: by its path, its name with or without suffix, or the beginning of a hash."""
+    digits = name.lower()
     with _opened(index) as connection:
+        if _is_hash(digits):
+            _check_claims(connection, digits)
         entries = [LibraryEntry(*row) for row in connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM files")]
     path = str(Path(name).resolve())
     exact = [entry for entry in entries if entry.path == path]
     named = [entry for entry in entries if name in (Path(entry.path).name, Path(entry.path).stem)]
-    digits = name.lower()
     hashed = [
         entry
         for entry in entries
-        if len(digits) >= 8
+        if _is_hash(digits)
         and any(known.startswith(digits) for known in (entry.sha256, entry.autov3, entry.fingerprint))
     ]
     found = exact or named or hashed

@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loraloom.errors import FileFormatError, LoraloomError, PromptError
 from loraloom.events import Listener, Notice, ignore
-from loraloom.formats.adapter_file import content_hash
+from loraloom.formats.file_hashes import file_hashes, has_hash, is_hash
 from loraloom.formats.image_info import parse_parameters, read_parameters
 from loraloom.formats.tensors import open_tensors
+from loraloom.generation.embeddings import embedding_files
 from loraloom.generation.loras import find_lora, lora_files
 from loraloom.generation.prompts import extract_loras
 from loraloom.generation.recall import Recalled, recall
+from loraloom.generation.settings import GenerateSettings
 from loraloom.reading import read_text
 
-__all__ = ["settings_like"]
+__all__ = ["given_like", "settings_like"]
 
 _LARGEST_TEXT = 1 << 20
+
+
+def given_like(
+    path: Path, given: Mapping[str, Any], checkpoint: Path, *, listener: Listener = ignore
+) -> dict[str, Any]:
+    """The settings of an image with those that are ``given`` on top, for the checkpoint that will paint it.
+
+    Files that are not the image's (checkpoint, autoencoder, embeddings) are said. Errors as :func:`settings_like`.
+    """
+    names = ("lora_folders", "embedding_folders", "vae")
+    known = GenerateSettings.parse(
+        {name: value for name, value in given.items() if name in names}, source="the command line"
+    )
+    recalled = settings_like(path, known.lora_folders, listener=listener)
+    for text in _other_files(recalled, path.name, checkpoint, known):
+        listener(Notice(text, "warning"))
+    return {**recalled.settings, **given}
+
+
+def _other_files(recalled: Recalled, image: str, checkpoint: Path, known: GenerateSettings) -> Iterator[str]:
+    """A sentence for each file whose content is not what the image's hashes tell."""
+    if recalled.model_hash and not checkpoint.is_dir():
+        made = f"{image} was made with {recalled.model or 'a checkpoint'} ({recalled.model_hash})"
+        if not is_hash(recalled.model_hash):
+            yield f"{made}, a hash that is not known here: whether {checkpoint.name} is that checkpoint is not known"
+        elif checkpoint.is_file() and not has_hash(checkpoint, recalled.model_hash):
+            yield f"{made}, not with {file_hashes(checkpoint).sha256[:10]}"
+    if recalled.vae_hash and known.vae is not None and not _has_hash(known.vae, recalled.vae_hash):
+        yield f"{image} was made with another autoencoder ({recalled.vae_hash}) than {known.vae}"
+    here = embedding_files(known.embedding_folders) if recalled.embedding_hashes else {}
+    for name, digits in recalled.embedding_hashes.items():
+        if name in here and not _has_hash(here[name], digits):
+            yield f"the embedding {name} is {here[name]} here, whose content does not have the image's hash {digits}"
 
 
 def settings_like(path: Path, lora_folders: Sequence[Path], *, listener: Listener = ignore) -> Recalled:
@@ -35,7 +71,7 @@ def settings_like(path: Path, lora_folders: Sequence[Path], *, listener: Listene
     for name in ("prompt", "negative_prompt", "hires_prompt"):
         if settings.get(name):
             settings[name] = _with_found_loras(settings[name], recalled, lora_folders, listener)
-    return Recalled(settings, recalled.remarks, recalled.model_hash, recalled.model, recalled.lora_hashes)
+    return replace(recalled, settings=settings)
 
 
 def _text(path: Path) -> str:
@@ -56,30 +92,73 @@ def _text(path: Path) -> str:
 
 
 def _with_found_loras(prompt: str, recalled: Recalled, folders: Sequence[Path], listener: Listener) -> str:
-    """The prompt with every LoRA tag naming a file that is there, where its hash finds one."""
+    """The prompt with its LoRA tags naming the files whose content has the hash that the image tells, where one has."""
     for tag in extract_loras(prompt)[1]:
-        try:
-            find_lora(tag.name, folders)
+        digits = recalled.lora_hashes.get(tag.name, "")
+        named = _by_name(tag.name, folders)
+        if not is_hash(digits) or (named is not None and _has_hash(named, digits)):
             continue
-        except PromptError:
-            digits = recalled.lora_hashes.get(tag.name)
-        found = _by_hash(digits, folders) if digits else None
+        found, claiming = _by_hash(digits, folders)
+        for notice in _what_was_found(tag.name, digits, named, found, claiming):
+            listener(notice)
         if found is not None:
-            listener(Notice(f"the LoRA {tag.name} is {found} here, known by its hash"))
             tagged = re.compile(r"(<(?:lora|lyco):\s*)" + re.escape(tag.name) + r"(\s*[:>])")
-            prompt = tagged.sub(lambda match, path=found: f"{match[1]}{path}{match[2]}", prompt)  # type: ignore[misc]
+            place = str(found.resolve())  # a path that is a path wherever it is read
+            prompt = tagged.sub(lambda match, place=place: f"{match[1]}{place}{match[2]}", prompt)  # type: ignore[misc]
     return prompt
 
 
-def _by_hash(digits: str, folders: Sequence[Path]) -> Path | None:
-    for folder in folders:
-        for path in lora_files(folder):
-            try:
-                with open_tensors(path) as tensors:
-                    stored = tensors.metadata.get("sshs_model_hash", "")
-                known = stored if len(stored) == 64 else content_hash(path)
-            except LoraloomError:
-                continue  # a broken file is not the one that is looked for
-            if known.startswith(digits):
-                return path
-    return None
+def _what_was_found(
+    name: str, digits: str, named: Path | None, found: Path | None, claiming: Sequence[Path]
+) -> Iterator[Notice]:
+    """What to say of a LoRA that is not there under its name with the content that its hash tells."""
+    if found is not None:
+        other = "" if named is None else f"; {named} has the name, but another content"
+        yield Notice(f"the LoRA {name} is {found} here, known by its hash, computed from its content{other}")
+    elif named is not None:
+        yield Notice(
+            f"the LoRA {name} is {named} here by its name alone: the image tells the hash {digits}, and the content of "
+            f"the file has {file_hashes(named).content[:12]}",
+            "warning",
+        )
+    for path in () if found is not None else claiming:
+        if path != named:
+            yield Notice(
+                f"{path} says of itself that it has the hash {digits}, but its content has "
+                f"{file_hashes(path).content[:12]}: it is not taken for the LoRA {name}",
+                "warning",
+            )
+
+
+def _by_name(name: str, folders: Sequence[Path]) -> Path | None:
+    try:
+        return find_lora(name, folders)
+    except PromptError:
+        return None
+
+
+def _by_hash(digits: str, folders: Sequence[Path]) -> tuple[Path | None, list[Path]]:
+    """The file whose content has the hash, and those that only claim to have it.
+
+    Files that claim it are looked at first, so that usually no other one is read.
+    """
+    files = [path for folder in folders for path in lora_files(folder)]
+    claiming = [path for path in files if _claims(path, digits)]
+    rest = [path for path in files if path not in claiming]
+    found = next((path for path in (*claiming, *rest) if _has_hash(path, digits)), None)
+    return found, [path for path in claiming if path != found]
+
+
+def _claims(path: Path, digits: str) -> bool:
+    try:
+        with open_tensors(path) as tensors:
+            return tensors.metadata.get("sshs_model_hash", "").lower().startswith(digits.lower())
+    except LoraloomError:
+        return False  # a broken file is not the one that is looked for
+
+
+def _has_hash(path: Path, digits: str) -> bool:
+    try:
+        return has_hash(path, digits)
+    except (LoraloomError, OSError):
+        return False

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loraloom.errors import FileError
 from loraloom.formats.dialects import rank_of, title_of
+from loraloom.formats.file_hashes import is_hash
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.tensors import TensorFile, open_tensors
 from loraloom.models import family as families
@@ -30,7 +31,7 @@ MAX_TAGS = 60
 class Identity:
     """``kind``: checkpoint, lora or other; ``family``: sd1, sd2, sdxl or empty; ``adapter``: LoRA, LoHa ...
 
-    ``autov3``: the first 12 digits of the hash of the tensors, as the metadata says it; empty where it says none.
+    ``claim``: the first 12 digits of the hash that the metadata says the tensors have; nobody has checked it.
     """
 
     fingerprint: str
@@ -43,7 +44,7 @@ class Identity:
     tags: str = ""
     base: str = ""
     description: str = ""
-    autov3: str = ""
+    claim: str = ""
 
 
 def fingerprint(path: Path) -> str:
@@ -87,7 +88,7 @@ def identify(path: Path) -> Identity:
                 for text in (said.get("modelspec.description"), beside.get("description"), beside.get("notes"))
                 if text
             ),
-            "autov3": said.get("sshs_model_hash", "")[:12],
+            "claim": _claim(said),
         }
         if (family := families.recognise(infos)) is not None:
             return Identity(known, "checkpoint", family.name, **texts)
@@ -116,6 +117,11 @@ def tag_counts(metadata: Mapping[str, str]) -> Counter[str]:
                 if isinstance(count, int) and count > 0:
                     counts[tag.strip()] += count
     return counts
+
+
+def _claim(metadata: Mapping[str, str]) -> str:
+    claimed = metadata.get("sshs_model_hash", "").lower()
+    return claimed[:12] if is_hash(claimed) else ""
 
 
 def _tags(metadata: Mapping[str, str]) -> str:

@@ -318,4 +318,5 @@ def _lora_hash(tensors: TensorFile, *, compute: bool) -> dict[str, str]:
         return {"hash": f"{computed[:12]} (AutoV3)", **told}
     if stored == computed:
         return {"hash": f"{computed[:12]} (AutoV3; agrees with the metadata)", **told}
-    return {"hash": f"{computed[:12]} (AutoV3; the metadata says {stored[:12]}: damaged or edited)", **told}
+    doubt = f"the metadata says {stored[:12]}: damaged or edited, or hashed before it was rounded"
+    return {"hash": f"{computed[:12]} (AutoV3; {doubt})", **told}
