@@ -20,6 +20,7 @@ __all__ = [
     "atomic_writer",
     "check_readable",
     "old_hash",
+    "open_file",
     "read_bytes",
     "read_text",
     "require_space",
