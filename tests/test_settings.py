@@ -111,3 +111,47 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(FileFormatError, match=r"binary\.toml"):
         read_toml(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        (f"inner.rank={'9' * 400}", "inner.rank = a whole number of 400 digits"),
+        (f"inner.rank={10**30}", "whole numbers go up to 9223372036854775807"),
+        (f"size=[3, {10**30}]", "whole numbers go up to"),
+        ("inner={mode='c', rank=2}", "'inner.mode' = 'c'"),
+        ("inner=[3, 4]", "'inner' = 3, 4: "),
+        (f"size={'[' * 900}", "'size' = "),
+    ],
+)
+def test_values_that_nobody_means_are_refused_in_words(override: str, problem: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Outer.load(None, ["checkpoint=a.ckpt", override])
+    assert problem in caught.value.problem
+    assert "{" not in caught.value.problem
+
+
+def test_a_value_with_a_line_end_is_text() -> None:
+    assert Outer.load(None, ["checkpoint=a.ckpt", "name=3\nsize = [1, 2]"]).name == "3\nsize = [1, 2]"
+
+
+def test_settings_that_do_not_go_together_are_told_without_their_values() -> None:
+    class Pair(Settings):
+        low: int = 0
+        """A number."""
+        high: int = 9
+        """A larger one."""
+
+        @model_validator(mode="after")
+        def _ordered(self) -> Self:
+            if self.low >= self.high:
+                raise ValueError("low must be below high")
+            return self
+
+    class Whole(Settings):
+        pair: Pair = Pair()
+        """Two numbers."""
+
+    with pytest.raises(SettingsError) as caught:
+        Whole.parse({"pair": {"low": 7, "high": 3}})
+    assert caught.value.problems == ("settings: pair: low must be below high",)

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Self, cast, get_args, get_origin
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
-from tomlkit.exceptions import ParseError
 
 from loraloom.errors import FileFormatError, SettingsError, nearest
+from loraloom.plain_data import LARGEST_WHOLE, parse_toml, shown, too_large
 from loraloom.reading import read_text
 
 __all__ = ["ClassPath", "Kohya", "SettingRow", "Settings", "apply_overrides", "read_toml", "setting_rows"]
@@ -82,6 +82,13 @@ class Settings(BaseModel):
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    @field_validator("*")
+    @classmethod
+    def _within_64_bits(cls, value: Any) -> Any:
+        if too_large(value):
+            raise ValueError(f"whole numbers go up to {LARGEST_WHOLE}")
+        return value
+
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, source: str = "settings") -> Self:
         """Validate ``data``; raises one SettingsError that lists every problem found."""
@@ -116,14 +123,7 @@ class Settings(BaseModel):
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file as plain data."""
-    text = read_text(path, limit=MAX_TOML_BYTES)
-    try:
-        return tomlkit.parse(text).unwrap()
-    except ParseError as error:
-        hint = "text values need quotes; Windows paths single ones"
-        raise FileFormatError(f"{path} is not valid TOML: {error}", hint) from error
-    except RecursionError as error:
-        raise FileFormatError(f"{path} is nested too deeply", "settings are two or three levels deep") from error
+    return parse_toml(read_text(path, limit=MAX_TOML_BYTES), str(path))
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise SettingsError([f"{key!r}: {parent!r} is not a group of settings"])
-        target[leaf] = _value(text)
+        target[leaf] = _value(text, key)
     return result
 
 
@@ -173,11 +173,16 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
 
 
-def _value(text: str) -> Any:
+def _value(text: str, key: str) -> Any:
+    """A value of the command line: TOML where it is TOML, else text."""
     try:
-        return tomlkit.parse(f"value = {text}").unwrap()["value"]
-    except ParseError:
-        return text
+        data = parse_toml(f"value = {text}", key)
+    except FileFormatError as error:
+        if isinstance(error.__cause__, Exception):  # the text is no TOML
+            return text
+        raise SettingsError([error.problem.replace(": value is ", " = ")], error.hint) from error
+    # Anything behind a line end would be another setting.
+    return data["value"] if len(data) == 1 else text
 
 
 def _group(field: FieldInfo) -> type[Settings] | None:
@@ -272,8 +277,9 @@ def _problem(cls: type[Settings], item: dict[str, Any], source: str) -> str:
     if item["type"] == "missing":
         return f"{source}: {path!r} is required"
     message = item["msg"].removeprefix("Value error, ")
-    where = f"{path!r} " if path else ""
-    return f"{source}: {where}= {item['input']!r}: {message}" if path else f"{source}: {message}"
+    if isinstance(item["input"], (Mapping, Settings)) and item["type"] == "value_error":
+        return f"{source}: {path}: {message}" if path else f"{source}: {message}"  # settings that do not go together
+    return f"{source}: {path!r} = {shown(item['input'])}: {message}" if path else f"{source}: {message}"
 
 
 def _anchor_paths(cls: type[Settings], data: dict[str, Any], folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loraloom.errors import OutputError
+from loraloom.errors import OutputError, SettingsError
 from loraloom.events import Event, Notice, PreviewSaved, RunFinished, StepFinished
 from loraloom.generation.settings import GenerateSettings
 from loraloom.studio.project import EventLog, RunFolder, with_absolute_paths
@@ -149,6 +149,21 @@ def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
             RunFolder.create(output, "cat", settings(tmp_path))
         assert error.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\nb", "\x1b[2J", "..", "aux.v2"])
+def test_a_name_that_cannot_be_kept_leaves_no_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match=r"^name = '"):
+        RunFolder.create(tmp_path / "deep" / "runs", name, settings(tmp_path))
+    with pytest.raises(SettingsError, match="'name' = '"):
+        settings(tmp_path, f"name={name}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_leaves_none_of_its_parents(tmp_path: Path) -> None:
+    with pytest.raises(OutputError):
+        RunFolder.create(tmp_path / "new" / ("x" * 300), "cat", settings(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:

@@ -1059,3 +1059,142 @@ def test_kinds_that_are_not_offered_come_with_a_remedy(tmp_path: Path, module: s
     with pytest.raises(SettingsError, match=remedy):
         recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
     assert recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img", "adapter.kind=lora"]).adapter.rank == 4
+
+
+def test_both_weights_of_timesteps_are_carried_over(tmp_path: Path) -> None:
+    """sd-scripts multiplies them; so does the objective here (tests/training/test_step.py has the numbers)."""
+    text = "network_dim = 3\nmin_snr_gamma = 7\ndebiased_estimation_loss = true\n"
+    settings = read_recipe(written(tmp_path, "a.toml", text)).finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+    assert (settings.objective.min_snr_gamma, settings.objective.debiased_estimation) == (7.0, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.toml", "network_dim = {huge}\n"),
+        ("a.toml", "save_last_n_steps = {huge}\nsave_every_n_steps = 3\nnetwork_dim = 3\n"),
+        ("a.toml", 'max_train_steps = "{huge}.0"\nnetwork_dim = 3\n'),
+        ("a.toml", 'network_dim = 3\nsample_prompts = "a fox --w {huge} --d {huge}"\n'),
+        ("a.sh", "train_network.py --network_dim={huge} --unet_lr={huge} --lr_warmup_steps=1e999\n"),
+        ("a.json", '{{"LoRA_type": "Standard", "max_resolution": "512", "epoch": {huge}, "lr_warmup": {huge}}}'),
+        ("a.json", '{{"num_train_epochs": {huge}, "use_lora": true, "stop_text_encoder": {huge}}}'),
+        ("a.json", '[{{"instance_data_dir": "", "num_class_images_per": {huge}}}]'),
+        ("a.json", '{{"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "resolution": "{huge}"}}'),
+        ("a.json", '{{"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "epochs": {huge}}}'),
+        ("a.toml", "[[datasets]]\nresolution = {huge}\n[[datasets.subsets]]\nimage_dir = 'x'\nnum_repeats = {huge}\n"),
+    ],
+)
+@pytest.mark.parametrize("digits", [25, 400, 5000])
+def test_numbers_that_nobody_means(tmp_path: Path, name: str, text: str, digits: int) -> None:
+    path = written(tmp_path, name, text.format(huge="7" * digits))
+    with pytest.raises((FileFormatError, SettingsError)) as caught:
+        read_recipe(path).finished(["checkpoint=a.ckpt"])
+    assert "7" * 100 not in caught.value.problem, "a number that long says nothing"
+
+
+def test_class_images_in_a_number_that_nobody_means(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    text = f'[{{"instance_data_dir": "x", "num_class_images_per": "{"7" * 400}"}}]'
+    recipe = read_recipe(written(tmp_path, "a.json", text))
+    assert not any("class-images" in note for _, note in recipe.changed)
+
+
+def test_no_refusal_prints_a_table(tmp_path: Path) -> None:
+    text = "network_dim = {a = 1}\nclip_skip = [{b = 2}]\nmin_timestep = 7\nmax_timestep = 7\nseed = [3, 4]\n"
+    recipe = read_recipe(written(tmp_path, "a.toml", text + 'optimizer_type = "AdamW"\n'))
+    with pytest.raises(SettingsError) as caught:
+        recipe.finished()
+    assert "{" not in caught.value.problem and "[" not in caught.value.problem
+    assert "seed = 3, 4 does not fit seed" in caught.value.problem
+    assert "min_timestep=7 must be below max_timestep=7" in caught.value.problem
+
+
+def gui_with(tmp_path: Path, **more: object) -> Recipe:
+    data = json.loads((FILES / "kohya_ss-gui.json").read_text(encoding="utf-8"))
+    return read_recipe(written(tmp_path, "gui.json", json.dumps(data | more)))
+
+
+@pytest.mark.parametrize("written_as", ["--network_args dora_wd=True", '--network_args="dora_wd=True" factor=8'])
+@pytest.mark.parametrize("kind", ["LyCORIS/LoCon", "LyCORIS/LoHa"])
+def test_network_args_among_the_additional_parameters(tmp_path: Path, written_as: str, kind: str) -> None:
+    """sd-scripts takes the last --network_args alone, so the fields of the form have no effect there."""
+    form = {"LoRA_type": kind, "conv_dim": 5, "conv_alpha": 3, "rank_dropout": 0.3, "network_dim": 12}
+    recipe = gui_with(tmp_path, **form, additional_parameters=written_as)
+    changed = dict(recipe.changed)
+    for key in ("conv_dim", "conv_alpha", "rank_dropout"):
+        assert "additional_parameters gives network_args" in changed[key]
+    assert "" not in recipe.keys
+    assert recipe.get("adapter.conv_rank") == 12, "LyCORIS' own default, the rank of the other layers"
+    assert ("adapter.kind=loha is what the form says" in str(recipe.changed)) == (kind == "LyCORIS/LoHa")
+    data = json.loads((tmp_path / "gui.json").read_text(encoding="utf-8"))
+    told = {key.partition(":")[0] for key in recipe.keys} | {path for path, _ in recipe.problems}
+    assert [key for key in data if key not in told] == []
+
+
+@pytest.mark.parametrize(
+    ("more", "path", "value"),
+    [
+        ("--optimizer_args weight_decay=0.3 betas=0.7,0.8", "optimizer.betas", [0.7, 0.8]),
+        ("--lr_scheduler_type=StepLR --lr_scheduler_args step_size=30 gamma=0.3", "lr_schedule.args.gamma", 0.3),
+        (
+            r'--network_weights "C:\my loras\a b.safetensors" --seed 7',
+            "adapter.start_from",
+            r"C:\my loras\a b.safetensors",
+        ),
+        ("--network_train_unet_only --max_timestep 900", "objective.max_timestep", 900),
+    ],
+)
+def test_other_arguments_among_the_additional_parameters(tmp_path: Path, more: str, path: str, value: object) -> None:
+    recipe = gui_with(tmp_path, additional_parameters=more, optimizer="AdamW", optimizer_args="eps=1e-6")
+    assert recipe.get(path) == value
+    assert "" not in recipe.keys
+
+
+def test_a_form_whose_folder_is_empty_keeps_its_other_keys(tmp_path: Path) -> None:
+    text = """
+[general]
+shuffle_caption = true
+[[datasets]]
+resolution = 640
+batch_size = 3
+[[datasets.subsets]]
+image_dir = ''
+num_repeats = 7
+keep_tokens = 2
+flip_aug = true
+class_tokens = "fox"
+"""
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    assert recipe.missing() == ["checkpoint", "dataset.folder"] and recipe.problems == []
+    settings = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+    dataset = settings.dataset
+    assert (dataset.repeats, dataset.flip, dataset.resolution, settings.batch_size) == (7, True, 640, 3)
+    assert (dataset.captions.keep_tokens, dataset.captions.shuffle) == (2, True)
+    assert "datasets[0].subsets[0].class_tokens" in dict(recipe.unmapped)
+
+
+def test_subsets_without_a_folder_beside_others(tmp_path: Path) -> None:
+    text = """
+[[datasets]]
+batch_size = 3
+[[datasets.subsets]]
+image_dir = 'cat'
+[[datasets.subsets]]
+num_repeats = 7
+[[datasets]]
+resolution = 640
+[[datasets.subsets]]
+image_dir = ''
+flip_aug = true
+[[datasets.subsets]]
+keep_tokens = 2
+[[datasets]]
+bucket_reso_steps = 128
+"""
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    assert [concept["folder"] for concept in recipe.get("dataset.concepts")] == [str(tmp_path / "cat")]
+    left = dict(recipe.unmapped)
+    for key in ("[0].subsets[1].num_repeats", "[1].subsets[0].flip_aug", "[1].subsets[1].keep_tokens"):
+        assert "names no image_dir" in left[f"datasets{key}"]
+    assert "no subset" in left["datasets[1].resolution"] and "no subset" in left["datasets[2].bucket_reso_steps"]
+    assert recipe.finished(["checkpoint=a.ckpt"]).batch_size == 3

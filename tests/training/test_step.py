@@ -172,6 +172,16 @@ def test_without_options_nothing_is_computed() -> None:
             {"scale_v_like_noise": True, "min_snr_gamma": 1.0},
             lambda snr: snr / (snr + 1) * min(snr, 1.0) / (snr + 1),
         ),
+        (
+            "epsilon",
+            {"min_snr_gamma": 3.0, "debiased_estimation": True},
+            lambda snr: min(snr, 3.0) / snr * snr**-0.5,
+        ),
+        (
+            "v",
+            {"min_snr_gamma": 3.0, "debiased_estimation": True},
+            lambda snr: min(snr, 3.0) / (snr + 1) / (snr + 1),
+        ),
     ],
 )
 @pytest.mark.parametrize("schedule", [SCHEDULE, ENDING_IN_NOISE], ids=["plain", "zero terminal SNR"])
@@ -263,12 +273,12 @@ def test_contradictions_are_named_together(make_settings: MakeSettings) -> None:
         make_settings(
             "objective.min_timestep=600",
             "objective.max_timestep=600",
-            "objective.min_snr_gamma=5",
-            "objective.debiased_estimation=true",
+            "objective.scale_v_like_noise=true",
+            "objective.v_like_loss=0.3",
         )
     text = str(caught.value)
     assert "min_timestep=600 must be below max_timestep=600" in text
-    assert "min_snr_gamma and debiased_estimation" in text
+    assert "scale_v_like_noise is for v models and v_like_loss" in text and "{" not in text
 
 
 def test_names_of_sd_scripts_are_answered(make_settings: MakeSettings) -> None:

@@ -66,13 +66,16 @@ def show_account(recipe: Recipe, console: Console) -> None:
     """Print what a recipe became: keys that were taken over, those that changed in meaning, those left out."""
     from rich.text import Text
 
+    from loraloom.plain_data import shown
+
     def line(style: str, *parts: str) -> None:
         console.print(Text("  ") + Text(parts[0], style) + Text("".join(parts[1:])), soft_wrap=True)
 
     if recipe.mapped:
         console.print(f"taken over ({len(recipe.mapped)})", style="bold green")
         for entry in recipe.mapped:
-            line("", entry.key, f" -> {entry.path} = {entry.value}")
+            value = entry.value if isinstance(entry.value, str) else shown(entry.value)
+            line("", entry.key, f" -> {entry.path} = {value}")
     if recipe.changed:
         console.print(f"not quite the same here ({len(recipe.changed)})", style="bold yellow")
         for key, note in recipe.changed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +13,15 @@ from typing import Any, Self, TextIO, TypeVar
 import tomlkit
 from tomlkit.items import Table
 
-from loraloom.errors import OutputError
+from loraloom.errors import OutputError, SettingsError
 from loraloom.events import Event, RunFailed, RunFinished, RunResumed, from_record, to_record
+from loraloom.file_names import check_name
 from loraloom.formats.files import write_text
+from loraloom.plain_data import shown
 from loraloom.settings import Settings
 from loraloom.studio.run_control import CONTROL_FILES
 
-__all__ = ["EventLog", "RunFolder", "with_absolute_paths"]
+__all__ = ["EventLog", "RunFolder", "check_run_name", "with_absolute_paths"]
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 _PARTS = ("previews", "weights")
@@ -35,7 +37,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, output: Path, name: str, settings: Settings) -> RunFolder:
-        """A new folder ``output/name`` (``name-2``, ``name-3`` when taken: no run overwrites another)."""
+        """A new folder ``output/name`` (``name-2``, ``name-3`` when taken: no run overwrites another).
+
+        Raises SettingsError for a name that not every system can keep, OutputError where the folder cannot be made;
+        neither leaves a folder behind.
+        """
+        check_run_name(name)
         path, number = output / name, 1
         new = [parent for parent in (output, *output.parents) if not _exists(parent)]
         try:
@@ -50,6 +57,8 @@ class RunFolder:
             for part in _PARTS:
                 (path / part).mkdir()
         except OSError as error:
+            _remove_empty(path / part for part in _PARTS)
+            _remove_empty((path, *new))
             raise OutputError(f"the run folder {path} cannot be made: {error.strerror}", "set output=FOLDER") from error
         folder = cls(path, tuple(new))
         try:
@@ -112,6 +121,21 @@ class RunFolder:
                 events = [earlier for earlier in events if not _superseded(earlier, event.step)]
             events.append(event)
         yield from events
+
+
+def check_run_name(name: str) -> None:
+    """Raise SettingsError for a name of a run that not every system can keep as that of a folder and of files."""
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise SettingsError([f"name = {shown(name)}: {error}"]) from error
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Take away folders that were just made; one that holds something stays."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _superseded(event: Event, step: int) -> bool:

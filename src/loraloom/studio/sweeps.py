@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from loraloom.errors import HardwareError, LoraloomError, SettingsError
 from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeasured, WeightsSaved, ignore
 from loraloom.formats.files import write_text
-from loraloom.studio.project import RunFolder, with_absolute_paths
+from loraloom.studio.project import RunFolder, check_run_name, with_absolute_paths
 from loraloom.studio.training import StopRequest, resume_training, run_training
 from loraloom.training.settings import TrainSettings
 
@@ -108,6 +108,7 @@ def plan_sweep(path: Path | None, overrides: Sequence[str]) -> list[Combination]
         )
         tag = re.sub(r"[^\w.+-]+", "-", label.replace(", ", "_").replace(" ", ""))
         name = f"{settings.name}-{tag}"
+        check_run_name(name)  # the values in it can make it too long
         if any(name == other.name for other in combinations):
             raise SettingsError([f"two combinations of the sweep are both called {name}"], "name each value once")
         update: dict[str, object] = {"name": name, "output": settings.output / f"{settings.name}-sweep"}

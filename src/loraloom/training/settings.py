@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import UnknownNameError
+from loraloom.file_names import check_name
 from loraloom.settings import ClassPath, Kohya, Settings
 
 __all__ = [
@@ -204,7 +205,8 @@ class ObjectiveSettings(Settings):
     min_snr_gamma: Annotated[float, Kohya("min_snr_gamma"), Field(ge=0)] = 0.0
     """Makes clean timesteps, whose loss is high but teaches little, count less. 5 is usual, less is more. 0: off."""
     debiased_estimation: Annotated[bool, Kohya("debiased_estimation_loss")] = False
-    """Makes noisy timesteps, where the composition is decided, count more: 1 / sqrt(SNR)."""
+    """Makes noisy timesteps, where the composition is decided, count more: 1 / sqrt(SNR). With min_snr_gamma both
+    weights are multiplied, as in sd-scripts."""
     scale_v_like_noise: Annotated[bool, Kohya("scale_v_pred_loss_like_noise_pred")] = False
     """For v models: weigh timesteps as the loss of a noise-predicting model would."""
     v_like_loss: Annotated[float, Kohya("v_pred_like_loss"), Field(ge=0)] = 0.0
@@ -263,8 +265,6 @@ class ObjectiveSettings(Settings):
         problems = []
         if self.min_timestep >= self.max_timestep:
             problems.append(f"min_timestep={self.min_timestep} must be below max_timestep={self.max_timestep}")
-        if self.min_snr_gamma and self.debiased_estimation:
-            problems.append("min_snr_gamma and debiased_estimation both say how timesteps are weighed: choose one")
         if self.scale_v_like_noise and self.v_like_loss:
             problems.append("scale_v_like_noise is for v models and v_like_loss for noise-predicting ones: choose one")
         if problems:
@@ -423,7 +423,7 @@ class TrainSettings(Settings):
     rate of 1e-6 to 5e-6; adapter.unet and adapter.text_encoder say which parts."""
     checkpoint: Annotated[Path, Kohya("pretrained_model_name_or_path", "ckpt")]
     """The Stable Diffusion checkpoint to learn on: .safetensors, .ckpt or a Diffusers folder (family: detected)."""
-    name: Annotated[str, Kohya("output_name"), Field(min_length=1, pattern=r"^[^/\\:*?\"<>|]+$")] = "lora"
+    name: Annotated[str, Kohya("output_name"), AfterValidator(check_name)] = "lora"
     """Name of the run and of its LoRA files."""
     output: Annotated[Path, Kohya("output_dir")] = Path("runs")
     """Folder that holds the run folders."""

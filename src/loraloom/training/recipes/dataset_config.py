@@ -5,7 +5,7 @@ Source: the schema that sd-scripts checks these files with (library/config_util.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from loraloom.errors import FileFormatError
+from loraloom.plain_data import shown
 from loraloom.training.recipes.names import marked, reason_for, unknown
 from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, _coerced, is_nothing, resolved
 
@@ -64,8 +65,18 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
             recipe.skip(key, "no part of a dataset file")
     base = {**{name: item for name, item in outer.items() if name in _CONCEPT_FIELDS}, **general}
     subsets = list(_subsets(data.get("datasets"), recipe, (source.absolute().parent, Path.cwd())))
+    empty = [subset for subset in subsets if not subset.concept]
+    subsets = [subset for subset in subsets if subset.concept]
     if not subsets:
-        recipe.problem("dataset.folder", f"{source}: no subset names an image_dir")
+        if len(empty) == 1:
+            _take_as_defaults(empty[0], outer, recipe)
+        else:
+            recipe.problem("dataset.folder", f"{source}: no subset names an image_dir")
+        for name, item in general.items():
+            outer.setdefault(name, item)
+        return
+    for subset in empty:
+        _leave_out(subset.dataset, subset.entries, recipe)
     told: set[str] = set()
     _resolutions(subsets, recipe, told)
     for subset in subsets:
@@ -95,8 +106,12 @@ def _subsets(datasets: Any, recipe: Recipe, folders: tuple[Path, ...]) -> Iterat
             recipe.problem("", f"{place} is no table")
             continue
         above, seen = _named(place, dataset), set[str]()
-        subsets = dataset.get("subsets")
-        for index, entries in enumerate(subsets if isinstance(subsets, list) else []):
+        listed = dataset.get("subsets")
+        tables = listed if isinstance(listed, list) else []
+        if not any(_names_folder(above, entries) for entries in tables):
+            yield from _without_folders(place, above, tables, recipe)
+            continue
+        for index, entries in enumerate(tables):
             label = f"{place}.subsets[{index}]"
             if not isinstance(entries, Mapping):
                 recipe.problem("", f"{label} is no table")
@@ -104,7 +119,7 @@ def _subsets(datasets: Any, recipe: Recipe, folders: tuple[Path, ...]) -> Iterat
             own = {**above, **_named(label, entries)}
             folder = own.get("image_dir")
             if folder is None or is_nothing(folder.value):
-                recipe.problem("dataset.folder", f"{label} names no image_dir")
+                _leave_out(label, own, recipe)
                 continue
             path = resolved(str(folder.value), folders)
             for name, item in above.items():
@@ -120,6 +135,51 @@ def _subsets(datasets: Any, recipe: Recipe, folders: tuple[Path, ...]) -> Iterat
             seen.add(path)
             recipe.mapped.append(Mapped(folder.key, "dataset.concepts[].folder", path))
             yield _Subset(label, own, place, {"folder": path})
+
+
+def _names_folder(above: Items, entries: Any) -> bool:
+    if not isinstance(entries, Mapping):
+        return False
+    own = entries.get("image_dir", above["image_dir"].value if "image_dir" in above else None)
+    return not is_nothing(own)
+
+
+def _without_folders(place: str, above: Items, tables: Sequence[Any], recipe: Recipe) -> Iterator[_Subset]:
+    """A dataset of which no subset names a folder. A form that nobody has filled in has one such subset."""
+    if len(tables) == 1 and isinstance(tables[0], Mapping):
+        yield _Subset(f"{place}.subsets[0]", {**above, **_named(f"{place}.subsets[0]", tables[0])}, place)
+        return
+    for index, entries in enumerate(tables):
+        label = f"{place}.subsets[{index}]"
+        if isinstance(entries, Mapping):
+            _leave_out(label, _named(label, entries), recipe)
+        else:
+            recipe.problem("", f"{label} is no table")
+    for item in above.values():
+        recipe.skip(item.key, "no subset of this dataset names a folder of pictures")
+
+
+def _leave_out(label: str, entries: Items, recipe: Recipe) -> None:
+    """Account for a subset without a folder, which sd-scripts passes over too."""
+    for name, item in entries.items():
+        if name == "image_dir":
+            recipe.rest(item.key)
+        elif item.key.startswith(label):
+            recipe.skip(item.key, "the subset names no image_dir, so it is left out, as in sd-scripts")
+
+
+def _take_as_defaults(subset: _Subset, outer: Items, recipe: Recipe) -> None:
+    """The only subset of a file names no folder: what it says holds for the dataset, whose folder is asked for."""
+    recipe.known_of_required["dataset.folder"] = f"{subset.place} names no image_dir"
+    for name, item in subset.entries.items():
+        if name == "image_dir":
+            recipe.rest(item.key)
+        elif name == "is_reg":
+            recipe.skip(item.key, "regularization images have a folder of their own: dataset.regularization_folder")
+        elif name == "class_tokens":
+            recipe.skip(item.key, "the caption of pictures without one is the caption of an entry of dataset.concepts")
+        else:
+            outer[name] = item
 
 
 def _once(recipe: Recipe, key: str, note: str) -> None:
@@ -169,7 +229,7 @@ def _take_subset(subset: _Subset, base: Items, recipe: Recipe, told: set[str]) -
         try:
             value = _coerced(path, item.value, recipe.folders)
         except ValidationError as error:
-            recipe.problem("", f"{item.key} = {item.value!r}: {error.errors()[0]['msg']}")
+            recipe.problem("", f"{item.key} = {shown(item.value)}: {error.errors()[0]['msg']}")
             told.add(item.key)
             continue
         if name == "metadata_file":
@@ -249,14 +309,15 @@ def _once_for_all(subsets: list[_Subset], base: Items, recipe: Recipe, told: set
                 recipe.settings["dataset"]["caption_extensions"] = [*dict.fromkeys([*known, str(item.value)])]
                 recipe.change(item.key, "all endings are looked for in every folder")
             else:
-                recipe.change(item.key, f"one value holds for the whole run: {taken[name].key} = {taken[name].value}")
+                first = taken[name]
+                recipe.change(item.key, f"one value holds for the whole run: {first.key} = {shown(first.value)}")
     for name, item in taken.items():
         silent = [subset for subset in subsets if name not in subset.entries]
         if not silent or (name in base and base[name].value == item.value):
             continue
         places = dict.fromkeys(subset.dataset if subset.dataset not in item.key else subset.place for subset in silent)
         recipe.mapped = [entry for entry in recipe.mapped if entry.key != item.key]
-        note = f"{item.value} holds for the whole run here, so for {', '.join(places)} too, which had no {name}"
+        note = f"{shown(item.value)} holds for the whole run here, so for {', '.join(places)} too, which had no {name}"
         recipe.change(item.key, note)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loraloom.errors import LoraloomError
+from loraloom.plain_data import finite, shown
 from loraloom.training.recipes.names import unknown
 from loraloom.training.recipes.parsing import parse_json, read_document
 from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, exists, is_nothing, resolved
@@ -277,10 +278,9 @@ def _take_concept(
 def _wanted(values: Mapping[str, Any]) -> float:
     """Class images for each picture; 0 where the program uses none."""
     for name in ("num_class_images_per", "num_class_images"):
-        try:
-            return float(values[name])
-        except (KeyError, TypeError, ValueError):
-            continue
+        number = finite(values.get(name))
+        if number is not None:
+            return number
     return 0.0
 
 
@@ -338,7 +338,7 @@ def _captions(
         return captions
     if words[0]:
         captions["trigger"] = " ".join(word for word in words if word)
-        note = f"put in front of captions that lack {captions['trigger']!r}; there it replaces the class word"
+        note = f"put in front of captions that lack {shown(captions['trigger'])}; there it replaces the class word"
         recipe.change(left.pop("instance_token")[0], note)
         if words[1] and "class_token" in left:
             recipe.change(left.pop("class_token")[0], "part of the trigger")
@@ -540,10 +540,9 @@ def _rates_and_ends(left: dict[str, Item], items: Items, recipe: Recipe) -> None
         recipe.skip(left.pop("not_cache_latents").key, "pictures are always encoded once, before the first step")
     stop = left.pop("stop_text_encoder", left.pop("train_text_encoder", None))
     if stop is not None:
-        try:
-            share = 1.0 if is_nothing(stop.value) else float(stop.value)
-        except (TypeError, ValueError):
-            recipe.problem("optimizer.text_encoder_stop", f"{stop.key} = {stop.value!r} is no number")
+        share = 1.0 if is_nothing(stop.value) else finite(stop.value)
+        if share is None:
+            recipe.problem("optimizer.text_encoder_stop", f"{stop.key} = {shown(stop.value)} is no number")
             share = 1.0
         if share == 0:
             recipe.set("adapter.text_encoder", False, stop.key)

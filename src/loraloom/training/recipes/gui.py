@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from loraloom.plain_data import finite, shown
 from loraloom.training.recipes.names import WHOLE_MODEL_RATES
 from loraloom.training.recipes.recipe import Item, Items, Recipe, is_nothing, listed
 from loraloom.training.recipes.scripts import command_arguments
@@ -135,12 +136,27 @@ def take_gui_file(data: Mapping[str, Any], recipe: Recipe) -> None:
             recipe.rest("additional_parameters")
     else:
         for name, value in command_arguments(str(more), "batch", recipe):
-            if name in items:
+            if name == "network_args" and name in items:
+                _replaced(items[name].value, value, recipe)
+            elif name in items:
                 recipe.change(items[name].key, f"additional_parameters says {name} too, which counts")
             items[name] = Item(f"additional_parameters: {name}", value)
         recipe.change("additional_parameters", "read as a command line")
     take_arguments(items, recipe, whole="" if is_lora else "(LoRA_type)")
     _name_as_in_the_form(recipe)
+
+
+def _replaced(form: Mapping[str, Any], given: Any, recipe: Recipe) -> None:
+    """``--network_args`` among the additional parameters: sd-scripts takes that list alone, not the form's fields."""
+    for name in form:
+        if name != "algo":
+            recipe.change(name, "left out: additional_parameters gives network_args, which takes the place of them all")
+    algorithm = form.get("algo", "locon")
+    if algorithm not in ("lora", "locon") and "algo=" not in str(given):
+        note = (
+            f"without algo={algorithm} LyCORIS trains a LoCon, as there; adapter.kind={algorithm} is what the form says"
+        )
+        recipe.change("(additional_parameters: algo)", note)
 
 
 def _name_as_in_the_form(recipe: Recipe) -> None:
@@ -187,12 +203,12 @@ def _warmup(left: dict[str, Any], recipe: Recipe) -> None:
     percent, steps = left.pop("lr_warmup", None), left.get("lr_warmup_steps")
     if percent is None:
         return
-    try:
-        share = 0.0 if is_nothing(percent) else float(percent) / 100
-        absolute = 0.0 if steps is None or is_nothing(steps) else float(steps)
-    except (TypeError, ValueError):
-        recipe.problem("lr_schedule.warmup_steps", f"lr_warmup = {percent!r} is no number")
+    given, absolute = (0.0 if is_nothing(value) else finite(value) for value in (percent, steps))
+    if given is None or absolute is None:
+        wrong, value = ("lr_warmup", percent) if given is None else ("lr_warmup_steps", steps)
+        recipe.problem("lr_schedule.warmup_steps", f"{wrong} = {shown(value)} is no number")
         return
+    share = given / 100
     if share == 0:
         recipe.rest("lr_warmup")
     elif absolute > 0:
@@ -225,10 +241,10 @@ def _length(left: dict[str, Any], recipe: Recipe, *, is_lora: bool) -> None:
             recipe.rest(key)
         elif is_lora:
             recipe.skip(key, "the GUI leaves it out for LoRA")
-        elif str(value).isdecimal():
-            recipe.set("optimizer.text_encoder_stop", min(1.0, int(value) / 100), key, note=f"{value} % of the run")
+        elif (percent := finite(value)) is not None and percent > 0:
+            recipe.set("optimizer.text_encoder_stop", min(1.0, percent / 100), key, note=f"{value} % of the run")
         else:
-            recipe.problem("optimizer.text_encoder_stop", f"{key} = {value!r} is no percentage")
+            recipe.problem("optimizer.text_encoder_stop", f"{key} = {shown(value)} is no percentage")
     if is_nothing(left.get("lr_scheduler_num_cycles")) and "restarts" in str(left.get("lr_scheduler")) and epoch:
         left["lr_scheduler_num_cycles"] = epoch  # what the GUI passes on for an empty field
 
@@ -248,7 +264,7 @@ def _no_network(left: dict[str, Any], recipe: Recipe) -> None:
         text = (
             "the file is for training an embedding, which is not offered; method=full or method=adapter trains a model"
         )
-        recipe.problem("method", f"token_string = {left['token_string']!r}: {text}")
+        recipe.problem("method", f"token_string = {shown(left['token_string'])}: {text}")
     for key in [key for key in left if key in _NETWORK_KEYS or key in _ONLY_LORA]:
         value = left.pop(key)
         recipe.rest(key) if _off(value) or is_default(key, value) else recipe.change(key, "left out: for LoRA")
@@ -267,7 +283,7 @@ def _network(left: dict[str, Any], items: Items, recipe: Recipe) -> None:
         algorithm = {"Diag-OFT": "diag-oft", "Native Fine-Tuning": "full"}.get(kind[8:], kind[8:].lower())
         module = f"lycoris.kohya algo={algorithm}"
     if module is None:
-        recipe.problem("adapter.kind", f"LoRA_type {kind!r} is not offered here")
+        recipe.problem("adapter.kind", f"LoRA_type {shown(kind)} is not offered here")
         module = "networks.lora"
     module, _, algorithm = module.partition(" algo=")
     table: dict[str, Any] = {}

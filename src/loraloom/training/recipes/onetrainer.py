@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraloom.errors import FileFormatError, LoraloomError
+from loraloom.plain_data import finite, shown
 from loraloom.training.recipes import onetrainer_names as tables
 from loraloom.training.recipes.names import unknown
 from loraloom.training.recipes.onetrainer_concepts import read_sizes, take_concept
@@ -93,12 +94,9 @@ class _Translation:
         value = self._take(key)
         if is_nothing(value):
             return otherwise
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if isinstance(value, bool) or not math.isfinite(number):
-            self.recipe.problem("", f"{key} = {value!r} is no number")
+        number = None if isinstance(value, bool) else finite(value)
+        if number is None:
+            self.recipe.problem("", f"{key} = {shown(value)} is no number")
             return otherwise
         return number
 

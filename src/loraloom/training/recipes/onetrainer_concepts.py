@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraloom.errors import FileError
+from loraloom.plain_data import shown
 from loraloom.reading import read_text
 from loraloom.training.recipes.names import unknown
 from loraloom.training.recipes.recipe import Recipe, is_nothing, resolved
@@ -20,8 +21,8 @@ def read_sizes(recipe: Recipe, value: Any, key: str) -> list[Any]:
     sizes: list[Any] = []
     for part in str(value).split(","):
         sides = [side.strip() for side in part.lower().split("x")]
-        if not all(side.isdigit() for side in sides) or len(sides) > 2:
-            recipe.problem("", f"{key} = {value!r} is no size such as 512, 512x768 or 512,768")
+        if not all(side.isdecimal() and len(side) < 10 for side in sides) or len(sides) > 2:
+            recipe.problem("", f"{key} = {shown(value)} is no size such as 512, 512x768 or 512,768")
             return []
         sizes.append(int(sides[0]) if len(sides) == 1 else [int(side) for side in sides])
     return sizes
@@ -80,7 +81,7 @@ def _repeats(recipe: Recipe, label: str, left: dict[str, Any], entry: dict[str, 
     by_samples = str(left.pop("balancing_strategy", "REPEATS") or "").upper() == "SAMPLES"
     key = f"{label}.balancing"
     if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not -math.inf < amount < math.inf:
-        recipe.problem("", f"{key} = {amount!r} is no number")
+        recipe.problem("", f"{key} = {shown(amount)} is no number")
     elif by_samples:
         recipe.skip(key, f"{amount} pictures in an epoch: set the concept's repeats so that it comes near")
     elif amount != round(amount) or amount < 1:

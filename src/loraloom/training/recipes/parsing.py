@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tomlkit
-from tomlkit.exceptions import ParseError, TOMLKitError
-
+from loraloom import plain_data
 from loraloom.errors import FileFormatError
+from loraloom.plain_data import parse_toml
 from loraloom.reading import open_file, read_text
 
 __all__ = ["Document", "parse_json", "read_document"]
@@ -45,15 +43,12 @@ def read_document(path: Path) -> Document:
     if _BEGINS_LIKE_JSON.match(bare):
         return Document(path, "json", parse_json(text, path), text)
     try:
-        return Document(path, "toml", tomlkit.parse(text).unwrap(), text)
-    except (ParseError, TOMLKitError) as error:
+        return Document(path, "toml", parse_toml(text, str(path)), text)
+    except FileFormatError as error:
         if _SCRIPT.search(text):
             return Document(path, "script", text=text)
-        where = f"{path}, line {error.line} column {error.col}" if isinstance(error, ParseError) else str(path)
         hint = "recipes are TOML, JSON, a command line, a PowerShell script or a LoRA file; text needs quotes in TOML"
-        raise FileFormatError(f"{where}: {_sentence(error)}", hint) from error
-    except RecursionError as error:
-        raise FileFormatError(f"{path} is nested too deeply", "recipes are two or three levels deep") from error
+        raise FileFormatError(error.problem, hint) from error
 
 
 def parse_json(text: str, path: Path) -> Any:
@@ -68,17 +63,8 @@ def parse_json(text: str, path: Path) -> Any:
             found[key] = value
         return found
 
-    def refuse(name: str) -> Any:
-        raise FileFormatError(f"{path} holds {name}, which is no number to train with", "write a number")
-
-    try:
-        strict = _with_whole_backslashes(_without_extra_commas(_without_comments(text)))
-        return json.loads(strict, object_pairs_hook=once, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        hint = "write a backslash as \\\\ or use /" if "escape" in error.msg else "compare it with the line above it"
-        raise FileFormatError(f"{path}, line {error.lineno} column {error.colno}: {error.msg}", hint) from error
-    except RecursionError as error:
-        raise FileFormatError(f"{path} is nested too deeply", "recipes are two or three levels deep") from error
+    strict = _with_whole_backslashes(_without_extra_commas(_without_comments(text)))
+    return plain_data.parse_json(strict, str(path), pairs=once)
 
 
 def _holds_tensors(path: Path) -> bool:
@@ -103,10 +89,6 @@ def _with_whole_backslashes(text: str) -> str:
     """``"C:\\train"`` means the folder, not C:, a tab and rain: backslashes of such a path are doubled."""
     path = re.compile(r'"[A-Za-z]:\\(?!\\)(?:[^"\n])*"')
     return path.sub(lambda m: re.sub(r"\\+", r"\\\\", m.group()), text)
-
-
-def _sentence(error: Exception) -> str:
-    return re.sub(r" at line \d+ col \d+$", "", str(error))
 
 
 def flattened(data: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -12,6 +12,7 @@ import tomlkit
 from pydantic import TypeAdapter, ValidationError
 
 from loraloom.errors import SettingsError
+from loraloom.plain_data import LARGEST_WHOLE, shown, too_large
 from loraloom.settings import SettingRow, Settings, apply_overrides, setting_rows
 from loraloom.training.settings import TrainSettings
 
@@ -77,7 +78,10 @@ class Recipe:
             plain = _coerced(path, value, self.folders)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            self.problems.append((path, f"{self.source}: {key} = {value!r} does not fit {path}: {reason}"))
+            self.problem(path, f"{key} = {shown(value)} does not fit {path}: {reason}")
+            return False
+        if too_large(plain):
+            self.problem(path, f"{key} = {shown(value)} does not fit {path}: whole numbers go up to {LARGEST_WHOLE}")
             return False
         *parents, leaf = path.split(".")
         target = self.settings

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from loraloom.plain_data import shown
 from loraloom.settings import Settings
 from loraloom.training.recipes.recipe import Recipe, exists, field_rows
 from loraloom.training.settings import TrainSettings
@@ -51,8 +52,9 @@ def take_record(text: str, recipe: Recipe) -> bool:
         elif row is None or "[]" in path:
             recipe.skip(key, "not known; a later version may have written it")
             recipe.unknown.append(key)
-        elif path == "dataset.concepts":
-            recipe.skip(key, f"list your own folders; theirs were {json.dumps(value, ensure_ascii=False)}")
+        elif path == "dataset.concepts" and isinstance(value, list):
+            folders = [entry.get("folder") for entry in value if isinstance(entry, Mapping)]
+            recipe.skip(key, f"list your own folders; theirs were {shown(folders)}")
         elif path == "adapter.base_loras" or _is_path(path):
             _take_files(path, value, key, recipe)
         else:

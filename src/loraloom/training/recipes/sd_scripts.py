@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraloom.errors import FileError, LoraloomError, UnknownNameError
+from loraloom.plain_data import finite, shown
 from loraloom.reading import read_text
 from loraloom.training.recipes.dataset_config import take_dataset_config
 from loraloom.training.recipes.names import (
@@ -145,8 +146,8 @@ def take_one(name: str, item: Item, recipe: Recipe, *, network: bool = False) ->
     if path is not None:
         if name == "v_parameterization":
             _take_prediction(item, recipe)
-        elif name == "bucket_reso_steps" and (_number(value) or 8) % 8:
-            step = max(8, round((_number(value) or 8) / 8) * 8)
+        elif name == "bucket_reso_steps" and (finite(value) or 8) % 8:
+            step = max(8, round((finite(value) or 8) / 8) * 8)
             recipe.set(path, step, item.key, note=f"{value} became {step}: the VAE needs multiples of 8")
         else:
             recipe.set(path, _for_setting(path, value), item.key)
@@ -183,7 +184,7 @@ def arguments(value: Any, key: str, recipe: Recipe) -> dict[str, Any]:
         if equals:
             found[name.strip()] = text.strip().strip("\"'")
         elif name:
-            recipe.problem("", f"{key}: {part!r} is not name=value")
+            recipe.problem("", f"{key}: {shown(part)} is not name=value")
     return found
 
 
@@ -223,7 +224,7 @@ def _for_setting(path: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)) and len(value) == 1 and "list" not in row.type and path != "dataset.resolution":
         value = value[0]
     if row.type.startswith("whole number") and isinstance(value, str) and re.fullmatch(r"\s*-?\d+\.0*\s*", value):
-        return int(float(value))
+        return value.strip().partition(".")[0]
     return value
 
 
@@ -304,7 +305,7 @@ def _named_optimizer(named: Item, recipe: Recipe) -> None:
         whole = name if package else find_class(short)
         if whole is None:
             text = "the path of a class is another way to name one: package.Class"
-            recipe.problem("optimizer.name", f"{named.key}: the optimizer {name!r} is not known here; {text}")
+            recipe.problem("optimizer.name", f"{named.key}: the optimizer {shown(name)} is not known here; {text}")
         else:
             note = "" if whole == name or "torch.optim" in whole else f"taken for {whole}"
             recipe.set("optimizer.name", whole, named.key, note=note)
@@ -356,7 +357,7 @@ def _lr_schedule(items: Items, recipe: Recipe) -> None:
             whole = f"torch.optim.lr_scheduler.{name}"
             known = name[:1].isupper() and recipe.set("lr_schedule.name", whole, named.key)
             if not known:
-                recipe.problem("lr_schedule.name", f"{named.key}: the lr schedule {name!r} is not known here")
+                recipe.problem("lr_schedule.name", f"{named.key}: the lr schedule {shown(name)} is not known here")
     if options is None:
         return
     found = {name: _literal(text) for name, text in arguments(options.value, options.key, recipe).items()}
@@ -382,7 +383,7 @@ def _length(items: Items, recipe: Recipe) -> None:
 
 def _rates(items: Items, recipe: Recipe) -> None:
     stop = items.get("stop_text_encoder_training")
-    if stop is not None and (_number(stop.value) or 0) < 0:
+    if stop is not None and (finite(stop.value) or 0) < 0:
         recipe.set("adapter.text_encoder", False, items.pop("stop_text_encoder_training").key)
     for name, part in (("unet_lr", "unet"), ("text_encoder_lr", "text_encoder")):
         item = items.pop(name, None)
@@ -391,7 +392,7 @@ def _rates(items: Items, recipe: Recipe) -> None:
         values = [_literal(value) for value in item.value] if isinstance(item.value, (list, tuple)) else [item.value]
         if len(values) == 1 and isinstance(values[0], str) and re.search(r"[\s,]", values[0].strip()):
             values = re.split(r"[\s,]+", values[0].strip())
-        numbers = [_number(value) for value in values]
+        numbers = [finite(value) for value in values]
         if all(number == 0 for number in numbers):
             recipe.set(f"adapter.{part}", False, item.key)
             continue
@@ -434,13 +435,6 @@ def _fits_two(name: str) -> bool:
     return name == "text_encoder_lr" and "list" in field_rows()[marked()[name]].type
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
 def _network(items: Items, recipe: Recipe) -> None:
     only = {part: items.pop(f"network_train_{part}_only", None) for part in ("unet", "text_encoder")}
     chosen = {part: item for part, item in only.items() if item is not None and _truth(item.value)}
@@ -458,7 +452,7 @@ def _network(items: Items, recipe: Recipe) -> None:
             recipe.set(f"adapter.{other}", False, item.key)
     module, options = items.pop("network_module", None), items.pop("network_args", None)
     alpha = items.get("network_alpha")
-    if alpha is not None and _number(alpha.value) == 0:
+    if alpha is not None and finite(alpha.value) == 0:
         del items["network_alpha"]
         rank = given(items, "network_dim")
         recipe.set("adapter.alpha", rank, alpha.key) if rank else recipe.rest(alpha.key)
@@ -487,7 +481,7 @@ def _network(items: Items, recipe: Recipe) -> None:
     _base_loras(items, recipe)
     for name, text in found.items():
         item = Item(_label(key, name), text)
-        if _says_nothing(name, text) or (name == "conv_dim" and _number(text) == 0):
+        if _says_nothing(name, text) or (name == "conv_dim" and finite(text) == 0):
             recipe.rest(item.key)
         else:
             take_one(name, item, recipe, network=True)
@@ -521,10 +515,10 @@ def _kinds_offered() -> list[str]:
 def _whole_matrices(found: dict[str, Any], items: Items, key: str, recipe: Recipe) -> None:
     """LoKr with a huge rank (100000 by habit) means matrices that are not split; alpha has no effect on them."""
     ranks = {"network_dim": items.get("network_dim"), "conv_dim": Item(_label(key, "conv_dim"), found.get("conv_dim"))}
-    if not any((_number(item.value) or 0) > _LARGEST_RANK for item in ranks.values() if item is not None):
+    if not any((finite(item.value) or 0) > _LARGEST_RANK for item in ranks.values() if item is not None):
         return
     for name, item in ranks.items():
-        if item is None or (_number(item.value) or 0) <= _LARGEST_RANK:
+        if item is None or (finite(item.value) or 0) <= _LARGEST_RANK:
             continue
         if name == "network_dim":
             recipe.set("adapter.lokr_full_matrix", True, item.key, note="a rank this high: adapter.lokr_full_matrix")
@@ -613,7 +607,7 @@ def _saving(items: Items, recipe: Recipe) -> None:
             recipe.rest(item.key)
     window = items.pop("save_last_n_steps", None)
     if window is not None:
-        every, count = _number(given(items, "save_every_n_steps")), _number(window.value)
+        every, count = finite(given(items, "save_every_n_steps")), finite(window.value)
         if not count:
             recipe.rest(window.key)
         elif "saving.keep_last" not in field_rows() or not every:
@@ -631,7 +625,7 @@ def _previews(items: Items, recipe: Recipe) -> None:
         name, note = _sampler(str(sampler.value))
         recipe.set("preview.sampler", name, sampler.key, note=note)
     for name in ("sample_every_n_epochs", "sample_every_n_steps"):
-        if name in items and _number(items[name].value) == 0:
+        if name in items and finite(items[name].value) == 0:
             recipe.rest(items.pop(name).key)
     epochs, steps = items.get("sample_every_n_epochs"), items.get("sample_every_n_steps")
     if epochs is not None and steps is not None:
@@ -718,7 +712,7 @@ def _usable_prompt(line: str, key: str, recipe: Recipe) -> str:
             value, note = _sampler(value)
             if note:
                 recipe.change(f"{key}: --{option.strip()}", note)
-        elif name in ("w", "h") and value.isdecimal() and int(value) % _SIDE:
+        elif name in ("w", "h") and value.isdecimal() and len(value) < 10 and int(value) % _SIDE:
             value = str(max(_SIDE, int(value) // _SIDE * _SIDE))
         kept.append(f"--{name} {value}".strip())
     return " ".join(kept)
