@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from loraloom.errors import FileFormatError, MissingFileError, OutputError
-from loraloom.formats.files import atomic_writer, require_space, sha256_of, size_text, write_bytes, write_text
+from loraloom.formats import files
+from loraloom.formats.files import (
+    atomic_writer,
+    make_folder,
+    require_space,
+    sha256_of,
+    size_text,
+    write_bytes,
+    write_text,
+)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -114,3 +123,24 @@ def test_sha256(tmp_path: Path) -> None:
 )
 def test_sizes_for_people(nbytes: int, words: str) -> None:
     assert size_text(nbytes) == words
+
+
+def test_every_new_folder_is_recorded_in_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(files, "sync_folder", flushed.append)
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    assert flushed == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert len(flushed) == 3  # what was there already is left alone
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for place in ("file", "file/inside", "file/inside/deeper"):
+        with pytest.raises(OutputError, match="cannot be made") as caught:
+            make_folder(tmp_path / place, hint="set output=FOLDER")
+        assert caught.value.hint == "set output=FOLDER"
+    make_folder(tmp_path / "new", exclusive=True)
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "new", exclusive=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from loraloom.errors import FileError, MissingFileError
+from loraloom.events import Event, Notice
+from loraloom.formats import unfinished
 from loraloom.formats.tensors import write_tensors
 from loraloom.studio import library
 from loraloom.weights import identify
@@ -85,6 +87,32 @@ def test_a_side_file_is_noticed(models: Path, index: Path) -> None:
     (models / "ink.json").write_text('{"activation text": "other words"}', encoding="utf-8")
     assert library.scan([models], index=index).read == 1
     assert library.search(["other words"], index=index)[0].triggers == "inkd, other words"
+
+
+def test_nothing_beside_a_file_and_no_single_file_stops_a_scan(models: Path, index: Path) -> None:
+    (models / "ink.json").symlink_to(models / "nothing.json")
+    (models / "base.json").mkdir()
+    (models / "bad.json").symlink_to(models / "bad.json")  # a link to itself
+    (models / "gone.safetensors").symlink_to(models / "nothing.safetensors")
+    (models / "loop.ckpt").symlink_to(models / "loop.ckpt")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(models / "deep" / "er" / "xl.json")
+    heard: list[Event] = []
+    report = library.scan([models], index=index, listener=heard.append)
+    assert (report.files, report.added) == (4, 4)
+    assert [Path(path).name for path, _ in report.broken] == ["bad.safetensors"]
+    assert names(library.search(["inkd"], index=index)) == ["ink.safetensors"]
+    told = [event.text for event in heard if isinstance(event, Notice) and "was skipped" in event.text]
+    assert len(told) == 2
+    assert any("gone.safetensors" in text for text in told)
+    assert any("loop.ckpt" in text for text in told)
+
+
+def test_a_scan_removes_what_a_killed_process_left_among_the_models(models: Path, index: Path) -> None:
+    leftover = models / "deep" / f".tmp-{unfinished._this_computer()}-0123456789abcdef"
+    leftover.write_bytes(b"half a checkpoint")
+    library.scan([models], index=index)
+    assert not leftover.exists()
 
 
 def test_hashes_on_request(models: Path, index: Path) -> None:

@@ -180,3 +180,32 @@ def test_a_torn_last_line_does_not_swallow_the_next(tmp_path: Path) -> None:
         file.write(b'{"event": "StepFin')
     run(tmp_path, RunResumed(1), step(2))
     assert [event.step for event in folder.events() if isinstance(event, StepFinished)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "StepFinished"}',
+        '{"event": "StepFinished", "step": "two", "epoch": 1, "average_loss": 0.3, "seconds": 2.0}',
+        '{"event": "StepFinished", "step": 3, "epoch": null, "average_loss": 0.3, "seconds": 2.0}',
+        '{"event": "StepFinished", "step": 3, "epoch": 1, "average_loss": 0.3, "seconds": []}',
+    ],
+)
+def test_one_damaged_log_does_not_hide_the_other_runs(tmp_path: Path, line: str) -> None:
+    run(tmp_path / "a", STARTED, step(3))
+    run(tmp_path / "b", STARTED)
+    with (tmp_path / "b" / "events.jsonl").open("a", encoding="utf-8") as log:
+        log.write(f"{line}\n")
+    first, second = list_runs(tmp_path)
+    assert (first.step, first.state, first.problem) == (3, "interrupted", "")
+    assert (second.state, second.step) == ("failed", 0)
+    assert "events.jsonl is damaged" in second.problem
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
+def test_a_log_that_is_a_pipe_is_no_log(tmp_path: Path) -> None:
+    run(tmp_path / "a", STARTED, step(3))
+    run(tmp_path / "b", STARTED)
+    (tmp_path / "b" / "events.jsonl").unlink()
+    os.mkfifo(tmp_path / "b" / "events.jsonl")
+    assert [status.step for status in list_runs(tmp_path)] == [3, 0]

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loraloom.errors import FileError, OutputError
+from loraloom.formats.unfinished import remove_leftovers, unfinished_file
 from loraloom.reading import check_readable, open_file, read_bytes, read_text
 
 __all__ = [
     "atomic_writer",
     "check_readable",
+    "make_folder",
     "old_hash",
     "open_file",
     "read_bytes",
@@ -26,6 +27,7 @@ __all__ = [
     "require_space",
     "sha256_of",
     "size_text",
+    "sync_folder",
     "write_bytes",
     "write_text",
 ]
@@ -45,22 +47,19 @@ def atomic_writer(path: Path, *, nbytes: int | None = None) -> Iterator[BinaryIO
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, not a file", "choose a file name inside it")
+    remove_leftovers(path.parent)
     if nbytes is not None:
         require_space(path.parent, nbytes)
-    temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _output_error(path, error, nbytes) from error
-        raise
-    _sync_folder(path.parent)
+        with unfinished_file(path.parent) as temporary:
+            with temporary.open("r+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    except OSError as error:
+        raise _output_error(path, error, nbytes) from error
+    sync_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -72,6 +71,31 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8 with its line ends unchanged, atomically."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def make_folder(folder: Path, *, hint: str = "choose another folder", exclusive: bool = False) -> None:
+    """Make a folder, and those above it that are missing, so that they outlast a power cut.
+
+    A folder is an entry of its parent, and that entry is on the disk only when the parent has been flushed: without
+    this, files that were flushed themselves could be lost with the folder. ``exclusive``: FileExistsError when it is
+    there already. Raises OutputError, with ``hint``, for anything else that the file system refuses.
+    """
+    folder = Path(folder)
+    missing = [parent for parent in folder.parents if not os.path.lexists(parent)]
+    try:
+        if not exclusive and folder.is_dir():
+            return
+        for new in reversed(missing):
+            new.mkdir(exist_ok=True)
+            sync_folder(new.parent)
+        folder.mkdir(exist_ok=not exclusive)
+    except FileExistsError as error:
+        if exclusive:
+            raise
+        raise OutputError(f"{folder}: cannot be made, there is a file of that name", hint) from error
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{folder}: cannot be made, {_reason(error)}", hint) from error
+    sync_folder(folder.parent)
 
 
 def require_space(folder: Path, nbytes: int) -> None:
@@ -132,8 +156,11 @@ def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows and some network disks cannot, and there the file system orders it itself."""
+def sync_folder(folder: Path) -> None:
+    """Make new, renamed and removed entries of a folder durable.
+
+    Windows and some network disks cannot, and there the file system orders it itself.
+    """
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
 from loraloom.diffusion.objectives import Prediction
 from loraloom.errors import CheckpointError, FileFormatError, MissingFileError, OutputError
-from loraloom.formats.files import write_text
+from loraloom.formats.files import make_folder, sync_folder, write_text
 from loraloom.formats.tensors import TensorFile, TensorInfo, TensorSource, open_tensors, write_tensors
+from loraloom.formats.unfinished import remove_leftovers, unfinished_folder
 from loraloom.models.diffusers_configs import pipeline_files, text_config, unet_config, vae_config
 from loraloom.models.family import FAMILIES, Family, TextPart
 from loraloom.models.names import (
@@ -242,20 +241,20 @@ def write_diffusers_folder(
         raise OutputError(f"{path} exists already and is not an empty folder", "choose another name")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} does not exist", "create it first")
-    unfinished = path.parent / f".tmp-{path.name}-{uuid4().hex[:8]}"
+    remove_leftovers(path.parent)
     try:
-        for name, text in _texts(tensors, family, signs).items():
-            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-            write_text(unfinished / name, text)
-        for folder, sources in _weights(tensors, family, dtype).items():
-            write_tensors(unfinished / folder, sources, metadata={"format": "pt"})
-        if path.exists():
-            path.rmdir()
-        unfinished.replace(path)
+        with unfinished_folder(path.parent) as unfinished:
+            for name, text in _texts(tensors, family, signs).items():
+                make_folder((unfinished / name).parent)
+                write_text(unfinished / name, text)
+            for folder, sources in _weights(tensors, family, dtype).items():
+                write_tensors(unfinished / folder, sources, metadata={"format": "pt"})
+            if path.exists():
+                path.rmdir()
+            unfinished.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written, {error}", "check space and permissions") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    sync_folder(path.parent)
 
 
 def _part_shapes(tensors: InfoMapping, prefix: str) -> Shapes:

@@ -17,7 +17,7 @@ from loraloom.data.images import SUFFIXES
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, FileError, SettingsError
 from loraloom.events import ImageSaved, Listener, Notice, ignore
-from loraloom.formats.files import write_text
+from loraloom.formats.files import make_folder, write_text
 from loraloom.formats.image_info import parse_parameters, read_parameters, save_image
 from loraloom.generation.prompts import extract_loras
 from loraloom.generation.settings import GenerateSettings
@@ -84,7 +84,7 @@ def make_class_images(
     settings = settings.model_copy(update={"seed": max(settings.seed, 0)})
     done = {path.name for path in there}
     plans = list(_plans(settings, samples, trigger, done, count - len(there)))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     device = choose_device(settings.device)
     model = load_model(
         checkpoint,

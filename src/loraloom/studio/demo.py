@@ -17,7 +17,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from loraloom.errors import OutputError
 from loraloom.events import Event, Listener, PreviewSaved, ignore
-from loraloom.formats.files import size_text, write_text
+from loraloom.formats.files import make_folder, size_text, write_text
 from loraloom.formats.image_info import save_image
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.sheets import draw_sheet
@@ -184,7 +184,7 @@ def run_demo(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists already", "name another folder: loraloom demo FOLDER")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return _whole_job(folder, plan, epochs or plan.epochs, _Doors(listener, say, show_dataset, stop))
 
 
@@ -393,7 +393,7 @@ class Painter:
             batch_size=len(wanted),
             lora_folders=(self.lora_folder,),
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         images = []
         painted = paint_each(model, settings, [(prompt, "", seed) for prompt, seed in wanted.values()])
         for name, image in zip(wanted, painted, strict=True):
@@ -404,7 +404,7 @@ class Painter:
 
 def make_checkpoint(path: Path) -> Path:
     """Write the small checkpoint that comes with the package as an ordinary SD 1.x file; the same bytes every time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with as_file(files("loraloom.studio") / "embedded_base.safetensors") as packaged:
         write_checkpoint(packaged, path)
     return path
@@ -468,7 +468,7 @@ def _write_sheet(
     columns: Sequence[str] = (),
     title: str = "",
 ) -> None:
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     save_image(draw_sheet(cells, rows=rows, columns=columns, title=title, text_px=13), path, title)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraloom.errors import SettingsError, nearest
 from loraloom.events import ImageSaved, Listener, Notice, WeightsSaved, ignore
-from loraloom.formats.files import write_text
+from loraloom.formats.files import make_folder, write_text
 from loraloom.generation.settings import GenerateSettings
 from loraloom.settings import apply_overrides
 
@@ -292,7 +292,7 @@ def _paint(folder: Path, cells: Sequence[Cell], batch_size: int, listener: Liste
             images = paint_each(model, settings, wanted, listener=listener, model_hash=digest, store=store)
             for cell, image in zip(batch, images, strict=True):
                 path = folder / cell.file
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 save_image(image.image, path, image.infotext)
                 yield path
 

@@ -12,6 +12,7 @@ from PIL import Image
 from loraloom.errors import OutputError
 from loraloom.events import ImageSaved, Listener, Notice, PictureChanged, ignore
 from loraloom.formats.file_hashes import file_hashes
+from loraloom.formats.files import make_folder
 from loraloom.formats.image_info import save_image
 from loraloom.generation.init_image import open_picture
 from loraloom.generation.loras import find_lora, other_loras
@@ -124,8 +125,8 @@ def model_hash(checkpoint: Path) -> str | None:
 
 def _next_number(folder: Path) -> int:
     """One more than the largest number in the folder, which is made if it does not exist."""
+    make_folder(folder, hint="set output_folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         numbers = [int(match[1]) for path in folder.iterdir() if (match := _NUMBER.match(path.name))]
     except OSError as error:
         raise OutputError(f"{folder} cannot be used as output folder: {error.strerror}", "set output_folder") from error

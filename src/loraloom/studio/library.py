@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,6 +13,8 @@ from pathlib import Path
 from loraloom.errors import FileError, LoraloomError, MissingFileError, SettingsError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.folders import data_folder
+from loraloom.formats.files import make_folder
+from loraloom.formats.unfinished import remove_leftovers
 
 __all__ = ["LibraryEntry", "ScanReport", "forget", "index_path", "scan", "search", "show"]
 
@@ -76,7 +79,7 @@ def _opened(index: Path | None) -> Iterator[sqlite3.Connection]:
     """The index, made when it is not there. Writers wait for one another up to 30 s."""
     path = index or index_path()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise FileError(f"{path}: the index of the library cannot be opened, {error}") from error
@@ -176,18 +179,42 @@ def _walk(root: Path, listener: Listener) -> Iterator[tuple[str, tuple[int, str]
         except OSError as error:
             listener(Notice(f"{folder} was skipped: {error.strerror or error}", "warning"))
             continue
+        remove_leftovers(Path(folder), listener)
         names = {entry.name: entry for entry in inside}
         for entry in inside:
             if entry.is_dir(follow_symlinks=False):
                 stack.append(entry.path)
-            elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+            elif entry.name.lower().endswith(SUFFIXES) and _is_file(entry):
                 if not _is_text(entry.path):
                     listener(Notice(f"{entry.path!r} was skipped: its name is no text", "warning"))
                     continue
                 side = names.get(f"{Path(entry.name).stem}.json")
-                status = entry.stat()
+                try:
+                    status = entry.stat()
+                except OSError as error:  # it went away, or is a link that leads nowhere
+                    listener(Notice(f"{entry.path} was skipped: {error.strerror or error}", "warning"))
+                    continue
                 stamp = f"{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
-                yield entry.path, (status.st_size, f"{stamp}-{side.stat().st_mtime_ns if side else 0}")
+                yield entry.path, (status.st_size, f"{stamp}-{_side_stamp(side)}")
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file, or a link to one; whether it can be reached is asked later."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not entry.is_dir())
+    except OSError:  # a link that leads back to itself
+        return True
+
+
+def _side_stamp(side: os.DirEntry[str] | None) -> int:
+    """When the file beside a model last changed; 0 where there is none that could be read."""
+    if side is None:
+        return 0
+    try:
+        status = side.stat()
+    except OSError:
+        return 0
+    return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else 0
 
 
 def _is_text(path: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraloom.formats.files import atomic_writer
+from loraloom.formats.files import atomic_writer, make_folder
 from loraloom.studio.curves import Curves, draw_rates, sparkline
 from loraloom.training.settings import TrainSettings
 
@@ -53,7 +53,7 @@ def rate_lines(curves: Curves, width: int = 40) -> list[str]:
 
 def write_rates(settings: TrainSettings, curves: Curves) -> Path:
     """Draw the rates into ``<output>/<name>-lr.png``; raises OutputError."""
-    settings.output.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.output, hint="set output=FOLDER")
     path = settings.output / f"{settings.name}-lr.png"
     with atomic_writer(path) as file:
         draw_rates(curves, title=settings.name).save(file, "PNG", optimize=True)

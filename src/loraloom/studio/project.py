@@ -16,7 +16,7 @@ from tomlkit.items import Table
 from loraloom.errors import OutputError, SettingsError
 from loraloom.events import Event, RunFailed, RunFinished, RunResumed, from_record, to_record
 from loraloom.file_names import check_name
-from loraloom.formats.files import write_text
+from loraloom.formats.files import make_folder, write_text
 from loraloom.plain_data import shown
 from loraloom.settings import Settings
 from loraloom.studio.run_control import CONTROL_FILES
@@ -24,6 +24,7 @@ from loraloom.studio.run_control import CONTROL_FILES
 __all__ = ["EventLog", "RunFolder", "check_run_name", "with_absolute_paths"]
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+_HINT = "set output=FOLDER"
 _PARTS = ("previews", "weights")
 
 
@@ -46,20 +47,19 @@ class RunFolder:
         path, number = output / name, 1
         new = [parent for parent in (output, *output.parents) if not _exists(parent)]
         try:
-            output.mkdir(parents=True, exist_ok=True)
             while True:
                 try:
-                    path.mkdir()
+                    make_folder(path, hint=_HINT, exclusive=True)
                     break
                 except FileExistsError:
                     number += 1
                     path = output / f"{name}-{number}"
             for part in _PARTS:
-                (path / part).mkdir()
-        except OSError as error:
+                make_folder(path / part, hint=_HINT)
+        except OutputError:
             _remove_empty(path / part for part in _PARTS)
             _remove_empty((path, *new))
-            raise OutputError(f"the run folder {path} cannot be made: {error.strerror}", "set output=FOLDER") from error
+            raise
         folder = cls(path, tuple(new))
         try:
             folder.write_settings(settings)

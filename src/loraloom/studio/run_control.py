@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import BinaryIO, Self
 
 from loraloom.errors import OutputError, ResumeError
 from loraloom.formats.files import write_text
+from loraloom.formats.locks import try_lock, unlock
 from loraloom.training.control import Request
 
 __all__ = ["CONTROL_FILES", "FolderControl", "Request", "RunLock", "ask", "is_trained"]
@@ -40,7 +40,7 @@ class RunLock:
     def __enter__(self) -> Self:
         self._file = _open_lock(self._folder)
         deadline = time.monotonic() + 1.0  # somebody who looks whether the run lives has the lock for a moment
-        while not _try_lock(self._file, shared=False):
+        while not try_lock(self._file, shared=False):
             if time.monotonic() > deadline:
                 self._file.close()
                 raise ResumeError(
@@ -68,7 +68,7 @@ class RunLock:
             with suppress(OSError):
                 (self._folder / name).unlink(missing_ok=True)
         assert self._file is not None
-        _unlock(self._file)
+        unlock(self._file)
         self._file.close()
 
 
@@ -88,8 +88,8 @@ def is_trained(folder: Path) -> bool:
     except OSError:
         return age_s < DEAD_AFTER_S  # of another user, whose lock cannot be tried
     with file:
-        if _try_lock(file, shared=True):
-            _unlock(file)
+        if try_lock(file, shared=True):
+            unlock(file)
             return False
     return True
 
@@ -108,35 +108,6 @@ def _by_whom(folder: Path) -> str:
         facts = json.loads((folder / PROCESS).read_text(encoding="utf-8"))
         return f" by process {facts['pid']} on {facts['host']}"
     return ""
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(file: BinaryIO, *, shared: bool) -> bool:
-        file.seek(0)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(file: BinaryIO) -> None:
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _try_lock(file: BinaryIO, *, shared: bool) -> bool:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(file: BinaryIO) -> None:
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 class FolderControl:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraloom.errors import MissingFileError, nearest
+from loraloom.errors import FileError, MissingFileError, nearest
+from loraloom.reading import open_file
 from loraloom.studio.run_control import is_trained
 
 __all__ = ["RunStatus", "find_run", "list_runs", "read_status"]
 
+_LOG = "events.jsonl"
 _SPEED_STEPS = 50
 """The time left is told from so many last steps."""
 
@@ -60,13 +62,31 @@ def list_runs(folder: Path) -> list[RunStatus]:
     """Every run in ``folder``, by name. MissingFileError when there is no such folder."""
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is no folder of runs", "give the folder that output= named")
-    return [read_status(path) for path in _run_folders(folder)]
+    return [_status_or_problem(path) for path in _run_folders(folder)]
+
+
+def _status_or_problem(folder: Path) -> RunStatus:
+    """The state of a run; one whose log cannot be understood says so, and the others are listed all the same."""
+    try:
+        return read_status(folder)
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"its {_LOG} is damaged ({type(error).__name__}: {error})"
+        return RunStatus(folder.name, folder, "failed", problem=problem)
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    with suppress(OSError):
-        return sorted(path for path in folder.iterdir() if (path / "settings.toml").is_file())
-    return []
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [path for path in inside if _is_run(path)]
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "settings.toml").is_file()
+    except OSError:  # of somebody else, who lets nobody look inside
+        return False
 
 
 def read_status(folder: Path) -> RunStatus:
@@ -82,7 +102,7 @@ def read_status(folder: Path) -> RunStatus:
                 steps.append(json.loads(line))
         lines.clear()
 
-    for line in _lines(folder / "events.jsonl"):
+    for line in _lines(folder / _LOG):
         if line.startswith('{"event": "StepFinished"'):
             lines.append(line)
             continue
@@ -128,8 +148,8 @@ def read_status(folder: Path) -> RunStatus:
 
 
 def _lines(path: Path) -> list[str]:
-    with suppress(OSError):
-        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    with suppress(OSError, FileError), open_file(path) as file:
+        return file.read().decode("utf-8", "replace").split("\n")
     return []
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from loraloom.errors import HardwareError, LoraloomError, SettingsError
 from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeasured, WeightsSaved, ignore
-from loraloom.formats.files import write_text
+from loraloom.formats.files import make_folder, write_text
 from loraloom.studio.project import RunFolder, check_run_name, with_absolute_paths
 from loraloom.studio.training import StopRequest, resume_training, run_training
 from loraloom.training.settings import TrainSettings
@@ -154,7 +154,7 @@ def run_sweep(
         raise KeyboardInterrupt
     outcomes = [outcome for combination in combinations if (outcome := _finished(combination)) is not None]
     table = folder / "table.csv"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text(table, _table(outcomes, failures))
     write_text(folder / "sweep.json", json.dumps({c.name: c.label for c in combinations}, indent=1) + "\n")
     sheet = None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from loraloom.data.dataset import Dataset, Sample
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, ResumeError, SettingsError
 from loraloom.events import Listener, Notice
-from loraloom.formats.files import sha256_of
+from loraloom.formats.files import make_folder, sha256_of
 from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.models.checkpoint import Checkpoint
 from loraloom.training.settings import TrainSettings
@@ -179,12 +179,7 @@ def write_state(folder: Path, step: int, values: Mapping[str, Any], *, keep: int
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_pack(values, tensors, "state"), ensure_ascii=False, separators=(",", ":"))
     digest = _digest(text, tensors)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be made: {error.strerror}", "free some space or check its rights"
-        ) from error
+    make_folder(folder, hint="free some space or check its rights")
     write_tensors(path, tensors, metadata={_MARK: _VERSION, "step": str(step), "values": text, "sha256": digest})
     with open_tensors(path) as file:
         if file.metadata.get("sha256") != digest or _digest(file.metadata["values"], file) != digest:
