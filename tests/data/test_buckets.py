@@ -155,3 +155,108 @@ def test_fit_always_holds_the_bucket(size: tuple[int, int], eighths: tuple[int, 
     assert 0 <= left <= placed.resized[0] - bucket[0]
     assert 0 <= top <= placed.resized[1] - bucket[1]
     assert bucket[0] == placed.resized[0] or bucket[1] == placed.resized[1]
+
+
+def no_upscale_of_sd_scripts(size: tuple[int, int], area: int, step: int) -> tuple[tuple[int, int], float]:
+    """The bucket, and the share that is cropped, of the rule behind bucket_no_upscale in sd-scripts.
+
+    A picture larger than the area is thought of as shrunk to it. Then either its width or its height is rounded down
+    to whole steps, whichever leaves a shape (of two rounded sides) closer to the picture's, and the other side follows
+    from the picture's shape. A smaller picture is not resized. Both sides rounded down are the bucket; the rest is cut.
+    """
+    ratio = size[0] / size[1]
+
+    def whole(length: float) -> int:
+        return int(length + 0.5) // step * step
+
+    resized = size
+    if size[0] * size[1] > area:
+        width, height = whole((area * ratio) ** 0.5), whole((area / ratio) ** 0.5)
+        by_width = abs(width / whole(width / ratio) - ratio)
+        by_height = abs(whole(height * ratio) / height - ratio)
+        if by_width < by_height:
+            resized = (width, int(width / ratio + 0.5))
+        else:
+            resized = (int(height * ratio + 0.5), height)
+    bucket = (resized[0] // step * step, resized[1] // step * step)
+    return bucket, 1 - bucket[0] * bucket[1] / (resized[0] * resized[1])
+
+
+NO_UPSCALE = [
+    # size, bucket and cropped share of sd-scripts at 512 with steps of 64, as recorded with the function above
+    ((1500, 1000), (576, 384), 0.0),
+    ((1000, 1500), (384, 576), 0.0),
+    ((4032, 3024), (512, 384), 0.0),
+    ((1920, 1080), (640, 384), 0.0630),
+    ((1080, 1920), (384, 640), 0.0630),
+    ((1280, 853), (576, 384), 0.0),
+    ((1024, 1024), (512, 512), 0.0),
+    ((1406, 1489), (448, 448), 0.0549),
+    ((949, 844), (512, 448), 0.0154),
+    ((2215, 3173), (384, 576), 0.0448),
+    ((3333, 1250), (640, 256), 0.0630),
+    ((700, 1900), (256, 640), 0.0791),
+    ((300, 200), (256, 192), 0.1808),
+    ((450, 611), (384, 512), 0.0173),
+    ((333, 512), (320, 512), 0.0390),
+    ((600, 400), (576, 384), 0.0784),
+]
+ROUNDING = 0.001
+"""sd-scripts resizes to whole pixels before it cuts, which hides up to half a pixel of each side."""
+
+
+def test_without_upscaling_no_picture_loses_more_than_with_sd_scripts() -> None:
+    chosen = settings(resolution=512, bucket_step=64, upscale=False)
+    ours = assign_buckets([size for size, _, _ in NO_UPSCALE], chosen)
+    for size, theirs, cropped in NO_UPSCALE:
+        assert no_upscale_of_sd_scripts(size, 512 * 512, 64) == (theirs, pytest.approx(cropped, abs=1e-4))
+        assert cropped_share(size, ours[size]) <= cropped + ROUNDING, (size, ours[size])
+        assert ours[size][0] % 64 == ours[size][1] % 64 == 0
+        assert ours[size][0] <= size[0] and ours[size][1] <= size[1], "nothing is enlarged"
+    mean = sum(cropped_share(size, bucket) for size, bucket in ours.items()) / len(ours)
+    assert mean < 0.03 < sum(cropped for _, _, cropped in NO_UPSCALE) / len(NO_UPSCALE)
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(st.tuples(st.integers(200, 4000), st.integers(200, 4000)), st.sampled_from([(640, 64), (448, 32), (576, 96)]))
+def test_any_picture_keeps_as_much_without_upscaling_as_in_sd_scripts(
+    size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    if not 0.4 < size[0] / size[1] < 2.5:
+        return
+    resolution, step = grid
+    limits = {"bucket_min": step * 4, "bucket_max": step * 16}
+    chosen = settings(resolution=resolution, bucket_step=step, upscale=False, max_crop=0, **limits)
+    (bucket,) = assign_buckets([size], chosen).values()
+    _, cropped = no_upscale_of_sd_scripts(size, resolution**2, step)
+    assert cropped_share(size, bucket) <= cropped + 2 * ROUNDING
+    assert bucket[0] * bucket[1] <= resolution**2
+    assert bucket[0] <= size[0] and bucket[1] <= size[1]
+
+
+def test_without_upscaling_fine_steps_still_share_buckets() -> None:
+    """Large pictures that a full bucket suits are not given buckets of their own."""
+    sizes = [(3000 + 6 * number, 2000) for number in range(20)]
+    assert assign_buckets(sizes, settings(upscale=False)) == assign_buckets(sizes, settings(upscale=True))
+
+
+def test_a_picture_smaller_than_a_step_gets_one_step() -> None:
+    """sd-scripts gives it a bucket of no width."""
+    (bucket,) = assign_buckets([(60, 500)], settings(resolution=512, bucket_step=64, upscale=False)).values()
+    assert bucket == (64, 448)
+
+
+def test_bucket_max_holds_both_sides() -> None:
+    """With a longest side that no power of two hides: 256 x 1024 would have the area, 640 is the most."""
+    sizes = bucket_sizes(settings(resolution=512, bucket_min=256, bucket_max=640))
+    assert max(max(size) for size in sizes) == 640
+    assert {(256, 640), (640, 256), (640, 408)} <= set(sizes)
+
+
+def test_max_crop_is_a_share_of_the_picture() -> None:
+    """Two shapes that one bucket between them crops by 26 % each: allowed at 0.3, not at 0.25."""
+    sizes = [(1000, 1000), (1822, 1000)]
+    together = assign_buckets(sizes, settings(max_crop=0.3))
+    assert len(set(together.values())) == 1
+    assert 0.25 < max(cropped_share(size, bucket) for size, bucket in together.items()) <= 0.3
+    assert len(set(assign_buckets(sizes, settings(max_crop=0.25)).values())) == 2

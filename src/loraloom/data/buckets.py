@@ -69,7 +69,8 @@ def assign_buckets(sizes: Iterable[Size], settings: DatasetSettings) -> dict[Siz
     A picture accepts the buckets that crop at most ``max_crop`` of it (or, if there are none, its best one): a stretch
     of the list sorted by shape. The fewest points that touch every stretch are found from left to right; the pictures
     of one point get the bucket, among those all of them accept, that crops the least in total.
-    With ``upscale=false`` a picture that would be enlarged gets a bucket of its own size instead.
+    With ``upscale=false`` a picture that would be enlarged, or that every bucket crops by more than ``max_crop``, gets
+    a bucket of its own shape instead.
     """
     buckets = bucket_sizes(settings)
     shapes = [_shape(bucket) for bucket in buckets]
@@ -77,8 +78,8 @@ def assign_buckets(sizes: Iterable[Size], settings: DatasetSettings) -> dict[Siz
     pending: list[tuple[Size, int, int]] = []
     for size in sorted(set(sizes), key=lambda size: (_shape(size), size)):
         best = _nearest(_shape(size), shapes)
-        if not settings.upscale and (size[0] < buckets[best][0] or size[1] < buckets[best][1]):
-            result[size] = _own_bucket(size, buckets[best], settings.bucket_step)
+        if not settings.upscale and not _suits(buckets[best], size, settings.max_crop):
+            result[size] = _own_bucket(size, buckets[best], settings)
         else:
             pending.append((size, *_accepted(_shape(size), shapes, best, settings.max_crop)))
     while pending:
@@ -116,8 +117,34 @@ def _least_cropping(sizes: Sequence[Size], choices: Sequence[Size]) -> Size:
     return min(choices, key=lambda choice: (round(sum(cropped_share(s, choice) for s in sizes), 9), -_area(choice)))
 
 
-def _own_bucket(size: Size, best: Size, step: int) -> Size:
-    """The bucket of nearly the picture's shape that needs no enlarging and has at most the area of ``best``."""
-    scale = min(1.0, sqrt(_area(best) / _area(size)))
-    width, height = (max(step, int(length * scale) // step * step) for length in size)
-    return width, height
+def _suits(bucket: Size, size: Size, max_crop: float) -> bool:
+    """Whether a picture of ``size`` fills the bucket without being enlarged, and loses little enough."""
+    return _covers(size, bucket) and cropped_share(size, bucket) <= max_crop
+
+
+def _covers(size: Size, bucket: Size) -> bool:
+    return size[0] >= bucket[0] and size[1] >= bucket[1]
+
+
+def _own_bucket(size: Size, best: Size, settings: DatasetSettings) -> Size:
+    """The bucket that crops a picture the least, without enlarging it, and with the area that it has or is allowed.
+
+    The picture is thought of as shrunk to the allowed area. One side is rounded down to whole steps, which moves the
+    other along with it, so that this one can be rounded up as well as down. Rounding both sides down on their own
+    would lose up to a step of each: a tenth of the picture with steps of 64.
+    """
+    step, area = settings.bucket_step, settings.size[0] * settings.size[1]
+    scale = min(1.0, sqrt(area / _area(size)))
+    width, height = (max(step, _whole_steps(length * scale, step)) for length in size)
+    choices = {(width, height), best}
+    for more in (0, step):
+        choices.add((width, max(step, _whole_steps(width * size[1] / size[0], step) + more)))
+        choices.add((max(step, _whole_steps(height * size[0] / size[1], step) + more), height))
+    allowed = [choice for choice in choices if _covers(size, choice) and _area(choice) <= area]
+    # A picture smaller than a step has no bucket that it fills.
+    return _least_cropping([size], sorted(allowed) or [(width, height)])
+
+
+def _whole_steps(length: float, step: int) -> int:
+    """``length`` rounded down to a multiple of ``step``; what is a hair below one by rounding counts as that."""
+    return int(length / step + 1e-9) * step

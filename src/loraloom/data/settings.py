@@ -306,7 +306,8 @@ class DatasetSettings(Settings):
     batch). 0 gives every picture its own best bucket."""
 
     upscale: bool = True
-    """Enlarge pictures smaller than their bucket. False gives them a smaller bucket of their own size."""
+    """Enlarge pictures smaller than their bucket. False gives them a smaller bucket of their own size, and pictures
+    that every bucket would crop by more than max_crop one of their own shape."""
 
     flip: Annotated[bool, Kohya("flip_aug")] = False
     """Show each picture mirrored half of the time. Not for anything asymmetrical."""
