@@ -16,8 +16,9 @@ from typing import BinaryIO
 
 from loraloom.errors import FileError, LoraloomError
 from loraloom.folders import cache_folder
-from loraloom.formats.files import old_hash, open_file, write_text
+from loraloom.formats.files import old_hash, write_text
 from loraloom.formats.safetensors_file import MAX_HEADER_BYTES
+from loraloom.reading import open_file
 
 __all__ = ["FileHashes", "compute_hashes", "file_hashes", "has_hash", "is_hash"]
 

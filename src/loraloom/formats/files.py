@@ -21,7 +21,6 @@ __all__ = [
     "check_readable",
     "make_folder",
     "old_hash",
-    "open_file",
     "read_bytes",
     "read_text",
     "require_space",
