@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from loraloom.errors import MissingFileError, OutputError
-from loraloom.formats.image_info import Parameters, format_parameters, parse_parameters, read_parameters, save_image
+from loraloom.formats.image_info import (
+    Parameters,
+    format_parameters,
+    parse_parameters,
+    read_parameters,
+    save_image,
+    size_of,
+)
 from work import growth
 
 FIELDS = {"Steps": 20, "Sampler": "Euler a", "CFG scale": 7.5, "Seed": 1, "Size": "512x768"}
@@ -47,7 +52,76 @@ def test_a_last_line_with_few_pairs_is_prompt() -> None:
     assert parse_parameters("") == Parameters()
 
 
-PROMPTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=80).filter(
+SETTINGS = "Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 3, Size: 512x768, Version: v1.6.0"
+
+
+def test_what_follows_the_settings_is_no_negative_prompt() -> None:
+    """The Dynamic Prompts extension writes its templates below the settings."""
+    read = parse_parameters(
+        f"a red cat\nNegative prompt: blurry\n{SETTINGS}\n\nTemplate: a {{red|blue}} cat, (x: y, z: 1)\nsecond line\n\n"
+        "Negative Template: {blurry|ugly}"
+    )
+    assert (read.prompt, read.negative_prompt, read.rest) == ("a red cat", "blurry", "")
+    assert read.fields["Template"] == "a {red|blue} cat, (x: y, z: 1)\nsecond line"
+    assert read.fields["Negative Template"] == "{blurry|ugly}"
+    assert read.fields["Version"] == "v1.6.0"
+    assert read.size == (512, 768)
+
+
+@pytest.mark.parametrize(
+    ("behind", "fields", "rest"),
+    [
+        ("words of somebody", {}, "words of somebody"),
+        ("\nADetailer model: face.pt", {"ADetailer model": "face.pt"}, ""),
+        ("Model: toy, Clip skip: 2, VAE: a.pt", {"Model": "toy", "Clip skip": "2", "VAE": "a.pt"}, ""),
+        ("see https://example.org/x\nNote: a\n  b", {"Note": "a\n  b"}, "see https://example.org/x"),
+        ('Wildcard prompt: "one: two, three"', {"Wildcard prompt": "one: two, three"}, ""),
+        ("Seed: 9", {}, ""),
+    ],
+)
+def test_lines_behind_the_settings(behind: str, fields: dict[str, str], rest: str) -> None:
+    read = parse_parameters(f"a cat\n{SETTINGS}\n{behind}")
+    assert (read.prompt, read.negative_prompt, read.rest) == ("a cat", "", rest)
+    assert fields.items() <= read.fields.items()
+    assert read.fields["Seed"] == "3"  # the line of settings wins
+
+
+def test_a_negative_prompt_below_the_settings_is_one() -> None:
+    read = parse_parameters(f"a cat\n{SETTINGS}\nNegative prompt: dog,\nhorse")
+    assert (read.prompt, read.negative_prompt) == ("a cat", "dog,\nhorse")
+    read = parse_parameters(f"a cat\nnegative Prompt: dog\r\n{SETTINGS}\r\n")
+    assert (read.prompt, read.negative_prompt, read.fields["Version"]) == ("a cat", "dog", "v1.6.0")
+
+
+def test_a_setting_on_each_line() -> None:
+    read = parse_parameters("a cat\nNegative prompt: dog\nSteps: 20\nSampler: Euler a\nSeed: 3\nSize: 64x72")
+    assert (read.prompt, read.negative_prompt, read.size) == ("a cat", "dog", (64, 72))
+    read = parse_parameters("a list\nSeed: the one of an apple\nSteps: 3\nand more")
+    assert read.fields == {}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "fields"),
+    [
+        ("CFG scale: 7,5, Seed: 1", {"CFG scale": "7,5", "Seed": "1"}),
+        ("Eta: 0,67", {"Eta": "0,67"}),
+        ('Civitai resources: [{"a":1,"b":[2,3]}], Seed: 1', {"Civitai resources": '[{"a":1,"b":[2,3]}]', "Seed": "1"}),
+        ("Note: [a, b], Seed: 1", {"Note": "[a", "Seed": "1"}),
+        ('Note: {"a": 1} and more, Seed: 1', {"Note": '{"a": 1} and more', "Seed": "1"}),
+    ],
+)
+def test_values_with_commas(pairs: str, fields: dict[str, str]) -> None:
+    read = parse_parameters(f"Steps: 20, Sampler: Euler, {pairs}")
+    assert dict(read.fields) == {"Steps": "20", "Sampler": "Euler", **fields}
+
+
+@pytest.mark.parametrize("text", ["512x768", " 512 x 768 ", "512×768", "512*768", "512X768"])
+def test_sizes(text: str) -> None:
+    assert size_of(text) == (512, 768)
+    assert size_of(f"{text}x2") is None
+
+
+PROMPTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r"), max_size=80).filter(
     lambda text: "Negative prompt:" not in text
 )
 
@@ -99,34 +173,6 @@ def test_png_uses_the_chunk_other_programs_read(tmp_path: Path) -> None:
 def test_jpeg_comment_is_big_endian_unicode_as_the_web_ui_writes_it(tmp_path: Path) -> None:
     save_image(Image.new("RGB", (8, 8)), tmp_path / "a.jpg", "héllo")
     assert b"UNICODE\0" + "héllo".encode("utf-16-be") in (tmp_path / "a.jpg").read_bytes()
-
-
-@pytest.mark.parametrize(
-    "comment",
-    [
-        b"UNICODE\0" + "naïve cat".encode("utf-16-le"),
-        b"UNICODE\0" + "naïve cat".encode("utf-16-be"),
-        b"\0" * 8 + "naïve cat".encode(),
-        b"ASCII\0\0\0" + "naïve cat".encode(),
-    ],
-)
-def test_comments_of_other_programs_are_read(tmp_path: Path, comment: bytes) -> None:
-    exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = comment
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_parameters(tmp_path / "a.jpg") == "naïve cat"
-
-
-def test_novel_ai_images_are_read(tmp_path: Path) -> None:
-    info = PngInfo()
-    info.add_text("Software", "NovelAI")
-    info.add_text("Description", "a cat")
-    info.add_text("Comment", json.dumps({"uc": "dog", "steps": 28, "scale": 11, "seed": 5}))
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
-    text = read_parameters(tmp_path / "a.png")
-    assert text is not None
-    read = parse_parameters(text)
-    assert (read.prompt, read.negative_prompt, read.fields["Seed"]) == ("a cat", "dog", "5")
 
 
 def test_lone_surrogates_and_nul_do_not_fail(tmp_path: Path) -> None:

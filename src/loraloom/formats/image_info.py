@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-import struct
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,19 +21,37 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from loraloom.errors import FileError, MissingFileError, OutputError
+from loraloom.errors import OutputError
 from loraloom.formats.files import atomic_writer
-from loraloom.reading import open_file
+from loraloom.formats.image_texts import USER_COMMENT, image_texts
 
-__all__ = ["Parameters", "format_parameters", "is_image", "parse_parameters", "read_parameters", "save_image"]
+__all__ = ["Parameters", "format_parameters", "parse_parameters", "read_parameters", "save_image", "size_of"]
 
 _NEGATIVE = "Negative prompt:"
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_PAIR = re.compile(
+    r"""\s*(\w[\w \-/]+):\s*
+    ( "(?:\\.|[^\\"])*"               # quoted
+    | [+-]?\d+,\d+ (?=\s*(?:,|$))     # a number with a decimal comma: a comma between pairs has a blank behind it
+    | [^,]*
+    )(?:,|$)""",
+    re.VERBOSE,
+)
+_JSON_VALUE = re.compile(r"\s*(\w[\w \-/]+):\s*(?=[\[{])")
 _MINIMUM_PAIRS = 3
+_KNOWN_KEYS = frozenset(
+    {
+        *("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model hash", "Model", "Clip skip"),
+        *("Denoising strength", "Version", "Face restoration", "Hires upscale", "Hires upscaler", "ENSD", "RNG"),
+    }
+)
+"""Keys by which a line of settings is known wherever it stands."""
+_STEPS = re.compile(r"\s*Steps:\s*\d+\s*(?:,|$)")
+_LINE_KEY = re.compile(r"(\w[\w \-/]{0,60}):(?!//)\s*(.*)$")
+_TEMPLATES = ("Template", "Negative Template")
+"""Fields whose text is a prompt, in which colons and commas part nothing."""
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-# What Pillow raises on damaged files, besides OSError.
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error, OverflowError)
+_SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*")
 
 
 @dataclass(frozen=True)
@@ -45,12 +61,23 @@ class Parameters:
     prompt: str = ""
     negative_prompt: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
+    rest: str = ""
+    """Lines behind the settings that are no settings."""
+    program: str = ""
+    """The program whose own form it was, where it is none of the web UI's family."""
+    remarks: tuple[str, ...] = ()
+    """What the image says that these parameters cannot."""
 
     @property
     def size(self) -> tuple[int, int] | None:
         """(width, height) in pixels, where the text says so."""
-        match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", self.fields.get("Size", ""))
-        return (int(match[1]), int(match[2])) if match else None
+        return size_of(self.fields.get("Size", ""))
+
+
+def size_of(text: str) -> tuple[int, int] | None:
+    """(width, height) of ``512x768`` as any program writes it (``512 x 768``, ``512×768``); None for other texts."""
+    match = _SIZE.fullmatch(text)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def format_parameters(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -> str:
@@ -67,16 +94,22 @@ def format_parameters(prompt: str, negative_prompt: str, fields: Mapping[str, ob
 
 
 def parse_parameters(text: str) -> Parameters:
-    """Take any text apart; what does not look like parameters is prompt. Never fails."""
-    lines = text.rstrip().split("\n")
-    fields = _fields(lines[-1])
-    if len(fields) < _MINIMUM_PAIRS:
-        fields = {}
-    else:
-        lines.pop()
-    start = next((index for index, line in enumerate(lines) if line.lstrip().startswith(_NEGATIVE)), len(lines))
-    negative = "\n".join(lines[start:]).lstrip().removeprefix(_NEGATIVE).removeprefix(" ")
-    return Parameters("\n".join(lines[:start]), negative, fields)
+    """Take any text apart; what does not look like parameters is prompt. Never fails.
+
+    The line of settings is known by what is in it, and text may follow it: pairs become fields, each with the lines
+    below it (``Template:`` of the Dynamic Prompts extension), anything else is ``rest``.
+    """
+    lines = text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n").rstrip().split("\n")
+    found = _settings_lines(lines)
+    if found is None:
+        prompt, negative = _prompts(lines)
+        return Parameters(prompt, negative)
+    start, end, fields = found
+    prompt, negative = _prompts(lines[:start])
+    behind, rest = _behind(lines[end:])
+    if not negative:
+        negative = behind.pop(_NEGATIVE.rstrip(":"), "")
+    return Parameters(prompt, negative, {**behind, **fields}, rest)
 
 
 def save_image(image: Image.Image, path: Path, parameters: str) -> None:
@@ -88,7 +121,10 @@ def save_image(image: Image.Image, path: Path, parameters: str) -> None:
     options: dict[str, Any] = {"quality": 95, "exif": _exif(parameters)}
     if kind == "PNG":
         info = PngInfo()
-        info.add_text("parameters", parameters)
+        if _reads_as_utf8(parameters):
+            info.add_itxt("parameters", parameters)
+        else:
+            info.add_text("parameters", parameters)
         options = {"pnginfo": info}
     if len(options.get("exif", b"")) > 0xFFFF - 8 and kind == "JPEG":
         raise OutputError(f"{path}: the parameters are too long for a JPEG file (64 KB)", "use .png")
@@ -96,25 +132,13 @@ def save_image(image: Image.Image, path: Path, parameters: str) -> None:
         image.save(file, kind, **options)
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file begins as a PNG, JPEG or WebP does; False also where there is no file."""
-    try:
-        with open_file(path) as file:
-            head = file.read(12)
-    except (FileError, OSError):
-        return False
-    return head.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
-
-
 def read_parameters(path: Path) -> str | None:
-    """The infotext inside an image, None where there is none (or the file is no image); MissingFileError."""
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist", "check the path")
-    try:
-        with Image.open(path) as image:
-            return _from_text(image) or _from_exif(image)
-    except (Image.DecompressionBombError, *_DAMAGE):
-        return None
+    """The web UI's text inside an image, None where there is none (or the file is no image); MissingFileError.
+
+    ``image_programs.read_image`` reads those of other programs too.
+    """
+    texts = image_texts(path)
+    return next((texts[name] for name in ("parameters", USER_COMMENT, "comment") if name in texts), None)
 
 
 def _quoted(value: str) -> str:
@@ -130,13 +154,85 @@ def _unquoted(value: str) -> str:
         return value
 
 
+def _reads_as_utf8(text: str) -> bool:
+    """Whether a Latin-1 text would be taken for UTF-8, which other programs write where PNG wants Latin-1."""
+    try:
+        return not text.isascii() and bool(text.encode("latin-1").decode("utf-8"))
+    except UnicodeError:
+        return False
+
+
+def _prompts(lines: Sequence[str]) -> tuple[str, str]:
+    start = next((index for index, line in enumerate(lines) if _is_negative(line)), len(lines))
+    negative = "\n".join(lines[start:]).lstrip()[len(_NEGATIVE) :].removeprefix(" ")
+    return "\n".join(lines[:start]), negative
+
+
+def _is_negative(line: str) -> bool:
+    return line.lstrip()[: len(_NEGATIVE)].casefold() == _NEGATIVE.casefold()
+
+
+def _settings_lines(lines: Sequence[str]) -> tuple[int, int, dict[str, str]] | None:
+    """First and end of the lines of settings, and what they say.
+
+    Usually one line: the last one that begins with the steps, else the last one with known keys, else the last of all
+    where that has three pairs (the web UI's rule). Some programs write a line for each setting.
+    """
+    read = [_fields(line) for line in lines]
+    full = [index for index in range(len(lines)) if len(read[index]) >= _MINIMUM_PAIRS]
+    usual = [index for index in full if _STEPS.match(lines[index])]
+    known = [index for index in full if len(_KNOWN_KEYS & read[index].keys()) >= _MINIMUM_PAIRS - 1]
+    last = [index for index in full if index == len(lines) - 1]
+    for found in (usual, known, last):
+        if found:
+            return found[-1], found[-1] + 1, read[found[-1]]
+    return _settings_column(lines, read)
+
+
+def _settings_column(lines: Sequence[str], read: Sequence[dict[str, str]]) -> tuple[int, int, dict[str, str]] | None:
+    steps = next((index for index in range(len(lines) - 1, -1, -1) if _STEPS.match(lines[index])), None)
+    if steps is None:
+        return None
+    start = end = steps
+    while start > 0 and _KNOWN_KEYS & read[start - 1].keys():
+        start -= 1
+    while end < len(lines) and read[end]:
+        end += 1
+    fields = {key: value for found in read[start:end] for key, value in found.items()}
+    return (start, end, fields) if len(_KNOWN_KEYS & fields.keys()) >= _MINIMUM_PAIRS else None
+
+
+def _behind(lines: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Fields that follow the settings, each with the lines below it, and what stands before the first of them."""
+    fields: dict[str, str] = {}
+    rest: list[str] = []
+    key = ""
+    for line in lines:
+        match = _LINE_KEY.match(line.strip())
+        pairs = _fields(line) if match else {}
+        if match and match[1] not in _TEMPLATES and _KNOWN_KEYS & pairs.keys():
+            fields |= pairs
+            key = ""
+        elif match:
+            key = match[1]
+            fields[key] = _unquoted(match[2])
+        elif key:
+            fields[key] += "\n" + line
+        else:
+            rest.append(line)
+    if negative := next((name for name in fields if _is_negative(name + ":")), None):
+        fields[_NEGATIVE.rstrip(":")] = fields.pop(negative)
+    return {name: value.strip() for name, value in fields.items()}, "\n".join(rest).strip()
+
+
 def _fields(line: str) -> dict[str, str]:
     """The ``key: value`` pairs of a line; what is between commas and is no pair is passed over."""
     fields: dict[str, str] = {}
     position = 0
     while 0 <= position < len(line):
-        match = _PAIR.match(line, position)
-        if match:
+        if (found := _json_pair(line, position)) is not None:
+            key, fields[key], position = found[0], found[1], found[2]
+        elif match := _PAIR.match(line, position):
             fields[match[1]] = _unquoted(match[2])
             position = match.end()
         else:
@@ -144,51 +240,22 @@ def _fields(line: str) -> dict[str, str]:
     return fields
 
 
+def _json_pair(line: str, position: int) -> tuple[str, str, int] | None:
+    """``Civitai resources: [{...}, {...}]``: a value with commas of its own that nobody quoted."""
+    match = _JSON_VALUE.match(line, position)
+    if match is None:
+        return None
+    try:
+        _, end = json.JSONDecoder().raw_decode(line, match.end())
+    except (ValueError, RecursionError):
+        return None
+    after = len(line[end:]) - len(line[end:].lstrip())
+    if line[end + after : end + after + 1] not in ("", ","):
+        return None
+    return match[1], line[match.end() : end], end + after + 1
+
+
 def _exif(parameters: str) -> bytes:
     exif = Image.Exif()
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
     return exif.tobytes()
-
-
-def _from_text(image: Image.Image) -> str | None:
-    info = image.info
-    if "parameters" not in info and image.format == "PNG":
-        image.load()  # text may also stand after the pixels
-        info = image.info
-    if isinstance(info.get("parameters"), str):
-        return str(info["parameters"])
-    if info.get("Software") == "NovelAI" and isinstance(info.get("Comment"), str):
-        return _novel_ai(str(info.get("Description", "")), info["Comment"])
-    comment = info.get("comment")
-    if image.format == "GIF" and isinstance(comment, bytes):
-        return comment.decode("utf-8", "replace")
-    return None
-
-
-def _novel_ai(prompt: str, comment: str) -> str | None:
-    try:
-        data = json.loads(comment)
-    except ValueError:
-        return None
-    if not isinstance(data, dict):
-        return None
-    fields = {"Steps": data.get("steps"), "CFG scale": data.get("scale"), "Seed": data.get("seed")}
-    return format_parameters(prompt, str(data.get("uc") or ""), {**fields, "Clip skip": 2, "ENSD": 31337})
-
-
-def _from_exif(image: Image.Image) -> str | None:
-    comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    if isinstance(comment, str):
-        return comment or None
-    if not isinstance(comment, bytes):
-        return None
-    prefix, content = comment[:8], comment[8:]
-    if prefix == b"UNICODE\0":
-        # The standard leaves the byte order open; in text of any language most code units share their high byte.
-        little = content[1::2].count(0) > content[0::2].count(0)
-        text = content.decode("utf-16-le" if little else "utf-16-be", "replace")
-    elif prefix in (b"ASCII\0\0\0", b"\0" * 8):
-        text = content.decode("utf-8", "replace")
-    else:
-        text = comment.decode("utf-8", "replace")
-    return text.strip("\0") or None

@@ -11,7 +11,9 @@ from typing import Any
 from loraloom.errors import FileFormatError, LoraloomError, PromptError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.file_hashes import file_hashes, has_hash, is_hash
-from loraloom.formats.image_info import parse_parameters, read_parameters
+from loraloom.formats.image_info import Parameters
+from loraloom.formats.image_programs import read_image
+from loraloom.formats.image_programs import read_text as read_text_parameters
 from loraloom.formats.tensors import open_tensors
 from loraloom.generation.embeddings import embedding_files
 from loraloom.generation.loras import find_lora, lora_files
@@ -64,7 +66,7 @@ def settings_like(path: Path, lora_folders: Sequence[Path], *, listener: Listene
     A LoRA that is not there under its name is looked for by its hash in ``lora_folders``. Raises MissingFileError, and
     FileFormatError for a file that says nothing of how it was made.
     """
-    recalled = recall(parse_parameters(_text(path)))
+    recalled = recall(_parameters(path))
     for remark in recalled.remarks:
         listener(Notice(f"{path.name}: {remark}", "warning"))
     settings: dict[str, Any] = dict(recalled.settings)
@@ -74,21 +76,21 @@ def settings_like(path: Path, lora_folders: Sequence[Path], *, listener: Listene
     return replace(recalled, settings=settings)
 
 
-def _text(path: Path) -> str:
+def _parameters(path: Path) -> Parameters:
     if path.suffix.lower() == ".txt":
-        return read_text(path, limit=_LARGEST_TEXT)
-    text = read_parameters(path)
-    if text is None:
+        return read_text_parameters(read_text(path, limit=_LARGEST_TEXT))
+    found = read_image(path)
+    if found is None:
         raise FileFormatError(
             f"{path} says nothing of how it was made",
-            "only images with their parameters inside (PNG, JPEG, WebP of Loraloom or the web UI) can be repeated",
+            "only images with their parameters inside can be repeated: many programs leave them out on request",
         )
-    if not parse_parameters(text).fields:
+    if not found.fields:
         raise FileFormatError(
-            f"{path}: the text inside is no list of parameters: {text[:60]!r}",
+            f"{path}: the text inside is no list of parameters: {found.prompt[:60]!r}",
             "give the prompt and the settings yourself",
         )
-    return text
+    return found
 
 
 def _with_found_loras(prompt: str, recalled: Recalled, folders: Sequence[Path], listener: Listener) -> str:

@@ -13,7 +13,8 @@ from loraloom.formats.adapter_file import content_hash, read_adapter_file
 from loraloom.formats.cloneofsimo import companions
 from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, kind_of, rank_of, title_of
 from loraloom.formats.files import old_hash, sha256_of, size_text
-from loraloom.formats.image_info import is_image, parse_parameters, read_parameters
+from loraloom.formats.image_programs import read_image
+from loraloom.formats.image_texts import is_image
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models import family as families
@@ -100,12 +101,15 @@ def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> F
 
 
 def _image_report(path: Path) -> FileReport:
-    text = read_parameters(path)
-    if text is None:
+    found = read_image(path)
+    if found is None:
         return FileReport(path, "image", "an image without generation parameters", {})
-    found = parse_parameters(text)
-    facts = {"prompt": found.prompt, **({"negative prompt": found.negative_prompt} if found.negative_prompt else {})}
-    return FileReport(path, "image", "an image with generation parameters", {**facts, **found.fields})
+    facts = {"program": found.program} if found.program else {}
+    facts |= {"prompt": found.prompt, **({"negative prompt": found.negative_prompt} if found.negative_prompt else {})}
+    behind = {"behind the settings": found.rest} if found.rest else {}
+    remarks = {"remarks": "; ".join(found.remarks)} if found.remarks else {}
+    facts |= {**found.fields, **behind, **remarks}
+    return FileReport(path, "image", "an image with generation parameters", facts)
 
 
 def _file_facts(tensors: TensorFile, infos: Infos) -> dict[str, str]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from loraloom.adapters.block_weights import BlockWeights, parse_block_weights
 from loraloom.errors import PromptError, SettingsError
 
-__all__ = ["LoraTag", "WeightCurve", "extract_loras"]
+__all__ = ["LoraTag", "WeightCurve", "extract_loras", "without_broken_loras"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,21 @@ def extract_loras(prompt: str) -> tuple[str, tuple[LoraTag, ...]]:
     """
     tags = tuple(_read_tag(match.group(0), match.group(1)) for match in _TAG.finditer(prompt))
     return _TAG.sub("", prompt), tags
+
+
+def without_broken_loras(prompt: str) -> tuple[str, list[str]]:
+    """The prompt of another program without the LoRA tags that cannot be read here, and why, a sentence each."""
+    problems: list[str] = []
+
+    def kept(match: re.Match[str]) -> str:
+        try:
+            _read_tag(match.group(0), match.group(1))
+        except PromptError as error:
+            problems.append(error.problem)
+            return ""
+        return match.group(0)
+
+    return _TAG.sub(kept, prompt), problems
 
 
 def _read_tag(tag: str, content: str) -> LoraTag:
