@@ -526,7 +526,7 @@ def one_of_each_dialect(tmp_path: Path, optimizer: str, schedule: str) -> Iterat
     """A recipe of every program that is read, each of which names two classes."""
     toml = f'network_dim = 3\noptimizer_type = "{optimizer}"\noptimizer_args = ["shadow=0.3"]\n'
     yield written(tmp_path, "a.toml", f'{toml}lr_scheduler_type = "{schedule}"\nlr_scheduler_args = ["shade=0.2"]\n')
-    command = f"train_network.py --network_dim=3 --optimizer_type={optimizer} --lr_scheduler={schedule}"
+    command = f"train_network.py --network_dim=3 --optimizer_type='{optimizer}' --lr_scheduler={schedule}"
     yield written(tmp_path, "a.sh", f"accelerate launch {command} --optimizer_args shadow=0.3\n")
     gui = json.loads((FILES / "kohya_ss-gui.json").read_text(encoding="utf-8"))
     gui |= {"optimizer": optimizer, "lr_scheduler": schedule, "optimizer_args": "shadow=0.3"}
@@ -537,6 +537,11 @@ def one_of_each_dialect(tmp_path: Path, optimizer: str, schedule: str) -> Iterat
     onetrainer |= {"learning_rate_scheduler": "CUSTOM", "custom_learning_rate_scheduler": schedule}
     onetrainer |= {"scheduler_params": [{"key": "shade", "value": "0.2"}]}
     yield written(tmp_path, "one.json", json.dumps(onetrainer))
+    easy = f'[optimizer_args.args]\noptimizer_type = "{optimizer}"\nlr_scheduler_type = "{schedule}"\n'
+    easy += '[optimizer_args.args.optimizer_args]\nshadow = "0.3"\n[[subsets]]\nimage_dir = "x"\n'
+    yield written(tmp_path, "easy.toml", easy)
+    command = f"train_dreambooth_lora_sdxl.py --optimizer='{optimizer}' --lr_scheduler={schedule}"
+    yield written(tmp_path, "diffusers.sh", f"accelerate launch {command}\n")
     yield lora_with(tmp_path, ss_optimizer=f"{optimizer}(shadow=0.3)", ss_lr_scheduler=schedule)
     record = {"optimizer.args": {"shadow": 0.3}, "optimizer.name": optimizer}
     record |= {"lr_schedule.args": {"shade": 0.2}, "lr_schedule.name": schedule}
@@ -557,12 +562,13 @@ def test_no_file_chooses_a_module(tmp_path: Path, trap: None, optimizer: str, sc
         recipe = read_recipe(path)
         for text in (recipe.to_toml(), str(recipe.settings)):
             assert FOREIGN not in "\n".join(line for line in text.splitlines() if not line.startswith("#")), path
-        settings = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+        given = ["checkpoint=a.ckpt", *(f"{path}=img" for path in recipe.missing() if path != "checkpoint")]
+        settings = recipe.finished(given)
         assert (settings.optimizer.name, settings.optimizer.args, settings.lr_schedule.args) == ("adamw", {}, {})
         told = [reason for _, reason in recipe.unmapped if "does not choose what code is run" in reason]
         assert len(told) == (1 if path.name == "one.json" else 2), path
         assert any(f"give lr_schedule.name={schedule} yourself" in reason for reason in told), path
-        own = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img", f"optimizer.name={optimizer.strip()}"])
+        own = recipe.finished([*given, f"optimizer.name={optimizer.strip()}"])
         assert own.optimizer.name == optimizer.strip(), "a person may"
 
 

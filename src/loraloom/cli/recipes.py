@@ -19,7 +19,7 @@ def import_recipe(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="sd-scripts TOML, JSON or script; kohya_ss or OneTrainer JSON; concepts list; a LoRA."
+            metavar="FILE", help="A recipe of another program (docs/coming-from.md lists them), or a LoRA file."
         ),
     ],
     overrides: Annotated[

@@ -43,9 +43,11 @@ class _Subset:
 
 def is_dataset_config(data: Any) -> bool:
     """Whether parsed data is a dataset file."""
-    return isinstance(data, Mapping) and (
-        isinstance(data.get("datasets"), list) or set(data) == {"general"} or isinstance(data.get("subsets"), list)
-    )
+    if not isinstance(data, Mapping):
+        return False
+    datasets = data.get("datasets")
+    tables = [table for table in datasets if isinstance(table, Mapping)] if isinstance(datasets, list) else []
+    return set(data) == {"general"} or any("subsets" in table for table in tables)
 
 
 def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path) -> None:

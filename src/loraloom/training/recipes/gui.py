@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from loraloom.plain_data import finite, shown
@@ -161,10 +160,8 @@ def _replaced(form: Mapping[str, Any], given: Any, recipe: Recipe) -> None:
 
 def _name_as_in_the_form(recipe: Recipe) -> None:
     own = {passed: key for key, passed in _PASSED_AS.items()} | {"algo": "LoRA_type"}
-    recipe.mapped = [replace(entry, key=own.get(entry.key, entry.key)) for entry in recipe.mapped]
-    recipe.changed = [(own.get(key, key), note) for key, note in recipe.changed if key != "algo"]
-    recipe.unmapped = [(own.get(key, key), reason) for key, reason in recipe.unmapped]
-    recipe.idle = [own.get(key, key) for key in recipe.idle]
+    recipe.changed = [(key, note) for key, note in recipe.changed if key != "algo"]  # the type is told already
+    recipe.rename(lambda key: own.get(key, key))
 
 
 def _off(value: Any) -> bool:

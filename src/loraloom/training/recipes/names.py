@@ -166,6 +166,7 @@ REASONS: dict[str, str] = {
     "max_validation_steps": "all held-out pictures are measured",
     "output_config": "loraloom settings --toml prints a settings file",
     "mode_scale": _OTHER_FAMILY,
+    "model_train_type": "see method and adapter.kind",
     "blocks_to_swap": "low_memory=true keeps each part on the device only while it is used",
     "zero3_init_flag": _DISTRIBUTED,
     "train_inpainting": "inpainting models are not trained",

@@ -19,17 +19,22 @@ MAX_BYTES = 16 * 2**20
 _SCRIPT = re.compile(r"accelerate(?:\.exe)?\s+launch|\b[\w./\\-]+\.py\b|^\s*\$\w+\s*=|^\s*--\w+", re.MULTILINE)
 _BEGINS_LIKE_JSON = re.compile(r"\{|\[\s*[\]{]")
 
-Kind = Literal["lora", "json", "toml", "script"]
+Kind = Literal["lora", "json", "toml", "script", "text"]
 
 
 @dataclass(frozen=True)
 class Document:
-    """A file as ``data`` (``json``, ``toml``) or as ``text`` (``script``); a ``lora`` is neither."""
+    """A file as ``data`` (``json``, ``toml``) or as ``text``; a ``lora`` is neither.
+
+    Text is a ``script`` where it has something like a command line in it.
+    """
 
     path: Path
     kind: Kind
     data: Any = None
     text: str = ""
+    problem: FileFormatError | None = None
+    """Why text is no TOML, for a file that turns out to be nothing else either."""
 
 
 def read_document(path: Path) -> Document:
@@ -45,10 +50,9 @@ def read_document(path: Path) -> Document:
     try:
         return Document(path, "toml", parse_toml(text, str(path)), text)
     except FileFormatError as error:
-        if _SCRIPT.search(text):
-            return Document(path, "script", text=text)
         hint = "recipes are TOML, JSON, a command line, a PowerShell script or a LoRA file; text needs quotes in TOML"
-        raise FileFormatError(error.problem, hint) from error
+        problem = FileFormatError(error.problem, hint)
+        return Document(path, "script" if _SCRIPT.search(text) else "text", text=text, problem=problem)
 
 
 def parse_json(text: str, path: Path) -> Any:

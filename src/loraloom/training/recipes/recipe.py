@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any
@@ -122,6 +122,14 @@ class Recipe:
     def rest(self, key: str) -> None:
         """Record a key that says nothing: empty, off, or at its default."""
         self.idle.append(key)
+
+    def rename(self, new: Callable[[str], str]) -> None:
+        """Give every key the name that it has in the source, where it was translated under another one."""
+        self.mapped = [replace(entry, key=new(entry.key)) for entry in self.mapped]
+        self.changed = [(new(key), note) for key, note in self.changed]
+        self.unmapped = [(new(key), reason) for key, reason in self.unmapped]
+        self.idle = [new(key) for key in self.idle]
+        self.unknown = [new(key) for key in self.unknown]
 
     def problem(self, path: str, text: str) -> None:
         """Record a value that cannot be used. An override of ``path`` settles it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,7 @@ def read_script(text: str, path: Path, recipe: Recipe) -> Script:
                 variables[name] = found
         depth += _braces(line) if language == "powershell" else 0
     script = Script()
-    called = re.search(r"[\w-]+\.py\b", "\n".join(commands))
-    script.program = called.group() if called else ""
+    script.program = _called(commands) or _called(line for line in lines if not _talks(line))
     used: set[str] = set()
     for command in commands:
         for name, argument in command_arguments(command, language, recipe):
@@ -95,6 +95,12 @@ def read_script(text: str, path: Path, recipe: Recipe) -> Script:
             f"{path} holds no arguments", "a command line has --name=value, a script variables or such a line"
         )
     return script
+
+
+def _called(lines: Iterable[str]) -> str:
+    """The first Python program in some lines, without its folder."""
+    found = re.search(r"[\w-]+\.py\b", "\n".join(lines))
+    return found.group() if found else ""
 
 
 def command_arguments(command: str, language: str, recipe: Recipe) -> list[tuple[str, Any]]:

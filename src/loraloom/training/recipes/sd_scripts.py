@@ -290,6 +290,9 @@ _SAME_METHODS = frozenset(
 def _named_optimizer(named: Item, recipe: Recipe) -> None:
     from loraloom.training.optimizers import find_class, find_optimizer, find_recipe
 
+    if not isinstance(named.value, str):
+        recipe.problem("optimizer.name", f"{named.key} = {shown(named.value)} is no name of an optimizer")
+        return
     name = str(named.value).strip().partition("(")[0]
     package, _, short = name.rpartition(".")
     if package and package.partition(".")[0] not in _SAME_METHODS:
@@ -347,8 +350,10 @@ def _lr_schedule(items: Items, recipe: Recipe) -> None:
         if named is not None:
             recipe.change(named.key, f"{typed.key} = {typed.value} counts instead")
         named = typed
-    if named is not None:
-        name = str(named.value).strip()
+    if named is not None and not isinstance(named.value, str):
+        recipe.problem("lr_schedule.name", f"{named.key} = {shown(named.value)} is no name of an lr schedule")
+    elif named is not None:
+        name = named.value.strip()
         if name.startswith("adafactor"):
             recipe.set("lr_schedule.name", "constant", named.key, note="the rate of Adafactor itself; constant here")
         elif name in LR_SCHEDULES or "." in name:
@@ -501,7 +506,7 @@ def _take_kind(name: str, module: Item, recipe: Recipe, *, dora: bool = False) -
         return recipe.set("adapter.kind", known[0], module.key)
     said = next((KINDS_NOT_OFFERED[kind] for kind in (*candidates, name) if kind in KINDS_NOT_OFFERED), None)
     if said is not None:
-        recipe.problem("adapter.kind", f"{module.key} = {module.value}: {said}")
+        recipe.problem("adapter.kind", f"{module.key} = {shown(module.value)}: {said}")
         return False
     offered = ", ".join(_kinds_offered())
     recipe.problem("adapter.kind", f"{module.key}: {name} is not offered here; adapter.kind is one of {offered}")
