@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 
@@ -51,6 +52,30 @@ def test_toy_is_recognised_as_its_own_family_only(family: Family) -> None:
     toy = family.toy()
     infos = {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in toy.items()}
     assert [name for name in FAMILIES if FAMILIES.load(name)().recognise(infos)] == [family.name]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_layers_of_a_damaged_checkpoint_are_those_that_are_whole(family: Family, seed: int) -> None:
+    """Tensors that are gone or of another shape: their layers are no targets, and nothing fails over them."""
+    chance = random.Random(seed)
+    share = (0.1, 0.5, 0.9, 0.99)[seed % 4]
+    infos = {name: TensorInfo(torch.float16, shape) for name, shape in family.full_size().items()}
+    kept = {name: info for name, info in infos.items() if chance.random() < share}
+    for name in chance.sample(sorted(kept), 40):
+        kept[name] = TensorInfo(torch.float16, chance.choice([(), (3,), (4, 4), (2, 2, 1, 1), (0,), (1, 2, 3)]))
+    found = family.file_targets(kept)
+    assert all(target.tensor in kept for target in found)
+    whole = {t.name for t in family.file_targets(infos) if kept.get(t.tensor) == infos[t.tensor]}
+    # Names are counted from what is there, so a file with whole blocks missing has others.
+    assert share < 0.9 or len(whole & {target.name for target in found}) > 0.6 * len(whole)
+
+
+def test_a_checkpoint_without_a_layer_in_its_text_encoder(family: Family) -> None:
+    infos = {name: TensorInfo(torch.float16, shape) for name, shape in family.full_size().items()}
+    stacks = ("encoder.layers.", "resblocks.")
+    kept = {name: info for name, info in infos.items() if not any(stack in name for stack in stacks)}
+    assert [part.layers(kept) for part in family.text_parts] == [0] * len(family.text_parts)
+    assert not [target for target in family.adapter_targets(kept) if target.part != "unet"]
 
 
 def test_toy_is_a_function_of_the_seed(family: Family) -> None:

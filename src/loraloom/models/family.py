@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -66,7 +67,7 @@ class TextPart:
         if prefix is None:
             return None
         stem = prefix + ("encoder.layers." if self.encoder == "clip" else "transformer.resblocks.")
-        return 1 + max(int(name[len(stem) :].split(".")[0]) for name in infos if name.startswith(stem))
+        return _count_layers(stem, infos)
 
     def width(self, infos: Infos) -> int | None:
         """How wide the vectors of its tokens are, None when the encoder is not in the file."""
@@ -193,11 +194,17 @@ def _shapes(infos: Infos, prefix: str) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix(prefix): infos[name].shape for name in infos if name.startswith(prefix)}
 
 
+def _count_layers(stem: str, names: Iterable[str]) -> int:
+    """One more than the highest number behind ``stem``; 0 where there is none."""
+    numbered = re.compile(re.escape(stem) + r"(\d{1,4})\.", re.ASCII)
+    return 1 + max((int(match[1]) for name in names if (match := numbered.match(name))), default=-1)
+
+
 def _read_layers(part: TextPart, shapes: Mapping[str, object]) -> int | None:
     """How many layers of an OpenCLIP encoder are ever read; None for all (SDXL's pooled text needs the last)."""
     if part.trimmed_layers is None:
         return None
-    layers = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("transformer.resblocks."))
+    layers = _count_layers("transformer.resblocks.", shapes)
     return layers - part.skip_in(layers) + 1
 
 

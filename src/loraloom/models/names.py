@@ -411,6 +411,9 @@ def _open_clip_pair_of_diffusers(key: str) -> Pair | None:
 
 # -------------------------------------------------------------------------------- adapter targets
 
+_LAYER_AXES = (2, 4)
+"""Of the weight of a layer that can have an adapter: linear, and a convolution over images."""
+
 _NEVER_ADAPTED = re.compile(r"(time_embed|label_emb|out|input_blocks\.0)\..*|.*norm\d*|.*(in|out)_layers\.0")
 
 
@@ -424,10 +427,10 @@ def unet_targets(shapes: Shapes, *, prefix: str = "model.diffusion_model.", sai_
     inputs = len({layer.split(".")[1] for layer in diffusers if layer.startswith("input_blocks.")})
     targets = []
     for module, theirs in diffusers.items():
-        if _NEVER_ADAPTED.fullmatch(module):
+        shape = _weight_shape(shapes, module)
+        if _NEVER_ADAPTED.fullmatch(module) or len(shape) not in _LAYER_AXES:
             continue
         names = _kohya("lora_unet", theirs), _kohya("lora_unet", module)
-        shape = tuple(shapes[f"{module}.weight"])
         targets.append(
             AdapterTarget(
                 part="unet",
@@ -455,10 +458,10 @@ def other_unet_targets(
     """
     targets = []
     for module, theirs in _unet_layers(shapes).items():
-        if not _NEVER_ADAPTED.fullmatch(module) or f"{module}.weight" not in shapes:
+        shape = _weight_shape(shapes, module)
+        if not _NEVER_ADAPTED.fullmatch(module) or len(shape) not in (1, *_LAYER_AXES):
             continue
         names = _kohya("lora_unet", theirs), _kohya("lora_unet", module)
-        shape = tuple(shapes[f"{module}.weight"])
         targets.append(
             AdapterTarget(
                 part="unet",
@@ -486,9 +489,10 @@ def other_text_targets(shapes: Shapes, *, part: str, prefix: str, kohya: str) ->
     for module in (layer for layer in _layers(shapes) if pattern.fullmatch(layer)):
         theirs = module.replace("transformer.resblocks.", "encoder.layers.").replace("ln_final", "final_layer_norm")
         theirs = re.sub(r"\.ln_([12])$", r".layer_norm\1", theirs)
-        shape = tuple(shapes[f"{module}.weight"])
-        target = _encoder_target(part, kohya, module, theirs, f"{prefix}{module}.weight", shape, kind="norm")
-        targets.append(target)
+        shape = _weight_shape(shapes, module)
+        if len(shape) == 1:
+            target = _encoder_target(part, kohya, module, theirs, f"{prefix}{module}.weight", shape, kind="norm")
+            targets.append(target)
     return targets
 
 
@@ -503,6 +507,14 @@ def _text_aliases(kohya: str, theirs: str) -> tuple[str, ...]:
 
 def _kohya(prefix: str, module: str) -> str:
     return f"{prefix}_{module.replace('.', '_')}"
+
+
+def _weight_shape(shapes: Shapes, module: str) -> tuple[int, ...]:
+    """Shape of a layer's weight; () where the file has none, though it has the layer's bias.
+
+    What a damaged file lacks is no target. That it is damaged is said where the model is loaded.
+    """
+    return tuple(shapes.get(f"{module}.weight", ()))
 
 
 def _kind(shape: tuple[int, ...]) -> str:
@@ -530,13 +542,11 @@ def clip_targets(shapes: Shapes, *, part: str, prefix: str, kohya: str) -> list[
     LoRA files call it (``lora_te``, ``lora_te1``).
     """
     pattern = re.compile(r"encoder\.layers\.(\d+)\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])", re.ASCII)
-    matches = (pattern.fullmatch(layer) for layer in _layers(shapes))
+    modules = [layer for layer in _layers(shapes) if pattern.fullmatch(layer)]
     return [
-        _encoder_target(
-            part, kohya, match[0], match[0], f"{prefix}{match[0]}.weight", tuple(shapes[f"{match[0]}.weight"])
-        )
-        for match in matches
-        if match is not None
+        _encoder_target(part, kohya, module, module, f"{prefix}{module}.weight", shape)
+        for module in modules
+        if len(shape := _weight_shape(shapes, module)) == 2
     ]
 
 
@@ -549,17 +559,18 @@ def open_clip_targets(
     for number in sorted(numbers)[:layers]:
         start, theirs = f"transformer.resblocks.{number}", f"encoder.layers.{number}"
         fused = f"{start}.attn.in_proj_weight"
-        size = shapes[fused][0] // 3
-        for index, name in enumerate(_QKV):
-            rows = (index * size, (index + 1) * size)
-            shape, their_name = (size, shapes[fused][1]), f"{theirs}.self_attn.{name}_proj"
-            targets.append(
-                _encoder_target(part, kohya, f"{start}.attn.{name}", their_name, f"{prefix}{fused}", shape, rows)
-            )
+        if len(shapes.get(fused, ())) == 2:
+            size, inputs = shapes[fused][0] // 3, shapes[fused][1]
+            for index, name in enumerate(_QKV):
+                rows = (index * size, (index + 1) * size)
+                module, their_name = f"{start}.attn.{name}", f"{theirs}.self_attn.{name}_proj"
+                tensor = f"{prefix}{fused}"
+                targets.append(_encoder_target(part, kohya, module, their_name, tensor, (size, inputs), rows))
         for layer in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
             module, their_name = f"{start}.{layer}", f"{theirs}.{_OPEN_CLIP_LAYER[layer]}"
-            shape = (shapes[f"{module}.weight"][0], shapes[f"{module}.weight"][1])
-            targets.append(_encoder_target(part, kohya, module, their_name, f"{prefix}{module}.weight", shape))
+            shape = _weight_shape(shapes, module)
+            if len(shape) == 2:
+                targets.append(_encoder_target(part, kohya, module, their_name, f"{prefix}{module}.weight", shape))
     return targets
 
 
