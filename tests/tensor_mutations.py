@@ -11,8 +11,11 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+import torch
+
 from loraloom.errors import FileError
-from loraloom.formats.tensors import TensorFile, _open_buffer
+from loraloom.formats.file_bytes import FileBytes
+from loraloom.formats.tensors import TensorFile, _found
 from loraloom.formats.zip_file import read_zip
 from tensor_corpus import benign, hostile, safetensors, zipped
 from work import counted
@@ -108,10 +111,30 @@ def touch(file: TensorFile) -> None:
             tensor[tuple(length - 1 for length in info.shape)].clone()
 
 
+class InMemory(FileBytes):
+    """A file that was never written."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = bytearray(data)
+
+    def read(self, start: int, end: int) -> torch.Tensor:
+        assert end <= len(self._data)
+        return torch.frombuffer(self._data[start:end], dtype=torch.uint8)
+
+    def mapped(self, start: int, end: int) -> torch.Tensor:
+        return torch.frombuffer(self._data, dtype=torch.uint8, count=end - start, offset=start)
+
+    def view(self) -> memoryview:
+        return memoryview(self._data)
+
+    def close(self) -> None:
+        pass
+
+
 def outcome(data: bytes, path: Path) -> str:
     """``read``, or the class of the error that refused the file. Anything else is raised."""
     try:
-        with _open_buffer(bytearray(data), path) as file:
+        with _found(InMemory(data), path) as file:
             touch(file)
     except FileError as error:
         if "\n" in str(error):

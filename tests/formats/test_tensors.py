@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 import weakref
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def test_benign_files_bit_for_bit(name: str, tmp_path: Path) -> None:
         for key, tensor in expected.items():
             assert file.info(key) == TensorInfo(tensor.dtype, tuple(tensor.shape))
             assert_same(file[key], tensor)
+            assert_same(file.mapped(key), tensor)
+            file.check(key)
         file.verify()
     assert path.read_bytes() == data
 
@@ -129,7 +132,10 @@ def test_part_of_a_legacy_storage(tmp_path: Path) -> None:
 def test_changing_a_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
     for name in ("plain zip", "legacy stream"):
         path = written(tmp_path, BENIGN[name][0])
-        open_tensors(path)["model.weight"].fill_(7.0)
+        file = open_tensors(path)
+        file["model.weight"].fill_(7.0)
+        assert file.mapped("model.weight").ne(7.0).any()
+        file.mapped("model.weight").fill_(7.0)
         assert path.read_bytes() == BENIGN[name][0]
 
 
@@ -148,9 +154,11 @@ def test_tensors_outlive_the_file_object(tmp_path: Path) -> None:
 def test_views_share_the_mapping_and_each_its_own_storage(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.ckpt", {"w": torch.zeros(1000), "v": torch.ones(10)})
     file = open_tensors(tmp_path / "a.ckpt")
-    assert file["w"].data_ptr() == file["w"].data_ptr()
-    assert file["w"].untyped_storage().nbytes() == 4000
-    assert file["w"].data_ptr() % 64 == 0
+    first, second = file.mapped("w"), file.mapped("w")
+    assert first.data_ptr() == second.data_ptr()
+    assert first.untyped_storage().nbytes() == 4000
+    assert first.data_ptr() % 64 == 0
+    assert file["w"].data_ptr() != first.data_ptr()
 
 
 def test_missing_and_odd_paths(tmp_path: Path) -> None:
@@ -173,6 +181,66 @@ def test_verify_finds_a_changed_byte(tmp_path: Path) -> None:
         pytest.raises(FileFormatError, match="'archive/data/0' is"),
     ):
         file.verify()
+
+
+def flipped(path: Path, tensor: torch.Tensor) -> None:
+    """Change one bit of a tensor in a file."""
+    data, raw = bytearray(path.read_bytes()), bits(tensor)
+    place = data.index(raw) + len(raw) // 3
+    data[place] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_is_found_when_its_tensor_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    tensors = {name: torch.randn(7, 30) for name in ("first", "second", "third")}
+    write_tensors(path, tensors)
+    flipped(path, tensors["second"])
+    for read in (TensorFile.__getitem__, TensorFile.check):
+        with open_tensors(path) as file:
+            read(file, "first")
+            with pytest.raises(FileFormatError, match="'archive/data/1' is damaged") as caught:
+                read(file, "second")
+            assert "the tensor 'second'" in caught.value.problem
+            assert caught.value.hint == "download or copy the file again"
+            read(file, "third")
+
+
+def test_a_flipped_bit_is_found_in_a_part_that_several_tensors_share(tmp_path: Path) -> None:
+    whole = torch.randn(40, 5)
+    torch.save({"a": whole[:10], "b": whole[10:], "c": whole.T}, tmp_path / "a.pt")
+    path = tmp_path / "a.pt"
+    flipped(path, whole)
+    with open_tensors(path) as file:
+        for name in ("a", "b", "c"):
+            with pytest.raises(FileFormatError, match="is damaged"):
+                file[name]
+
+
+def test_what_was_checked_once_is_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    crc32 = zlib.crc32
+    write_tensors(tmp_path / "a.ckpt", {"a": torch.zeros(300), "b": torch.zeros(70)})
+    file = open_tensors(tmp_path / "a.ckpt")
+    monkeypatch.setattr(zlib, "crc32", lambda data, start=0: (counted.append(len(data)), crc32(data, start))[1])
+    file["a"], file["a"], file.check("a"), file.check("b"), file["b"]
+    assert counted == [1200, 280]
+    file.mapped("a")
+    assert len(counted) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody shorten a mapped file")
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_tensors(path, {"a": torch.zeros(30_000), "b": torch.ones(30_000)})
+    with open_tensors(path) as file:
+        os.truncate(path, 200_000)
+        assert_same(file["a"], torch.zeros(30_000))
+        for read in (file.__getitem__, file.mapped):
+            with pytest.raises(FileFormatError, match="has become shorter while it was being read") as caught:
+                read("b")
+            assert str(path) in caught.value.problem
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["Contents", "Entry", "TensorInfo", "check_name", "check_shape", "contiguous_stride", "show"]
+__all__ = ["Checksum", "Contents", "Entry", "TensorInfo", "check_name", "check_shape", "contiguous_stride", "show"]
 
 MAX_ELEMENTS = 2**48
 MAX_DIMENSIONS = 64
@@ -48,6 +48,16 @@ class Entry:
     """The bytes themselves when they are not mapped (numpy arrays inside a pickle)."""
 
 
+@dataclass(frozen=True)
+class Checksum:
+    """A part of a file whose CRC-32 the file carries: the zip member's name, its bytes ``start`` to ``end``."""
+
+    member: str
+    start: int
+    end: int
+    crc: int
+
+
 @dataclass
 class Contents:
     """Everything a reader found in a file, before any tensor is touched."""
@@ -56,8 +66,8 @@ class Contents:
     entries: dict[str, Entry] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     extras: dict[str, object] = field(default_factory=dict)
-    checksums: list[tuple[str, int, int, int]] = field(default_factory=list)
-    """(member, start, end, CRC-32) of the parts that can be verified."""
+    checksums: list[Checksum] = field(default_factory=list)
+    """The parts that can be verified."""
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

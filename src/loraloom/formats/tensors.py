@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
+import math
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from types import TracebackType
 import torch
 
 from loraloom.errors import FileError, FileFormatError, OutputError
-from loraloom.formats.entries import MAX_TENSORS, Contents, Entry, TensorInfo, check_name, show
+from loraloom.formats.entries import MAX_TENSORS, Checksum, Contents, Entry, TensorInfo, check_name, show
+from loraloom.formats.file_bytes import FileBytes, open_bytes
 from loraloom.formats.files import atomic_writer
 from loraloom.formats.safetensors_file import (
     DTYPE_NAMES,
@@ -22,20 +24,22 @@ from loraloom.formats.safetensors_file import (
     safetensors_order,
 )
 from loraloom.formats.torch_file import looks_like_torch, read_torch, state_dict_pickle, write_torch_zip
-from loraloom.reading import open_file
 
-__all__ = ["TensorFile", "TensorInfo", "TensorSource", "open_tensors", "write_tensors"]
+__all__ = ["TensorFile", "TensorInfo", "TensorSource", "is_finite", "open_tensors", "write_tensors"]
+
+_CHUNK = 1 << 24
 
 
 class TensorFile(Mapping[str, torch.Tensor]):
-    """Lazy mapping from name to tensor over a mapped file.
+    """Lazy mapping from name to tensor over a file.
 
-    A tensor is a view of a private mapping wherever its bytes are aligned (else a copy): changing it in place
-    never changes the file. Keep the file as it is while tensors are in use; on Windows it can be replaced only
-    after ``close()`` and after the tensors are gone.
+    ``file[name]`` reads a tensor into memory of its own, checked against the checksum that the file carries for it.
+    ``file.mapped(name)`` reads nothing: a view of the file, for weights that would fill the memory twice.
+    Keep the file as it is while it is in use; on Windows it can be replaced only after ``close()`` and after the
+    mapped tensors are gone.
     """
 
-    def __init__(self, path: Path, buffer: mmap.mmap | bytearray, contents: Contents) -> None:
+    def __init__(self, path: Path, bytes_: FileBytes, contents: Contents) -> None:
         self.path = path
         self.kind = contents.kind
         """``safetensors``, ``zip`` or ``legacy`` (torch before 1.6)."""
@@ -43,14 +47,47 @@ class TensorFile(Mapping[str, torch.Tensor]):
         self.extras = contents.extras
         """Plain values that stood beside the tensors, such as ``epoch`` and ``global_step``."""
         self._entries = contents.entries
-        self._checksums = contents.checksums
-        self._buffer: mmap.mmap | bytearray | None = buffer
+        self._parts = sorted(contents.checksums, key=lambda part: part.start)
+        self._starts = [part.start for part in self._parts]
+        self._checked: set[int] = set()
+        self._bytes: FileBytes | None = bytes_
 
     def __getitem__(self, name: str) -> torch.Tensor:
         entry = self._entries[name]
-        if self._buffer is None:
-            raise FileError(f"{self.path}: is closed already")
-        return _tensor(self._buffer if entry.data is None else bytearray(entry.data), entry)
+        source = self._source()
+        if entry.data is not None:
+            return _shaped(torch.frombuffer(bytearray(entry.data), dtype=torch.uint8), entry)
+        if entry.info.numel == 0:
+            return torch.empty(entry.info.shape, dtype=entry.info.dtype)
+        raw = source.read(entry.start, entry.end)
+        part = self._part_of(entry)
+        if part is not None and part.start not in self._checked:
+            if (part.start, part.end) == (entry.start, entry.end):
+                self._compare(part, zlib.crc32(raw.numpy().data), name)
+            else:
+                self._check_part(source, part, name)
+        return _shaped(raw, entry)
+
+    def mapped(self, name: str) -> torch.Tensor:
+        """A view of the file's bytes (a copy where they are not aligned for their type): reads and checks nothing.
+
+        It is not to be changed in place: that leaves the file alone, but where the system has no memory to spare for
+        a copy **it ends the process**. Use :meth:`check` first where the content matters.
+        """
+        entry = self._entries[name]
+        source = self._source()
+        if entry.data is not None or entry.info.numel == 0 or entry.start % entry.info.dtype.itemsize:
+            return self[name]
+        return _shaped(source.mapped(entry.start, entry.end), entry)
+
+    def check(self, name: str) -> None:
+        """Read a tensor against the checksum that the file carries for it, once; raise FileFormatError if it differs.
+
+        A zip has a checksum for each tensor. The stream of torch before 1.6 and safetensors have none.
+        """
+        source, part = self._source(), self._part_of(self._entries[name])
+        if part is not None and part.start not in self._checked:
+            self._check_part(source, part, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -75,18 +112,16 @@ class TensorFile(Mapping[str, torch.Tensor]):
 
         Opening checks the small members only, since this costs one read of the file.
         """
-        if self._buffer is None:
-            raise FileError(f"{self.path}: is closed already")
-        with memoryview(self._buffer) as view:
-            for member, start, end, checksum in self._checksums:
-                if _crc32(view, start, end) != checksum:
-                    raise FileFormatError(
-                        f"{self.path}: its member {show(member)} is damaged", "download or copy the file again"
-                    )
+        source = self._source()
+        for part in self._parts:
+            if part.start not in self._checked:
+                self._check_part(source, part)
 
     def close(self) -> None:
-        """Let go of the file. Tensors already taken stay valid and keep the mapping until they are gone."""
-        self._buffer = None
+        """Let go of the file. Tensors already taken stay valid; mapped ones keep the mapping until they are gone."""
+        if self._bytes is not None:
+            self._bytes.close()
+        self._bytes = None
 
     def __enter__(self) -> TensorFile:
         return self
@@ -95,6 +130,35 @@ class TensorFile(Mapping[str, torch.Tensor]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _source(self) -> FileBytes:
+        if self._bytes is None:
+            raise FileError(f"{self.path}: is closed already")
+        return self._bytes
+
+    def _part_of(self, entry: Entry) -> Checksum | None:
+        """The part of the file with a checksum in which a tensor lies."""
+        index = bisect_right(self._starts, entry.start) - 1
+        if entry.data is not None or index < 0:
+            return None
+        part = self._parts[index]
+        return part if entry.end <= part.end and part.start < part.end else None
+
+    def _check_part(self, source: FileBytes, part: Checksum, name: str = "") -> None:
+        crc = 0
+        for position in range(part.start, part.end, _CHUNK):
+            crc = zlib.crc32(source.read(position, min(position + _CHUNK, part.end)).numpy().data, crc)
+        self._compare(part, crc, name)
+
+    def _compare(self, part: Checksum, crc: int, name: str) -> None:
+        if crc != part.crc:
+            holding = f" (it holds the tensor {show(name)})" if name else ""
+            raise FileFormatError(
+                f"{self.path}: its member {show(part.member)} is damaged{holding}: "
+                "its bytes do not give the checksum that the file has for them",
+                "download or copy the file again",
+            )
+        self._checked.add(part.start)
 
 
 @dataclass(frozen=True)
@@ -113,19 +177,18 @@ def open_tensors(path: Path) -> TensorFile:
     UnsafeFileError (it asks for code to be run, or for memory without bound).
     """
     path = Path(path)
-    buffer: mmap.mmap | bytearray
+    return _found(open_bytes(path), path)
+
+
+def _found(source: FileBytes, path: Path) -> TensorFile:
+    """The tensors in these bytes."""
     try:
-        with open_file(path) as file:
-            is_empty = file.seek(0, 2) == 0  # nothing to map
-            buffer = bytearray() if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read, {error}", "check the permissions of the file") from error
-    return _open_buffer(buffer, path)
-
-
-def _open_buffer(buffer: mmap.mmap | bytearray, path: Path) -> TensorFile:
-    with memoryview(buffer) as view:
-        return TensorFile(path, buffer, _read(view, str(path)))
+        with source.view() as view:
+            contents = _read(view, str(path))
+    except BaseException:
+        source.close()
+        raise
+    return TensorFile(path, source, contents)
 
 
 def _read(view: memoryview, where: str) -> Contents:
@@ -170,28 +233,21 @@ _OTHER_FORMS = (
 )
 
 
-def _tensor(buffer: mmap.mmap | bytearray, entry: Entry) -> torch.Tensor:
-    """A view of the entry's bytes, or a copy where they are not aligned for their type."""
-    info = entry.info
-    if info.numel == 0:
-        return torch.empty(info.shape, dtype=info.dtype)
-    if entry.start % info.dtype.itemsize == 0:
-        count = (entry.end - entry.start) // info.dtype.itemsize
-        flat = torch.frombuffer(buffer, dtype=info.dtype, count=count, offset=entry.start)
-    else:
-        raw = torch.frombuffer(buffer, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start)
-        flat = raw.clone().view(info.dtype)
-    if entry.stride is None:
-        return flat.view(info.shape)
-    return flat.as_strided(info.shape, entry.stride)
+def _shaped(raw: torch.Tensor, entry: Entry) -> torch.Tensor:
+    """The entry's tensor over its bytes, of which the first must be aligned for its type."""
+    flat = raw.view(entry.info.dtype)
+    return flat.view(entry.info.shape) if entry.stride is None else flat.as_strided(entry.info.shape, entry.stride)
 
 
-def _crc32(view: memoryview, start: int, end: int) -> int:
-    checksum = 0
-    step = 1 << 24
-    for position in range(start, end, step):
-        checksum = zlib.crc32(view[position : min(position + step, end)], checksum)
-    return checksum
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite. A finite sum says so in a fraction of the time of asking every value."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.dtype.itemsize > 1 and not tensor.is_complex():
+        if math.isfinite(float(tensor.sum(dtype=torch.float32))):
+            return True
+        return bool(torch.isfinite(tensor).all())
+    return bool(torch.isfinite(tensor if tensor.is_complex() else tensor.float()).all())
 
 
 def write_tensors(

@@ -20,6 +20,7 @@ from loraloom.formats.entries import (
     MAX_ELEMENTS,
     MAX_NAME,
     MAX_TENSORS,
+    Checksum,
     Contents,
     Entry,
     TensorInfo,
@@ -159,7 +160,7 @@ def _read_zip(view: memoryview, where: str) -> Contents:
         storages.add(declared, data.start)
         storages.refer(reference, declared.key)
     contents = _Finder(storages, where).contents("zip", pickle.value)
-    contents.checksums = [(member.name, member.start, member.end, member.checksum) for member in members.values()]
+    contents.checksums = [Checksum(each.name, each.start, each.end, each.checksum) for each in members.values()]
     return contents
 
 

@@ -35,10 +35,15 @@ class TensorView(Protocol):
     def __len__(self) -> int: ...
     def __contains__(self, name: object) -> bool: ...
     def info(self, name: str) -> TensorInfo: ...
+    def mapped(self, name: str) -> Tensor: ...
+    def check(self, name: str) -> None: ...
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """Lazy mapping from checkpoint key to tensor, in the file's precision, whatever the checkpoint is kept in."""
+    """Lazy mapping from checkpoint key to tensor, in the file's precision, whatever the checkpoint is kept in.
+
+    ``checkpoint[name]`` is read into memory of its own, and checked where the file carries checksums.
+    """
 
     def __init__(self, path: Path, source: TensorView, family: Family) -> None:
         self.path = path
@@ -48,6 +53,17 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._source[name]
+
+    def mapped(self, name: str) -> Tensor:
+        """A tensor that takes no memory where its bytes in the file can be seen as they are. It must not be changed.
+
+        See :meth:`loraloom.formats.tensors.TensorFile.mapped`.
+        """
+        return self._source.mapped(name)
+
+    def check(self, name: str) -> None:
+        """Read a tensor against the checksum that the file carries for it, once; FileFormatError if it differs."""
+        self._source.check(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._source)

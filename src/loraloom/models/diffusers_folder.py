@@ -70,7 +70,26 @@ class _Stored:
     """One checkpoint tensor: what it will be, and how to make it."""
 
     info: TensorInfo
-    load: Callable[[], Tensor]
+    make: Callable[[Callable[[str], Tensor]], Tensor]
+    """Given how to get the folder's tensors by name."""
+    part: _Part | None = None
+    """Where those are; None where it is made of nothing."""
+    sources: tuple[str, ...] = ()
+
+    def load(self) -> Tensor:
+        return self.make(self.part.load if self.part else _nothing)
+
+    def mapped(self) -> Tensor:
+        return self.make(self.part.mapped if self.part else _nothing)
+
+    def check(self) -> None:
+        if self.part is not None:
+            for source in self.sources:
+                self.part.files[source].check(source)
+
+
+def _nothing(name: str) -> Tensor:
+    raise KeyError(name)
 
 
 class FolderTensors(Mapping[str, Tensor]):
@@ -96,6 +115,14 @@ class FolderTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name].load()
+
+    def mapped(self, name: str) -> Tensor:
+        """A tensor that takes no memory where the folder has it as a checkpoint does. It must not be changed."""
+        return self._tensors[name].mapped()
+
+    def check(self, name: str) -> None:
+        """Read a tensor against the checksums that its file carries, once; FileFormatError if one differs."""
+        self._tensors[name].check()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -124,6 +151,9 @@ class _Part:
     def load(self, name: str) -> Tensor:
         return self.files[name][name]
 
+    def mapped(self, name: str) -> Tensor:
+        return self.files[name].mapped(name)
+
     def stored(self, kind: PartKind, prefix: str) -> dict[str, _Stored]:
         """The part's tensors under checkpoint names."""
         pairs = sorted(pairs_from_diffusers(kind, self.shapes), key=lambda pair: pair.checkpoint)
@@ -136,7 +166,8 @@ class _Part:
                 )
             dtype = self.files[sources[0].diffusers].info(sources[0].diffusers).dtype
             info = TensorInfo(dtype, checkpoint_shape(sources, self.shapes))
-            found[prefix + name] = _Stored(info, partial(checkpoint_tensor, sources, self.load))
+            names = tuple(pair.diffusers for pair in sources)
+            found[prefix + name] = _Stored(info, partial(checkpoint_tensor, sources), self, names)
         return found
 
 
@@ -181,12 +212,12 @@ def _fillers(part: TextPart, tensors: Mapping[str, _Stored]) -> dict[str, _Store
     if part.encoder == "clip":
         positions = tensors[f"{prefix}embeddings.position_embedding.weight"].info.shape[0]
         info = TensorInfo(torch.int64, (1, positions))
-        return {f"{prefix}embeddings.position_ids": _Stored(info, lambda: torch.arange(positions)[None])}
+        return {f"{prefix}embeddings.position_ids": _Stored(info, lambda _: torch.arange(positions)[None])}
     dtype, (_, width) = (table := tensors[f"{prefix}token_embedding.weight"].info).dtype, table.shape
-    scalar = _Stored(TensorInfo(dtype, ()), lambda: torch.tensor(math.log(100.0), dtype=dtype))
+    scalar = _Stored(TensorInfo(dtype, ()), lambda _: torch.tensor(math.log(100.0), dtype=dtype))
     added = {f"{prefix}logit_scale": scalar}
     if part.trimmed_layers is not None:
-        identity = _Stored(TensorInfo(dtype, (width, width)), lambda: torch.eye(width, dtype=dtype))
+        identity = _Stored(TensorInfo(dtype, (width, width)), lambda _: torch.eye(width, dtype=dtype))
         added |= {f"{prefix}text_projection": identity} | _copied_layer(f"{prefix}transformer.resblocks.", tensors)
     return added
 

@@ -21,7 +21,7 @@ from loraloom.diffusion.schedules import NoiseSchedule
 from loraloom.errors import CheckpointError, SettingsError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterTarget
-from loraloom.formats.tensors import TensorInfo
+from loraloom.formats.tensors import TensorInfo, is_finite
 from loraloom.hardware import return_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.conditioning import (
@@ -103,6 +103,8 @@ class LoadedModel:
         self.schedule = schedule
         self.prediction: Prediction = prediction
         self.tokenizer: Tokenizer = clip_tokenizer()
+        self.damage: dict[str, CheckpointError] = {}
+        """What is wrong with a part that was loaded all the same, because another may take its place (the VAE)."""
         self._placements = {name: _Placement(module, device) for name, module in parts.items()} if offload else {}
 
     @property
@@ -156,7 +158,7 @@ class LoadedModel:
         path, _, own = name.removeprefix(self.prefixes[target.part]).rpartition(".")
         owner = self.parts[target.part].get_submodule(path)
         live = getattr(owner, own)
-        stored = self.checkpoint[name].to(live.device, live.dtype)
+        stored = self.checkpoint.mapped(name).to(live.device, live.dtype)
         owner.register_parameter(own, nn.Parameter(stored, requires_grad=False))
 
     def add_to_weight(self, target: AdapterTarget, change: Tensor, *, bias: bool = False) -> None:
@@ -216,7 +218,7 @@ class LoadedModel:
         for path, owner in module.named_modules():
             start = self.prefixes[part] + (f"{path}." if path else "")
             for name, parameter in list(owner.named_parameters(recurse=False)):
-                stored = self.checkpoint[start + name]
+                stored = self.checkpoint.mapped(start + name)
                 if parameter.device == stored.device and parameter.dtype == stored.dtype:
                     continue
                 freed += parameter.nbytes
@@ -224,6 +226,11 @@ class LoadedModel:
         if freed and self.device.type != "cpu":
             self._placements[part] = _Placement(module, self.device)
         return freed
+
+    def check_part(self, part: str) -> None:
+        """Raise the CheckpointError of a part that must not be used."""
+        if part in self.damage:
+            raise self.damage[part]
 
     # -------------------------------------------------------------------------------------------- text
 
@@ -310,12 +317,14 @@ class LoadedModel:
 
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) in [-1, 1] -> mean and standard deviation of the latents, (B, 4, H/8, W/8) fp32, scaled."""
+        self.check_part("vae")
         with self.using("vae"):
             mean, std = self.vae.encode(pixels.to(self.device, self.vae_compute))
         return mean.float() * self.family.latent_scale, std.float() * self.family.latent_scale
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) scaled latents -> (B, 3, 8h, 8w) fp32 in [-1, 1]; one picture at a time, to save memory."""
+        self.check_part("vae")
         unscaled = latents.to(self.device, self.vae_compute) / self.family.latent_scale
         with self.using("vae"):
             pictures = [self.vae.decode(row[None]) for row in unscaled]
@@ -422,19 +431,25 @@ def load_model(
     (on the CPU they are then never copied at all). ``offload`` keeps every part on the CPU while it is not in use.
     ``quantize`` keeps the weights of U-Net and text encoders in 8 or 4 bits.
     ``prediction`` and ``zero_terminal_snr`` are read from the file unless given. Raises CheckpointError when a part
-    is missing or does not fit.
+    is missing or does not fit, or a weight is NaN or infinite; that of a VAE is kept in ``model.damage``, where
+    :func:`loraloom.models.vae_file.replace_vae` can still mend it.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
     parts: dict[str, nn.Module] = {}
     prefixes: dict[str, str] = {}
+    damage: dict[str, CheckpointError] = {}
     weight_type = None if keep_file_precision else compute
     rest = torch.device("cpu") if offload else device
     for name, prefix, build in _parts(checkpoint):
         part_type = torch.float32 if name == "vae" and weight_type == torch.float16 else weight_type
         prefixes[name] = prefix
         method = "none" if name == "vae" else quantize
-        parts[name] = _load_part(checkpoint, prefix, build, rest, part_type, method)
+        parts[name], problem = _load_part(checkpoint, prefix, build, rest, part_type, method)
+        if problem is not None:
+            damage[name] = problem
+            if name != "vae":
+                raise problem
     if quantize != "none":
         listener(_quantized_notice(parts, quantize))
     if compute == torch.float16:
@@ -456,6 +471,7 @@ def load_model(
         prediction=signs.prediction or "epsilon",
         offload=offload,
     )
+    model.damage |= damage
     if signs.prediction is not None and prediction == "auto" and signs.prediction == "v":
         listener(Notice(f"v-prediction, known from {signs.source}"))
     if (
@@ -513,8 +529,12 @@ def _load_part(
     device: torch.device,
     dtype: torch.dtype | None,
     quantize: Quantization,
-) -> nn.Module:
-    """Build a part without memory, then give it the file's tensors; only a change of precision or device copies."""
+) -> tuple[nn.Module, CheckpointError | None]:
+    """Build a part without memory, then give it the file's tensors; only a change of precision or device copies.
+
+    Second is what is wrong with the first tensor that holds NaN or infinite values.
+    """
+    damage: CheckpointError | None = None
     names = [name for name in checkpoint if name.startswith(prefix)]
     with torch.device("meta"):
         module = build({name.removeprefix(prefix): checkpoint.info(name).shape for name in names})
@@ -525,14 +545,43 @@ def _load_part(
         if info is None or info.shape != tuple(expected.shape):
             found = "is missing" if info is None else f"has the shape {info.shape} instead of {tuple(expected.shape)}"
             raise CheckpointError(f"{checkpoint.path}: the tensor {prefix + name} {found}", "the file is incomplete")
-        weight = checkpoint[prefix + name].to(device=device, dtype=dtype)
+        weight, problem = _loaded_weight(checkpoint, prefix + name, device, dtype)
+        damage = damage or problem
         if name in small:
             weight = QuantizedWeight.quantize(weight, quantize)
             # What it was made from leaves holes in the heap, which in sum would take more than is saved.
             return_freed_memory()
         state[name] = weight
     module.load_state_dict(state, assign=True)
-    return module.requires_grad_(False).eval()
+    return module.requires_grad_(False).eval(), damage
+
+
+def _loaded_weight(
+    checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype | None
+) -> tuple[Tensor, CheckpointError | None]:
+    """A tensor for use, mapped where it stays as it is in the file, else converted; and what is wrong with it."""
+    stays = device.type == "cpu" and dtype in (None, checkpoint.info(name).dtype)
+    if not stays:
+        stored = checkpoint[name]
+        weight = stored.to(device=device, dtype=dtype)
+    else:
+        checkpoint.check(name)
+        stored = weight = checkpoint.mapped(name)
+    return weight, None if is_finite(weight) else _not_finite(checkpoint, name, stored, weight)
+
+
+def _not_finite(checkpoint: Checkpoint, name: str, stored: Tensor, weight: Tensor) -> CheckpointError:
+    if is_finite(stored):
+        kept, wanted = (str(tensor.dtype).removeprefix("torch.") for tensor in (stored, weight))
+        return CheckpointError(
+            f"{checkpoint.path}: the tensor {name} ({kept}) holds values beyond the range of {wanted}",
+            "compute in bf16 or float",
+        )
+    bad = int((~torch.isfinite(stored.float())).sum())
+    return CheckpointError(
+        f"{checkpoint.path}: the tensor {name} holds {bad} of {stored.numel()} values that are NaN or infinite",
+        "the checkpoint is damaged (a merge or training that overflowed leaves this): get another copy or version",
+    )
 
 
 def _probe(model: LoadedModel) -> Prediction:

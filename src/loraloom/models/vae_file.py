@@ -47,6 +47,7 @@ def replace_vae(model: LoadedModel, path: Path) -> None:
         )
     like = next(old.parameters())
     model.parts["vae"] = vae.to(like.device, like.dtype)
+    model.damage.pop("vae", None)
 
 
 def vae_tensors(path: Path) -> Mapping[str, Tensor]:

@@ -92,6 +92,7 @@ def load_for(checkpoint: Path, settings: GenerateSettings, *, listener: Listener
     )
     if settings.vae is not None:
         replace_vae(model, settings.vae)
+    model.check_part("vae")
     listener(Notice(f"{checkpoint.name} is {model.family.title}, on {device} with precision {precision.name}"))
     return model
 

@@ -482,7 +482,7 @@ def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
     """
     digest = sha256()
     for name in sorted(checkpoint):
-        tensor = checkpoint[name].detach().reshape(-1)
+        tensor = checkpoint.mapped(name).reshape(-1)
         digest.update(f"{name}{tensor.dtype}{tuple(checkpoint.info(name).shape)}".encode())
         chosen = tensor[:: max(1, len(tensor) // 64)][:64].contiguous()
         digest.update(chosen.view(torch.uint8).numpy().data)

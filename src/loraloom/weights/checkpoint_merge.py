@@ -15,14 +15,14 @@ from loraloom.adapters.block_weights import BlockWeights
 from loraloom.errors import CheckpointError, OutputError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.files import sha256_of
-from loraloom.formats.tensors import TensorInfo, TensorSource, write_tensors
+from loraloom.formats.tensors import TensorInfo, TensorSource, is_finite, write_tensors
 from loraloom.hardware import keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.names import is_extra
 from loraloom.models.prediction import prediction_metadata, read_signs
 from loraloom.models.saving import saved_dtype
 from loraloom.models.vae_file import vae_tensors
-from loraloom.weights.merge import PRECISIONS, file_name, is_finite, is_same_or_inside
+from loraloom.weights.merge import PRECISIONS, file_name, is_same_or_inside
 
 __all__ = ["RECIPE_KEY", "CheckpointMergeReport", "CheckpointWeight", "merge_checkpoints"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from loraloom.errors import AdapterError, OutputError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterTarget
 from loraloom.formats.files import sha256_of
-from loraloom.formats.tensors import TensorInfo, TensorSource, write_tensors
+from loraloom.formats.tensors import TensorInfo, TensorSource, is_finite, write_tensors
 from loraloom.hardware import keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.family import Family
@@ -228,13 +227,6 @@ def _load(source: Checkpoint, name: str, changes: Sequence[Change], dtype: torch
     if changes and not torch.equal(result, plain):
         changed.add(name)
     return result
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite. A finite sum says so in a fraction of the time of asking every value."""
-    if tensor.dtype.itemsize > 1 and math.isfinite(float(tensor.sum(dtype=torch.float32))):
-        return True
-    return bool(torch.isfinite(tensor.float()).all())
 
 
 def is_same_or_inside(output: Path, source: Path) -> bool:
