@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraloom.errors import SettingsError
+from loraloom.errors import CheckpointError, FileFormatError, SettingsError
 from loraloom.events import Event, Notice
 from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.models.conditioning import BREAK, Segment
 from loraloom.models.family import Family
 from loraloom.models.loaded import LoadedModel, load_model
+from loraloom.models.saving import save_checkpoint
+from loraloom.models.vae_file import replace_vae
 from toys import toy_tensors
 
 CPU = torch.device("cpu")
@@ -265,3 +269,105 @@ def test_a_changed_weight_is_given_back_changed(family: Family, tmp_path: Path) 
     assert changed.dtype == torch.float16
     torch.testing.assert_close(changed, model.checkpoint[name] + 1)
     assert torch.equal(open_tensors(tmp_path / "half.safetensors")[name], model.checkpoint[name])
+
+
+# ------------------------------------------------------------------------------------------------ damaged weights
+
+UNET_WEIGHT = "model.diffusion_model.output_blocks.3.0.in_layers.2.weight"
+TEXT_WEIGHT = "cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc2.bias"
+VAE_WEIGHT = "first_stage_model.decoder.up.1.block.0.conv1.weight"
+
+
+def with_values(name: str, *values: float) -> dict[str, torch.Tensor]:
+    """The toy with a few values of one tensor replaced."""
+    tensor = toy_tensors("sd1")[name].clone()
+    tensor.view(-1)[3 : 3 + len(values)] = torch.tensor(values)
+    return toy_tensors("sd1") | {name: tensor}
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])  # mapped, and converted
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        (UNET_WEIGHT, (math.nan, math.nan)),
+        (TEXT_WEIGHT, (math.inf,)),
+        (UNET_WEIGHT, (math.inf, -math.inf, 7.0)),
+    ],
+)
+def test_damaged_weights_are_told_by_name(
+    tmp_path: Path, name: str, values: tuple[float, ...], compute: torch.dtype
+) -> None:
+    path = tmp_path / "base.safetensors"
+    write_tensors(path, with_values(name, *values))
+    bad = sum(not math.isfinite(value) for value in values)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, device=CPU, compute=compute)
+    assert caught.value.problem.startswith(f"{path}: the tensor {name} holds {bad} of ")
+    assert "NaN or infinite" in caught.value.problem
+
+
+def test_large_values_are_no_damage(tmp_path: Path) -> None:
+    """Their sum is infinite, and each of them is not."""
+    tensors = with_values(UNET_WEIGHT, 3e38, 3e38, 3e38)
+    write_tensors(tmp_path / "base.safetensors", tensors)
+    model = load_model(tmp_path / "base.safetensors", device=CPU)
+    live = dict(model.unet.named_parameters())[UNET_WEIGHT.removeprefix("model.diffusion_model.")]
+    assert torch.equal(live, tensors[UNET_WEIGHT])
+
+
+def test_values_beyond_the_precision_asked_for(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "base.safetensors", with_values(UNET_WEIGHT, 70_000.0))
+    with pytest.raises(CheckpointError, match=r"\(float32\) holds values beyond the range of float16") as caught:
+        load_model(tmp_path / "base.safetensors", device=CPU, compute=torch.float16)
+    assert UNET_WEIGHT in caught.value.problem
+    assert caught.value.hint == "compute in bf16 or float"
+
+
+def test_a_damaged_vae_is_told_when_it_is_used_unless_another_takes_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "base.safetensors"
+    write_tensors(path, with_values(VAE_WEIGHT, math.nan))
+    write_tensors(tmp_path / "whole.safetensors", toy_tensors("sd1"))
+    model = load_model(path, device=CPU)
+    pass_through(model)
+    for use in (
+        lambda: model.check_part("vae"),
+        lambda: model.encode_images(torch.zeros(1, 3, 64, 64)),
+        lambda: model.decode_latents(torch.zeros(1, 4, 8, 8)),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(f"{path}: the tensor {VAE_WEIGHT} holds 1 of")):
+            use()
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: the tensor {VAE_WEIGHT} holds 1 of")):
+        replace_vae(model, path)
+    replace_vae(model, tmp_path / "whole.safetensors")
+    assert model.decode_latents(torch.zeros(1, 4, 8, 8)).isfinite().all()
+
+
+def flip(path: Path, tensor: torch.Tensor) -> None:
+    """Change one bit of a tensor in a file; the value stays finite."""
+    data, raw = bytearray(path.read_bytes()), tensor.numpy().tobytes()
+    data[data.index(raw) + 4 * (tensor.numel() // 3)] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [UNET_WEIGHT, TEXT_WEIGHT, VAE_WEIGHT])
+def test_a_flipped_bit_in_a_ckpt_is_found_on_loading(tmp_path: Path, name: str, compute: torch.dtype) -> None:
+    path = tmp_path / "base.ckpt"
+    write_tensors(path, toy_tensors("sd1"))
+    flip(path, toy_tensors("sd1")[name])
+    with pytest.raises(FileFormatError, match="is damaged") as caught:
+        load_model(path, device=CPU, compute=compute)
+    assert name in caught.value.problem
+
+
+def test_a_flipped_bit_in_a_part_of_a_folder_is_found_on_loading(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    save_checkpoint(toy_tensors("sd1"), folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    with open_tensors(weights) as file:
+        write_tensors(weights.with_suffix(".bin"), file)
+    weights.unlink()
+    load_model(folder, device=CPU)
+    flip(weights.with_suffix(".bin"), toy_tensors("sd1")[UNET_WEIGHT])
+    with pytest.raises(FileFormatError, match="is damaged"):
+        load_model(folder, device=CPU)

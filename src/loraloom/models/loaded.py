@@ -43,7 +43,7 @@ from loraloom.models.tokenizer import Tokenizer, clip_tokenizer
 from loraloom.models.unet import UNet, timestep_embedding
 from loraloom.models.vae import VAE
 
-__all__ = ["LoadedModel", "ModelTensors", "load_model"]
+__all__ = ["LoadedModel", "ModelTensors", "load_model", "not_finite"]
 
 _PIXELS_PER_LATENT = 8
 _LATENT_CHANNELS = 4
@@ -560,26 +560,32 @@ def _loaded_weight(
     checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[Tensor, CheckpointError | None]:
     """A tensor for use, mapped where it stays as it is in the file, else converted; and what is wrong with it."""
-    stays = device.type == "cpu" and dtype in (None, checkpoint.info(name).dtype)
+    info = checkpoint.info(name)
+    if device.type == "meta":  # a plan asks for sizes alone
+        return torch.empty(info.shape, dtype=dtype or info.dtype, device=device), None
+    stays = device.type == "cpu" and dtype in (None, info.dtype)
     if not stays:
         stored = checkpoint[name]
         weight = stored.to(device=device, dtype=dtype)
     else:
         checkpoint.check(name)
         stored = weight = checkpoint.mapped(name)
-    return weight, None if is_finite(weight) else _not_finite(checkpoint, name, stored, weight)
+    if is_finite(weight):
+        return weight, None
+    if not is_finite(stored):
+        return weight, not_finite(checkpoint.path, name, stored)
+    kept, wanted = (str(tensor.dtype).removeprefix("torch.") for tensor in (stored, weight))
+    return weight, CheckpointError(
+        f"{checkpoint.path}: the tensor {name} ({kept}) holds values beyond the range of {wanted}",
+        "compute in bf16 or float",
+    )
 
 
-def _not_finite(checkpoint: Checkpoint, name: str, stored: Tensor, weight: Tensor) -> CheckpointError:
-    if is_finite(stored):
-        kept, wanted = (str(tensor.dtype).removeprefix("torch.") for tensor in (stored, weight))
-        return CheckpointError(
-            f"{checkpoint.path}: the tensor {name} ({kept}) holds values beyond the range of {wanted}",
-            "compute in bf16 or float",
-        )
-    bad = int((~torch.isfinite(stored.float())).sum())
+def not_finite(path: Path, name: str, tensor: Tensor) -> CheckpointError:
+    """What to say of a model's tensor with values that are NaN or infinite."""
+    bad = int((~torch.isfinite(tensor.float())).sum())
     return CheckpointError(
-        f"{checkpoint.path}: the tensor {name} holds {bad} of {stored.numel()} values that are NaN or infinite",
+        f"{path}: the tensor {name} holds {bad} of {tensor.numel()} values that are NaN or infinite",
         "the checkpoint is damaged (a merge or training that overflowed leaves this): get another copy or version",
     )
 

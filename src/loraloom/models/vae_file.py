@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from loraloom.errors import CheckpointError
-from loraloom.formats.tensors import open_tensors
+from loraloom.formats.tensors import is_finite, open_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.diffusers_folder import is_diffusers_folder
-from loraloom.models.loaded import LoadedModel
+from loraloom.models.loaded import LoadedModel, not_finite
 from loraloom.models.names import checkpoint_tensor, pairs_from_diffusers
 from loraloom.models.vae import VAE
 
@@ -31,6 +31,9 @@ def read_vae(path: Path) -> VAE:
     with torch.device("meta"):
         vae = VAE.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     wanted = vae.state_dict()
+    for name in wanted:
+        if not is_finite(tensors[name]):
+            raise not_finite(path, _PREFIX + name, tensors[name])
     vae.load_state_dict({name: tensors[name] for name in wanted}, assign=True)
     vae.requires_grad_(False).eval()
     return vae
