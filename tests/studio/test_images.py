@@ -17,6 +17,7 @@ from loraloom.formats import file_hashes
 from loraloom.formats.image_info import parse_parameters, read_parameters
 from loraloom.formats.tensors import write_tensors
 from loraloom.generation.settings import GenerateSettings
+from loraloom.generation.text_to_image import image_size
 from loraloom.models.family import FAMILIES
 from loraloom.studio import images
 from loraloom.studio.images import check_prompts, generate_images, model_hash
@@ -137,3 +138,26 @@ def test_a_name_that_other_loras_have_too_is_said(tmp_path: Path, monkeypatch: p
     check_prompts(GenerateSettings(prompt="<lora:ada:0.3>", seed=1, lora_folders=folders), listener=events.append)
     expected = f"<lora:ada> is {Path('one/ada.pt')}; {Path('two/ada.pt')} has the name too and is not used"
     assert [event.text for event in events if isinstance(event, Notice)] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("said", "changes", "size", "words"),
+    [
+        ("96x64", {}, (96, 64), "96 x 64 pixels: what own.safetensors says of itself"),
+        ("96x64", {"width": 72}, (72, 64), "96 x 64 pixels"),
+        ("96x64", {"width": 72, "height": 32}, (72, 32), None),
+        ("0x0", {"width": 64}, (64, 512), "'0x0', no size to paint at"),
+        (None, {"width": 64}, (64, 512), None),
+    ],
+)
+def test_the_checkpoints_own_size(
+    tmp_path: Path, said: str | None, changes: dict[str, int], size: tuple[int, int], words: str | None
+) -> None:
+    path = tmp_path / "own.safetensors"
+    metadata = {} if said is None else {"modelspec.resolution": said}
+    write_tensors(path, FAMILIES.load("sd1")().toy(seed=2), metadata=metadata)
+    events: list[Event] = []
+    model = images.load_for(path, GenerateSettings.parse({"device": "cpu", **changes}), listener=events.append)
+    assert image_size(model, GenerateSettings.parse(changes)) == size
+    told = [event.text for event in events if isinstance(event, Notice) and "own.safetensors is" not in event.text]
+    assert [words is not None and words in text for text in told] == ([] if words is None else [True])

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from loraloom.errors import MissingFileError, SettingsError
-from loraloom.events import ignore
+from loraloom.events import Event, Notice, ignore
+from loraloom.formats.tensors import write_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
 from loraloom.studio.plan import plan_run
 from loraloom.studio.training import run_training
 from loraloom.training.opening import open_run, planned_groups
+from loraloom.training.plan import count_work
 from loraloom.training.settings import TrainSettings
+from toys import toy_tensors
 
 MakeSettings = Callable[..., TrainSettings]
 
@@ -123,3 +126,37 @@ def test_the_planned_groups_are_those_of_the_run(make_settings: MakeSettings, ki
     assert [(group.name, group.rate, len(group.members)) for group in planned] == [
         (group["name"], group["base_lr"], len(group["params"])) for group in parts.optimizer.param_groups
     ]
+
+
+def own_resolution_run(make_settings: MakeSettings, path: Path, said: str, *overrides: str) -> TrainSettings:
+    """Settings of a checkpoint that says its resolution, with none set unless it is among the overrides."""
+    write_tensors(path, toy_tensors("sd1"), metadata={"modelspec.resolution": said})
+    settings = make_settings(f"checkpoint='{path}'", *overrides)
+    data = settings.model_dump(exclude_unset=True)
+    if not any(text.startswith("dataset.resolution") for text in overrides):
+        del data["dataset"]["resolution"]
+    return TrainSettings.parse(data)
+
+
+@pytest.mark.parametrize(
+    ("said", "overrides", "resolution", "words"),
+    [
+        ("96x96", (), 96, "dataset.resolution = 96: what own.safetensors says of itself"),
+        ("96x64", (), (96, 64), "dataset.resolution = (96, 64)"),
+        ("96x96", ("dataset.resolution=72",), 72, None),
+        ("96x96", ("dataset.resolution=512",), 512, None),
+        ("99999x1", (), 512, "'99999x1', no size to paint at"),
+    ],
+)
+def test_the_checkpoints_own_resolution_unless_one_is_set(
+    make_settings: MakeSettings, tmp_path: Path, said: str, overrides: tuple[str, ...], resolution: object,
+    words: str | None,
+) -> None:  # fmt: skip
+    settings = own_resolution_run(make_settings, tmp_path / "own.safetensors", said, *overrides)
+    events: list[Event] = []
+    opened = open_run(settings, events.append, device="cpu")
+    assert opened.settings.dataset.resolution == resolution
+    told = [event.text for event in events if isinstance(event, Notice)]
+    assert words is None or any(words in text for text in told), told
+    plan, _ = plan_run(settings, dry=True)
+    assert plan.work.largest[:2] == count_work(opened.settings, opened.dataset).largest[:2]

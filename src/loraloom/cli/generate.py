@@ -25,8 +25,8 @@ def generate(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any setting, for example eta=0.5.")
     ] = None,
     negative: Annotated[str | None, typer.Option("--negative", "-n", help="What not to paint.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; unset: the family's resolution.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; unset: the family's resolution.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; unset: the checkpoint's resolution.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; unset: the checkpoint's resolution.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps (20).")] = None,
     cfg_scale: Annotated[float | None, typer.Option("--cfg-scale", "--cfg", help="Guidance (7).")] = None,
     sampler: Annotated[str | None, typer.Option(help='For example "DPM++ 2M Karras" (Euler a).')] = None,

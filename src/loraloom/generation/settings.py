@@ -60,9 +60,9 @@ class GenerateSettings(Settings):
     prompt_compatibility: PromptCompatibility = "none"
     """a1111: read prompts exactly as the web UI does, its known faults included; a1111-1.5: as it did before 1.6."""
     width: Annotated[int | None, Field(ge=8, le=8192, multiple_of=8)] = None
-    """Width in pixels, a multiple of 8. Unset: the resolution of the checkpoint's family."""
+    """Width in pixels, a multiple of 8. Unset: what the checkpoint's file says of its resolution, or its family's."""
     height: Annotated[int | None, Field(ge=8, le=8192, multiple_of=8)] = None
-    """Height in pixels, a multiple of 8. Unset: the resolution of the checkpoint's family."""
+    """Height in pixels, likewise."""
     steps: Annotated[int, Field(ge=1, le=500)] = 20
     """Sampler steps."""
     cfg_scale: Annotated[float, Field(ge=0, le=100)] = 7.0

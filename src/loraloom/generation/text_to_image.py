@@ -117,9 +117,9 @@ def with_seeds(settings: GenerateSettings) -> GenerateSettings:
 
 
 def image_size(model: LoadedModel, settings: GenerateSettings) -> tuple[int, int]:
-    """(width, height) in pixels of the first pass: as set, else the resolution the family was trained at."""
-    usual = model.family.default_resolution_for(model.prediction)
-    return settings.width or usual, settings.height or usual
+    """(width, height) in pixels of the first pass: as set, else the checkpoint's own."""
+    own = model.checkpoint.own_resolution(model.prediction)
+    return settings.width or own.width, settings.height or own.height
 
 
 @dataclass(frozen=True)

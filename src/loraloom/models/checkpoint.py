@@ -8,11 +8,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from loraloom.diffusion.objectives import Prediction
 from loraloom.errors import CheckpointError, MissingFileError
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models.diffusers_folder import FolderTensors, is_diffusers_folder
 from loraloom.models.family import Family, recognise
 from loraloom.models.foreign import what_it_is
+from loraloom.models.resolution import OwnResolution, own_resolution
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -97,6 +99,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def input_channels(self) -> int:
         """What the U-Net reads: 4 for latents alone, more where a mask, a depth map or a picture goes with them."""
         return self.info(f"{self.family.unet_prefix}input_blocks.0.0.weight").shape[1]
+
+    def own_resolution(self, prediction: Prediction | None) -> OwnResolution:
+        """The size of the pictures that it was made for, as a model of that prediction."""
+        return own_resolution(self.family, self.metadata, prediction)
 
     @property
     def purpose(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from loraloom.models.family import SIZE_CHANNELS, Family
 from loraloom.models.prediction import PredictionChoice
+from loraloom.models.resolution import OwnResolution
 from loraloom.models.text_encoders import EncoderSizes
 from loraloom.models.tokenizer import BOS, EOS, huggingface_files
 
@@ -25,7 +26,7 @@ def _count(shapes: Shapes, pattern: str) -> int:
     return len({match[1] for name in shapes if (match := re.match(pattern, name))})
 
 
-def unet_config(shapes: Shapes, family: Family) -> dict[str, Any]:
+def unet_config(shapes: Shapes, family: Family, resolution: OwnResolution) -> dict[str, Any]:
     """diffusers' UNet2DConditionModel."""
     levels = _count(shapes, r"down_blocks\.(\d+)\.")
     resnets = _count(shapes, r"down_blocks\.0\.resnets\.(\d+)\.")
@@ -34,6 +35,7 @@ def unet_config(shapes: Shapes, family: Family) -> dict[str, Any]:
         _count(shapes, rf"down_blocks\.{level}\.attentions\.0\.transformer_blocks\.(\d+)\.") for level in range(levels)
     ]
     middle = _count(shapes, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.")
+    width, height = resolution.width, resolution.height
     heads = [family.attention_heads(width) for width in widths]
     down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths]
     config: dict[str, Any] = {
@@ -54,7 +56,7 @@ def unet_config(shapes: Shapes, family: Family) -> dict[str, Any]:
         "norm_eps": 1e-05,
         "norm_num_groups": 32,
         "out_channels": shapes["conv_out.weight"][0],
-        "sample_size": family.default_resolution // 8,
+        "sample_size": width // 8 if width == height else [height // 8, width // 8],
         "transformer_layers_per_block": [depth or 1 for depth in depths[:-1]] + [middle],
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
         "use_linear_projection": len(shapes["mid_block.attentions.0.proj_in.weight"]) == 2,
@@ -72,7 +74,7 @@ def _context(shapes: Shapes) -> int:
     return shapes["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"][1]
 
 
-def vae_config(shapes: Shapes, family: Family) -> dict[str, Any]:
+def vae_config(shapes: Shapes, family: Family, resolution: OwnResolution) -> dict[str, Any]:
     """diffusers' AutoencoderKL."""
     levels = _count(shapes, r"encoder\.down_blocks\.(\d+)\.")
     return {
@@ -89,7 +91,7 @@ def vae_config(shapes: Shapes, family: Family) -> dict[str, Any]:
         "layers_per_block": _count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
         "norm_num_groups": 32,
         "out_channels": shapes["decoder.conv_out.weight"][0],
-        "sample_size": family.default_resolution,
+        "sample_size": max(resolution.width, resolution.height),
         "scaling_factor": family.latent_scale,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }

@@ -36,6 +36,7 @@ from loraloom.models.names import (
     pairs_from_diffusers,
 )
 from loraloom.models.prediction import PredictionChoice, prediction_metadata
+from loraloom.models.resolution import OwnResolution, own_resolution, resolution_metadata
 from loraloom.reading import read_text
 
 __all__ = ["FolderTensors", "is_diffusers_folder", "write_diffusers_folder"]
@@ -106,7 +107,7 @@ class FolderTensors(Mapping[str, Tensor]):
         unet, vae = _Part(path / "unet"), _Part(path / "vae")
         text = {name: _Part(path / name) for name in ("text_encoder", "text_encoder_2") if (path / name).is_dir()}
         family = _family_of(path, unet, text)
-        self.metadata = _scheduler_metadata(path)
+        self.metadata = _scheduler_metadata(path) | resolution_metadata(_unet_config(path), family)
         self._tensors = unet.stored("unet", family.unet_prefix) | vae.stored("vae", family.vae_prefix)
         for part in family.text_parts:
             if part.part in text:
@@ -241,6 +242,11 @@ def _scheduler_metadata(path: Path) -> dict[str, str]:
     return prediction_metadata(PredictionChoice(prediction, values.get("rescale_betas_zero_snr") is True))
 
 
+def _unet_config(path: Path) -> dict[str, Any]:
+    config = path / "unet" / "config.json"
+    return _read_json(config) if config.is_file() else {}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(read_text(path))
@@ -261,10 +267,11 @@ def write_diffusers_folder(
     signs: PredictionChoice,
     *,
     dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a pipeline folder that diffusers loads offline; ``signs`` go into its scheduler's config.
 
-    ``dtype`` None keeps each tensor's own.
+    ``dtype`` None keeps each tensor's own. Of the ``metadata`` the resolution is kept, in the U-Net's configuration.
 
     The folder appears complete or not at all. Raises OutputError when there already is something at ``path``.
     """
@@ -273,9 +280,10 @@ def write_diffusers_folder(
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} does not exist", "create it first")
     remove_leftovers(path.parent)
+    resolution = own_resolution(family, metadata or {}, signs.prediction)
     try:
         with unfinished_folder(path.parent) as unfinished:
-            for name, text in _texts(tensors, family, signs).items():
+            for name, text in _texts(tensors, family, signs, resolution).items():
                 make_folder((unfinished / name).parent)
                 write_text(unfinished / name, text)
             for folder, sources in _weights(tensors, family, dtype).items():
@@ -340,16 +348,16 @@ def _source(tensors: InfoMapping, prefix: str, pair: Pair, dtype: torch.dtype | 
     )
 
 
-def _texts(tensors: InfoMapping, family: Family, signs: PredictionChoice) -> dict[str, str]:
+def _texts(tensors: InfoMapping, family: Family, signs: PredictionChoice, resolution: OwnResolution) -> dict[str, str]:
     """Every file of the folder that is not weights."""
     configs: dict[str, dict[str, Any]] = {}
     for folder, kind, prefix, pairs in _parts(tensors, family):
         shapes = {pair.diffusers: pair.diffusers_shape(tensors.info(prefix + pair.checkpoint).shape) for pair in pairs}
         match kind:
             case "unet":
-                configs[folder] = unet_config(shapes, family)
+                configs[folder] = unet_config(shapes, family, resolution)
             case "vae":
-                configs[folder] = vae_config(shapes, family)
+                configs[folder] = vae_config(shapes, family, resolution)
             case "clip" | "open_clip":
                 configs[folder] = text_config(shapes, kind)
     texts = {f"{folder}/config.json": json.dumps(config, indent=2) + "\n" for folder, config in configs.items()}

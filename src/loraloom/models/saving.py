@@ -65,7 +65,7 @@ def save_checkpoint(
         written = dict(said if metadata is None else metadata) | marks
         write_tensors(path, [_converted(tensors, name, family, dtype) for name in tensors], metadata=written)
         return
-    write_diffusers_folder(path, tensors, family, signs, dtype=dtype)
+    write_diffusers_folder(path, tensors, family, signs, dtype=dtype, metadata=said if metadata is None else metadata)
 
 
 def _read(source: LoadedModel | Checkpoint | Mapping[str, Tensor]) -> tuple[Tensors, Family, Mapping[str, str]]:

@@ -94,7 +94,19 @@ def load_for(checkpoint: Path, settings: GenerateSettings, *, listener: Listener
         replace_vae(model, settings.vae)
     model.check_part("vae")
     listener(Notice(f"{checkpoint.name} is {model.family.title}, on {device} with precision {precision.name}"))
+    _say_size(model, settings, listener)
     return model
+
+
+def _say_size(model: LoadedModel, settings: GenerateSettings, listener: Listener) -> None:
+    """Where the size is left to the checkpoint: what its file says, if it says anything."""
+    if settings.width is not None and settings.height is not None:
+        return
+    own = model.checkpoint.own_resolution(model.prediction)
+    if own.remark:
+        listener(Notice(own.remark, "warning"))
+    elif own.is_said:
+        listener(Notice(f"{own.width} x {own.height} pixels: what {model.checkpoint.path.name} says of itself"))
 
 
 def check_prompts(settings: GenerateSettings, *, listener: Listener = ignore) -> None:

@@ -149,13 +149,17 @@ def planned_groups(settings: TrainSettings, checkpoint: Checkpoint) -> list[Plan
 
 
 def with_resolution(settings: TrainSettings, checkpoint: Checkpoint, listener: Listener) -> TrainSettings:
-    """The settings with the family's own resolution where none was set."""
+    """The settings with the checkpoint's own resolution, or else its family's, where none was set."""
     if settings.dataset.resolutions or "resolution" in settings.dataset.model_fields_set:
         return settings
     signs = read_signs(checkpoint, checkpoint.metadata, checkpoint.path, prediction=settings.prediction)
-    resolution = checkpoint.family.default_resolution_for(signs.prediction or "epsilon")
-    listener(Notice(f"dataset.resolution = {resolution}: what {checkpoint.family.title} was trained at"))
-    return settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"resolution": resolution})})
+    own = checkpoint.own_resolution(signs.prediction)
+    if own.remark:
+        listener(Notice(own.remark, "warning"))
+    made_for = f"what {checkpoint.path.name} says of itself"
+    by = made_for if own.is_said else f"what {checkpoint.family.title} was trained at"
+    listener(Notice(f"dataset.resolution = {own.setting}: {by}"))
+    return settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"resolution": own.setting})})
 
 
 def _tried(errors: list[LoraloomError], make: Callable[[], T]) -> T | None:

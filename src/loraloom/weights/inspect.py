@@ -140,6 +140,7 @@ def _checkpoint_report(checkpoint: Checkpoint, facts: Mapping[str, str]) -> File
     facts = {
         "family": family.title,
         "prediction": _prediction(checkpoint),
+        **_resolution(checkpoint),
         **_parts(checkpoint, infos),
         **facts,
         "layers for LoRA": f"{default}, and {len(targets) - default} more with a convolution rank",
@@ -160,6 +161,13 @@ def _prediction(checkpoint: Checkpoint) -> str:
     else:
         told = f"epsilon (as usual for {checkpoint.family.title}; the file says nothing else)"
     return told + (", zero terminal SNR" if signs.zero_terminal_snr else "")
+
+
+def _resolution(checkpoint: Checkpoint) -> dict[str, str]:
+    own = checkpoint.own_resolution(read_signs(checkpoint, checkpoint.metadata, checkpoint.path).prediction)
+    if own.remark:
+        return {"resolution": f"{own}, the family's ({own.remark})"}
+    return {"resolution": f"{own} (the file's own)"} if own.is_said else {}
 
 
 def _parts(checkpoint: Checkpoint, infos: Infos) -> dict[str, str]:

@@ -23,6 +23,7 @@ from loraloom.formats.tensors import open_tensors
 from loraloom.models.diffusers_configs import unet_config
 from loraloom.models.family import FAMILIES, Family
 from loraloom.models.names import pairs_from_checkpoint
+from loraloom.models.resolution import own_resolution
 from loraloom.weights.lora_family import family_name
 
 __all__ = ["ReadBackReport", "read_back"]
@@ -84,7 +85,10 @@ def _sorted_by_diffusers(path: Path, file: AdapterFile) -> tuple[dict[str, Tenso
     start = family.unet_prefix
     shapes = {key.removeprefix(start): shape for key, shape in family.full_size().items() if key.startswith(start)}
     pairs = pairs_from_checkpoint("unet", shapes)
-    config = unet_config({pair.diffusers: pair.diffusers_shape(shapes[pair.checkpoint]) for pair in pairs}, family)
+    usual = own_resolution(family, {}, None)
+    config = unet_config(
+        {pair.diffusers: pair.diffusers_shape(shapes[pair.checkpoint]) for pair in pairs}, family, usual
+    )
     unet_class: Any = diffusers.UNet2DConditionModel
     with torch.device("meta"):
         unet = unet_class.from_config(config)
