@@ -177,6 +177,107 @@ def bmp_top_down() -> bytes:
     return bytes(data[:start]) + rows[::-1].tobytes()
 
 
+BIG = 3 * 2**20
+"""More than decoders unpack of a text (1 MiB)."""
+
+
+def png_with(*chunks: bytes, behind: bytes = b"", image: bytes = b"") -> bytes:
+    """A PNG with chunks in front of the pixels (and ``behind`` them)."""
+    data = image or png()
+    return data[:33] + b"".join(chunks) + data[33:-12] + behind + data[-12:]
+
+
+def zipped_text(keyword: bytes = b"workflow", size: int = BIG) -> bytes:
+    return chunk(b"zTXt", keyword + b"\0\0" + zlib.compress(b"a" * size, 9))
+
+
+def international_text(keyword: bytes = b"workflow", size: int = BIG) -> bytes:
+    return chunk(b"iTXt", keyword + b"\0\1\0\0\0" + zlib.compress(b"a" * size, 9))
+
+
+def padded_profile() -> bytes:
+    """The swapped profile, longer than decoders unpack: what stands behind its tags is nothing."""
+    data = bytearray(swapped_profile() + bytes(BIG))
+    data[:4] = struct.pack(">I", len(data))
+    return bytes(data)
+
+
+def png_profile(profile: bytes) -> bytes:
+    return chunk(b"iCCP", b"icc\0\0" + zlib.compress(profile, 9))
+
+
+def wrong_sum(whole: bytes) -> bytes:
+    """A chunk whose checksum is wrong."""
+    return whole[:-4] + bytes(4)
+
+
+def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
+    """A JPEG with segments (marker, content) behind its first one."""
+    data = jpeg()
+    place = 4 + int.from_bytes(data[4:6], "big")
+    extra = b"".join(struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content for marker, content in segments)
+    return data[:place] + extra + data[place:]
+
+
+def damaged_index(entries: int = 3) -> bytes:
+    """An index of several pictures (MPF) that leads nowhere."""
+    head = b"MPF\0MM\0*" + struct.pack(">IH", 8, entries)
+    return head + struct.pack(">HHII", 0xB001, 4, 1, entries) + b"\xff" * 20
+
+
+def webp_with_rest(*, flags: int, rest: bytes) -> bytes:
+    """A lossless WebP in the extended form whose last chunks are ``rest``."""
+    body = encoded(quarters(), "WEBP", lossless=True)[12:]
+    head = b"VP8X" + struct.pack("<I", 10) + bytes([flags, 0, 0, 0])
+    head += (SIZE[0] - 1).to_bytes(3, "little") + (SIZE[1] - 1).to_bytes(3, "little")
+    content = b"WEBP" + head + body + rest
+    return b"RIFF" + struct.pack("<I", len(content)) + content
+
+
+def packed_exif(orientation: int) -> bytes:
+    """EXIF as ImageMagick packs it into a PNG's text: in hexadecimal digits."""
+    data = exif(orientation)
+    text = f"\nexif\n{len(data):8d}\n{data.hex()}\n".encode()
+    return chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
+
+
+def tiff(image: Image.Image | None = None, **options: object) -> bytes:
+    return encoded(image or quarters(), "TIFF", **options)
+
+
+def tiff_16() -> bytes:
+    values = np.asarray(quarters().convert("L"), np.uint16) * 257
+    return encoded(Image.fromarray(values), "TIFF")
+
+
+def pages() -> bytes:
+    return tiff(save_all=True, append_images=[Image.new("RGB", (40, 90), BLACK)])
+
+
+def damaged_second_frame() -> bytes:
+    data = bytearray(encoded(quarters(), "GIF", save_all=True, append_images=[Image.effect_noise(SIZE, 90)]))
+    data[-400:] = bytes(400)
+    return bytes(data)
+
+
+def float_colours() -> bytes:
+    """A TIFF of three 32-bit floating-point numbers a pixel, written by hand."""
+    width, height = 8, 6
+    pixels = np.full((height, width, 3), 0.3, "<f4").tobytes()
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 1, 32), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(pixels)), (339, 3, 1, 3)]
+    table = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + table
+
+
+def huge_tiles() -> bytes:
+    """A small TIFF whose one tile claims 60,000 x 60,000 pixels."""
+    tags = [(256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1)]
+    tags += [(322, 4, 1, 60000), (323, 4, 1, 60000), (324, 4, 1, 8), (325, 4, 1, 8)]
+    table = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 16) + bytes(8) + table
+
+
 def animated(form: str) -> bytes:
     return encoded(quarters(), form, save_all=True, append_images=[Image.new("RGB", SIZE, BLACK)], lossless=True)
 
@@ -298,6 +399,72 @@ USABLE: dict[str, tuple[Callable[[], bytes], Quarters, int]] = {
     "decomposed_cafe\u0301.png": (png, QUARTERS, 0),
     "large.jpg": (lambda: jpeg(quarters(size=(3000, 2000))), QUARTERS, 3),
     "large.png": (lambda: png(quarters(size=(1500, 1000))), QUARTERS, 0),
+    "workflow.png": (lambda: png_with(zipped_text()), QUARTERS, 0),
+    "workflow_behind.png": (lambda: png_with(behind=zipped_text()), QUARTERS, 0),
+    "workflow_international.png": (lambda: png_with(international_text()), QUARTERS, 0),
+    "many_texts.png": (
+        lambda: png_with(*(zipped_text(b"part %d" % number, 2**20 - 99) for number in range(70))),
+        QUARTERS,
+        0,
+    ),
+    "text_wrong_sum.png": (lambda: png_with(wrong_sum(chunk(b"tEXt", b"Comment\0hello"))), QUARTERS, 0),
+    "text_not_packed.png": (lambda: png_with(chunk(b"zTXt", b"Comment\0\0not packed")), QUARTERS, 0),
+    "text_unknown_packing.png": (lambda: png_with(chunk(b"zTXt", b"Comment\0\7x")), QUARTERS, 0),
+    "exif_wrong_sum.png": (lambda: png_with(wrong_sum(chunk(b"eXIf", exif(6)[6:]))), QUARTERS, 0),
+    "exif_large.png": (lambda: png_with(chunk(b"eXIf", exif(6)[6:] + bytes(BIG)), image=png(turned(6))), QUARTERS, 0),
+    "exif_in_text.png": (lambda: png_with(packed_exif(8), image=png(turned(8))), QUARTERS, 0),
+    "orientation_bomb.png": (lambda: png_with(zipped_text(b"Raw profile type exif", 2**24)), QUARTERS, 0),
+    "size_wrong.png": (lambda: png_with(chunk(b"pHYs", b"x")), QUARTERS, 0),
+    "frames_wrong.png": (lambda: png_with(chunk(b"acTL", b"\xff"), behind=chunk(b"fdAT", b"")), QUARTERS, 0),
+    "profile_large.png": (
+        lambda: png_with(png_profile(padded_profile())),
+        tuple((b, g, r) for r, g, b in QUARTERS),
+        8,
+    ),
+    "profile_bomb.png": (lambda: png_with(png_profile(bytes(20 * 2**20))), QUARTERS, 0),
+    "profile_wrong_sum.png": (lambda: png_with(wrong_sum(png_profile(b"x" * 200))), QUARTERS, 0),
+    "xmp_large.jpg": (
+        lambda: jpeg_with(*[(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(65000))] * 40),
+        QUARTERS,
+        3,
+    ),
+    "index_damaged.jpg": (lambda: jpeg_with((0xE2, damaged_index())), QUARTERS, 3),
+    "index_nonsense.jpg": (lambda: jpeg_with((0xE2, b"MPF\0" + bytes(40))), QUARTERS, 3),
+    "photoshop_damaged.jpg": (lambda: jpeg_with((0xED, b"Photoshop 3.0\x008BIM\x03\xed\xff")), QUARTERS, 3),
+    "comment.jpg": (lambda: jpeg_with((0xFE, b"\xff" * 60000)), QUARTERS, 3),
+    "xmp_cut_off.webp": (
+        lambda: webp_with_rest(flags=0x04, rest=b"XMP " + struct.pack("<I", 5000) + b"half of it"),
+        QUARTERS,
+        0,
+    ),
+    "exif_cut_off.webp": (
+        lambda: webp_with_rest(flags=0x08, rest=b"EXIF" + struct.pack("<I", 5000) + b"half of it"),
+        QUARTERS,
+        0,
+    ),
+    "still.gif": (lambda: encoded(quarters(), "GIF"), QUARTERS, 2),
+    "anim.gif": (
+        lambda: encoded(quarters(), "GIF", save_all=True, append_images=[Image.new("RGB", SIZE, BLACK)]),
+        QUARTERS,
+        2,
+    ),
+    "frame_damaged.gif": (damaged_second_frame, QUARTERS, 2),
+    "transparent.gif": (
+        lambda: encoded(quarters().quantize(4), "GIF", transparency=palette_index(BLUE), disposal=2),
+        (RED, GREEN, WHITE, GREY),
+        2,
+    ),
+    "gif_inside.png": (lambda: encoded(quarters(), "GIF"), QUARTERS, 2),
+    "scan.tif": (tiff, QUARTERS, 0),
+    "packed.tiff": (lambda: tiff(compression="tiff_lzw"), QUARTERS, 0),
+    "jpeg_inside.tif": (lambda: tiff(compression="jpeg", quality=95), QUARTERS, 12),
+    "cmyk.tif": (lambda: tiff(quarters().convert("CMYK")), QUARTERS, 1),
+    "cmyk_profile.tif": (lambda: tiff(quarters().convert("CMYK"), icc_profile=cmyk_profile()), CYAN_AS_BLACK, 4),
+    "grey_16.tif": (tiff_16, grey(), 0),
+    "alpha.tif": (lambda: tiff(with_alpha()), FLAT, 1),
+    "one_bit.tif": (lambda: tiff(quarters(ONE_BIT).convert("1"), compression="group4"), ONE_BIT, 0),
+    "orientation.tif": (lambda: tiff(turned(6), tiffinfo={274: 6}), QUARTERS, 0),
+    "pages.tif": (pages, QUARTERS, 0),
     "tiny.png": (lambda: png(quarters(size=(2, 2))), QUARTERS, 60),
 }
 
@@ -333,9 +500,16 @@ UNUSABLE: dict[str, tuple[Callable[[], bytes], str]] = {
     "random.jpg": (lambda: np.random.default_rng(0).bytes(5000), "not an image"),
     "zeros.webp": (lambda: bytes(5000), "not an image"),
     "page.jpg": (lambda: b"<!DOCTYPE html><html>404</html>", "HTML"),
-    "anim.gif": (lambda: encoded(quarters(), "GIF"), "GIF"),
-    "gif_inside.png": (lambda: encoded(quarters(), "GIF"), "GIF"),
-    "scan.tif": (lambda: encoded(quarters(), "TIFF"), "TIFF"),
+    "truncated.gif": (lambda: cut(encoded(Image.effect_noise(SIZE, 60), "GIF")), "truncated"),
+    "truncated.tif": (lambda: cut(tiff(Image.effect_noise(SIZE, 60), compression="tiff_deflate")), "damaged"),
+    "float.tif": (lambda: tiff(Image.new("F", SIZE, 0.3)), "floating-point"),
+    "float_colours.tif": (float_colours, "not read"),
+    "whole_numbers.tif": (lambda: tiff(Image.new("I", SIZE, 70000)), "32-bit"),
+    "lab.tif": (lambda: tiff(Image.new("LAB", SIZE)), "Lab"),
+    "huge_tiles.tif": (huge_tiles, "tiles"),
+    "picture.jxl": (lambda: b"\xff\x0a" + bytes(100), "JPEG XL"),
+    "picture.jp2": (lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100), "JPEG 2000"),
+    "stream.j2k": (lambda: b"\xff\x4f\xff\x51" + bytes(100), "JPEG 2000"),
     "phone.heic": (lambda: b"\0\0\0\x18ftypheic" + bytes(100), "HEIC"),
     "clip.mp4": (lambda: b"\0\0\0\x18ftypmp42" + bytes(100), "video"),
     "drawing.svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),

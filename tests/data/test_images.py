@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loraloom.data.dataset import Dataset, Sample, load_dataset
-from loraloom.data.images import inspect_image, load_picture, load_pixels, quiet_decoders, signature
+from loraloom.data.images import inspect_image, load_picture, load_pixels
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, FileError
+from loraloom.formats.pictures import SUFFIXES, quiet_decoders, signature
 from picture_zoo import (
     BLUE,
     GREEN,
@@ -148,7 +149,7 @@ def test_special_files_do_not_hang(tmp_path: Path) -> None:
     assert [sample.name for sample in dataset.samples] == ["1_cat/good.png", "1_cat/link.png"]
     reported = {problem.path.name: problem.problem for problem in dataset.problems if problem.severity == "error"}
     assert set(reported) == {"dangling.png", "loop.png", "pipe.png"}
-    assert "regular file" in reported["pipe.png"]
+    assert "is a pipe" in reported["pipe.png"]
     assert [problem.path.name for problem in dataset.problems if problem.kind == "folder-loop"] == ["again"]
 
 
@@ -207,6 +208,34 @@ def test_a_changed_file_is_not_trained(tmp_path: Path) -> None:
         load_pixels(sample, flipped=False)
 
 
+def test_frames_and_pages_are_remarks(zoo: tuple[Path, Dataset]) -> None:
+    """The first frame or page is used, and said; a still GIF and a TIFF of one page need no remark."""
+    _, dataset = zoo
+    found = {(problem.kind, problem.path.name, problem.severity) for problem in dataset.problems}
+    assert {entry for entry in found if entry[0] in ("animated", "pages")} == {
+        *(("animated", f"animated.{kind}", "info") for kind in ("png", "webp")),
+        ("animated", "anim.gif", "info"),
+        ("animated", "frame_damaged.gif", "info"),
+        ("pages", "pages.tif", "info"),
+    }
+    sample = next(sample for sample in dataset.samples if sample.path.name == "pages.tif")
+    assert sample.size == SIZE, "of the first page"
+
+
+def test_a_mask_may_be_no_larger_than_a_picture(tmp_path: Path) -> None:
+    from picture_zoo import claims
+
+    for folder in ("1_cat", "masks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "1_cat" / "a.png").write_bytes(png())
+    (tmp_path / "masks" / "a.png").write_bytes(claims(1200, 700))
+    settings = {"folder": tmp_path, "resolution": 64, "max_megapixels": 0.7}
+    dataset = load_dataset(DatasetSettings.parse({**settings, "masks": "folder", "mask_folder": tmp_path / "masks"}))
+    (problem,) = [problem for problem in dataset.problems if problem.kind == "mask"]
+    assert "1200 x 700 pixels, more than max_megapixels=0.7" in problem.problem
+    assert dataset.samples[0].mask_path is None
+
+
 def test_max_megapixels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png(Image.new("1", (1100, 1000))))
@@ -218,7 +247,7 @@ def test_max_megapixels(tmp_path: Path) -> None:
 def test_signatures() -> None:
     assert signature(b"") == ""
     for name, (make, *_) in USABLE.items():
-        assert signature(make()[:64]) in {"JPEG", "PNG", "WEBP", "BMP", "AVIF"}, name
+        assert signature(make()[:64]) in SUFFIXES, name
 
 
 SEEDS = [jpeg(), png(), png(quarters().quantize(4)), encoded(quarters(), "WEBP"), encoded(quarters(), "BMP")]

@@ -29,6 +29,7 @@ from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.text_to_image import paint, paint_each, text_to_image
 from loraloom.models.conditioning import Conditioning
 from loraloom.models.loaded import LoadedModel, load_model
+from picture_zoo import claims
 
 Models = Callable[[str], LoadedModel]
 CPU = torch.device("cpu")
@@ -373,6 +374,10 @@ def test_masks_that_are_none(toy_path: Callable[[str], Path], tmp_path: Path) ->
     missing = settings(prompt=f"a <lora:x:1:mask={tmp_path / 'no.png'}>", lora_folders=[tmp_path])
     with pytest.raises(PromptError, match=r"no\.png cannot be read"):
         text_to_image(model, missing)
+    (tmp_path / "large.png").write_bytes(claims(13000, 12000))
+    large = settings(prompt=f"a <lora:x:1:mask={tmp_path / 'large.png'}>", lora_folders=[tmp_path])
+    with pytest.raises(PromptError, match=r"large\.png cannot be read: has 13000 x 12000 pixels"):
+        text_to_image(model, large)
     _, (tag,) = extract_loras(r"<lora:x:0.5:mask=C:\m\a.png:lbw=OUTD>")
     assert (tag.mask, tag.unet, tag.blocks and tag.blocks.text) == (r"C:\m\a.png", 0.5, "OUTD")
     Image.new("L", (4, 4), 255).save(tmp_path / "m.png")

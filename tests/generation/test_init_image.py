@@ -14,7 +14,7 @@ from loraloom.diffusion.schedules import sampler_sigmas
 from loraloom.errors import CheckpointError, FileFormatError, LoraloomError, MissingFileError, SettingsError
 from loraloom.formats.image_info import parse_parameters
 from loraloom.formats.tensors import write_tensors
-from loraloom.generation.init_image import pixels_of
+from loraloom.generation.init_image import pixels_of, prepare_init_image
 from loraloom.generation.passes import steps_of
 from loraloom.generation.sampling import level_options, plan_of
 from loraloom.generation.settings import GenerateSettings
@@ -22,6 +22,7 @@ from loraloom.generation.text_to_image import GeneratedImage, text_to_image
 from loraloom.models.conditioning import Conditioning
 from loraloom.models.family import FAMILIES
 from loraloom.models.loaded import LoadedModel, load_model
+from picture_zoo import claims
 
 Models = Callable[[str], LoadedModel]
 CPU = torch.device("cpu")
@@ -209,12 +210,24 @@ def test_pictures_of_another_shape(
         assert image.image.getpixel((32, 34))[0] == 255  # type: ignore[index]
 
 
+def test_transparent_parts_are_white(toy_model: Models, tmp_path: Path) -> None:
+    """The colours under transparency are nobody's: white is what other programs lay such pictures on."""
+    Image.new("RGBA", (64, 48), (200, 10, 10, 0)).save(tmp_path / "clear.png")
+    settings = GenerateSettings.parse({"prompt": "x", "init_image": tmp_path / "clear.png"})
+    init = prepare_init_image(toy_model("sd1"), settings, (64, 48))
+    assert init is not None and init.picture.getpixel((5, 5)) == (255, 255, 255)
+
+
 def test_bad_pictures(toy_model: Models, tmp_path: Path, picture: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     Image.new("L", (64, 48), 0).save(tmp_path / "black.png")
+    (tmp_path / "large.png").write_bytes(claims(13000, 12000))
     cases: list[tuple[dict[str, object], type[LoraloomError], str]] = [
         ({"init_image": tmp_path / "gone.png"}, MissingFileError, "does not exist"),
-        ({"init_image": tmp_path / "text.png"}, FileFormatError, "cannot be read as a picture"),
+        ({"init_image": tmp_path / "text.png"}, FileFormatError, "text.png: is not an image"),
+        ({"init_image": tmp_path / "large.png"}, FileFormatError, "13000 x 12000 pixels, more than max_megapixels=128"),
+        ({"init_image": picture, "mask": tmp_path / "large.png"}, FileFormatError, "13000 x 12000 pixels"),
+        ({"init_image": picture, "mask": tmp_path}, FileFormatError, "is a folder"),
         ({"init_image": picture, "mask": tmp_path / "black.png"}, SettingsError, "lets nothing be painted"),
         ({"mask": picture}, SettingsError, "mask needs init_image"),
         ({"init_image": picture, "hires_scale": 2}, SettingsError, "high-resolution pass starts from text"),

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from loraloom.data.dataset import Sample
-from loraloom.data.images import load_pixels, quiet_decoders
+from loraloom.data.images import load_pixels
 from loraloom.errors import DatasetError, FileError, MissingFileError, OutputError
 from loraloom.events import LatentsCached, Listener, Notice, ignore
+from loraloom.formats.memory_budget import MemoryBudget
+from loraloom.formats.pictures import picture_budget, quiet_decoders
 from loraloom.formats.tensors import open_tensors, write_tensors
 
 __all__ = ["Encode", "LatentCache", "TensorStore", "latent_key", "text_key"]
@@ -138,6 +140,7 @@ class LatentCache:
         self._vae_key = vae_key
         self._store = TensorStore(folder)
         self._precision = precision
+        self._budget = picture_budget()
 
     def prepare(
         self,
@@ -178,7 +181,9 @@ class LatentCache:
                 part = todo[start : start + _TOGETHER * count]
                 encoded: dict[int, list[Latent]] = {}
                 own = part[number::count]
-                for index, (batch, pixels) in zip(own, _ahead(pool, [batches[i] for i in own]), strict=True):
+                for index, (batch, pixels) in zip(
+                    own, _ahead(pool, [batches[i] for i in own], self._budget), strict=True
+                ):
                     encoded[index] = self._keep(batch, pixels)
                     done += len(batch)
                     listener(LatentsCached(done, len(wanted)))
@@ -193,7 +198,7 @@ class LatentCache:
         found = self._read(sample, flipped, variant)
         if found is None:
             batch = [(sample, flipped, variant)]
-            found = self._keep(batch, _pixels(batch))[0]
+            found = self._keep(batch, _pixels(batch, self._budget))[0]
         return found[0].float(), found[1].float()
 
     def _wanted(self, samples: Sequence[Sample], flips: bool) -> Iterator[Item]:
@@ -259,17 +264,21 @@ def _joined(shares: Sequence[Mapping[int, list[Latent]]]) -> Iterator[tuple[int,
     return iter(sorted((pair for share in shares for pair in share.items()), key=lambda pair: pair[0]))
 
 
-def _pixels(batch: Sequence[Item]) -> Tensor:
-    return torch.stack([load_pixels(sample, flipped=flipped, variant=variant) for sample, flipped, variant in batch])
+def _pixels(batch: Sequence[Item], budget: MemoryBudget) -> Tensor:
+    return torch.stack(
+        [load_pixels(sample, flipped=flipped, variant=variant, budget=budget) for sample, flipped, variant in batch]
+    )
 
 
-def _ahead(pool: ThreadPoolExecutor, batches: Sequence[list[Item]]) -> Iterator[tuple[list[Item], Tensor]]:
+def _ahead(
+    pool: ThreadPoolExecutor, batches: Sequence[list[Item]], budget: MemoryBudget
+) -> Iterator[tuple[list[Item], Tensor]]:
     """Each batch with its pixels; the next ones are decoded while one is encoded."""
-    pending = [pool.submit(_pixels, batch) for batch in batches[:2]]
+    pending = [pool.submit(_pixels, batch, budget) for batch in batches[:2]]
     for index, batch in enumerate(batches):
         future = pending.pop(0)
         if index + 2 < len(batches):
-            pending.append(pool.submit(_pixels, batches[index + 2]))
+            pending.append(pool.submit(_pixels, batches[index + 2], budget))
         yield batch, future.result()
 
 

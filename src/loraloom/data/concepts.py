@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraloom.data.images import SUFFIXES, signature
 from loraloom.data.problems import Problem, normal_name, readable
 from loraloom.data.settings import ConceptSettings, DatasetSettings
 from loraloom.errors import DatasetError
+from loraloom.formats.pictures import SUFFIXES, signature
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -33,8 +33,9 @@ REGULARIZATION_NAMES = ("regularization_images", "regularization", "reg_images",
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 _FOREIGN_SUFFIXES = frozenset(
-    {".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2", ".jfif", ".jpe", ".apng", ".psd", ".xcf", ".svg"}
-    | {".ico", ".tga", ".dds", ".exr", ".pdf", ".raw", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov", ".webm", ".avi"}
+    {".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".apng", ".psd", ".xcf", ".svg"}
+    | {".ico", ".tga", ".dds", ".exr", ".qoi", ".pdf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+    | {".mp4", ".mov", ".webm", ".avi"}
 )
 MASK_ENDINGS = ("-masklabel", ".mask")
 """What the names of masks beside pictures end with, before the suffix (OneTrainer, cloneofsimo)."""

@@ -16,12 +16,13 @@ from loraloom.data.caption_operations import Moment, caption_of, file_words, ful
 from loraloom.data.caption_table import FOUND_BY_THEMSELVES, CaptionTable
 from loraloom.data.captions import CaptionFiles, read_caption
 from loraloom.data.concepts import Concept, Files, Layout, find_layout, list_files
-from loraloom.data.images import SUFFIXES, ImageFacts, inspect_image, quiet_decoders
+from loraloom.data.images import ImageFacts, inspect_image
 from loraloom.data.masks import MaskFiles, mask_problems
 from loraloom.data.problems import Problem, normal_name, readable, worst_first
 from loraloom.data.settings import UNCHANGED, CaptionSettings, ConceptSettings, DatasetSettings
 from loraloom.data.variants import PLAIN, Colours, Variation, colours_of, fit_of
 from loraloom.errors import DatasetError, FileError
+from loraloom.formats.pictures import SUFFIXES, picture_budget, quiet_decoders
 
 __all__ = ["Dataset", "Sample", "load_dataset"]
 
@@ -245,7 +246,7 @@ def _find_pictures(
                 lines, text_path = in_table, table.path
             else:
                 lines, text_path = _lines(concept, relative, captions, own, problems)
-            mask = _mask(masks.of(concept, relative, files), source, path, result, concept, problems)
+            mask = _mask(masks.of(concept, relative, files), source, path, result, concept, settings, problems)
             alpha = source == "alpha" and result.alpha != "none"
             found.append(_Found(concept, relative, result, lines[0], text_path, lines, own, mask, alpha))
         if own.source == "file":
@@ -297,7 +298,13 @@ def _mask_source(concept: Concept, settings: DatasetSettings) -> str:
 
 
 def _mask(
-    mask: Path | None, source: str, path: Path, facts: ImageFacts, concept: Concept, problems: list[Problem]
+    mask: Path | None,
+    source: str,
+    path: Path,
+    facts: ImageFacts,
+    concept: Concept,
+    settings: DatasetSettings,
+    problems: list[Problem],
 ) -> Path | None:
     """The mask if it can be used, with what is odd about it."""
     if source not in ("folder", "beside"):
@@ -307,7 +314,7 @@ def _mask(
             hint = "give it one with the same name, white where it is to be learned"
             problems.append(Problem("warning", "mask-missing", path, "has no mask: all of it is learned", hint))
         return None
-    odd, usable = mask_problems(mask, facts.size)
+    odd, usable = mask_problems(mask, facts.size, max_megapixels=settings.max_megapixels)
     problems.extend(odd)
     return mask if usable else None
 
@@ -315,11 +322,15 @@ def _mask(
 def _inspect_all(
     paths: Sequence[Path], max_megapixels: float, progress: Callable[[int, int], None] | None
 ) -> list[ImageFacts | FileError]:
-    """Facts or the error of each path. Decoding releases the interpreter lock, so threads use every core."""
+    """Facts or the error of each path. Decoding releases the interpreter lock, so threads use every core.
+
+    All of them together stay within one budget of memory, however large the pictures are.
+    """
+    budget = picture_budget()
 
     def inspect(path: Path) -> ImageFacts | FileError:
         try:
-            return inspect_image(path, max_megapixels=max_megapixels)
+            return inspect_image(path, max_megapixels=max_megapixels, budget=budget)
         except FileError as error:
             return error
 
@@ -339,7 +350,10 @@ def _describe(
         right = SUFFIXES[facts.format][0]
         note = f"is a {facts.format} picture by content; it is used"
         problems.append(Problem("info", "suffix", path, note, f"rename it to end in {right}, with its caption"))
-    if facts.animated:
+    if facts.animated and facts.format == "TIFF":
+        note, hint = "has several pages; its first one is used", "save the pages you want as pictures of their own"
+        problems.append(Problem("info", "pages", path, note, hint))
+    elif facts.animated:
         note = "is animated; its first frame is used"
         problems.append(Problem("info", "animated", path, note, "save the frame you want as a picture of its own"))
     if facts.alpha == "all":
@@ -519,5 +533,5 @@ def _nothing_usable(layout: Layout, problems: Sequence[Problem]) -> DatasetError
         return DatasetError(f"no picture in {readable(layout.folder)} can be used: {skipped[0]}", skipped[0].hint)
     return DatasetError(
         f"there are no pictures in {readable(layout.folder)}",
-        "put pictures (.jpg .png .webp .bmp .avif) into it, best in folders such as 10_cat",
+        "put pictures (.jpg .png .webp .bmp .avif .gif .tif) into it, best in folders such as 10_cat",
     )

@@ -89,10 +89,10 @@ class MaskFiles:
         return self._found[root]
 
 
-def mask_problems(mask: Path, size: tuple[int, int]) -> tuple[list[Problem], bool]:
+def mask_problems(mask: Path, size: tuple[int, int], *, max_megapixels: float) -> tuple[list[Problem], bool]:
     """What is odd about a mask for a picture of ``size`` (width, height), and whether it can be used."""
     try:
-        image = load_grey(mask)
+        image = load_grey(mask, max_megapixels=max_megapixels)
     except DatasetError as error:
         problem = error.problem.partition(": ")[2] or error.problem
         return [Problem("error", "mask", mask, problem, error.hint)], False

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
-from loraloom.errors import FileFormatError, MissingFileError, SettingsError
+from loraloom.errors import SettingsError
+from loraloom.formats.pictures import grey_picture, rgb_picture
 from loraloom.generation.decoding import encode
 from loraloom.generation.noise import LATENT_STEP, ImageSeed, initial_noise
 from loraloom.generation.settings import GenerateSettings
 from loraloom.models.loaded import LoadedModel
 
-__all__ = ["InitImage", "inpainting_channels", "open_picture", "pixels_of", "prepare_init_image"]
+__all__ = ["InitImage", "inpainting_channels", "pixels_of", "prepare_init_image"]
 
 Box = tuple[int, int, int, int]
 
@@ -67,11 +68,11 @@ class InitImage:
 def prepare_init_image(model: LoadedModel, settings: GenerateSettings, size: tuple[int, int]) -> InitImage | None:
     """Read what ``init_image`` and ``mask`` name, for images of ``size`` (width, height); None without them.
 
-    Raises MissingFileError, FileFormatError, SettingsError (a mask that lets nothing be painted).
+    Raises MissingFileError, FileFormatError, FileError, SettingsError (a mask that lets nothing be painted).
     """
     if settings.init_image is None:
         return None
-    picture = open_picture(settings.init_image).convert("RGB")
+    picture = rgb_picture(settings.init_image)
     if settings.mask is None:
         picture = _resized(picture, size, settings.resize_mode)
         return InitImage(
@@ -114,18 +115,6 @@ def inpainting_channels(model: LoadedModel, init: InitImage | None, size: tuple[
     return torch.cat([mask.to(latent), latent], dim=1)
 
 
-def open_picture(path: Path) -> Image.Image:
-    """A picture file of any kind, upright; MissingFileError, FileFormatError."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} does not exist", "check the path") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FileFormatError(f"{path} cannot be read as a picture: {error}", "save it anew as PNG") from error
-
-
 def pixels_of(image: Image.Image) -> Tensor:
     """(1, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
@@ -146,13 +135,8 @@ def _resized(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Imag
 
 
 def _read_mask(path: Path, size: tuple[int, int], settings: GenerateSettings) -> Image.Image:
-    """(L) white where it is painted: the alpha channel where the file has one that says something, else grey."""
-    image = open_picture(path)
-    grey = image.convert("L")
-    if "A" in image.getbands():
-        alpha = image.getchannel("A")
-        if alpha.getextrema() != (255, 255):
-            grey = ImageChops.multiply(grey, alpha)
+    """(L) white where it is painted, black where it is transparent."""
+    grey = grey_picture(path)
     if grey.size != size:
         grey = grey.resize(size, Image.Resampling.LANCZOS)
     if settings.mask_invert:

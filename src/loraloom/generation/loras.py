@@ -11,15 +11,15 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.attach import AdapterSet, read_adapters
-from loraloom.errors import PromptError, nearest
+from loraloom.errors import FileError, PromptError, nearest
 from loraloom.formats.cloneofsimo import companions
 from loraloom.formats.embedding_file import EmbeddingFile, embedding_of
 from loraloom.formats.file_hashes import file_hashes
+from loraloom.formats.pictures import grey_picture
 from loraloom.generation.prompts import LoraTag
 from loraloom.generation.prompts.tags import WeightCurve
 from loraloom.models.loaded import LoadedModel
@@ -162,13 +162,14 @@ class LoraStore:
         """The picture as (1, 1, H, W) in [0, 1]."""
         try:
             key = str(path.resolve()), path.stat().st_mtime_ns
-            if key not in self._masks:
-                with Image.open(path) as picture:
-                    values = np.array(picture.convert("L"), np.float32) / 255
-                self._masks[key] = torch.from_numpy(values)[None, None]
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            hint = "a mask is a picture that is white where the LoRA acts"
-            raise PromptError(f"the mask {path} cannot be read: {error}", hint) from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _unreadable_mask(path, getattr(error, "strerror", None) or str(error)) from error
+        if key not in self._masks:
+            try:
+                values = np.array(grey_picture(path), np.float32) / 255
+            except FileError as error:
+                raise _unreadable_mask(path, error.problem.removeprefix(f"{path}: ")) from error
+            self._masks[key] = torch.from_numpy(values)[None, None]
         return self._masks[key]
 
     def active(self, model: LoadedModel, loras: Sequence[AppliedLora]) -> ActiveLoras | None:
@@ -244,6 +245,11 @@ def attached(model: LoadedModel, loras: Sequence[AppliedLora]) -> Iterator[None]
     batch.take_text(0)
     with batch.on():
         yield
+
+
+def _unreadable_mask(path: Path, reason: str) -> PromptError:
+    hint = "a mask is a picture that is white where the LoRA acts"
+    return PromptError(f"the mask {path} cannot be read: {reason}", hint)
 
 
 def lora_files(folder: Path) -> list[Path]:

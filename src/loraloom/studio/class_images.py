@@ -13,12 +13,12 @@ from itertools import groupby
 from pathlib import Path
 
 from loraloom.data.dataset import Sample, load_dataset
-from loraloom.data.images import SUFFIXES
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, FileError, SettingsError
 from loraloom.events import ImageSaved, Listener, Notice, ignore
 from loraloom.formats.files import make_folder, write_text
 from loraloom.formats.image_info import parse_parameters, read_parameters, save_image
+from loraloom.formats.pictures import SUFFIXES
 from loraloom.generation.prompts import extract_loras
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.text_to_image import paint

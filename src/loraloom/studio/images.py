@@ -14,7 +14,7 @@ from loraloom.events import ImageSaved, Listener, Notice, PictureChanged, ignore
 from loraloom.formats.file_hashes import file_hashes
 from loraloom.formats.files import make_folder
 from loraloom.formats.image_info import save_image
-from loraloom.generation.init_image import open_picture
+from loraloom.formats.pictures import rgb_picture
 from loraloom.generation.loras import find_lora, other_loras
 from loraloom.generation.passes import hires_settings
 from loraloom.generation.prompts import PromptReader
@@ -50,7 +50,7 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
     check_prompts(settings, listener=listener)
     for picture in (settings.init_image, settings.mask):
         if picture is not None:
-            open_picture(picture)
+            rgb_picture(picture)
     number = _next_number(settings.output_folder)
     model = load_for(checkpoint, settings, listener=listener)
     digest = model_hash(checkpoint) if settings.model_hash else None

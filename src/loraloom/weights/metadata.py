@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, SettingsError
 from loraloom.formats.adapter_file import model_hashes
 from loraloom.formats.dialects import recognise
 from loraloom.formats.files import write_bytes, write_text
 from loraloom.formats.header_edit import write_with_metadata
+from loraloom.formats.pictures import rgb_of, rgb_picture
 from loraloom.formats.tensors import open_tensors
-from loraloom.reading import check_readable, read_text
+from loraloom.reading import read_text
 from loraloom.weights.identify import identify
 
 __all__ = ["SHORT_KEYS", "MetadataEdit", "edit_metadata", "thumbnail_url", "write_sidecars"]
@@ -95,12 +96,7 @@ def thumbnail_url(picture: Path) -> str:
 
 
 def _opened(picture: Path, size_px: int) -> Image.Image:
-    check_readable(picture)
-    try:
-        with Image.open(picture) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise FileFormatError(f"{picture}: cannot be read as a picture") from error
+    image = rgb_picture(picture)
     image.thumbnail((size_px, size_px), Image.Resampling.LANCZOS)
     return image
 
@@ -151,16 +147,13 @@ def _preview_bytes(preview: Path | None, thumbnail: str) -> bytes | None:
     """A PNG of the picture, None when there is none."""
     data = io.BytesIO()
     if preview is not None:
-        if not preview.exists():
-            raise MissingFileError(f"{preview}: there is no such picture")
         _opened(preview, PREVIEW_PX).save(data, "PNG")
         return data.getvalue()
     _, comma, encoded = thumbnail.partition(";base64,")
     if not comma:
         return None
     try:
-        with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))) as opened:
-            opened.convert("RGB").save(data, "PNG")
-    except (ValueError, OSError, Image.DecompressionBombError):
+        rgb_of(base64.b64decode(encoded, validate=True)).save(data, "PNG")
+    except (ValueError, FileError):
         return None
     return data.getvalue()
