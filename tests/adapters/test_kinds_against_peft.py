@@ -12,7 +12,7 @@ from torch import nn
 
 from loraloom.adapters.attach import attach, read_adapters
 from loraloom.adapters.initial import principal_factors
-from loraloom.formats.adapter_file import peft_configs
+from loraloom.formats.peft_config import peft_configs
 
 from .layers import INPUTS, LAYERS, made, spot
 
@@ -20,10 +20,18 @@ CASES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "lora": (LoraConfig, {"lora_alpha": 3}),
     "rank-stabilized": (LoraConfig, {"lora_alpha": 3, "use_rslora": True}),
     "an alpha of its own": (LoraConfig, {"lora_alpha": 3, "alpha_pattern": {"a.b": 5}}),
+    "an alpha by an expression": (LoraConfig, {"lora_alpha": 3, "alpha_pattern": {"x.*": 9, r"a\.[bc]": 5}}),
+    "an alpha by one with a caret": (LoraConfig, {"lora_alpha": 3, "alpha_pattern": {"^a..": 7}}),
+    "an alpha that no pattern names": (LoraConfig, {"lora_alpha": 3, "alpha_pattern": {"b.a": 9, "[c-z]": 8}}),
     "dora": (LoraConfig, {"lora_alpha": 3, "use_dora": True}),
     "loha": (LoHaConfig, {"alpha": 3}),
     "loha, effective convolution": (LoHaConfig, {"alpha": 3, "use_effective_conv2d": True}),
     "lokr": (LoKrConfig, {"alpha": 3}),
+    "lokr, both sides whole": (LoKrConfig, {"alpha": 3, "r": 40}),
+    "lokr, whole, ranks by expressions": (
+        LoKrConfig,
+        {"alpha": 3, "r": 40, "rank_pattern": {"a.*": 50}, "alpha_pattern": {r".*\.b": 5, "a.b": 6}},
+    ),
     "lokr both": (LoKrConfig, {"alpha": 3, "r": 1, "decompose_both": True, "decompose_factor": 4}),
     "lokr, effective convolution": (LoKrConfig, {"alpha": 3, "use_effective_conv2d": True}),
 }

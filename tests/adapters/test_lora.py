@@ -10,6 +10,7 @@ from loraloom.adapters.attach import AdapterSet, attach, create_adapters, match_
 from loraloom.adapters.lora import LoraAdapter
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError, SettingsError
+from loraloom.events import Event
 from loraloom.formats.adapter_file import AdapterTarget, model_hashes, read_adapter_file, write_adapter_file
 from loraloom.formats.tensors import write_tensors
 
@@ -201,13 +202,16 @@ def broken_files() -> dict[str, tuple[dict[str, torch.Tensor], str]]:
         "some layers unknown": (good | {k.replace("_a.", "_zz."): v for k, v in good.items()}, "1 of its 2 layers"),
         "wrong shape": ({**good, "lora_unet_a.lora_down.weight": torch.ones(2, 5)}, r"\(2, 5\)"),
         "rank mismatch": ({**good, "lora_unet_a.lora_up.weight": torch.ones(4, 3)}, r"\(4, 3\)"),
-        "half a pair": ({"lora_unet_a.lora_down.weight": torch.ones(2, 4)}, "has no up matrix"),
+        "half a pair": ({"lora_unet_a.lora_down.weight": torch.ones(2, 4)}, "has no up tensor"),
         "nan": (nan, "NaN"),
-        "infinite alpha": ({**good, "lora_unet_a.alpha": torch.tensor(float("inf"))}, "infinite"),
+        "infinite alpha": (
+            {**good, "lora_unet_a.alpha": torch.tensor(float("inf"))},
+            "alpha of layer lora_unet_a is inf",
+        ),
         "stray key": ({**good, "something": torch.ones(1)}, "belong to no LoRA layer"),
         "OFT": ({**good, "lora_unet_a.oft_blocks": torch.ones(1)}, "OFT"),
         "two kinds in one layer": ({**good, "lora_unet_a.hada_w1_a": torch.ones(1)}, "no kind of adapter"),
-        "a matrix as alpha": ({**good, "lora_unet_a.alpha": torch.ones(2)}, "alpha of shape"),
+        "a matrix as alpha": ({**good, "lora_unet_a.alpha": torch.ones(2)}, "has shape .2,., where one number belongs"),
         "no LoRA": ({"model.diffusion_model.x": torch.ones(1)}, "is not a LoRA file"),
     }
 
@@ -221,13 +225,24 @@ def test_files_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
         read_adapters(path, [target("a", (4, 4))])
 
 
-def test_integer_and_missing_alpha(tmp_path: Path) -> None:
+def test_integer_missing_zero_and_negative_alpha(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     good = {"lora_unet_a.lora_down.weight": torch.ones(2, 4), "lora_unet_a.lora_up.weight": torch.ones(4, 2)}
-    for alpha, expected in ((None, 2.0), (torch.tensor(4), 4.0), (torch.tensor(0), 2.0), (torch.tensor(1.0), 1.0)):
+    cases = [
+        (None, 2.0, None),
+        (torch.tensor(4), 4.0, None),
+        (torch.tensor(1.0), 1.0, None),
+        (torch.tensor([[0.5]], dtype=torch.bfloat16), 0.5, None),
+        (torch.tensor(0), 0.0, "alpha 0, which changes nothing"),
+        (torch.tensor(-3.0), -3.0, "a negative alpha"),
+    ]
+    for alpha, expected, doubt in cases:
         write_tensors(path, good if alpha is None else {**good, "lora_unet_a.alpha": alpha})
-        ((_, adapter),) = read_adapters(path, [target("a", (4, 4))]).items()
+        heard: list[Event] = []
+        ((_, adapter),) = read_adapters(path, [target("a", (4, 4))], listener=heard.append).items()
         assert torch.equal(adapter.delta(), torch.full((4, 4), expected))
+        assert len(heard) == (doubt is not None)
+        assert doubt is None or doubt in heard[0].text  # type: ignore[attr-defined]
 
 
 def test_a_value_that_fp16_cannot_hold_is_not_saved(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_kind_of_file_is_told_by_content(tmp_path: Path) -> None:
     [
         (named("lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight"), "is a LoRA"),
         (named("unet.down_blocks.0.attn1.to_q.lora_A.weight"), "is a LoRA"),
-        (named("0", "1", "2", "3"), "probably an old LoRA"),
+        (named("0", "1", "2", "3"), "is a LoRA, not a checkpoint"),
         (named("emb_params"), "textual inversion"),
         (named("clip_l", "clip_g"), "textual inversion"),
         (named("control_model.input_blocks.0.0.weight"), "ControlNet"),

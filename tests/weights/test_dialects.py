@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.dialects import KOHYA, PEFT
 from loraloom.formats.embedding_file import read_embedding
 from loraloom.formats.lora_keys import lora_keys
-from loraloom.formats.tensors import open_tensors, write_tensors
+from loraloom.formats.tensors import TensorInfo, open_tensors, write_tensors
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.saving import save_checkpoint
 from loraloom.weights.convert import convert_lora
@@ -120,6 +121,49 @@ def peft_folder(pipeline: StableDiffusionPipeline, path: Path) -> Deltas:
     (path.parent / "adapter_model.safetensors").rename(path)
     pipeline.unet = tuned.merge_and_unload()
     return changes(before, parameters(pipeline))
+
+
+def three_spellings(pipeline: StableDiffusionPipeline, path: Path) -> Deltas:
+    """What diffusers' own training scripts save: lora.down, lora_A and lora_linear_layer in one file."""
+    linear = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "proj_in", "conv1"]
+    pipeline.unet.add_adapter(LoraConfig(r=3, lora_alpha=3, target_modules=linear))
+    pipeline.text_encoder.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj", "fc1"]))
+    before = parameters(pipeline)
+    for module in (pipeline.unet, pipeline.text_encoder):
+        randomise(module, only="lora_")
+    unet, text = (
+        convert_state_dict_to_diffusers(get_peft_model_state_dict(module))
+        for module in (pipeline.unet, pipeline.text_encoder)
+    )
+    pipeline.save_lora_weights(path.parent, unet_lora_layers=unet, text_encoder_lora_layers=text, weight_name=path.name)
+    pipeline.fuse_lora()
+    return changes(before, parameters(pipeline))
+
+
+def named_adapter(pipeline: StableDiffusionPipeline, path: Path) -> Deltas:
+    """The state of a wrapped model as it is, with PEFT's wrappers and the adapter's own name in every key."""
+    before = parameters(pipeline)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "ff.net.2"], use_dora=True)
+    tuned = get_peft_model(pipeline.unet, config, adapter_name="my_style")
+    randomise(tuned, only="lora_")
+    state = {f"unet.{key}": tensor.clone() for key, tensor in tuned.state_dict().items() if "lora_" in key}
+    assert any(key.startswith("unet.base_model.model.down_blocks") and ".my_style." in key for key in state)
+    write_tensors(path, state)
+    pipeline.unet = tuned.merge_and_unload()
+    return changes(before, parameters(pipeline))
+
+
+def comfy_file(pipeline: StableDiffusionPipeline, path: Path) -> Deltas:
+    """ComfyUI's own names: those of the checkpoint, less what stands before the U-Net and the encoder."""
+    lora = random_lora("sd1", 9)
+    tensors, deltas = {}, {}
+    for target, adapter in lora.items():
+        name = target.tensor.removesuffix(".weight").replace("model.diffusion_model.", "diffusion_model.")
+        name = name.replace("cond_stage_model.transformer.", "text_encoders.clip_l.transformer.")
+        tensors |= {name + KOHYA.suffix(role): tensor for role, tensor in adapter.tensors().items()}
+        deltas[f"{target.part}.{target.diffusers_name}"] = adapter.delta().detach()
+    write_tensors(path, tensors)
+    return deltas
 
 
 def old_diffusers_file(pipeline: StableDiffusionPipeline, path: Path) -> Deltas:
@@ -251,6 +295,9 @@ DIALECTS: dict[str, tuple[str, Callable[[StableDiffusionPipeline, Path], Deltas]
     "diffusers": ("x.safetensors", diffusers_file),
     "diffusers, DoRA": ("x.safetensors", partial(diffusers_file, dora=True)),
     "PEFT": ("adapter_model.safetensors", peft_folder),
+    "PEFT, an adapter with a name": ("x.safetensors", named_adapter),
+    "diffusers, three spellings": ("x.safetensors", three_spellings),
+    "ComfyUI": ("x.safetensors", comfy_file),
     "diffusers, attention processors": ("x.safetensors", old_diffusers_file),
     "cloneofsimo": ("x.pt", cloneofsimo_list),
     "cloneofsimo, without outputs": ("x.pt", partial(cloneofsimo_list, leave_out=".to_out.")),
@@ -400,7 +447,7 @@ def test_an_extended_list() -> None:
     unet = UNet2DConditionModel(block_out_channels=(32, 64, 96, 96), cross_attention_dim=32, norm_num_groups=32)
     layers = list(modules_of_january_2023(unet, resnets=True))
     pairs, _ = numbered_pairs(layers)
-    keys = lora_keys({str(n): pair for n, pair in enumerate(pairs)}, {})
+    keys = lora_keys({str(n): TensorInfo(pair.dtype, tuple(pair.shape)) for n, pair in enumerate(pairs)}, {})
     assert keys is not None and len(keys.layers) == 224
     assert list(keys.layers) == [f"lora_{name.replace('.', '_')}" for name, _ in layers]
 
@@ -430,7 +477,7 @@ def test_a_list_of_no_known_order_is_refused(count: int, tmp_path: Path) -> None
     )
     with pytest.raises(AdapterError, match="belong to no LoRA layer") as error:
         read_adapter_file(tmp_path / "x.pt")
-    assert "no known version" in (error.value.hint or "")
+    assert "no known version" in error.value.problem
     assert "cannot be used" in inspect_file(tmp_path / "x.pt").facts
 
 

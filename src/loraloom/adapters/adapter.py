@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.dialects import alpha_in_use
 from loraloom.randomness import generator, uniform
 
 __all__ = [
@@ -196,12 +197,10 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def alpha_of(tensors: Mapping[str, Tensor], rank: int, target: AdapterTarget) -> float:
-    """The stored alpha; the rank where there is none, or zero as sd-scripts writes it."""
+def alpha_of(tensors: Mapping[str, Tensor], rank: int) -> float:
+    """The alpha that acts (:func:`loraloom.formats.dialects.alpha_in_use`)."""
     stored = tensors.get("alpha")
-    if stored is not None and stored.numel() != 1:
-        raise AdapterError(f"layer {target.name} has an alpha of shape {tuple(stored.shape)}", "the file is damaged")
-    return (0.0 if stored is None else float(stored)) or float(rank)
+    return alpha_in_use(None if stored is None else float(stored), rank)
 
 
 def squeezed(shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:

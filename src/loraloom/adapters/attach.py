@@ -21,6 +21,7 @@ from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError, SettingsError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterFile, AdapterTarget, layer_keys, read_adapter_file
+from loraloom.formats.lora_family import family_of_layers
 from loraloom.randomness import seed_of
 
 __all__ = ["AdapterSet", "Attachment", "attach", "choose_targets", "create_adapters", "match_layers", "read_adapters"]
@@ -254,7 +255,7 @@ def create_adapters(
     does not fit.
     """
     if settings.start_from is not None and settings.rank_from_file:
-        adapters = _adapters_of_file(settings, settings.start_from, targets)
+        adapters = _adapters_of_file(settings, settings.start_from, targets, listener)
     else:
         kind: type[Adapter] = ADAPTERS.load(settings.kind)
         needs_base = kind.needs_base or settings.init == "pissa"
@@ -271,8 +272,8 @@ def create_adapters(
     return AdapterSet(adapters)
 
 
-def _file_kind(settings: AdapterSettings, path: Path, stored: AdapterSet) -> None:
-    """AdapterError unless the file holds what the settings train."""
+def _check_start(settings: AdapterSettings, path: Path, stored: AdapterSet) -> None:
+    """AdapterError unless the file holds what the settings train, and can learn."""
     wanted = "lora" if settings.kind == "lora_fa" else settings.kind
     for target, adapter in stored.items():
         if adapter.kind != wanted:
@@ -280,13 +281,18 @@ def _file_kind(settings: AdapterSettings, path: Path, stored: AdapterSet) -> Non
                 f"adapter.start_from: {path} holds {adapter.kind} ({target.name}), adapter.kind is {settings.kind}",
                 f"set adapter.kind={adapter.kind}" if adapter.kind != "norm" else "it cannot be trained on",
             )
+        if getattr(adapter, "scale", 1.0) == 0.0:
+            raise AdapterError(
+                f"adapter.start_from: {target.name} of {path} has alpha 0: what it learns would have no effect",
+                "give the layer another alpha; sd-scripts would take the rank",
+            )
 
 
 def _adapters_of_file(
-    settings: AdapterSettings, path: Path, targets: Sequence[AdapterTarget]
+    settings: AdapterSettings, path: Path, targets: Sequence[AdapterTarget], listener: Listener
 ) -> dict[AdapterTarget, Adapter]:
-    stored = read_adapters(path, targets)
-    _file_kind(settings, path, stored)
+    stored = read_adapters(path, targets, listener=listener)
+    _check_start(settings, path, stored)
     kind: type[Adapter] = ADAPTERS.load(settings.kind)
     chosen = {
         target: kind.from_tensors(adapter.tensors(), target)
@@ -313,8 +319,8 @@ def _start_from(
     listener: Listener,
 ) -> None:
     """Give adapters the values of a file, alphas included; layers that only one of the two has are told."""
-    stored = read_adapters(path, targets)
-    _file_kind(settings, path, stored)
+    stored = read_adapters(path, targets, listener=listener)
+    _check_start(settings, path, stored)
     lost = 0
     for target, source in stored.items():
         if target not in adapters:
@@ -346,7 +352,7 @@ def match_layers(file: AdapterFile, targets: Sequence[AdapterTarget]) -> dict[Ad
     """Which layer of the file belongs to which target; AdapterError unless every layer of the file finds its own."""
     known: dict[str, AdapterTarget] = {}
     for target in targets:
-        names = (target.name, *target.aliases, *_dotted_names(target), *_lycoris_names(target))
+        names = (target.name, *target.aliases, *_dotted_names(target), *_lycoris_names(target), *_comfy_names(target))
         known.update(dict.fromkeys(names, target))
     matched: dict[AdapterTarget, str] = {}
     unknown = []
@@ -373,9 +379,14 @@ def match_layers(file: AdapterFile, targets: Sequence[AdapterTarget]) -> dict[Ad
     return matched
 
 
-def read_adapters(path: Path, targets: Sequence[AdapterTarget]) -> AdapterSet:
-    """Read a LoRA file for a model with these targets; AdapterError when it was made for another one."""
+def read_adapters(path: Path, targets: Sequence[AdapterTarget], *, listener: Listener = ignore) -> AdapterSet:
+    """Read a LoRA file for a model with these targets; AdapterError when it was made for another one.
+
+    What is odd about it (an alpha of zero, say) goes to the ``listener``.
+    """
     file = read_adapter_file(path)
+    for doubt in file.doubts:
+        listener(Notice(f"{path}: {doubt.sentence}", "warning"))
     adapters: dict[AdapterTarget, Adapter] = {}
     for target, name in match_layers(file, targets).items():
         try:
@@ -395,6 +406,19 @@ def _dotted_names(target: AdapterTarget) -> list[str]:
     return names + (paths if target.part == "unet" else [])
 
 
+_COMFY_ENCODERS = {"text_encoder": ("clip_l", "clip_h"), "text_encoder_2": ("clip_g",)}
+"""ComfyUI's names of the text encoders of SD 1, SD 2 and SDXL."""
+
+
+def _comfy_names(target: AdapterTarget) -> list[str]:
+    """ComfyUI's spelling: the U-Net by the checkpoint's names, text encoders by those of transformers."""
+    if target.part == "unet":
+        return [f"diffusion_model.{target.module}"]
+    short = target.diffusers_name.removeprefix("text_model.")
+    encoders = _COMFY_ENCODERS.get(target.part, ())
+    return [f"text_encoders.{encoder}.transformer.text_model.{short}" for encoder in encoders]
+
+
 def _lycoris_names(target: AdapterTarget) -> list[str]:
     """What LyCORIS calls a layer of a model of diffusers that was given to it by itself."""
     if target.part == "text_encoder_2":  # the same names as the first one's
@@ -404,10 +428,4 @@ def _lycoris_names(target: AdapterTarget) -> list[str]:
 
 
 def _family_hint(file: AdapterFile) -> str:
-    made_for = file.metadata.get("ss_base_model_version") or file.metadata.get("modelspec.architecture")
-    if made_for:
-        return f"the file says it was made for {made_for}"
-    names = list(file.layers)
-    if any(name.startswith(("lora_te1_", "lora_te2_", "lora_unet_input_blocks")) for name in names):
-        return "its layer names are those of SDXL"
-    return "use a checkpoint of the family the LoRA was trained on"
+    return f"it was made for {family_of_layers(file.layers, file.metadata)}: use a checkpoint of that family"

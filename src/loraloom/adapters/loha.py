@@ -89,7 +89,7 @@ class LohaAdapter(Adapter):
             rank = b.shape[0]
             pair = {"w_a": a.flatten(1), "w_b": b.flatten(1)}
             factors += [fitted(pair, "w_a", (out, rank), target), fitted(pair, "w_b", (rank, columns), target)]
-        alpha = alpha_of(tensors, factors[1].shape[0], target)
+        alpha = alpha_of(tensors, factors[1].shape[0])
         return cls((factors[0], factors[1], factors[2], factors[3]), alpha, target.shape)
 
 

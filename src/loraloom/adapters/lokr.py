@@ -160,7 +160,7 @@ class LokrAdapter(Adapter):
         # An alpha has no meaning where neither side is factored.
         rank = next((side[1].shape[0] for side in (w1, w2) if len(side) == 2), 1)
         first, second = (tuple(factor.float() for factor in side) for side in (w1, w2))
-        return cls(first, second, alpha_of(tensors, rank, target), target.shape)
+        return cls(first, second, alpha_of(tensors, rank), target.shape)
 
 
 def _stored_side(tensors: Mapping[str, Tensor], name: str, target: AdapterTarget) -> tuple[Tensor, ...]:

@@ -196,7 +196,7 @@ class LoraAdapter(Adapter):
                 f"{tuple(down.shape)} and {tuple(up.shape)}",
                 "the LoRA was made for another model",
             )
-        return cls(down.reshape(wanted_down).float(), up.reshape(wanted_up).float(), alpha_of(tensors, rank, target))
+        return cls(down.reshape(wanted_down).float(), up.reshape(wanted_up).float(), alpha_of(tensors, rank))
 
 
 def _with_middle(down: Tensor, middle: Tensor, target: AdapterTarget) -> Tensor:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from loraloom.errors import AdapterError, FileError
+from loraloom.errors import AdapterError
+from loraloom.formats.adapter_checks import Doubt, doubts_about, widened
 from loraloom.formats.cloneofsimo import companions
-from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, KOHYA, PEFT, Dialect, is_text_layer, rank_of
+from loraloom.formats.dialects import CLONEOFSIMO, KOHYA, PEFT, Dialect, is_text_layer
 from loraloom.formats.file_hashes import compute_hashes
+from loraloom.formats.foreign import what_it_is
 from loraloom.formats.lora_keys import lora_keys
+from loraloom.formats.peft_config import add_peft_scales
 from loraloom.formats.safetensors_file import safetensors_header
 from loraloom.formats.tensors import TensorInfo, open_tensors, write_tensors
-from loraloom.reading import read_text
 
 __all__ = [
     "AdapterFile",
@@ -28,10 +27,11 @@ __all__ = [
     "content_hash",
     "layer_keys",
     "model_hashes",
-    "peft_configs",
     "read_adapter_file",
     "write_adapter_file",
 ]
+
+_KINDS_READ = "LoRA, DoRA, LoHa, LoKr, (IA)3 and full differences of floating-point numbers can be used"
 
 KEPT_EXACT = (".dora_scale", ".lora_magnitude_vector.weight")
 """Ends of the keys of tensors that are never rounded."""
@@ -82,6 +82,8 @@ class AdapterFile:
     """Textual-inversion vectors that travel with the LoRA, by word and encoder (``any``, ``clip_l``, ``clip_g``)."""
     beside: tuple[Path, ...] = ()
     """Other files that were read with it (cloneofsimo's text encoder and embedding)."""
+    doubts: tuple[Doubt, ...] = ()
+    """What can be used and is odd all the same: alphas of zero or below it, ranks without use."""
 
 
 def read_adapter_file(path: Path) -> AdapterFile:
@@ -111,77 +113,24 @@ def _is_of_text(file: AdapterFile) -> bool:
 
 def _read_one(path: Path) -> AdapterFile:
     tensors = open_tensors(path)
-    for key in tensors:
-        for suffix, kind in FOREIGN_SUFFIXES.items():
-            if key.endswith(suffix):
-                raise AdapterError(
-                    f"{path} holds {kind} layers ({key}), which this version does not read",
-                    "LoRA, DoRA, LoHa, LoKr, (IA)3 and full differences can be used",
-                )
-    keys = lora_keys({key: tensors.info(key) for key in tensors}, tensors.metadata)
+    infos = {key: tensors.info(key) for key in tensors}
+    keys = lora_keys(infos, tensors.metadata)
     if keys is None:
-        example = next(iter(tensors), None)
-        raise AdapterError(
-            f"{path} is not a LoRA file" + (f" (its first tensor is {example!r})" if example else " (it is empty)"),
-            "`loraloom inspect FILE` tells what a file is",
-        )
-    if keys.unknown:
-        rest = f"the rest reads as the dialect of {keys.dialect.title}"
-        if keys.dialect is CLONEOFSIMO:
-            rest = "the layers are numbered, and their count and shapes are those of no known version"
-        raise AdapterError(
-            f"{path}: {len(keys.unknown)} of {len(tensors)} tensors belong to no LoRA layer, "
-            f"the first is {keys.unknown[0]!r}",
-            rest,
-        )
-    layers = {name: {role: tensors[key] for role, key in roles.items()} for name, roles in keys.layers.items()}
-    if keys.dialect is PEFT:
-        _add_alphas(layers, peft_configs(path, tensors.metadata))
-        for roles in layers.values():
-            if "dora_scale" in roles:  # always of rows: (out,), or (1, out, 1, 1) of a convolution
-                lengths = roles["dora_scale"]
-                roles["dora_scale"] = lengths.reshape(-1, 1, *(1 for _ in lengths.shape[2:]))
-    embeddings = {
-        word: {place: tensors[key] for place, key in places.items()} for word, places in keys.embeddings.items()
-    }
-    return AdapterFile(path, keys.dialect, layers, dict(tensors.metadata), embeddings)
-
-
-def peft_configs(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """PEFT's configuration of each part: from the header of a diffusers file, or adapter_config.json beside the file.
-
-    The part is ``""`` for a configuration of the only part. PEFT keeps alpha there, not among the tensors.
-    """
-    with suppress(ValueError):
-        stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        parts: dict[str, dict[str, Any]] = {}
-        for key, value in stored.items() if isinstance(stored, dict) else ():
-            part, dot, name = key.partition(".")
-            if dot:
-                parts.setdefault(part, {})[name] = value
-        if parts:
-            return parts
-    config = path.with_name("adapter_config.json")
-    with suppress(FileError, ValueError, RecursionError):
-        if path.stem == "adapter_model" and isinstance(stored := json.loads(read_text(config)), dict):
-            return {"": stored}
-    return {}
-
-
-def _add_alphas(layers: Mapping[str, dict[str, torch.Tensor]], configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give the layers of a PEFT file the alpha that its configuration says; without one it equals the rank."""
+        raise AdapterError(f"{path} is not a LoRA file: it {what_it_is(infos)}", "give the file of a LoRA")
+    if keys.problem:
+        raise AdapterError(f"{path}: {keys.problem}", _KINDS_READ)
+    layers = {name: {role: widened(tensors[key]) for role, key in roles.items()} for name, roles in keys.layers.items()}
     for name, roles in layers.items():
-        config = configs.get(name.partition(".")[0], configs.get(""))
-        if config is None or "alpha" in roles:
-            continue
-        # PEFT's patterns are ends of the layer's path.
-        patterns = config.get("alpha_pattern")
-        own = [value for end, value in patterns.items() if name.endswith(end)] if isinstance(patterns, dict) else []
-        alpha = (own or [config.get("lora_alpha", config.get("alpha"))])[0]
-        rank = rank_of(roles)
-        if isinstance(alpha, int | float) and alpha > 0 and rank:
-            scale = math.sqrt(rank) if config.get("use_rslora") else 1.0
-            roles["alpha"] = torch.tensor(float(alpha) * scale)
+        if "alpha" in roles and not math.isfinite(float(roles["alpha"])):
+            raise AdapterError(f"{path}: the alpha of layer {name} is {float(roles['alpha'])}", "the file is damaged")
+    if PEFT in keys.dialects:
+        add_peft_scales(path, layers, tensors.metadata)
+    embeddings = {
+        word: {place: widened(tensors[key]) for place, key in places.items()}
+        for word, places in keys.embeddings.items()
+    }
+    doubts = doubts_about(layers, lambda name: float(layers[name]["alpha"]) if "alpha" in layers[name] else None)
+    return AdapterFile(path, keys.dialect, layers, dict(tensors.metadata), embeddings, doubts=doubts)
 
 
 def layer_keys(name: str, roles: Mapping[str, torch.Tensor], dialect: Dialect = KOHYA) -> dict[str, torch.Tensor]:

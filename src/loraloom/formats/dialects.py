@@ -7,12 +7,14 @@ tensors instead: :mod:`loraloom.formats.cloneofsimo`. A file as a whole is read 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 __all__ = [
     "CLONEOFSIMO",
+    "COMFY",
     "DIALECTS",
     "DIFFUSERS_OLD",
     "FOREIGN_SUFFIXES",
@@ -21,6 +23,9 @@ __all__ = [
     "PEFT",
     "Dialect",
     "Shaped",
+    "adapter_name",
+    "alpha_in_use",
+    "dialect_of",
     "is_text_layer",
     "kind_of",
     "rank_of",
@@ -49,8 +54,13 @@ class Dialect:
     endings: Mapping[str, str] = field(default_factory=dict)
     """What the layer's name ends with, for suffixes that hold a piece of it (``.processor.to_q_lora.up.weight``)."""
 
+    named: bool = False
+    """Whether its keys may hold PEFT's name of the adapter and PEFT's names of its wrappers."""
+
     def split(self, key: str) -> tuple[str, str] | None:
         """``key`` as (layer name, role), or None when it is not one of this dialect's."""
+        if self.named:
+            key = _WRAPPERS.sub(r"\1", _ADAPTER_NAME.sub(r"\1\3", key))
         if not key.startswith(self.prefixes):
             return None
         for start in _suffix_starts(key) if self.dotted else (key.find("."),):
@@ -83,6 +93,20 @@ _PRODUCTS = (
 )
 """Roles of LoHa and LoKr, called the same in every dialect."""
 
+_ADAPTER_NAME = re.compile(
+    r"(\.(?:lora_[AB]|lora_magnitude_vector|hada_[wt][0-9a-z_]*|lokr_[wt][0-9a-z_]*))\.((?!weight$)[^.]+)(\.weight)?$"
+)
+"""``.lora_A.my_style.weight``: what PEFT writes where the adapter has a name of its own."""
+_WRAPPERS = re.compile(r"^((?:unet|text_encoder|text_encoder_2)\.)(?:base_model\.model\.|module\.)+")
+"""What PEFT and torch put around a part that was wrapped before it was saved."""
+
+
+def adapter_name(key: str) -> str | None:
+    """The name of the adapter that PEFT wrote into a key: ``my_style``; None where there is none."""
+    found = _ADAPTER_NAME.search(key)
+    return None if found is None else found[2]
+
+
 KOHYA = Dialect(
     "kohya",
     "kohya sd-scripts, AUTOMATIC1111, ComfyUI",
@@ -107,18 +131,15 @@ PEFT = Dialect(
     {
         ".lora_A.weight": "down",
         ".lora_B.weight": "up",
-        ".lora_A.default.weight": "down",
-        ".lora_B.default.weight": "up",
         ".lora.down.weight": "down",
         ".lora.up.weight": "up",
         ".alpha": "alpha",
         ".lora_magnitude_vector": "dora_scale",
         ".lora_magnitude_vector.weight": "dora_scale",
-        ".lora_magnitude_vector.default.weight": "dora_scale",
         **{f".{role}": role for role in _PRODUCTS},
-        **{f".{role}.default": role for role in _PRODUCTS},
     },
     dotted=True,
+    named=True,
 )
 _OLD_LAYERS = {
     **{f".processor.to_{name}_lora": f".to_{name}" for name in "qkv"},
@@ -129,7 +150,9 @@ _OLD_LAYERS = {
 }
 """Attention processors of the U-Net, then the text encoder's two spellings: what stands in the key, in the name."""
 _OLD_SUFFIXES = {
-    f"{inside}.{role}.weight": (role, ending) for inside, ending in _OLD_LAYERS.items() for role in ("down", "up")
+    f"{inside}.{end}": (role, ending)
+    for inside, ending in _OLD_LAYERS.items()
+    for role, end in (("down", "down.weight"), ("up", "up.weight"), ("alpha", "alpha"))
 }
 DIFFUSERS_OLD = Dialect(
     "diffusers-old",
@@ -144,9 +167,23 @@ DIFFUSERS_OLD = Dialect(
     dotted=True,
     endings={suffix: ending for suffix, (_, ending) in _OLD_SUFFIXES.items()},
 )
+COMFY = Dialect(
+    "comfy",
+    "ComfyUI (the checkpoint's own names)",
+    ("diffusion_model.", "text_encoders."),
+    {
+        **{suffix: role for suffix, role in KOHYA.roles.items() if role not in ("weight", "on_input")},
+        ".lora_A.weight": "down",
+        ".lora_B.weight": "up",
+    },
+    dotted=True,
+)
+"""(IA)3's ``.weight`` is left out: with it every U-Net would be a LoRA."""
 CLONEOFSIMO = Dialect("cloneofsimo", "cloneofsimo/lora, sd_dreambooth_extension (numbered)", (), {}, dotted=False)
 """Its tensors have numbers; the layers get kohya's names when a file is read."""
-DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (KOHYA, PEFT, DIFFUSERS_OLD, CLONEOFSIMO)}
+DIALECTS: Mapping[str, Dialect] = {
+    dialect.name: dialect for dialect in (KOHYA, PEFT, DIFFUSERS_OLD, COMFY, CLONEOFSIMO)
+}
 
 FOREIGN_SUFFIXES: Mapping[str, str] = {
     ".oft_blocks": "OFT",
@@ -207,6 +244,15 @@ def rank_of(roles: Mapping[str, Shaped]) -> int | None:
     return next((roles[role].shape[0] for role in _RANKED if role in roles and roles[role].shape), None)
 
 
+def alpha_in_use(stored: float | None, rank: int) -> float:
+    """The alpha that acts: what the file stores, zero and negative values too; the rank where it stores none.
+
+    So do AUTOMATIC1111, Forge, ComfyUI, diffusers and sd-scripts' merging. Where sd-scripts and LyCORIS go on training
+    from a file they take zero for the rank instead.
+    """
+    return float(rank) if stored is None else stored
+
+
 def is_text_layer(name: str) -> bool:
     """Whether a layer, by its name in a file of any dialect, is a text encoder's."""
     return name.startswith(("lora_te", "text_encoder"))
@@ -219,6 +265,14 @@ def title_of(roles: Iterable[str]) -> str:
     if "dora_scale" in roles and inner in ("loha", "lokr"):
         return f"{KIND_TITLES[inner]} with DoRA"
     return KIND_TITLES.get(kind_of(roles) or "", "unknown")
+
+
+def dialect_of(key: str) -> tuple[Dialect, str, str] | None:
+    """The (first) dialect that a key speaks, its layer's name and the tensor's role; None where none speaks it."""
+    for dialect in DIALECTS.values():
+        if dialect.roles and (found := dialect.split(key)) is not None:
+            return dialect, *found
+    return None
 
 
 def recognise(keys: Iterable[str]) -> Dialect | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from loraloom.formats.adapter_checks import foreign_kinds, problem_of_layer
 from loraloom.formats.cloneofsimo import is_numbered_list, layer_names, numbered_key, pairs_of_list
-from loraloom.formats.dialects import CLONEOFSIMO, Dialect, Shaped, recognise
+from loraloom.formats.dialects import CLONEOFSIMO, Dialect, adapter_name, dialect_of
+from loraloom.formats.entries import TensorInfo, show
 
 __all__ = ["LoraKeys", "lora_keys"]
 
@@ -18,17 +21,29 @@ _EMBEDDED = "<embed>"
 class LoraKeys:
     """``layers[layer name][role]`` is a key, and so is ``embeddings[word][encoder]``; ``unknown`` are the others.
 
-    An encoder is ``clip_l``, ``clip_g``, or ``any`` where the file does not say.
+    An encoder is ``clip_l``, ``clip_g``, or ``any`` where the file does not say. A file may mix dialects, as diffusers
+    does: ``dialect`` is the one that most keys speak, ``dialects`` are all of them, that one first.
     """
 
     dialect: Dialect
+    dialects: tuple[Dialect, ...]
     layers: Mapping[str, Mapping[str, str]]
     embeddings: Mapping[str, Mapping[str, str]]
     unknown: tuple[str, ...]
+    problem: str | None
+    """Why a LoRA cannot be made of these keys, types and shapes; None where it can."""
+
+    @property
+    def title(self) -> str:
+        """The dialects as people call them."""
+        return " and ".join(dialect.title for dialect in self.dialects)
 
 
-def lora_keys(infos: Mapping[str, Shaped], metadata: Mapping[str, str]) -> LoraKeys | None:
-    """Sort the keys of a file; None when it is no LoRA of a known dialect."""
+def lora_keys(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> LoraKeys | None:
+    """Sort the keys of a file; None when none of them is a LoRA's.
+
+    Whoever asks what a file is and whoever reads it ask here, so that one never says LoRA where the other says none.
+    """
     if is_numbered_list(infos):
         part, pairs = pairs_of_list(infos)
         return _numbered(infos, {part: pairs}, {}, [])
@@ -51,22 +66,55 @@ def lora_keys(infos: Mapping[str, Shaped], metadata: Mapping[str, str]) -> LoraK
             rest.append(key)
     if numbered:
         return _numbered(infos, numbered, embeddings, rest)
-    dialect = recognise(rest)
-    if dialect is None:
-        return None
     layers: dict[str, dict[str, str]] = {}
-    unknown = []
+    spoken: Counter[str] = Counter()
+    dialects: dict[str, Dialect] = {}
+    unknown, twice = [], []
     for key in rest:
-        found = dialect.split(key)
+        found = dialect_of(key)
         if found is None:
             unknown.append(key)
-        else:
-            layers.setdefault(found[0], {})[found[1]] = key
-    return LoraKeys(dialect, layers, embeddings, tuple(unknown))
+            continue
+        dialect, layer, role = found
+        spoken[dialect.name] += 1
+        dialects[dialect.name] = dialect
+        if role in layers.setdefault(layer, {}):
+            twice.append((layers[layer][role], key))
+        layers[layer][role] = key
+    if not layers:
+        return None
+    ordered = tuple(dialects[name] for name, _ in spoken.most_common())
+    problem = _problem(infos, ordered[0], layers, unknown, twice)
+    return LoraKeys(ordered[0], ordered, layers, embeddings, tuple(unknown), problem)
+
+
+def _problem(
+    infos: Mapping[str, TensorInfo],
+    dialect: Dialect,
+    layers: Mapping[str, Mapping[str, str]],
+    unknown: Sequence[str],
+    twice: Sequence[tuple[str, str]],
+) -> str | None:
+    """The first reason for which these keys make no LoRA that can be used."""
+    if foreign := foreign_kinds(infos):
+        key, kind = next(iter(foreign.items()))
+        return f"holds {kind} layers ({key}), which this version does not read"
+    if unknown:
+        rest = f"the rest reads as the dialect of {dialect.title}"
+        if dialect is CLONEOFSIMO:
+            rest = "the layers are numbered, and their count and shapes are those of no known version"
+        first = show(unknown[0])
+        return f"{len(unknown)} of {len(infos)} tensors belong to no LoRA layer, the first is {first}; {rest}"
+    if twice:
+        names = sorted({name for pair in twice for key in pair if (name := adapter_name(key)) is not None})
+        if len(names) > 1:
+            return f"holds several adapters ({', '.join(map(show, names))}); save one of them to a file of its own"
+        return f"names one tensor twice: {show(twice[0][0])} and {show(twice[0][1])}"
+    return next((problem for name, keys in layers.items() if (problem := problem_of_layer(name, keys, infos))), None)
 
 
 def _numbered(
-    infos: Mapping[str, Shaped],
+    infos: Mapping[str, TensorInfo],
     parts: Mapping[str, Mapping[int, Mapping[str, str]]],
     embeddings: Mapping[str, Mapping[str, str]],
     unknown: list[str],
@@ -81,4 +129,5 @@ def _numbered(
             unknown += [key for roles in ordered for key in roles.values()]
         else:
             layers.update(zip(names, ordered, strict=True))
-    return LoraKeys(CLONEOFSIMO, layers, embeddings, tuple(unknown))
+    problem = _problem(infos, CLONEOFSIMO, layers, unknown, [])
+    return LoraKeys(CLONEOFSIMO, (CLONEOFSIMO,), layers, embeddings, tuple(unknown), problem)

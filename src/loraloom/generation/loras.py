@@ -16,6 +16,7 @@ from torch import Tensor
 from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.attach import AdapterSet, read_adapters
 from loraloom.errors import FileError, PromptError, nearest
+from loraloom.events import Listener, ignore
 from loraloom.formats.cloneofsimo import companions
 from loraloom.formats.embedding_file import EmbeddingFile, embedding_of
 from loraloom.formats.file_hashes import file_hashes
@@ -136,8 +137,10 @@ class LoraStore:
         self._masks: dict[tuple[str, int], Tensor] = {}
         self._active: tuple[tuple[int, ...], ActiveLoras] | None = None
 
-    def load(self, tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> AppliedLora:
-        """The LoRA of a tag with the tag's weights; read anew when the file is another than it was."""
+    def load(
+        self, tag: LoraTag, folders: Sequence[Path], model: LoadedModel, listener: Listener = ignore
+    ) -> AppliedLora:
+        """The LoRA of a tag with the tag's weights; read anew, and doubts about it said, when the file is another."""
         asked = tag.name, tuple(folders)
         path = self._paths.get(asked)
         if path is None or not path.is_file():
@@ -146,7 +149,7 @@ class LoraStore:
         key = str(path.resolve()), tuple(number for state in states for number in (state.st_mtime_ns, state.st_size))
         if key not in self._read:
             self._read = {other: lora for other, lora in self._read.items() if other[0] != key[0]}
-            lora = load_lora(replace(tag, name=str(path)), (), model)
+            lora = load_lora(replace(tag, name=str(path)), (), model, listener)
             self._read[key] = replace(lora, adapters=lora.adapters.to(model.device))
         lora = self._read[key]
         if tag.blocks is not None:
@@ -229,10 +232,10 @@ def other_loras(name: str, folders: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(others)
 
 
-def load_lora(tag: LoraTag, folders: Sequence[Path], model: LoadedModel) -> AppliedLora:
+def load_lora(tag: LoraTag, folders: Sequence[Path], model: LoadedModel, listener: Listener = ignore) -> AppliedLora:
     """Find and read the LoRA of a tag for this model; AdapterError when it belongs to another family."""
     path = find_lora(tag.name, folders)
-    adapters = read_adapters(path, model.file_targets)
+    adapters = read_adapters(path, model.file_targets, listener=listener)
     digits = file_hashes(path).content[:12]
     return AppliedLora(tag.name, adapters, tag.text_encoder, tag.unet, digits, path, tag.curve)
 

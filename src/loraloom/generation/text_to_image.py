@@ -312,7 +312,8 @@ class _Painter:
 
     def _loras_of(self, prompt: ImagePrompt) -> list[AppliedLora]:
         folders = self._settings.lora_folders
-        return [*self._loras, *(self._store.load(tag, folders, self._model) for tag in prompt.loras)]
+        found = (self._store.load(tag, folders, self._model, self._listener) for tag in prompt.loras)
+        return [*self._loras, *found]
 
     def _report(self, done: int, before: int) -> Step:
         """Tell of the steps of a batch of which ``before`` are already taken."""

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from loraloom.diffusion.objectives import Prediction
 from loraloom.errors import CheckpointError, MissingFileError
+from loraloom.formats.foreign import what_it_is
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models.diffusers_folder import FolderTensors, is_diffusers_folder
 from loraloom.models.family import Family, recognise
-from loraloom.models.foreign import what_it_is
 from loraloom.models.resolution import OwnResolution, own_resolution
 
 __all__ = ["Checkpoint", "open_checkpoint"]

@@ -31,7 +31,8 @@ def merge_base_loras(model: LoadedModel, settings: AdapterSettings, listener: Li
         _exists(path, "adapter.base_loras")
     loras = []
     for path, text_encoder, unet in asked:
-        loras.append(AppliedLora(path.stem, read_adapters(path, model.file_targets), text_encoder, unet))
+        adapters = read_adapters(path, model.file_targets, listener=listener)
+        loras.append(AppliedLora(path.stem, adapters, text_encoder, unet))
         listener(
             Notice(f"merged {path.name} into the checkpoint in memory (text encoder {text_encoder:g}, U-Net {unet:g})")
         )

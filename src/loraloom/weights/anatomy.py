@@ -14,7 +14,7 @@ from torch import Tensor
 from loraloom.adapters.block_weights import block_name
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterFile
-from loraloom.formats.dialects import is_text_layer, kind_of, rank_of, title_of
+from loraloom.formats.dialects import alpha_in_use, is_text_layer, kind_of, rank_of, title_of
 from loraloom.weights.lora_layers import layer_of
 from loraloom.weights.low_rank import factors_of_product
 
@@ -143,8 +143,7 @@ def _product(t: Mapping[str, Tensor], left: str, right: str, middle: str = "") -
 
 
 def _scale(t: Mapping[str, Tensor], rank: int) -> float:
-    alpha = float(t["alpha"]) if "alpha" in t and t["alpha"].numel() == 1 else 0.0
-    return abs(alpha or rank) / rank
+    return abs(alpha_in_use(float(t["alpha"]) if "alpha" in t else None, rank)) / rank
 
 
 def _blocks(layers: Sequence[LayerStrength]) -> tuple[BlockStrength, ...]:

@@ -15,7 +15,7 @@ from loraloom.errors import AdapterError, OutputError
 from loraloom.formats.adapter_file import AdapterFile, layer_keys, read_adapter_file, write_adapter_file
 from loraloom.formats.dialects import is_text_layer, kind_of
 from loraloom.formats.files import sha256_of
-from loraloom.weights.lora_family import family_name
+from loraloom.formats.lora_family import family_name
 from loraloom.weights.lora_layers import LoraLayer, file_precision, layer_of, network_facts
 from loraloom.weights.low_rank import Factors, factors_of_product
 from loraloom.weights.merge import PRECISIONS, LoraWeight, file_name, is_same_or_inside

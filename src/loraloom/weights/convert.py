@@ -13,9 +13,9 @@ from loraloom.adapters.attach import match_layers
 from loraloom.errors import AdapterError, OutputError
 from loraloom.formats.adapter_file import AdapterFile, AdapterTarget, layer_keys, read_adapter_file, write_adapter_file
 from loraloom.formats.dialects import kind_of, title_of
+from loraloom.formats.lora_family import family_name
 from loraloom.formats.tensors import write_tensors
 from loraloom.models.family import FAMILIES, Family
-from loraloom.weights.lora_family import family_name
 from loraloom.weights.lora_layers import file_precision, layer_of, network_facts
 from loraloom.weights.merge import PRECISIONS, is_same_or_inside
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from loraloom.errors import FileError
 from loraloom.formats.dialects import rank_of, title_of
 from loraloom.formats.file_hashes import is_hash
+from loraloom.formats.foreign import what_it_is
+from loraloom.formats.lora_family import family_name
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.tensors import TensorFile, open_tensors
 from loraloom.models import family as families
-from loraloom.models.foreign import what_it_is
 from loraloom.reading import open_file, read_text
-from loraloom.weights.lora_family import family_name
 
 __all__ = ["Identity", "fingerprint", "identify", "sidecar_texts", "tag_counts"]
 
@@ -93,14 +93,14 @@ def identify(path: Path) -> Identity:
         if (family := families.recognise(infos)) is not None:
             return Identity(known, "checkpoint", family.name, **texts)
         keys = lora_keys(infos, said)
-        if keys is None or not keys.layers:
+        if keys is None:
             return Identity(known, "other", adapter=what_it_is(infos), **texts)
         return _lora(known, tensors, keys, texts)
 
 
 def _lora(known: str, tensors: TensorFile, keys: LoraKeys, texts: Mapping[str, str]) -> Identity:
     layers = {name: {role: tensors.info(key) for role, key in roles.items()} for name, roles in keys.layers.items()}
-    kinds = Counter(title_of(roles) for roles in layers.values())
+    kinds = Counter(title_of(roles) for roles in layers.values()) or Counter({"LoRA": 1})
     ranks = {found for roles in layers.values() if (found := rank_of(roles)) is not None}
     rank = f"{min(ranks)}-{max(ranks)}" if len(ranks) > 1 else "".join(map(str, ranks))
     family = family_name(layers, tensors.metadata)

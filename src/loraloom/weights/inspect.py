@@ -9,21 +9,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from loraloom.formats.adapter_checks import doubts_about, foreign_kinds, widened
 from loraloom.formats.adapter_file import content_hash, read_adapter_file
 from loraloom.formats.cloneofsimo import companions
-from loraloom.formats.dialects import CLONEOFSIMO, FOREIGN_SUFFIXES, kind_of, rank_of, title_of
+from loraloom.formats.dialects import CLONEOFSIMO, rank_of, title_of
 from loraloom.formats.files import old_hash, sha256_of, size_text
+from loraloom.formats.foreign import what_it_is
 from loraloom.formats.image_programs import read_image
 from loraloom.formats.image_texts import is_image
+from loraloom.formats.lora_family import family_of_layers
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models import family as families
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
-from loraloom.models.foreign import what_it_is
 from loraloom.models.prediction import read_signs
 from loraloom.weights.anatomy import EXPLODED, Anatomy, State, dissect
 from loraloom.weights.identify import tag_counts
-from loraloom.weights.lora_family import family_of_layers
 from loraloom.weights.merge import MERGED_KEY
 
 __all__ = ["FileReport", "inspect_file"]
@@ -231,16 +232,16 @@ Layers = Mapping[str, Mapping[str, TensorInfo]]
 
 def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mapping[str, str]) -> FileReport:
     layers = {name: {role: infos[key] for role, key in roles.items()} for name, roles in keys.layers.items()}
-    strange = keys.unknown
-    foreign = sorted({kind for key in infos for suffix, kind in FOREIGN_SUFFIXES.items() if key.endswith(suffix)})
+    foreign = sorted(set(foreign_kinds(infos).values()))
     titles = Counter(title_of(roles) for roles in layers.values()) or Counter({"LoRA": 1})
     ranks = {name: rank for name, roles in layers.items() if (rank := rank_of(roles)) is not None}
-    alphas = {name: _alpha(tensors, infos, keys.layers[name].get("alpha"), rank) for name, rank in ranks.items()}
+    stored = {name: _stored_alpha(tensors, infos, keys.layers[name].get("alpha")) for name in layers}
+    alphas = {name: _alpha(stored[name], rank, keys.layers[name]) for name, rank in ranks.items()}
     made_for = family_of_layers(layers, tensors.metadata)
     told = {
         "made for": made_for,
         "kind": _common(titles.elements()),
-        "dialect": keys.dialect.title,
+        "dialect": keys.title,
         "layers": f"{len(layers)} ({', '.join(f'{part} {count}' for part, count in _layers_of_parts(layers).items())})",
         "rank": _common(str(rank) for rank in ranks.values()) or "none",
         "alpha": _common(alphas.values()) or "none",
@@ -250,14 +251,13 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
         told["words in it"] = ", ".join(keys.embeddings)
     if keys.dialect is CLONEOFSIMO and (others := companions(tensors.path)):
         told["read with it"] = ", ".join(other.name for other in others)
-    if foreign:
-        told["cannot be used"] = f"holds {', '.join(foreign)} layers, which this version does not read"
-    elif incomplete := [name for name, roles in layers.items() if kind_of(roles) is None]:
-        told["cannot be used"] = f"the tensors of {_counted(len(incomplete), 'layer')} make no kind of adapter, " + (
-            f"the first is {incomplete[0]}: {', '.join(sorted(layers[incomplete[0]]))}"
-        )
-    elif strange:
-        told["cannot be used"] = f"{len(strange)} tensors belong to no LoRA layer, the first is {strange[0]!r}"
+    damaged = [name for name, value in stored.items() if value is not None and not math.isfinite(value)]
+    if keys.problem:
+        told["cannot be used"] = keys.problem
+    elif damaged:
+        told["cannot be used"] = f"the alpha of layer {damaged[0]} is {stored[damaged[0]]}"
+    else:
+        told |= {doubt.what: doubt.sentence for doubt in doubts_about(layers, stored.__getitem__)}
     told |= {label: tensors.metadata[key] for key, label in _RECIPE if tensors.metadata.get(key, "None") != "None"}
     if tags := tag_counts(tensors.metadata).most_common(_TAGS_SHOWN):
         told["tags"] = ", ".join(f"{tag} ({count})" for tag, count in tags)
@@ -282,14 +282,18 @@ _STATES: Mapping[State, str] = {
 }
 
 
-def _alpha(tensors: TensorFile, infos: Infos, key: str | None, rank: int) -> str:
-    """The alpha of a layer as it acts: without one, or with zero, it equals the rank."""
-    if key is None:
-        return f"{rank:g} (not in the file: equal to the rank)"
-    if infos[key].numel != 1:
-        return "damaged"
-    value = float(tensors[key])
-    return f"{value or rank:g}" if math.isfinite(value) else "damaged"
+def _stored_alpha(tensors: TensorFile, infos: Infos, key: str | None) -> float | None:
+    """The alpha in the file; None where there is none, or none that is a number (which is a problem of the file)."""
+    if key is None or infos[key].numel != 1 or infos[key].dtype.is_complex:
+        return None
+    return float(widened(tensors[key]))
+
+
+def _alpha(stored: float | None, rank: int, keys: Mapping[str, str]) -> str:
+    """The alpha of a layer as it acts: without one it equals the rank."""
+    if stored is None:
+        return "damaged" if "alpha" in keys else f"{rank:g} (not in the file: equal to the rank)"
+    return f"{stored:g}" if math.isfinite(stored) else "damaged"
 
 
 def _common(values: Iterable[str]) -> str:

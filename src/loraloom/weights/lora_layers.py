@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterFile
-from loraloom.formats.dialects import kind_of, title_of
+from loraloom.formats.dialects import alpha_in_use, kind_of, title_of
 
 __all__ = ["LoraLayer", "file_precision", "layer_of", "network_facts"]
 
@@ -75,12 +75,9 @@ def layer_of(file: AdapterFile, name: str, doing: str) -> LoraLayer:
         )
     if not (bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all())):
         raise AdapterError(f"{file.path}: layer {name} holds NaN or infinite values", "the file is damaged")
-    alpha = roles.get("alpha")
-    if alpha is not None and alpha.numel() != 1:
-        raise AdapterError(f"{file.path}: the alpha of layer {name} is no number", "the file is damaged")
-    value = 0.0 if alpha is None else float(alpha)
-    # Without an alpha, or with zero as sd-scripts writes it, it equals the rank.
-    return LoraLayer(name, down.flatten(1), up.flatten(1), (value or len(down)) / len(down), tuple(down.shape[2:]))
+    stored = roles.get("alpha")
+    scale = alpha_in_use(None if stored is None else float(stored), len(down)) / len(down)
+    return LoraLayer(name, down.flatten(1), up.flatten(1), scale, tuple(down.shape[2:]))
 
 
 def file_precision(file: AdapterFile) -> torch.dtype:

@@ -105,7 +105,7 @@ def merge(
     keep_freed_memory()
     source = open_checkpoint(checkpoint)
     targets = source.family.file_targets(source.infos)
-    sets = [read_adapters(lora.path, targets) for lora in loras]
+    sets = [read_adapters(lora.path, targets, listener=listener) for lora in loras]
     if any(is_same_or_inside(output, path) for path in (checkpoint, *(lora.path for lora in loras))):
         raise OutputError(f"{output} is one of the inputs", "give the merged checkpoint a name of its own")
     merged = tuple(_counted(lora, adapters, source.family) for lora, adapters in zip(loras, sets, strict=True))

@@ -18,13 +18,14 @@ from torch import Tensor
 from loraloom.errors import LoraloomError
 from loraloom.formats.adapter_file import AdapterFile, read_adapter_file
 from loraloom.formats.dialects import kind_of, title_of
+from loraloom.formats.entries import TensorInfo
+from loraloom.formats.lora_family import family_name
 from loraloom.formats.lora_keys import lora_keys
 from loraloom.formats.tensors import open_tensors
 from loraloom.models.diffusers_configs import unet_config
 from loraloom.models.family import FAMILIES, Family
 from loraloom.models.names import pairs_from_checkpoint
 from loraloom.models.resolution import own_resolution
-from loraloom.weights.lora_family import family_name
 
 __all__ = ["ReadBackReport", "read_back"]
 
@@ -65,7 +66,7 @@ def read_back(path: Path) -> ReadBackReport:
         renamed, alphas, modules = _sorted_by_diffusers(path, file)
     except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         return ReadBackReport(str(path), reader, count, 0, str(error)[:500])
-    keys = lora_keys(renamed, {})
+    keys = lora_keys({key: TensorInfo(t.dtype, tuple(t.shape)) for key, t in renamed.items()}, {})
     layers = {} if keys is None else {name: roles for name, roles in keys.layers.items() if name in modules}
     used = sum(len(roles) for roles in layers.values()) + alphas
     problem = ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from loraloom.formats.tensors import TensorInfo
+from loraloom.formats.entries import TensorInfo
+from loraloom.formats.lora_keys import lora_keys
 
 __all__ = ["what_it_is"]
 
@@ -59,11 +60,12 @@ def _is_refiner(infos: Infos) -> bool:
 
 
 _KINDS: tuple[tuple[Callable[[Infos], bool], str], ...] = (
+    (lambda infos: lora_keys(infos, {}) is not None, "is a LoRA, not a checkpoint"),
     (
         _any_contains("lora_up", "lora_down", "lora_A", "lora_B", "lora.up", "lora.down", "hada_w1", "lokr_w", ":up"),
-        "is a LoRA, not a checkpoint",
+        "has tensors like those of a LoRA under names of no program that is known here",
     ),
-    (_is_numbered_list, "is a list of tensors without names, probably an old LoRA, not a checkpoint"),
+    (_is_numbered_list, "is a list of tensors without names in no order that is known here"),
     (_any_contains("string_to_param", "emb_params"), "is a textual inversion embedding, not a checkpoint"),
     (lambda infos: set(infos) <= {"clip_l", "clip_g"}, "is a textual inversion embedding, not a checkpoint"),
     (_any_starts("control_model.", "controlnet_", "zero_convs."), "is a ControlNet, not a checkpoint"),

@@ -1,0 +1,119 @@
+"""Which key of a file is what, and whether two names mean one tensor."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraloom.errors import AdapterError
+from loraloom.formats.adapter_file import read_adapter_file
+from loraloom.formats.entries import TensorInfo
+from loraloom.formats.foreign import what_it_is
+from loraloom.formats.lora_keys import lora_keys
+from loraloom.formats.tensors import write_tensors
+from loraloom.weights.identify import identify
+from loraloom.weights.inspect import inspect_file
+
+A, B = TensorInfo(torch.float16, (2, 5)), TensorInfo(torch.float16, (3, 2))
+
+
+def keys_of(*pairs: tuple[str, str]) -> dict[str, TensorInfo]:
+    return {key: info for down, up in pairs for key, info in ((down, A), (up, B))}
+
+
+@pytest.mark.parametrize(
+    ("start", "layer"),
+    [
+        ("unet.mid.a.lora_{}.default.weight", "unet.mid.a"),
+        ("unet.mid.a.lora_{}.default_0.weight", "unet.mid.a"),
+        ("unet.mid.a.lora_{}.my style-2.weight", "unet.mid.a"),
+        ("unet.mid.a.lora_{}.weight.weight", "unet.mid.a"),
+        ("unet.base_model.model.mid.a.lora_{}.weight", "unet.mid.a"),
+        ("unet.base_model.model.base_model.model.mid.a.lora_{}.x.weight", "unet.mid.a"),
+        ("text_encoder_2.module.mid.a.lora_{}.weight", "text_encoder_2.mid.a"),
+        ("base_model.model.mid_block.a.lora_{}.x.weight", "base_model.model.mid_block.a"),
+        ("diffusion_model.middle_block.1.a.lora_{}.weight", "diffusion_model.middle_block.1.a"),
+    ],
+)
+def test_names_of_adapters_and_wrappers(start: str, layer: str) -> None:
+    down, up = start.format("A"), start.format("B")
+    found = lora_keys(keys_of((down, up)), {})
+    assert found is not None and found.problem is None
+    assert found.layers == {layer: {"down": down, "up": up}}
+
+
+def test_products_with_a_name() -> None:
+    shapes = {"w1_a": (3, 2), "w1_b": (2, 5), "w2_a": (3, 2), "w2_b": (2, 5)}
+    infos = {f"unet.mid.a.hada_{role}.my_loha": TensorInfo(torch.float32, shape) for role, shape in shapes.items()}
+    found = lora_keys(infos, {})
+    assert found is not None and found.problem is None
+    assert set(found.layers["unet.mid.a"]) == {f"hada_{role}" for role in shapes}
+
+
+@pytest.mark.parametrize(
+    ("infos", "words"),
+    [
+        (
+            keys_of(*((f"unet.a.lora_A.{name}.weight", f"unet.a.lora_B.{name}.weight") for name in ("one", "two"))),
+            "holds several adapters .'one', 'two'.",
+        ),
+        (
+            keys_of(
+                ("unet.a.lora_A.weight", "unet.a.lora_B.weight"), ("unet.a.lora.down.weight", "unet.a.lora.up.weight")
+            ),
+            "names one tensor twice: 'unet.a.lora.(down|up).weight' and 'unet.a.lora_[AB].weight'",
+        ),
+        (
+            keys_of(
+                ("unet.a.to_q.lora.down.weight", "unet.a.to_q.lora.up.weight"),
+                ("unet.a.processor.to_q_lora.down.weight", "unet.a.processor.to_q_lora.up.weight"),
+            ),
+            "names one tensor twice",
+        ),
+        (keys_of(("lora_unet_a.lora_down.weight", "lora_unet_b.lora_up.weight")), "has no up tensor"),
+    ],
+)
+def test_two_names_for_one_tensor(infos: dict[str, TensorInfo], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {key: torch.ones(info.shape, dtype=info.dtype) for key, info in infos.items()})
+    with pytest.raises(AdapterError, match=words):
+        read_adapter_file(path)
+
+
+PIECES = (
+    "lora_unet_a", "unet.a", "text_encoder.a", "diffusion_model.a", "model.diffusion_model.a", "x", "unet:0", "0", "1",
+    "base_model.model.a", "bundle_emb.w", "first_stage_model.a", "lycoris_a", "transformer.a",
+)  # fmt: skip
+ENDS = (
+    ".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".lora_A.x.weight", ".weight", ".alpha",
+    ".hada_w1_a", ".lokr_w1", ":up", ":down", "", ".lora.up.weight", ".processor.to_q_lora.up.weight", ".diff",
+    ".string_to_param.*", ".oft_blocks", ".ia3_l", "_lora.up.weight", ".dora_scale",
+)  # fmt: skip
+
+
+def test_inspect_the_library_and_the_reader_never_contradict_one_another(tmp_path: Path) -> None:
+    """Over a thousand small files of mixed keys: who calls a file a LoRA, and who can read it."""
+    draw = random.Random(7)
+    path = tmp_path / "x.safetensors"
+    kinds: dict[str, int] = {}
+    for _ in range(1000):
+        keys = {draw.choice(PIECES) + draw.choice(ENDS) for _ in range(draw.randint(1, 4))}
+        write_tensors(path, {key: torch.ones(draw.choice([(2, 2), (2,), (2, 2, 1, 1)])) for key in keys})
+        report = inspect_file(path)
+        kinds[report.kind] = kinds.get(report.kind, 0) + 1
+        assert (report.kind == "LoRA") == (identify(path).kind == "lora")
+        sentence = what_it_is({key: TensorInfo(torch.float32, (2, 2)) for key in keys})
+        assert (report.kind == "LoRA") == (sentence == "is a LoRA, not a checkpoint")
+        if report.kind == "LoRA" and "cannot be used" not in report.facts:
+            read_adapter_file(path)
+            continue
+        with pytest.raises(AdapterError) as caught:
+            read_adapter_file(path)
+        if report.kind == "LoRA":
+            assert caught.value.problem == f"{path}: {report.facts['cannot be used']}"
+        else:
+            assert caught.value.problem == f"{path} is not a LoRA file: it {report.title}"
+    assert kinds["LoRA"] > 100 and kinds["other"] > 100

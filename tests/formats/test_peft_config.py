@@ -1,0 +1,52 @@
+"""PEFT's configuration beside a LoRA: patterns from strangers cannot hang the reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft.utils.other import get_pattern_key
+
+from loraloom.errors import AdapterError
+from loraloom.formats.adapter_file import read_adapter_file
+from loraloom.formats.tensors import write_tensors
+
+LAYER = "down_blocks.0.attentions.1.to_q"
+
+
+def alpha_of(folder: Path, patterns: dict[str, float]) -> float:
+    path = folder / "x.safetensors"
+    tensors = {f"unet.{LAYER}.lora_A.weight": torch.ones(2, 5), f"unet.{LAYER}.lora_B.weight": torch.ones(3, 2)}
+    config = {"unet.lora_alpha": 7.0, "unet.alpha_pattern": patterns}
+    write_tensors(path, tensors, metadata={"lora_adapter_metadata": json.dumps(config)})
+    return float(read_adapter_file(path).layers[f"unet.{LAYER}"]["alpha"])
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "to_q", "o_q", "attentions.1.to_q", "attentions_1.to_q", "attentions.0.to_q", ".*to_q", "down_blocks.*",
+        "^down_blocks.0.attentions.1.to_q", r"to_[qk]", r"to_q|to_k", "to_q$", "^to_q", "", ".", "to-q", "t?o_q",
+        "unet.down_blocks.0.attentions.1.to_q", "(?:to_q)",
+    ],
+)  # fmt: skip
+def test_a_pattern_means_what_it_means_to_peft(pattern: str, tmp_path: Path) -> None:
+    theirs = get_pattern_key([pattern], LAYER) == pattern
+    assert alpha_of(tmp_path, {pattern: 3.0}) == (3.0 if theirs else 7.0)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(.*)*x", ".*.*.*.*.*x", "(a|aa)+$", "(a|a){30}x", "a" * 301 + "*"])
+def test_patterns_that_could_take_for_ever_are_refused(pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="could take for ever"):
+        alpha_of(tmp_path, {pattern: 3.0})
+
+
+def test_patterns_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="is no regular expression"):
+        alpha_of(tmp_path, {"[a": 3.0})
+    with pytest.raises(AdapterError, match="holds 4001 patterns"):
+        alpha_of(tmp_path, {f"x{number}": 3.0 for number in range(4001)})
+    with pytest.raises(KeyError):  # no number: there is no alpha, which then equals the rank
+        alpha_of(tmp_path, {"to_q": "much"})  # type: ignore[dict-item]
