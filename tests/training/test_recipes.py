@@ -1204,3 +1204,44 @@ bucket_reso_steps = 128
         assert "names no image_dir" in left[f"datasets{key}"]
     assert "no subset" in left["datasets[1].resolution"] and "no subset" in left["datasets[2].bucket_reso_steps"]
     assert recipe.finished(["checkpoint=a.ckpt"]).batch_size == 3
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [{"b": 2}], 3.7])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.toml", "network_dim = 3\noptimizer_type = {}\n"),
+        ("a.toml", "network_dim = 3\nlr_scheduler = {}\n"),
+        ("a.toml", "network_dim = 3\nnetwork_module = {}\n"),
+        ("a.toml", "[[subsets]]\nimage_dir = 'x'\n[general_args]\nargs = {}\n"),
+        ("gui.json", '{{"LoRA_type": {}, "max_resolution": "512", "epoch": 3}}'),
+        ("db.json", '{{"use_lora": true, "num_train_epochs": 3, "lr_scheduler": {}}}'),
+        ("one.json", '{{"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "train_dtype": {}}}'),
+        (
+            "one.json",
+            '{{"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "output_model_destination": {}}}',
+        ),
+    ],
+)
+def test_tables_where_a_word_belongs(tmp_path: Path, name: str, text: str, value: Any) -> None:
+    plain = json.dumps(value)
+    recipe = read_recipe(written(tmp_path, name, text.format(plain.replace(":", " =") if "toml" in name else plain)))
+    said = " ".join(problem for _, problem in recipe.problems)
+    if name == "a.toml" and isinstance(value, dict):  # a table is a section there
+        assert [key.rpartition(".")[2] for key in recipe.unknown] == ["a"]
+    else:
+        assert said and "{" not in said and "[" not in said.replace("datasets[0]", "").replace("subsets[0]", "")
+
+
+@pytest.mark.parametrize("data", [3, "x", [3], {"prompt": 3}, {"prompt": {"subset": 0.3}}, {"prompt": {"subset": [3]}}])
+def test_files_of_prompts_in_odd_forms(tmp_path: Path, data: Any) -> None:
+    written(tmp_path, "p.json", json.dumps(data) if not isinstance(data, (int, str)) else f"[{json.dumps(data)}, 4]")
+    recipe = read_recipe(written(tmp_path, "a.toml", 'network_dim = 3\nsample_prompts = "p.json"\n'))
+    assert any("are no prompts" in text for _, text in recipe.problems)
+
+
+def test_why_the_pictures_are_still_needed_is_said(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, "a.toml", "network_dim = 3\ndataset_config = 'absent.toml'\n"))
+    assert recipe.missing() == ["checkpoint", "dataset.folder"]
+    assert "absent.toml: there is no such file" in recipe.why_missing("dataset.folder")
+    assert "# Required, not in that file: dataset.folder (dataset_config: " in recipe.to_toml()

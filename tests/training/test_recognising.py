@@ -46,6 +46,7 @@ COMMAND = "accelerate launch --mixed_precision=bf16"
         ("config.env", "export TRAINING_NUM_PROCESSES=1\nexport LORA_RANK=12\n", "SimpleTuner"),
         ("a.sh", "accelerate launch train.py --data_backend_config=b.json --lora_rank=12\n", "SimpleTuner"),
         ("a.json", '{"algo": "lokr", "linear_dim": 12, "linear_alpha": 6, "factor": 3}', "LyCORIS' wrapper"),
+        ("a.json", '{"net_dim": 12, "alpha": 6, "img_folder": "x", "unet_lr": 3e-4, "num_epochs": 3}', "early 2023"),
         ("a.json", EVERYDREAM, "EveryDream2"),
         ("a.json", '{"base": {"lr": 1e-6}, "text_encoder_overrides": {"lr": null}}', "EveryDream2"),
         ("a.toml", PIPE, "diffusion-pipe"),

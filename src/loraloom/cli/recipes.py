@@ -54,7 +54,7 @@ def import_recipe(
     console = Console(stderr=output is None, highlight=False)
     show_account(recipe, console)
     for path in missing:
-        known = recipe.known_of_required.get(path, "")
+        known = recipe.why_missing(path)
         console.print(
             f"still needed: {path}{f' ({known})' if known else ''}", style="bold", markup=False, soft_wrap=True
         )

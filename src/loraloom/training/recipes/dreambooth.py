@@ -416,8 +416,9 @@ def take_db_config(data: Mapping[str, Any], recipe: Recipe) -> None:
             items[ours] = item
     _regularization(left, recipe)
     if "lr_scheduler" in items:
-        name = str(items["lr_scheduler"].value)
-        items["lr_scheduler"] = Item(items["lr_scheduler"].key, _SCHEDULES.get(name, name))
+        name = items["lr_scheduler"].value
+        if isinstance(name, str):
+            items["lr_scheduler"] = Item(items["lr_scheduler"].key, _SCHEDULES.get(name, name))
     if "center_crop" in left:
         item = left.pop("center_crop")
         recipe.set("dataset.buckets", not item.value, item.key)
@@ -503,8 +504,11 @@ def _concepts(left: dict[str, Item], recipe: Recipe) -> None:
         except LoraloomError as error:
             recipe.problem("dataset.folder", f"{path.key}: {error.problem}")
         else:
-            recipe.change(path.key, "read")
-            take_concepts(data, recipe, source=place, prefix=path.key, model_dir=model_dir)
+            if is_concepts_list(data):
+                recipe.change(path.key, "read")
+                take_concepts(data, recipe, source=place, prefix=path.key, model_dir=model_dir)
+            else:
+                recipe.problem("dataset.folder", f"{path.key}: {place} is no list of concepts")
         if inside is not None:
             recipe.change(inside.key, f"{path.key} counts instead")
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from loraloom.plain_data import shown
 from loraloom.training.recipes.dataset_config import take_dataset_config
 from loraloom.training.recipes.recipe import Item, Items, Recipe, listed
 from loraloom.training.recipes.sd_scripts import items_of, take_arguments
@@ -48,9 +49,9 @@ def take_easy_scripts(data: Mapping[str, Any], recipe: Recipe) -> None:
     general: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for panel, table in _panels(data):
-        for name, value in dict(table.get("args") or {}).items():
+        for name, value in _entries(panel, table, "args", recipe):
             pairs.append((f"{panel}.args.{name}", name, value))
-        for name, value in dict(table.get("dataset_args") or {}).items():
+        for name, value in _entries(panel, table, "dataset_args", recipe):
             label = f"{panel}.dataset_args.{name}"
             if _is_left_out(name, value):
                 recipe.rest(label)
@@ -77,6 +78,15 @@ def _panels(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for key, value in data.items():
         if str(key).endswith("_args") and isinstance(value, Mapping):
             yield str(key), value
+
+
+def _entries(panel: str, table: Mapping[str, Any], part: str, recipe: Recipe) -> list[tuple[str, Any]]:
+    """The settings in one of the two parts of a panel."""
+    found = table.get(part, {})
+    if isinstance(found, Mapping):
+        return [(str(name), value) for name, value in found.items()]
+    recipe.problem("", f"{panel}.{part} = {shown(found)} is no table")
+    return []
 
 
 def _kind_of_training(data: Mapping[str, Any], pairs: list[tuple[str, str, Any]], recipe: Recipe) -> None:
@@ -166,7 +176,8 @@ def _schedule(found: dict[str, Any], labels: dict[str, str], recipe: Recipe) -> 
     found["lr_scheduler"] = _SCHEDULES[name]
     labels["lr_scheduler"] = "(lr_scheduler_type)"
     label = labels.pop("lr_scheduler_args", "lr_scheduler_args")
-    for option, number in dict(found.pop("lr_scheduler_args", None) or {}).items():
+    options = found.pop("lr_scheduler_args", None)
+    for option, number in options.items() if isinstance(options, Mapping) else ():
         if option == "min_lr":
             recipe.skip(f"{label}: min_lr", f"a rate, {number}, not a share: lr_schedule.min_lr_ratio is a share")
         else:
@@ -181,9 +192,10 @@ def _without_empty(dataset: Any, recipe: Recipe) -> Any:
     if not isinstance(dataset, Mapping):
         return dataset
     subsets = []
-    for number, subset in enumerate(dataset.get("subsets") or []):
+    listed_subsets = dataset.get("subsets")
+    for number, subset in enumerate(listed_subsets if isinstance(listed_subsets, list) else []):
         kept = {}
-        for name, value in dict(subset).items() if isinstance(subset, Mapping) else ():
+        for name, value in subset.items() if isinstance(subset, Mapping) else ():
             if name in _WINDOW or (not value and name != "image_dir"):
                 recipe.rest(f"subsets[{number}].{name}")
             else:

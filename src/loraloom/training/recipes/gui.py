@@ -273,14 +273,15 @@ def _no_network(left: dict[str, Any], recipe: Recipe) -> None:
 
 
 def _network(left: dict[str, Any], items: Items, recipe: Recipe) -> None:
-    kind = str(left.pop("LoRA_type"))
+    given = left.pop("LoRA_type")
+    kind = given if isinstance(given, str) else ""
     used = set(_USED_BY.get(kind, "").split())
     module = _MODULES.get(kind)
     if module is None and kind.startswith("LyCORIS/"):
         algorithm = {"Diag-OFT": "diag-oft", "Native Fine-Tuning": "full"}.get(kind[8:], kind[8:].lower())
         module = f"lycoris.kohya algo={algorithm}"
     if module is None:
-        recipe.problem("adapter.kind", f"LoRA_type {shown(kind)} is not offered here")
+        recipe.problem("adapter.kind", f"LoRA_type {shown(given)} is not offered here")
         module = "networks.lora"
     module, _, algorithm = module.partition(" algo=")
     table: dict[str, Any] = {}

@@ -107,7 +107,12 @@ class _Translation:
         return value if usable else otherwise
 
     def _word(self, key: str) -> str:
-        return str(self._take(key) or "").strip().upper()
+        """Take one of OneTrainer's words; a value that is no text is a problem, and counts as none."""
+        value = self._take(key)
+        if value is not None and not isinstance(value, (str, bool)):
+            self.recipe.problem("", f"{key} = {shown(value)} is no word")
+            return ""
+        return str(value or "").strip().upper()
 
     def _as_sd_scripts(self, **items: Item) -> None:
         """Hand on what is read as sd-scripts' arguments are."""
@@ -151,7 +156,9 @@ class _Translation:
         if not is_nothing(base):
             self._as_sd_scripts(pretrained_model_name_or_path=Item("base_model_name", base))
         target = self._take("output_model_destination")
-        if not is_nothing(target):
+        if not is_nothing(target) and not isinstance(target, str):
+            recipe.problem("name", f"output_model_destination = {shown(target)} is no path")
+        elif not is_nothing(target):
             name = re.split(r"[\\/]", str(target).rstrip("\\/"))[-1]
             name = re.sub(r"\.(safetensors|ckpt|pt)$", "", name, flags=re.IGNORECASE)
             recipe.set("name", name, "output_model_destination", note="the run's name; its folder is in output")

@@ -165,6 +165,11 @@ class Recipe:
         rows = [row for row in field_rows().values() if row.required and "[]" not in row.path]
         return [row.path for row in rows if row.path not in given]
 
+    def why_missing(self, path: str) -> str:
+        """What the source says about a required setting that it does not give, or why what it gives cannot be used."""
+        wrong = [text.removeprefix(f"{self.source}: ") for problem, text in self.problems if problem == path]
+        return "; ".join([*wrong, *filter(None, [self.known_of_required.get(path)])])
+
     def finished(self, overrides: Sequence[str] = ()) -> TrainSettings:
         """The settings to train with; raises one SettingsError that lists everything wrong or missing."""
         data = apply_overrides(self.settings, overrides)
@@ -172,7 +177,7 @@ class Recipe:
         problems = [text for path, text in self.problems if path not in settled]
         missing = self.missing(overrides)
         for path in missing:
-            known = self.known_of_required.get(path, "")
+            known = self.known_of_required.get(path, "")  # what is wrong with it is told already
             problems.append(f"{self.source} does not say {path}{f' ({known})' if known else ''}: add {path}=...")
         # One that is missing would be reported a second time, and would hide nothing else if a stand-in is checked.
         stand_in = apply_overrides(data, [f"{path}='.'" for path in missing])
@@ -192,7 +197,7 @@ class Recipe:
         document = tomlkit.document()
         document.add(tomlkit.comment(f"From {self.source.name} ({self.program})."))
         for path in self.missing(overrides):
-            known = self.known_of_required.get(path, "")
+            known = self.why_missing(path)
             document.add(tomlkit.comment(f"Required, not in that file: {path}{f' ({known})' if known else ''}"))
         for title, pairs in (("Not quite the same here", self.changed), ("Not carried over", self.unmapped)):
             if pairs:

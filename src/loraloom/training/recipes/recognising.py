@@ -262,6 +262,12 @@ PROGRAMS: tuple[Program, ...] = (
         hint="adapter.kind, adapter.rank and adapter.alpha say it here: algo, linear_dim and linear_alpha",
     ),
     Program(
+        "a JSON file of LoRA_Easy_Training_Scripts of early 2023",
+        lambda e: e.has("net_dim") and bool({"img_folder", "base_model", "train_resolution"} & set(e.table)),
+        hint=f"{_BY_HAND}: adapter.rank is its net_dim, adapter.alpha its alpha, dataset.folder its img_folder; the TOML "
+        "files of later versions are read",
+    ),
+    Program(
         "EveryDream2's recipe",
         lambda e: _EVERYDREAM(e) >= 2 or e.has("base", "text_encoder_overrides"),
         hint=f"{_BY_HAND}: it trains the whole model (method=full), dataset.folder is its data_root, epochs its "

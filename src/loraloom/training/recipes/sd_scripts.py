@@ -466,7 +466,10 @@ def _network(items: Items, recipe: Recipe) -> None:
     if options is not None and not found:
         recipe.rest(options.key)
     algorithm = found.pop("algo", None)
-    is_lycoris = module is not None and "lycoris" in str(module.value)
+    if module is not None and not isinstance(module.value, str):
+        recipe.problem("adapter.kind", f"{module.key} = {shown(module.value)} is no name of a module")
+        module = None
+    is_lycoris = module is not None and "lycoris" in module.value
     if module is not None:
         dora = _truth(found.get("dora_wd"))
         name = str(algorithm or "locon").lower() if is_lycoris else str(module.value).strip()
@@ -678,9 +681,16 @@ def _prompt_lines(prompts: Item, recipe: Recipe) -> list[str] | None:
         return _prompt_lines(Item(prompts.key, f"{content}\n"), recipe)
     data = read_document(path).data
     if isinstance(data, Mapping):
-        common = data.get("prompt", {})
-        data = [{**common, **subset} for subset in common.get("subset", [common])]
-    return [line if isinstance(line, str) else _prompt_line(line) for line in data or []]
+        common = data.get("prompt")
+        common = common if isinstance(common, Mapping) else {}
+        subsets = common.get("subset", [common])
+        tables = subsets if isinstance(subsets, list) else []
+        data = [{**common, **subset} for subset in tables if isinstance(subset, Mapping)]
+    lines = data if isinstance(data, list) else []
+    usable = [line for line in lines if isinstance(line, str) or (isinstance(line, Mapping) and line.get("prompt"))]
+    if not usable or len(usable) < len(lines):
+        recipe.problem("preview.prompts", f"{prompts.key}: {path} holds entries that are no prompts")
+    return [line if isinstance(line, str) else _prompt_line(line) for line in usable]
 
 
 _PROMPT_OPTIONS = {
