@@ -264,8 +264,8 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "a JSON file of LoRA_Easy_Training_Scripts of early 2023",
         lambda e: e.has("net_dim") and bool({"img_folder", "base_model", "train_resolution"} & set(e.table)),
-        hint=f"{_BY_HAND}: adapter.rank is its net_dim, adapter.alpha its alpha, dataset.folder its img_folder; the TOML "
-        "files of later versions are read",
+        hint=f"{_BY_HAND}: adapter.rank is its net_dim, adapter.alpha its alpha, dataset.folder its img_folder; the "
+        "TOML files of later versions are read",
     ),
     Program(
         "EveryDream2's recipe",
