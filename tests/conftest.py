@@ -8,9 +8,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
+# What a person's shell says of colours, widths and languages is no part of a test, in this process and in others.
+for variable in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "LINES", "RANK"):
+    os.environ.pop(variable, None)
+os.environ |= {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 torch.set_num_threads(1)
 
