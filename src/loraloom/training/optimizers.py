@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from loraloom.errors import HardwareError, SettingsError, UnknownNameError, nearest
+from loraloom.plain_data import shown
 from loraloom.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -333,7 +334,7 @@ def create_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) 
     except REFUSALS as error:
         raise SettingsError(
             [f"optimizer {settings.name} refuses its arguments: {error or type(error).__name__}"],
-            f"given: {', '.join(f'{key} = {value}' for key, value in arguments.items()) or 'none but the rate'}",
+            f"given: {', '.join(f'{key} = {shown(value)}' for key, value in arguments.items()) or 'none but the rate'}",
         ) from error
     if recipe.adaptive and any(group["scale"] != 1.0 for group in groups):
         _scale_steps(optimizer)

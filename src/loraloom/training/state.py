@@ -24,6 +24,7 @@ from loraloom.events import Listener, Notice
 from loraloom.formats.files import make_folder, sha256_of
 from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.models.checkpoint import Checkpoint
+from loraloom.plain_data import shown
 from loraloom.training.settings import TrainSettings
 
 __all__ = [
@@ -591,7 +592,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    return "not set" if value is None else shown(value)
 
 
 def _dataset_differences(before: Mapping[str, Any], now: Identity) -> list[str]:
