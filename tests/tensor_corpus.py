@@ -253,6 +253,12 @@ def with_tensor(extra: bytes) -> bytes:
     return zipped(b"\x80\x02}" + text("w") + tensor_node() + b"s" + text("x") + extra + b"s.", STORAGE)
 
 
+def beside_tensors(extra: bytes) -> bytes:
+    """A whole archive: ``{"state_dict": {"w": tensor}, "x": extra}``."""
+    state = b"}" + text("w") + tensor_node() + b"s"
+    return zipped(b"\x80\x02}" + text("state_dict") + state + b"s" + text("x") + extra + b"s.", STORAGE)
+
+
 def tensor_file(**options: Any) -> bytes:
     """A whole archive with one tensor described by ``options``."""
     return zipped(b"\x80\x02}" + text("w") + tensor_node(**options) + b"s.", STORAGE)
@@ -288,6 +294,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
     return {
         **_names_asked_for(),
         **_opcodes(),
+        **_not_understood(),
         **_pickle_bombs(),
         **_tensor_lies(),
         **_zip_lies(),
@@ -388,6 +395,116 @@ def _opcodes() -> dict[str, tuple[bytes, str]]:
     }
 
 
+def _not_understood() -> dict[str, tuple[bytes, str]]:
+    """What a reader that looks for tensors alone would pass over; Python's own would make other weights of some."""
+    lightning = b"cpytorch_lightning.callbacks\nThing\n)R"
+    node, state = tensor_node(), b"}" + text("data") + b"K\x01s"
+    reference = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + whole(3) + b"tQ"
+    parameter = b"ctorch._utils\n_rebuild_parameter\n("
+    with_state = b"ctorch._utils\n_rebuild_parameter_with_state\n("
+    of_type = b"ctorch._tensor\n_rebuild_from_type_v2\n("
+    tensor_type = b"ctorch\nTensor\n"
+    inner = node[node.index(b"(") : -1]
+    function = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03\x85"
+    big_endian = b"cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01>NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    good = _good_members()
+
+    def listed(*items: bytes) -> bytes:
+        return zipped(b"\x80\x02](" + b"".join(items) + b"e.", STORAGE)
+
+    among = "among its tensors is "
+    return {
+        "object among weights": (with_tensor(lightning), f"'x' {among}an object of 'pytorch_lightning"),
+        "set among weights": (with_tensor(b"cbuiltins\nset\n](K\x01e\x85R"), f"{among}an object of 'builtins.set'"),
+        "class among weights": (with_tensor(b"ctorch\nfloat16\n"), f"{among}the name 'torch.float16'"),
+        "tensor data among weights": (with_tensor(reference), f"{among}tensor data without a tensor"),
+        "object deep among weights": (
+            with_tensor(b"}" + text("y") + b"](" + lightning + b"ess"[:1] + b"s"),
+            r"'x\.y\.0'",
+        ),
+        "object in a state_dict without tensors of its own": (
+            zipped(
+                b"\x80\x02}"
+                + text("state_dict")
+                + b"}("
+                + text("a")
+                + lightning
+                + text("b")
+                + b"}"
+                + text("w")
+                + node
+                + b"sus.",
+                STORAGE,
+            ),
+            f"'a' {among}an object",
+        ),
+        "object in a list of tensors": (listed(node, lightning, node), f"'1' {among}an object"),
+        "number in a list of tensors": (listed(node, b"K\x01", node), f"'1' {among}something of the type int"),
+        "None in a list of tensors": (listed(b"N", node), f"'0' {among}something of the type NoneType"),
+        "weight under no name": (with_tensor(b"}N" + node + b"s"), f"'x' {among}named by something of the type None"),
+        "weight under true": (with_tensor(b"}\x88" + node + b"s"), f"{among}named by something of the type bool"),
+        "array of another order": (with_tensor(array + big_endian + b"\x89C\x0caaaabbbbcccctb"), "order of bytes"),
+        "array without content": (with_tensor(array[: array.index(b"R(") + 1]), f"{among}an array of numpy"),
+        "BUILD on a tensor": (with_tensor(node + b"(" + reference + b"K\x00(K\x03t(K\x01ttb"), "sets the state of"),
+        "BUILD on a parameter": (with_tensor(parameter + node + b"\x88}tR" + state + b"b"), "sets the state of"),
+        "BUILD on tensor data": (with_tensor(reference + state + b"b"), "no object"),
+        "BUILD twice on an object": (with_tensor(lightning + b"}b}b"), "sets the state of .* twice"),
+        "BUILD that replaces a method of a dictionary": (
+            with_tensor(b"ccollections\nOrderedDict\n)R}" + text("items") + b"K\x01sb"),
+            "sets the attribute 'items' of a dictionary",
+        ),
+        "BUILD that hides weights in a dictionary": (
+            with_tensor(b"ccollections\nOrderedDict\n)R}" + text("_more") + node + b"sb"),
+            "attributes of a dictionary that are no plain values",
+        ),
+        "BUILD of a dictionary with a tuple": (with_tensor(b"}NN\x86b"), "sets the attribute"),
+        "SETITEM on a tensor": (with_tensor(node + b"K\x00K\x07s"), "sets or adds items of"),
+        "SETITEMS on an array": (with_tensor(array[: array.index(b"R(") + 1] + b"(K\x00K\x07u"), "sets or adds items"),
+        "APPEND to a tensor": (with_tensor(node + b"K\x00a"), "sets or adds items"),
+        "ADDITEMS to a tensor": (with_tensor(node + b"(K\x00\x90"), "sets or adds items"),
+        "key twice": (with_tensor(b"}(" + text("a") + node + text("a") + node + b"u"), "sets the key 'a' twice"),
+        "key twice in two steps": (with_tensor(b"}" + text("a") + b"Ns" + text("a") + node + b"s"), "key 'a' twice"),
+        "key twice in pairs": (
+            with_tensor(b"ccollections\nOrderedDict\n](](K\x01Ne](K\x01Nee\x85R"),
+            "sets the key '1' twice",
+        ),
+        "number and text of one name": (with_tensor(b"}(" + text("1") + node + b"K\x01" + node + b"u"), "two tensors"),
+        "dictionary of two contents": (
+            with_tensor(b"ccollections\nOrderedDict\n](](" + text("a") + node + b"ee}\x86R"),
+            "other than pairs",
+        ),
+        "dictionary of a number": (with_tensor(b"ccollections\nOrderedDict\nK\x07\x85R"), "other than pairs"),
+        "hooks on a tensor": (with_tensor(node[:-4] + b"}" + text("a") + b"Ns" + b"tR"), "way that torch never does"),
+        "parameter without an answer": (with_tensor(parameter + node + b"tR"), "way that torch never does"),
+        "parameter of a number": (with_tensor(parameter + b"K\x01\x88}tR"), f"{among}an object of"),
+        "parameter with hidden weights": (
+            with_tensor(with_state + node + b"\x88}}" + text("a") + node + b"stR"),
+            "way that torch never does",
+        ),
+        "tensor of an unknown type": (
+            with_tensor(of_type + function + b"comegaconf.base\nThing\n" + inner[:-1] + b"t}tR"),
+            "way that torch never does",
+        ),
+        "attributes with hidden weights": (
+            with_tensor(of_type + function + tensor_type + inner[:-1] + b"t}" + text("data") + node + b"stR"),
+            "way that torch never does",
+        ),
+        "storage on no device": (
+            with_tensor(reference.replace(text("cpu"), b"N")),
+            "reference to tensor data is damaged",
+        ),
+        "part of a storage in a zip": (
+            tensor_file(more=b"(" + text("0") + whole(0) + whole(3) + b"t"),
+            "no tensor data",
+        ),
+        "tensor data that nothing mentions": (
+            _python_zip(good | {"archive/data/1": STORAGE}),
+            "'data/1', which its pickle never mentions",
+        ),
+    }
+
+
 def _pickle_bombs() -> dict[str, tuple[bytes, str]]:
     laughs = b"]q\x00" + b"".join(
         b"](" + 10 * (b"h" + bytes([level])) + b"eq" + bytes([level + 1]) for level in range(20)
@@ -405,7 +522,7 @@ def _pickle_bombs() -> dict[str, tuple[bytes, str]]:
         "doubling tuples as a key": (with_tensor(b"}N" + b"2\x86" * 200 + b"Ns"), "nested tuples as keys"),
         "very long tuple as a key": (with_tensor(b"}(" + b"N" * 100_000 + b"tNs"), "long tuples, or very many"),
         "very many tuples as keys": (
-            with_tensor(b"}(" + b"K\x01K\x02\x86N" * 5000 + b"u"),
+            with_tensor(b"}(" + b"".join(whole(i) + b"K\x02\x86N" for i in range(5000)) + b"u"),
             "long tuples, or very many",
         ),
         "colliding numbers as keys": (

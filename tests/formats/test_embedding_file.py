@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from loraloom.errors import FileFormatError
+from loraloom.errors import FileFormatError, UnsafeFileError
 from loraloom.formats.embedding_file import read_embedding
 
 VECTORS = torch.arange(12.0).reshape(3, 4)
@@ -81,3 +81,18 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
         (tmp_path / "cut.pt").write_bytes(whole.read_bytes()[:length])
         with pytest.raises(FileFormatError, match=r"cut\.pt"):
             read_embedding(tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"string_to_token": {"*": 265}, "string_to_param": {"*": VECTORS, "+": {1, 2}}},
+        {"<s1>": VECTORS[0], "<s2>": torch.float16},
+        [VECTORS[0], None],
+    ],
+)
+def test_vectors_that_cannot_be_understood_are_not_left_out(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "style.pt")
+    with pytest.raises(UnsafeFileError, match="cannot be understood as weights") as caught:
+        read_embedding(tmp_path / "style.pt")
+    assert "safetensors" in caught.value.hint

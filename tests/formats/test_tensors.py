@@ -332,14 +332,19 @@ def test_refusing_takes_little_memory(tmp_path: Path) -> None:
 
 def test_harmless_oddities_are_read(tmp_path: Path) -> None:
     """Things that look frightening but give only data."""
-    for extra in (
+    among = (
         b"}Nq\xff0N" + b"N" + b"s",
-        b"cbuiltins\nset\n](K\x01K\x02e\x85R",
         b"r\xff\xff\xff\xff"[:0] + b"Nr\xff\xff\xff\xff",
+        b"ctorch\nSize\nK\x03\x85\x85R",
+    )
+    beside = (
+        b"cbuiltins\nset\n](K\x01K\x02e\x85R",
         b"ctyping\nAny\n",
         b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n)\x81}b",
-    ):
-        with open_tensors(written(tmp_path, tensor_corpus.with_tensor(extra))) as file:
+    )
+    files = [*map(tensor_corpus.with_tensor, among), *map(tensor_corpus.beside_tensors, (*among, *beside))]
+    for data in files:
+        with open_tensors(written(tmp_path, data)) as file:
             touch(file)
             assert list(file) == ["w"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from types import MappingProxyType
 from loraloom.errors import FileFormatError, UnsafeFileError
 from loraloom.formats.entries import show
 
-__all__ = ["Global", "Inert", "Pickle", "StorageReference", "read_pickle"]
+__all__ = ["Global", "Inert", "Pickle", "StorageReference", "is_plain", "read_pickle"]
 
 MAX_OPERATIONS = 1_500_000
 MAX_BYTES = 64 * 2**20
@@ -47,6 +48,7 @@ class Inert:
     state: object = None
     items: list[object] = field(default_factory=list)
     """What was to be appended, or (key, value) pairs that were to be set."""
+    has_state: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -118,6 +120,17 @@ _NUMBER_TYPE = re.compile(
 _STORAGE_TYPE = re.compile(r"[A-Z][A-Za-z0-9]*Storage")
 _CLASS_NAME = re.compile(r"_{0,2}[A-Z][A-Za-z0-9_]*")
 _INERT_PACKAGES = frozenset({"pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "omegaconf"})
+_STATEFUL = frozenset(
+    {
+        "numpy.dtype",
+        "numpy.core.multiarray._reconstruct",
+        "torch.nn.modules.container.ParameterDict",
+        "argparse.Namespace",
+    }
+)
+"""What else is given its attributes after it was made. A tensor never is: with Python's own reader that would put
+other values into it, so it cannot be passed over."""
+_COLLECTIONS = frozenset({"builtins.set", "builtins.frozenset"})
 _IDENTIFIERS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
@@ -130,7 +143,12 @@ def _allowed(module: str, name: str) -> bool:
         return bool(_NUMBER_TYPE.fullmatch(name))
     if module == "numpy.dtypes":
         return name.endswith("DType") and bool(_CLASS_NAME.fullmatch(name))
-    return module.partition(".")[0] in _INERT_PACKAGES and bool(_CLASS_NAME.fullmatch(name))
+    return _is_foreign_object(module) and bool(_CLASS_NAME.fullmatch(name))
+
+
+def _is_foreign_object(name: str) -> bool:
+    """Whether a name is of a package whose objects are kept as inert nodes, whatever is done to them."""
+    return name.partition(".")[0] in _INERT_PACKAGES
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -291,8 +309,11 @@ class _Machine:
                 key = items[index]
                 if type(key) is not str:
                     self.check_key(key)
+                if key in target:
+                    raise self.damaged(f"sets the key {show(key)} twice")
                 target[key] = items[index + 1]
         elif type(target) is Inert:
+            self.check_has_items(target)
             target.items.extend(zip(items[::2], items[1::2], strict=True))
         else:
             raise self.damaged("sets items of something that has none")
@@ -301,9 +322,15 @@ class _Machine:
         if type(target) is list:
             target.extend(items)
         elif type(target) is Inert:
+            self.check_has_items(target)
             target.items.extend(items)
         else:
             raise self.damaged("appends to something that is no list")
+
+    def check_has_items(self, target: Inert) -> None:
+        """A tensor or array has none that could be set or added: that would change its values."""
+        if target.name not in _COLLECTIONS and not _is_foreign_object(target.name):
+            raise self.unsafe(f"its pickle sets or adds items of {show(target.name)}, which has none")
 
     def check_key(self, key: object) -> None:
         """Only keys whose hash and comparison cost nothing: no nested tuples, no giant numbers."""
@@ -355,7 +382,13 @@ class _Machine:
         return Inert(name, args)
 
     def dictionary(self, args: tuple[object, ...]) -> dict[object, object]:
-        content: object = next((argument for argument in reversed(args) if type(argument) in (dict, list)), None)
+        """A dictionary made by its type: of nothing, of a dictionary or pairs, and of a type for what is missing."""
+        factories, content = (args[:1], args[1:]) if args and type(args[0]) not in (dict, list) else ((), args)
+        if len(content) > 1 or any(factory is not None and type(factory) is not Global for factory in factories):
+            raise self.damaged("makes a dictionary of something other than pairs")
+        return self.copied(content[0] if content else None)
+
+    def copied(self, content: object) -> dict[object, object]:
         if type(content) is dict:
             self.spend(ENTRY_COST * len(content))
             return dict(content)
@@ -366,6 +399,8 @@ class _Machine:
                 if type(pair) not in (list, tuple) or len(pair) != 2:
                     raise self.damaged("makes a dictionary of something other than pairs")
                 self.set_items(made, list(pair))
+        elif content is not None:
+            raise self.damaged("makes a dictionary of something other than pairs")
         return made
 
     def encoded(self, args: tuple[object, ...]) -> bytes:
@@ -379,10 +414,50 @@ class _Machine:
             raise self.damaged("encodes a text that does not fit latin-1") from error
 
     def build(self, target: object, state: object) -> None:
-        if type(target) is Inert:
-            target.state = state
-        elif type(target) is not dict:  # the attributes of a dictionary (state_dict has _metadata) do not matter
+        """Attributes of an object that was made: kept where they say something, else refused, never passed over."""
+        if type(target) is dict:
+            self.check_attributes(state)
+        elif type(target) is not Inert:
             raise self.unsafe("its pickle sets attributes of something that is no object")
+        elif target.name not in _STATEFUL and not _is_foreign_object(target.name):
+            raise self.unsafe(f"its pickle sets the state of {show(target.name)}, which has none")
+        elif target.has_state:
+            raise self.unsafe(f"its pickle sets the state of {show(target.name)} twice")
+        else:
+            target.state, target.has_state = state, True
+
+    def check_attributes(self, state: object) -> None:
+        """Those of a dictionary say nothing (a state_dict has ``_metadata``) unless they stand in for its methods."""
+        names = list(state) if type(state) is dict else [None]
+        for name in names if state is not None else ():
+            if type(name) is not str or hasattr(OrderedDict, name):
+                raise self.unsafe(f"its pickle sets the attribute {show(name)} of a dictionary")
+        if type(state) is dict and not is_plain(state):
+            raise self.unsafe("its pickle sets attributes of a dictionary that are no plain values")
+
+
+_PLAIN_NODES = frozenset({"torch.Size", "torch.device"})
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value consists of numbers, texts, names and collections of them: nothing in it can be a tensor.
+
+    Each part is looked at once, however often it occurs.
+    """
+    waiting, seen = [value], set[int]()
+    while waiting:
+        part = waiting.pop()
+        if type(part) in (dict, list, tuple):
+            if id(part) not in seen:
+                seen.add(id(part))
+                waiting.extend(part.values() if isinstance(part, dict) else part)  # type: ignore[arg-type]
+        elif type(part) is Inert:
+            if part.name not in _PLAIN_NODES:
+                return False
+            waiting += part.args
+        elif type(part) is StorageReference:
+            return False
+    return True
 
 
 _KEY_TYPES = frozenset({str, bytes, int, float, bool, type(None), Global, Inert})

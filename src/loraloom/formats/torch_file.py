@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from loraloom.formats.entries import (
     contiguous_stride,
     show,
 )
-from loraloom.formats.pickles import Global, Inert, StorageReference, numpy_type, raw_bytes, read_pickle
+from loraloom.formats.pickles import Global, Inert, StorageReference, is_plain, numpy_type, raw_bytes, read_pickle
 from loraloom.formats.zip_file import Member, ZipWriter, read_zip
 
 __all__ = ["looks_like_torch", "read_torch", "state_dict_pickle", "write_torch_zip"]
@@ -147,7 +147,7 @@ def _read_zip(view: memoryview, where: str) -> Contents:
         raise UnsafeFileError(f"{where}: something follows the pickle in data.pkl")
     storages = _Storages(where)
     for reference in pickle.storages:
-        declared = _declared_storage(reference, where)
+        declared = _declared_storage(reference, where, members=5)
         data = parts.get(f"data/{declared.key}")
         if data is None:
             raise FileFormatError(f"{where}: the tensor data {show(declared.key)} are missing", _DAMAGED)
@@ -159,6 +159,8 @@ def _read_zip(view: memoryview, where: str) -> Contents:
             )
         storages.add(declared, data.start)
         storages.refer(reference, declared.key)
+    if unused := set(parts) - {f"data/{key}" for key in storages.keys} - _SMALL_MEMBERS:
+        raise UnsafeFileError(f"{where}: its zip holds {show(min(unused))}, which its pickle never mentions")
     contents = _Finder(storages, where).contents("zip", pickle.value)
     contents.checksums = [Checksum(each.name, each.start, each.end, each.checksum) for each in members.values()]
     return contents
@@ -248,13 +250,13 @@ class _Declared:
         return self.numel * (self.dtype.itemsize if self.dtype else 1)
 
 
-def _declared_storage(reference: StorageReference, where: str) -> _Declared:
+def _declared_storage(reference: StorageReference, where: str, *, members: int = 6) -> _Declared:
     """Read ``("storage", type, key, device, number of elements)``; a sixth member belongs to the old stream."""
     value = reference.value
-    if type(value) is not tuple or len(value) not in (5, 6) or value[0] != "storage":
+    if type(value) is not tuple or not 5 <= len(value) <= members or value[0] != "storage":
         raise UnsafeFileError(f"{where}: refers to something outside its pickle that is no tensor data")
-    _, kind, key, _, numel = value[:5]
-    if type(kind) is not Global or type(key) is not str or len(key) > 64:
+    _, kind, key, device, numel = value[:5]
+    if type(kind) is not Global or type(key) is not str or len(key) > 64 or type(device) is not str:
         raise FileFormatError(f"{where}: a reference to tensor data is damaged", _DAMAGED)
     module, _, name = kind.name.rpartition(".")
     if module not in _STORAGE_MODULES or not (name in _STORAGE_DTYPES or name == "UntypedStorage"):
@@ -271,6 +273,11 @@ class _Storages:
         self.where = where
         self._by_key: dict[str, _Storage] = {}
         self._by_reference: dict[StorageReference, _Storage] = {}
+
+    @property
+    def keys(self) -> Set[str]:
+        """The keys of all storages."""
+        return self._by_key.keys()
 
     def add(self, declared: _Declared, start: int) -> None:
         """Note where a storage begins; declared again, it must be the same."""
@@ -311,7 +318,12 @@ class _Storages:
 
 
 class _Finder:
-    """Walks what a pickle holds and names every tensor in it."""
+    """Walks what a pickle holds and names every tensor in it.
+
+    Weights are a dictionary or list that holds tensors, all inside it, and all inside a ``state_dict``. Among them only
+    tensors, numbers and texts are understood, and anything else is refused by name: passed over, it would be a weight
+    that is silently missing. What stands beside weights (callbacks, optimizers, settings) may be any inert object.
+    """
 
     def __init__(self, storages: _Storages, where: str) -> None:
         self.storages = storages
@@ -323,18 +335,19 @@ class _Finder:
 
     def contents(self, kind: str, value: object) -> Contents:
         """Tensors by dotted name; of a dictionary with a ``state_dict``, that one's, and the plain values beside it."""
+        among = False
         for _ in range(MAX_DEPTH):
             if type(value) is not dict or type(value.get("state_dict")) is not dict:
                 break
             self._keep_beside(value)
-            value = value["state_dict"]
+            value, among = value["state_dict"], True
         if type(value) in (list, tuple):
             self.extras["root"] = "list"
         elif type(value) is Inert and (entry := self._tensor(value)):
             self.extras["root"] = "tensor"
             self.entries["tensor"] = entry
         if not self.entries:
-            self._walk(value, "", 0)
+            self._walk(value, "", 0, among=among)
         if not self.entries:
             raise FileFormatError(f"{self.where}: holds no tensors", "expected a checkpoint or a LoRA")
         return Contents(kind, self.entries, self.metadata, self.extras)
@@ -347,27 +360,52 @@ class _Finder:
         if type(metadata) is dict:
             self.metadata |= {k: v for k, v in metadata.items() if type(k) is str and type(v) is str}
 
-    def _walk(self, value: object, name: str, depth: int) -> None:
+    def _walk(self, value: object, name: str, depth: int, *, among: bool) -> None:
+        """``among``: whether this stands among weights."""
         self.nodes += 1
         if self.nodes > MAX_NODES:
             raise UnsafeFileError(f"{self.where}: unfolds to more than {MAX_NODES} values", _DAMAGED)
         if depth > MAX_DEPTH:
             raise UnsafeFileError(f"{self.where}: is nested too deeply or contains itself", _DAMAGED)
         if type(value) is dict:
+            among = among or _holds_tensors(value.values())
             for key, item in value.items():
                 if type(key) is str or type(key) is int:
-                    self._walk(item, self._join(name, key), depth + 1)
+                    self._walk(item, self._join(name, key), depth + 1, among=among)
+                elif among and not is_plain(item):
+                    raise self._not_understood(name or "the whole", f"named by {_meaning(key)}")
         elif type(value) is list or type(value) is tuple:
-            for index, item in enumerate(value):
-                if type(item) not in _PLAIN:
-                    self._walk(item, self._join(name, index), depth + 1)
+            self._walk_list(value, name, depth, among=among)
         elif type(value) is Inert:
-            if value.name == "torch.nn.modules.container.ParameterDict":
-                self._walk(_parameters(value), name, depth + 1)
-            elif entry := self._tensor(value):
-                self._add(name, entry)
+            self._walk_node(value, name, depth, among=among)
         elif type(value) in _PLAIN:
             self.extras[name] = value
+        elif among and value is not None and type(value) is not bytes:
+            raise self._not_understood(name, _meaning(value))
+
+    def _walk_list(self, value: Sequence[object], name: str, depth: int, *, among: bool) -> None:
+        """A list holds tensors or other things: numbers between its tensors would move those behind them."""
+        has_tensors = _holds_tensors(value)
+        for index, item in enumerate(value):
+            place = self._join(name, index)
+            if has_tensors and type(item) in (*_PLAIN, bytes, type(None)):
+                raise self._not_understood(place, _meaning(item))
+            if type(item) not in _PLAIN:
+                self._walk(item, place, depth + 1, among=among or has_tensors)
+
+    def _walk_node(self, value: Inert, name: str, depth: int, *, among: bool) -> None:
+        if value.name == "torch.nn.modules.container.ParameterDict":
+            self._walk(_parameters(value), name, depth + 1, among=True)
+        elif entry := self._tensor(value):
+            self._add(name, entry)
+        elif among and not (_is_size(value) or _is_array_of_texts(value)):
+            raise self._not_understood(name, _meaning(value))
+
+    def _not_understood(self, name: str, meaning: str) -> UnsafeFileError:
+        return UnsafeFileError(
+            f"{self.where}: {show(name)} among its tensors is {meaning}, which cannot be understood as weights",
+            "save the weights alone, or get the file as .safetensors",
+        )
 
     def _join(self, name: str, key: str | int) -> str:
         length = len(name) + (len(key) if type(key) is str else 0)
@@ -386,7 +424,7 @@ class _Finder:
 
     def _tensor(self, node: Inert) -> Entry | None:
         """The tensor that a node would have been built into, or None if it is no tensor."""
-        node = _unwrapped(node)
+        node = self._unwrapped(node)
         if node.name in _REBUILD:
             return self._rebuilt(node)
         if node.name == "numpy.core.multiarray._reconstruct" and type(node.state) is tuple and len(node.state) == 5:
@@ -397,11 +435,40 @@ class _Finder:
             return self._array(data, dtype, shape, order == "F")
         return None
 
+    def _unwrapped(self, node: Inert) -> Inert:
+        """The tensor inside a parameter. What else is said of it must be without effect on its values."""
+        for _ in range(4):
+            args = node.args
+            if node.name in _PARAMETER and args and type(args[0]) is Inert:
+                if len(args) != _PARAMETER[node.name] or type(args[1]) is not bool or args[2] or not is_plain(args[3:]):
+                    raise self._strange(node)
+                node = args[0]
+            elif node.name == "torch._tensor._rebuild_from_type_v2":
+                node = self._of_type(node)
+            else:
+                return node
+        return node
+
+    def _of_type(self, node: Inert) -> Inert:
+        """The call inside ``_rebuild_from_type_v2(function, type, arguments, attributes)``."""
+        if len(node.args) != 4:
+            raise self._strange(node)
+        function, kind, inner, attributes = node.args
+        is_known = type(kind) is Global and kind.name in _TENSOR_TYPES
+        if type(function) is not Global or not is_known or type(inner) is not tuple or not is_plain(attributes):
+            raise self._strange(node)
+        return Inert(function.name, inner)
+
+    def _strange(self, node: Inert) -> UnsafeFileError:
+        return UnsafeFileError(f"{self.where}: a tensor in it is made by {node.name} in a way that torch never does")
+
     def _rebuilt(self, node: Inert) -> Entry:
         args = node.args
         least, most = _REBUILD[node.name]
         if not least <= len(args) <= most:
             raise self._damaged("is described by the wrong number of values")
+        if len(args) > 4 and (type(args[4]) is not bool or args[5]):
+            raise self._strange(node)
         storage = self.storages.of(args[0])
         dtype = storage.dtype or torch.uint8
         if node.name.endswith("_v3"):
@@ -467,20 +534,42 @@ _REBUILD = MappingProxyType(
 )
 
 
-def _unwrapped(node: Inert) -> Inert:
-    """The tensor inside a parameter."""
-    for _ in range(4):
-        args = node.args
-        if node.name.startswith("torch._utils._rebuild_parameter") and args and type(args[0]) is Inert:
-            node = args[0]
-        elif node.name == "torch._tensor._rebuild_from_type_v2" and len(args) == 4:
-            function, _, inner, _ = args
-            if type(function) is not Global or type(inner) is not tuple:
-                return node
-            node = Inert(function.name, inner)
-        else:
-            return node
-    return node
+_PARAMETER = MappingProxyType({"torch._utils._rebuild_parameter": 3, "torch._utils._rebuild_parameter_with_state": 4})
+"""How many values each takes: the tensor, whether it is trained, hooks, and attributes."""
+_TENSOR_TYPES = frozenset({"torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter"})
+_ARRAYS = frozenset({"numpy.core.multiarray._reconstruct", "numpy.core.numeric._frombuffer"})
+_TENSOR_MAKERS = _ARRAYS | set(_REBUILD) | set(_PARAMETER) | {"torch._tensor._rebuild_from_type_v2"}
+
+
+def _holds_tensors(values: Iterable[object]) -> bool:
+    """Whether a tensor is directly among these."""
+    for value in values:  # noqa: SIM110 - a file can hold many small dictionaries, and a generator costs more than it
+        if type(value) is Inert and value.name in _TENSOR_MAKERS:
+            return True
+    return False
+
+
+def _is_size(node: Inert) -> bool:
+    return node.name == "torch.Size" and _whole_numbers(node) is not None
+
+
+def _is_array_of_texts(node: Inert) -> bool:
+    """An array of numpy that holds texts or objects, which are notes and no weights."""
+    dtype = node.state[2] if type(node.state) is tuple and len(node.state) == 5 else None
+    kind = dtype.args[0] if type(dtype) is Inert and dtype.args else None
+    return node.name in _ARRAYS and type(kind) is str and kind[:1] in ("O", "U", "S")
+
+
+def _meaning(value: object) -> str:
+    """What stands where a tensor is expected, for people."""
+    if type(value) is Inert:
+        array = "an array of numpy in an order of bytes or of a type that no tensor has"
+        return array if value.name in _ARRAYS else f"an object of {show(value.name)}"
+    if type(value) is Global:
+        return f"the name {show(value.name)}"
+    if type(value) is StorageReference:
+        return "tensor data without a tensor"
+    return f"something of the type {type(value).__name__}"
 
 
 def _parameters(node: Inert) -> object:
