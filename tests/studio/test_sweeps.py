@@ -176,3 +176,9 @@ def test_the_command(plan: Plan, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["sweep", str(tmp_path / "run.toml"), "optimizer.lr=1e-4,1e-3", "epochs=1"])
     assert result.exit_code == 0, result.output
     assert "lr 1e-4" in result.output and (tmp_path / "runs" / "toy-sweep" / "table.csv").exists()
+
+
+def test_a_run_of_a_sweep_whose_name_is_too_long() -> None:
+    given = ["checkpoint=a.ckpt", "dataset.folder=x", f"name={'x' * 197}", "optimizer.lr=1e-4,3e-4"]
+    with pytest.raises(SettingsError, match="at most 200 bytes"):
+        plan_sweep(None, given)

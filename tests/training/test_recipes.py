@@ -1245,3 +1245,12 @@ def test_why_the_pictures_are_still_needed_is_said(tmp_path: Path) -> None:
     assert recipe.missing() == ["checkpoint", "dataset.folder"]
     assert "absent.toml: there is no such file" in recipe.why_missing("dataset.folder")
     assert "# Required, not in that file: dataset.folder (dataset_config: " in recipe.to_toml()
+
+
+@pytest.mark.parametrize("resolution", [[[512, 512]], [{}], [None, None], "(512", 10**30])
+def test_metadata_of_odd_shapes(tmp_path: Path, resolution: Any) -> None:
+    datasets = json.dumps([{"resolution": resolution, "subsets": [{"keep_tokens": {"a": 1}}]}])
+    recipe = read_recipe(lora_with(tmp_path, ss_datasets=datasets, ss_network_args='{"conv_dim": [1]}'))
+    with pytest.raises(SettingsError) as caught:
+        recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+    assert "keep_tokens" in caught.value.problem and "{" not in caught.value.problem

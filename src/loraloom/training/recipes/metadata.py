@@ -156,7 +156,7 @@ def _adapt(items: Items, recipe: Recipe) -> None:
             resolution.key, sides[0].strip() if same else ",".join(side.strip() for side in sides)
         )
     resolution = items.get("resolution")
-    if resolution is not None and isinstance(resolution.value, list) and len(set(resolution.value)) == 1:
+    if resolution is not None and isinstance(resolution.value, list) and len({*map(str, resolution.value)}) == 1:
         items["resolution"] = Item(resolution.key, resolution.value[0])
 
 
