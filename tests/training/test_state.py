@@ -573,19 +573,23 @@ def test_other_forms(form: str, make_settings: MakeSettings, tmp_path: Path) -> 
 def test_a_file_that_does_not_read_back_is_an_error(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loraloom.training import saving
+    from loraloom.formats import adapter_file
 
-    write = saving.write_adapter_file
+    write = adapter_file.write_tensors
 
-    def damaging(path: Path, *args: Any, **kwargs: Any) -> None:
-        write(path, *args, **kwargs)
-        raw = bytearray(path.read_bytes())
-        raw[-1] ^= 1
-        path.write_bytes(raw)
+    def damaging(path: Path, *args: Any, check: Callable[[Path], None], **kwargs: Any) -> None:
+        def damaged(written: Path) -> None:
+            raw = bytearray(written.read_bytes())
+            raw[-1] ^= 1
+            written.write_bytes(raw)
+            check(written)
 
-    monkeypatch.setattr(saving, "write_adapter_file", damaging)
+        write(path, *args, check=damaged, **kwargs)
+
+    monkeypatch.setattr(adapter_file, "write_tensors", damaging)
     with pytest.raises(OutputError, match="does not read back: its checksum is wrong"):
         go(make_settings("steps=1"), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
 # -- previews ----------------------------------------------------------------------------------------------------------

@@ -28,9 +28,11 @@ from loraloom.formats.lora_keys import lora_keys
 from loraloom.formats.tensors import TensorInfo, open_tensors, write_tensors
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.saving import save_checkpoint
+from loraloom.weights.combine import combine_loras
 from loraloom.weights.convert import convert_lora
 from loraloom.weights.inspect import inspect_file
 from loraloom.weights.merge import LoraWeight, merge
+from loraloom.weights.resize import resize_lora
 from random_loras import random_lora
 from toys import toy_tensors
 
@@ -406,6 +408,72 @@ def test_write_as_diffusers(
     assert_same(deltas_here(tmp_path / "out.safetensors", model), theirs)
     fused = fused_by_diffusers(new_pipeline(), tmp_path / "out.safetensors")
     assert_same(fused, theirs)
+
+
+WITH_A_RANK = [name for name in FOR_DIFFUSERS if "DoRA" not in name]
+"""Dialects whose files hold plain LoRAs, which can be resized and added up."""
+
+
+@pytest.mark.parametrize("to", ["kohya", "diffusers"])
+@pytest.mark.parametrize("dialect", WITH_A_RANK)
+def test_resized_and_added_up(
+    dialect: str,
+    to: str,
+    made: Callable[[str], tuple[Path, Deltas]],
+    model: LoadedModel,
+    new_pipeline: Callable[[], StableDiffusionPipeline],
+    tmp_path: Path,
+) -> None:
+    """Every dialect in, through every tool, each dialect out: the change is that of the library that made the file."""
+    path, theirs = made(dialect)
+    other = tmp_path / "other.safetensors"
+    write_tensors(other, random_lora("sd1", 9).file_tensors(), metadata={"ss_base_model_version": "sd_v1"})
+    added = deltas_here(other, model)
+    resized, summed = tmp_path / "resized.safetensors", tmp_path / "sum.safetensors"
+    report = resize_lora(path, resized, rank=64, precision="float", to=to)
+    combine_loras([LoraWeight(path, 0.3, 0.7), LoraWeight(other, -0.4, -0.4)], summed, precision="float", to=to)
+    assert report.layers and report.residual < 1e-6
+    assert [read_adapter_file(file).dialect for file in (resized, summed)] == 2 * [KOHYA if to == "kohya" else PEFT]
+    strengths = {name: 0.7 if name.startswith("text") else 0.3 for name in theirs}
+    expected = {name: -0.4 * delta for name, delta in added.items()}
+    for name, delta in theirs.items():
+        expected[name] = strengths[name] * delta.reshape(expected[name].shape) + expected[name]
+    for file, wanted in ((resized, theirs), (summed, expected)):
+        assert_same(deltas_here(file, model), wanted)
+    if to == "diffusers":
+        assert_same(fused_by_diffusers(new_pipeline(), summed), expected, 3e-5)
+
+
+def test_the_names_of_the_result_are_those_of_the_files(
+    made: Callable[[str], tuple[Path, Deltas]], tmp_path: Path
+) -> None:
+    """diffusers' files stay diffusers'; a mix, and dialects that nobody writes any more, become kohya's."""
+    theirs, old, numbered = (made(name)[0] for name in ("diffusers", "diffusers, attention processors", "cloneofsimo"))
+    for inputs, wanted in (
+        ([theirs], PEFT), ([theirs, theirs], PEFT), ([theirs, old], KOHYA), ([old], KOHYA), ([numbered, theirs], KOHYA),
+    ):  # fmt: skip
+        output = tmp_path / "out.safetensors"
+        report = combine_loras([LoraWeight(path) for path in inputs], output)
+        assert report.written.dialect is wanted and read_adapter_file(output).dialect is wanted
+        if len(inputs) == 1:
+            assert resize_lora(inputs[0], output, rank=1).written.dialect is wanted
+
+
+def test_words_go_along_through_every_tool(made: Callable[[str], tuple[Path, Deltas]], tmp_path: Path) -> None:
+    path, output = made("cloneofsimo, safetensors")[0], tmp_path / "out.safetensors"
+    for report in (resize_lora(path, output, rank=1), combine_loras([LoraWeight(path), LoraWeight(path)], output)):
+        assert report.words == ("<s1>",)
+        assert torch.equal(read_adapter_file(output).embeddings["<s1>"]["any"].flatten(), torch.ones(32))
+    for report in (
+        resize_lora(path, output, rank=1, to="diffusers"),
+        combine_loras([LoraWeight(path)], output, to="diffusers"),
+    ):
+        assert report.written.embeddings == (tmp_path / "out.ti.safetensors",)
+    stored = open_tensors(path)
+    changed = {key: stored[key] * (2 if key == "<s1>" else 1) for key in stored}
+    write_tensors(tmp_path / "b.safetensors", changed, metadata=stored.metadata)
+    with pytest.raises(AdapterError, match="both bring the word '<s1>'"):
+        combine_loras([LoraWeight(path), LoraWeight(tmp_path / "b.safetensors")], output)
 
 
 @pytest.mark.parametrize("dialect", sorted(set(DIALECTS) - set(FOR_DIFFUSERS)))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from loraloom.cli.weights import CheckWithDiffusers, Precision, check_with_diffusers
+from loraloom.cli.weights import CheckWithDiffusers, Names, Precision, Target, check_with_diffusers, tell_written
 from loraloom.errors import SettingsError
 
 __all__ = ["convert", "extract", "merge_checkpoints", "metadata", "resize"]
@@ -22,13 +22,6 @@ class Dynamic(StrEnum):
     sv_ratio = "sv_ratio"
     sv_fro = "sv_fro"
     sv_cumulative = "sv_cumulative"
-
-
-class Target(StrEnum):
-    """Whose names a LoRA gets."""
-
-    kohya = "kohya"
-    diffusers = "diffusers"
 
 
 def convert(
@@ -49,10 +42,7 @@ def convert(
     typer.echo(f"read as: {report.source}, for {report.family}")
     if report.beside:
         typer.echo(f"read with it: {', '.join(path.name for path in report.beside)}")
-    typer.echo(f"wrote {report.path}: {report.layers} layers")
-    if report.words:
-        files = ", ".join(map(str, report.embeddings))
-        typer.echo(f"words of textual inversion: {', '.join(report.words)}, in {files}")
+    tell_written(report.written, f"{report.written.layers} layers", words=report.words)
     check_with_diffusers(report.path, wanted=read_back)
 
 
@@ -159,6 +149,7 @@ def resize(
     precision: Annotated[
         Precision | None, typer.Option("--precision", help="Type of the result. Unset: as in the input.")
     ] = None,
+    to: Names = None,
     layers: Annotated[bool, typer.Option("--layers", help="Print rank and kept energy of every layer.")] = False,
     read_back: CheckWithDiffusers = True,
 ) -> None:
@@ -169,14 +160,16 @@ def resize(
         raise SettingsError(["--dynamic and --dynamic-param belong together"], "--dynamic sv_fro --dynamic-param 0.9")
     way = (dynamic.value, dynamic_param) if dynamic is not None and dynamic_param is not None else None
     said = precision.value if precision else None
-    report = resize_lora(lora, output, rank=rank, conv_rank=conv_rank, dynamic=way, precision=said)
+    names = to.value if to else None
+    report = resize_lora(lora, output, rank=rank, conv_rank=conv_rank, dynamic=way, precision=said, to=names)
     if layers:
         for layer in report.layers:
             typer.echo(f"{layer.name}: rank {layer.old_rank} to {layer.rank}, {layer.kept:.2%} of the energy")
     worst = min(report.layers, key=lambda layer: layer.kept)
     ranks = sorted(layer.rank for layer in report.layers)
     typer.echo(f"kept energy: {1 - report.residual**2:.2%}, at least {worst.kept:.2%} in {worst.name}")
-    typer.echo(f"wrote {report.path}: {len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}")
+    whole = f", {report.whole} without a rank as they were" if report.whole else ""
+    tell_written(report.written, f"{len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}{whole}", words=report.words)
     check_with_diffusers(report.path, wanted=read_back)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +16,32 @@ from loraloom.errors import LoraloomError, SettingsError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from loraloom.formats.adapter_writer import WrittenLora
 
-__all__ = ["CheckWithDiffusers", "Precision", "check_with_diffusers", "inspect", "merge"]
+
+__all__ = [
+    "CheckWithDiffusers",
+    "Names",
+    "Precision",
+    "Target",
+    "check_with_diffusers",
+    "inspect",
+    "merge",
+    "tell_written",
+]
+
+
+class Target(StrEnum):
+    """Whose names a LoRA gets."""
+
+    kohya = "kohya"
+    diffusers = "diffusers"
+
+
+Names = Annotated[
+    Target | None,
+    typer.Option("--to", help="Whose names the LoRA gets. Unset: diffusers' if the input has them, else kohya's."),
+]
 
 CheckWithDiffusers = Annotated[
     bool,
@@ -37,6 +61,17 @@ def check_with_diffusers(path: Path, *, wanted: bool) -> None:
     if wanted:
         with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
             read_back_now([path], display)
+
+
+def tell_written(written: WrittenLora, what: str, *, words: Iterable[str] = ()) -> None:
+    """Say what a LoRA file holds, in whose names, and where the words that it brings are."""
+    typer.echo(f"wrote {written.path}: {what}, in the names of {written.dialect.title}")
+    if written.padded is not None:
+        low, high = written.padded
+        typer.echo(f"ranks {low} to {high} are padded with zeros: diffusers takes one rank as the alpha of all layers")
+    if words:
+        files = ", ".join(map(str, written.embeddings))
+        typer.echo(f"words of textual inversion: {', '.join(words)}, in {files}")
 
 
 class Precision(StrEnum):
@@ -76,6 +111,7 @@ def merge(
         int | None, typer.Option("--rank", help="LoRAs into a LoRA: cut the sum to this rank. Unset: exact, ranks add.")
     ] = None,
     conv_rank: Annotated[int | None, typer.Option("--conv-rank", help="The same for 3x3 convolutions.")] = None,
+    to: Names = None,
     read_back: CheckWithDiffusers = True,
 ) -> None:
     """Merge LoRAs into a checkpoint, or LoRAs into one LoRA. What no LoRA changes stays as it is, bit for bit."""
@@ -87,16 +123,23 @@ def merge(
     said, blocks = precision.value if precision else None, block_weights or []
     if is_lora(first):
         combined = combine_loras(
-            [first, *loras], output, block_weights=blocks, rank=rank, conv_rank=conv_rank, precision=said
+            [first, *loras],
+            output,
+            block_weights=blocks,
+            rank=rank,
+            conv_rank=conv_rank,
+            precision=said,
+            to=to.value if to else None,
         )
         ranks = sorted(set(combined.ranks.values()))
         told = f", ranks {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f", rank {ranks[0]}" if ranks else ""
         left = "" if rank is None else f"; left out: {combined.residual:.2%} of the norm"
-        typer.echo(f"wrote {combined.path}: {len(combined.ranks)} layers{told}{left}")
+        tell_written(combined.written, f"{combined.written.layers} layers{told}{left}", words=combined.words)
         check_with_diffusers(combined.path, wanted=read_back)
         return
-    if rank is not None or conv_rank is not None:
-        raise SettingsError(["--rank is for LoRAs merged into a LoRA"], f"{first} is a checkpoint")
+    if rank is not None or conv_rank is not None or to is not None:
+        given = "--to" if to is not None else "--rank"
+        raise SettingsError([f"{given} is for LoRAs merged into a LoRA"], f"{first} is a checkpoint")
     with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
         report = merge_loras(Path(first), loras, output, block_weights=blocks, precision=said, listener=display)
     for lora in report.loras:

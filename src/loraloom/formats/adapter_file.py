@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -139,22 +139,33 @@ def layer_keys(name: str, roles: Mapping[str, torch.Tensor], dialect: Dialect = 
 
 
 def write_adapter_file(
-    path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str], dtype: torch.dtype
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    metadata: Mapping[str, str],
+    dtype: torch.dtype,
+    source: str = "",
+    check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a LoRA file atomically, every floating-point tensor as ``dtype``, with the hashes that identify it.
+    """Write tensors under their keys atomically, every floating-point one as ``dtype``, with the hashes of the file.
 
-    DoRA's lengths stay as they are: rounding them would change the whole weight, not only what was learned.
-    Raises AdapterError when a value is NaN or does not fit into ``dtype``: such a file would be ruined silently.
+    Commands write through :func:`loraloom.formats.adapter_writer.write_lora`, which knows the keys. DoRA's lengths stay
+    as they are: rounding them would change the whole weight, not only what was learned. ``source`` is where the values
+    come from. Raises AdapterError when a value is NaN, or does not fit into ``dtype``: such a file would be ruined
+    silently. ``check`` is given the finished file before it takes its place.
     """
     cast = {}
     for key, tensor in tensors.items():
         wanted = dtype if tensor.is_floating_point() and not key.endswith(KEPT_EXACT) else tensor.dtype
         cast[key] = tensor.detach().to("cpu", wanted).contiguous()
-        if not torch.isfinite(cast[key]).all():
-            raise AdapterError(f"{path} was not written: {key} is not finite as {dtype}", "save in float or bf16")
+        if bool(torch.isfinite(cast[key]).all()):
+            continue
+        if not bool(torch.isfinite(tensor.float()).all()):
+            raise AdapterError(f"{source or path}: {key} holds NaN or infinite values", f"{path} was not written")
+        raise AdapterError(f"{path} was not written: {key} is not finite as {dtype}", "save in float or bf16")
     model_hash, legacy_hash = model_hashes(cast, metadata)
     hashes = {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
-    write_tensors(path, cast, metadata={**metadata, **hashes})
+    write_tensors(path, cast, metadata={**metadata, **hashes}, check=check)
 
 
 def model_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:

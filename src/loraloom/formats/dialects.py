@@ -134,8 +134,9 @@ PEFT = Dialect(
         ".lora.down.weight": "down",
         ".lora.up.weight": "up",
         ".alpha": "alpha",
-        ".lora_magnitude_vector": "dora_scale",
+        # The first one is written: transformers reads no other spelling, PEFT both.
         ".lora_magnitude_vector.weight": "dora_scale",
+        ".lora_magnitude_vector": "dora_scale",
         **{f".{role}": role for role in _PRODUCTS},
     },
     dotted=True,

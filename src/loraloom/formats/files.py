@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -36,11 +36,14 @@ _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
-def atomic_writer(path: Path, *, nbytes: int | None = None) -> Iterator[BinaryIO]:
+def atomic_writer(
+    path: Path, *, nbytes: int | None = None, check: Callable[[Path], None] | None = None
+) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of ``path`` when the block ends well, and vanishes when it does not.
 
     The bytes are flushed to the disk before the rename, so ``path`` holds either the old or the whole new file,
     also after a power cut. ``nbytes``, when known, is how much will be written: the space is checked first.
+    ``check`` is given the finished file before it takes its place; what it raises leaves ``path`` as it was.
     Raises OutputError for anything the file system refuses.
     """
     path = Path(path)
@@ -55,6 +58,8 @@ def atomic_writer(path: Path, *, nbytes: int | None = None) -> Iterator[BinaryIO
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if check is not None:
+                check(temporary)
             temporary.replace(path)
     except OSError as error:
         raise _output_error(path, error, nbytes) from error

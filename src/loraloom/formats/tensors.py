@@ -256,12 +256,14 @@ def write_tensors(
     *,
     metadata: Mapping[str, str] | None = None,
     extras: Mapping[str, object] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write tensors to ``path``: safetensors for ``.safetensors``, torch's zip for ``.ckpt``, ``.pt`` and ``.bin``.
 
     Every source is loaded once, written and dropped; nothing appears at ``path`` before all is written. A zip holds
     ``{"state_dict": {...}, **extras}`` (plus ``metadata`` if any) and loads with ``torch.load(weights_only=True)``;
-    safetensors has no place for ``extras`` and leaves them out. Strides are not kept.
+    safetensors has no place for ``extras`` and leaves them out. Strides are not kept. ``check`` is given the finished
+    file before it takes its place at ``path``, and may refuse it by an error.
     Raises OutputError: wrong suffix, no space, or a source that is not what its info promised.
     """
     path = Path(path)
@@ -270,7 +272,7 @@ def write_tensors(
         raise OutputError(
             f"{path}: the name must end in .safetensors, .ckpt, .pt or .bin", "the suffix chooses the form of the file"
         )
-    write(path, _checked_sources(path, sources), _checked_metadata(path, metadata or {}), dict(extras or {}))
+    write(path, _checked_sources(path, sources), _checked_metadata(path, metadata or {}), dict(extras or {}), check)
 
 
 def _checked_sources(
@@ -323,21 +325,29 @@ def _load_bytes(path: Path, source: TensorSource) -> memoryview:
 
 
 def _write_safetensors(
-    path: Path, sources: dict[str, TensorSource], metadata: dict[str, str], extras: dict[str, object]
+    path: Path,
+    sources: dict[str, TensorSource],
+    metadata: dict[str, str],
+    extras: dict[str, object],
+    check: Callable[[Path], None] | None,
 ) -> None:
     if "__metadata__" in sources:
         raise OutputError(f"{path}: no tensor can be named '__metadata__' in a safetensors file")
     ordered = sorted(sources.values(), key=lambda source: safetensors_order(source.name, source.info))
     header = safetensors_header({source.name: source.info for source in ordered}, metadata)
     total = len(header) + sum(source.info.nbytes for source in ordered)
-    with atomic_writer(path, nbytes=total) as file:
+    with atomic_writer(path, nbytes=total, check=check) as file:
         file.write(header)
         for source in ordered:
             file.write(_load_bytes(path, source))
 
 
 def _write_zip(
-    path: Path, sources: dict[str, TensorSource], metadata: dict[str, str], extras: dict[str, object]
+    path: Path,
+    sources: dict[str, TensorSource],
+    metadata: dict[str, str],
+    extras: dict[str, object],
+    check: Callable[[Path], None] | None,
 ) -> None:
     infos = {source.name: source.info for source in sources.values()}
     try:
@@ -345,7 +355,7 @@ def _write_zip(
     except ValueError as error:
         raise OutputError(f"{path}: {error}") from error
     total = len(pickle) + sum(info.nbytes + 256 for info in infos.values())
-    with atomic_writer(path, nbytes=total) as file:
+    with atomic_writer(path, nbytes=total, check=check) as file:
         write_torch_zip(file, infos, pickle, lambda name: _load_bytes(path, sources[name]))
 
 

@@ -90,12 +90,13 @@ def combine_loras(
     rank: int | None = None,
     conv_rank: int | None = None,
     precision: str | None = None,
+    to: str | None = None,
 ) -> CombineReport:
     """Add LoRAs (as :func:`parse_lora_weight` reads them) up into one LoRA."""
     from loraloom.weights.combine import combine_loras as combine
 
     weighted = _weighted(loras, block_weights)
-    return combine(weighted, output, rank=rank, conv_rank=conv_rank, precision=precision)
+    return combine(weighted, output, rank=rank, conv_rank=conv_rank, precision=precision, to=to)
 
 
 def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str | None = None) -> ConvertReport:
@@ -195,13 +196,14 @@ def resize_lora(
     conv_rank: int | None = None,
     dynamic: tuple[str, float] | None = None,
     precision: str | None = None,
+    to: str | None = None,
 ) -> ResizeReport:
     """Make a LoRA smaller; ``dynamic``: a way to choose ranks layer by layer, and its number."""
     from loraloom.weights.low_rank import Criterion
     from loraloom.weights.resize import resize_lora as resize
 
     criterion = Criterion(*dynamic) if dynamic is not None else None
-    return resize(lora, output, rank=rank, conv_rank=conv_rank, criterion=criterion, precision=precision)
+    return resize(lora, output, rank=rank, conv_rank=conv_rank, criterion=criterion, precision=precision, to=to)
 
 
 def edit_metadata(

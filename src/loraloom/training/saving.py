@@ -17,9 +17,8 @@ from loraloom.adapters.attach import AdapterSet
 from loraloom.adapters.metadata import network_args, network_metadata
 from loraloom.data.dataset import Dataset
 from loraloom.errors import FileError, OutputError
-from loraloom.formats.adapter_file import content_hash, model_hashes, read_adapter_file, write_adapter_file
+from loraloom.formats.adapter_writer import write_lora
 from loraloom.formats.files import old_hash, sha256_of
-from loraloom.formats.tensors import open_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import LoadedModel
 from loraloom.models.saving import save_checkpoint
@@ -31,6 +30,7 @@ from loraloom.training.settings import TrainSettings
 
 __all__ = ["RunFacts", "checkpoint_hashes", "remove_older", "run_metadata", "save_adapter", "save_whole"]
 
+_FAILING_DISK = "the disk or its cable may be failing; save to another disk"
 SAVE_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
 
 
@@ -68,33 +68,17 @@ def save_whole(path: Path, facts: RunFacts) -> None:
 
 
 def save_adapter(path: Path, adapters: AdapterSet, facts: RunFacts) -> None:
-    """Write the LoRA in kohya's names with its metadata and hashes, atomically, and read it back.
+    """Write the LoRA in kohya's names with its metadata and hashes, atomically, and read it back before it is there.
 
     Raises OutputError when what is on the disk is not what was written.
     """
-    dtype = SAVE_TYPES[facts.settings.saving.precision]
-    tensors = adapters.file_tensors()
-    write_adapter_file(path, tensors, metadata=run_metadata(facts), dtype=dtype)
-    try:
-        _check_written(path, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
-    except FileError as error:
-        raise OutputError(f"{path}: what was written does not read back: {error.problem}", _FAILING_DISK) from error
-
-
-_FAILING_DISK = "the disk or its cable may be failing; save to another disk"
-
-
-def _check_written(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Read a LoRA file as any other program would: its keys and shapes, and the checksum of its tensors."""
-    read_adapter_file(path)
-    with open_tensors(path) as file:
-        if {key: tuple(file.info(key).shape) for key in file} != shapes:
-            raise FileError("its tensors have other names or shapes")
-        file.verify()
-        expected = file.metadata.get("sshs_model_hash")
-        found = content_hash(path) if file.kind == "safetensors" else model_hashes(file, file.metadata)[0]
-    if expected is not None and found != expected:
-        raise FileError("its checksum is wrong")
+    write_lora(
+        path,
+        {target.name: adapter.tensors() for target, adapter in adapters.items()},
+        metadata=run_metadata(facts),
+        dtype=SAVE_TYPES[facts.settings.saving.precision],
+        targets=adapters.targets,
+    )
 
 
 def remove_older(path: Path, name: str, keep: int) -> None:

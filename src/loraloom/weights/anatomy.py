@@ -15,7 +15,7 @@ from loraloom.adapters.block_weights import block_name
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterFile
 from loraloom.formats.dialects import alpha_in_use, is_text_layer, kind_of, rank_of, title_of
-from loraloom.weights.lora_layers import layer_of
+from loraloom.formats.lora_factors import factors_of
 from loraloom.weights.low_rank import factors_of_product
 
 __all__ = ["EXPLODED", "Anatomy", "BlockStrength", "LayerStrength", "State", "dissect"]
@@ -93,7 +93,7 @@ def _measured(file: AdapterFile, name: str) -> LayerStrength:
         return LayerStrength(name, block, kind, rank, math.nan, math.nan, None, "not finite")
     inner = {role: tensor for role, tensor in roles.items() if role != "dora_scale"}
     if kind_of(inner) == "lora":
-        layer = layer_of(AdapterFile(file.path, file.dialect, {name: inner}, {}), name, "inspecting")
+        layer = factors_of(inner, f"{file.path}: layer {name}")
         values = factors_of_product(layer.up, layer.down).values.double() * abs(layer.scale)
         norm = float(values.square().sum().sqrt())
         return strength(norm, len(layer.up) * layer.down.shape[1], _effective_rank(values))

@@ -12,11 +12,20 @@ import torch
 from torch import Tensor
 
 from loraloom.errors import AdapterError, OutputError
-from loraloom.formats.adapter_file import AdapterFile, layer_keys, read_adapter_file, write_adapter_file
-from loraloom.formats.dialects import is_text_layer, kind_of
+from loraloom.formats.adapter_file import AdapterFile, AdapterTarget, read_adapter_file
+from loraloom.formats.adapter_writer import WrittenLora, check_output, write_lora
+from loraloom.formats.dialects import is_text_layer, kind_of, title_of
 from loraloom.formats.files import sha256_of
-from loraloom.formats.lora_family import family_name
-from loraloom.weights.lora_layers import LoraLayer, file_precision, layer_of, network_facts
+from loraloom.formats.lora_factors import LoraFactors
+from loraloom.weights.lora_layers import (
+    NamedLayers,
+    file_precision,
+    layer_of,
+    named_layers,
+    network_facts,
+    output_dialect,
+    related_metadata,
+)
 from loraloom.weights.low_rank import Factors, factors_of_product
 from loraloom.weights.merge import PRECISIONS, LoraWeight, file_name, is_same_or_inside
 
@@ -28,12 +37,33 @@ COMBINED_KEY = "loraloom.combined"
 
 @dataclass(frozen=True)
 class CombineReport:
-    """``ranks`` by layer; ``residuals``: relative Frobenius norm of what was cut, by layer; ``residual`` of all."""
+    """``ranks`` by layer; ``residuals``: relative Frobenius norm of what was cut, by layer; ``residual`` of all.
 
-    path: Path
+    ``words``: those of textual inversion that the result brings.
+    """
+
+    written: WrittenLora
     ranks: Mapping[str, int]
     residuals: Mapping[str, float]
     residual: float
+    words: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The file that was written."""
+        return self.written.path
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the LoRAs: its file, its layers under kohya's names, and how strongly it counts."""
+
+    lora: LoraWeight
+    file: AdapterFile
+    named: NamedLayers
+
+    def where(self, layer: str) -> str:
+        return f"{self.lora.path}: layer {layer}"
 
 
 def combine_loras(
@@ -43,62 +73,95 @@ def combine_loras(
     rank: int | None = None,
     conv_rank: int | None = None,
     precision: str | None = None,
+    to: str | None = None,
 ) -> CombineReport:
     """Write one LoRA whose change is the weighted sum of the others'.
 
     Without ``rank`` the ranks add up and the sum is exact (up to the precision of the file); with it every layer is the
     best approximation of that rank (``conv_rank`` for kernels larger than 1x1, else ``rank``), found by QR and an SVD
-    no larger than the sum of the ranks. Differences of whole weights and normalizations are added; other kinds than
-    LoRA and LoCon are an AdapterError, as is a mix of families or of naming schemes.
+    no larger than the sum of the ranks. The files may be of different dialects; ``to`` says whose names the result
+    has (None: diffusers' where all files are, else kohya's). Differences of whole weights and normalizations are added,
+    and words of textual inversion go along; other kinds than LoRA and LoCon are an AdapterError, as are two families
+    and one word with two meanings.
     """
     if len(loras) < 1:
         raise AdapterError("no LoRA to combine", "name at least two")
-    if output.suffix.lower() != ".safetensors":
-        raise OutputError(f"{output} does not end in .safetensors", "LoRAs are written as .safetensors")
+    check_output(output)
     for value, option in ((rank, "rank"), (conv_rank, "conv rank")):
         if value is not None and value < 1:
             raise AdapterError(f"{option} {value} is below 1")
-    if any(is_same_or_inside(output, lora.path) for lora in loras):
-        raise OutputError(f"{output} is one of the inputs", "give the result a name of its own")
     files = [read_adapter_file(lora.path) for lora in loras]
-    sdxl = _check_alike(files)
-    names = list(dict.fromkeys(name for file in files for name in file.layers))
+    inputs = [path for lora, file in zip(loras, files, strict=True) for path in (lora.path, *file.beside)]
+    if any(is_same_or_inside(output, path) for path in inputs):
+        raise OutputError(f"{output} is one of the inputs", "give the result a name of its own")
+    parts = [_Part(lora, file, named_layers(file)) for lora, file in zip(loras, files, strict=True)]
+    sdxl = _check_one_family(parts)
     limits = (rank, conv_rank if conv_rank is not None else rank)
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    convolution_ranks: dict[str, int] = {}
+    summed: dict[str, dict[str, Tensor]] = {}
+    ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
     residuals: dict[str, float] = {}
     whole = left = 0.0
-    for name in names:
-        holders = [(lora, file) for lora, file in zip(loras, files, strict=True) if name in file.layers]
-        weighted = [(file, _weight(lora, name, sdxl=sdxl)) for lora, file in holders]
-        weighted = [(file, weight) for file, weight in weighted if weight]
+    for name in dict.fromkeys(name for part in parts for name in part.named.layers):
+        holders = [(part, _weight(part.lora, name, sdxl=sdxl)) for part in parts if name in part.named.layers]
+        weighted = [(part, weight) for part, weight in holders if weight]
         if not weighted:
             continue
-        if kind_of(weighted[0][0].layers[name]) in ("full", "norm"):
-            roles = _summed(name, weighted)
-        else:
-            layers = [(layer_of(file, name, "combining"), weight) for file, weight in weighted]
-            _check_shapes(name, layers, [file for file, _ in weighted])
-            layer, limit = layers[0][0], limits[layers[0][0].is_convolution]
-            down, up = _side_by_side(layers)
-            if limit is not None and limit < len(down):
-                factors = factors_of_product(up, down)
-                residuals[name] = factors.residual(limit)
-                down, up = factors.pair(limit)
-                whole, left = _add_up(whole, left, factors, residuals[name])
-            elif limit is not None:
-                residuals[name] = 0.0
-                whole += float(_product_norm(up, down)) ** 2
-            roles = layer.roles(down, up)
-            (convolution_ranks if layer.is_convolution else ranks)[name] = len(down)
-        tensors |= layer_keys(name, roles, files[0].dialect)
-    if not tensors:
+        if kind_of(weighted[0][0].named.layers[name]) in ("full", "norm"):
+            summed[name] = _summed(name, weighted)
+            continue
+        layers = [
+            (layer_of(part.named.layers[name], part.where(name), "combining"), weight) for part, weight in weighted
+        ]
+        _check_shapes(name, layers, [part.file for part, _ in weighted])
+        layer, limit = layers[0][0], limits[layers[0][0].is_convolution]
+        down, up = _side_by_side(layers)
+        if limit is not None and limit < len(down):
+            factors = factors_of_product(up, down)
+            residuals[name] = factors.residual(limit)
+            down, up = factors.pair(limit)
+            whole, left = _add_up(whole, left, factors, residuals[name])
+        elif limit is not None:
+            residuals[name] = 0.0
+            whole += float(_product_norm(up, down)) ** 2
+        summed[name] = layer.roles(down, up)
+        ranks[layer.is_convolution][name] = len(down)
+    if not summed:
         raise AdapterError("nothing would be left: no layer has a weight other than 0", "check the weights")
-    dtype = PRECISIONS[precision] if precision else _widest(files)
-    metadata = _metadata(loras, files, network_facts(ranks, convolution_ranks))
-    write_adapter_file(output, tensors, metadata=metadata, dtype=dtype)
-    return CombineReport(output, ranks | convolution_ranks, residuals, math.sqrt(left / whole) if whole else 0.0)
+    targets: dict[str, AdapterTarget] = {}
+    for part in parts:
+        targets |= part.named.targets
+    words = _words(files)
+    written = write_lora(
+        output,
+        summed,
+        metadata=_metadata(parts, network_facts(*ranks)),
+        dtype=PRECISIONS[precision] if precision else _widest(files),
+        dialect=output_dialect(files, to),
+        targets=targets,
+        words=words,
+        source="the sum",
+    )
+    residual = math.sqrt(left / whole) if whole else 0.0
+    return CombineReport(written, ranks[0] | ranks[1], residuals, residual, tuple(words))
+
+
+def _words(files: Sequence[AdapterFile]) -> dict[str, Mapping[str, Tensor]]:
+    """The words of all files. AdapterError for one that two of them bring with different vectors."""
+    words: dict[str, Mapping[str, Tensor]] = {}
+    origin: dict[str, Path] = {}
+    for file in files:
+        for word, places in file.embeddings.items():
+            if word in words and not _are_equal(words[word], places):
+                raise AdapterError(
+                    f"{origin[word]} and {file.path} both bring the word {word!r}, and mean different things by it",
+                    "one file can hold it only once: leave one of the two out",
+                )
+            words[word], origin[word] = places, file.path
+    return words
+
+
+def _are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[place], second[place]) for place in first)
 
 
 def _add_up(whole: float, left: float, factors: Factors, residual: float) -> tuple[float, float]:
@@ -109,31 +172,20 @@ def _product_norm(up: Tensor, down: Tensor) -> Tensor:
     return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt()
 
 
-def _check_alike(files: Sequence[AdapterFile]) -> bool:
-    """AdapterError for LoRAs of two families or naming schemes; whether they are SDXL's."""
-    first = files[0]
-    families = {str(file.path): family_name(file.layers, file.metadata) for file in files}
-    known = {path: family for path, family in families.items() if family}
-    if len(set(known.values())) > 1:
-        told = ", ".join(f"{path} is for {family}" for path, family in known.items())
+def _check_one_family(parts: Sequence[_Part]) -> bool:
+    """AdapterError for LoRAs of two families; whether they are SDXL's."""
+    families = {str(part.lora.path): part.named.family for part in parts}
+    known = {path: family for path, family in families.items() if family is not None}
+    if len({family.name for family in known.values()}) > 1:
+        told = ", ".join(f"{path} is for {family.title}" for path, family in known.items())
         raise AdapterError(f"the LoRAs are for different models: {told}", "only LoRAs of one family can be added up")
-    for file in files[1:]:
-        if file.dialect is not first.dialect or _scheme(file) + _scheme(first) in ("saidiffusers", "diffuserssai"):
-            raise AdapterError(
-                f"{file.path} and {first.path} name their layers differently",
-                "bring both to one form first: loraloom convert",
-            )
-    return "sdxl" in known.values()
-
-
-def _scheme(file: AdapterFile) -> str:
-    """Whose names the U-Net's layers have; empty for a file without."""
-    for name in file.layers:
-        if name.startswith(("lora_unet_input_blocks", "lora_unet_output_blocks", "lora_unet_middle_block")):
-            return "sai"
-        if name.startswith(("lora_unet_down_blocks", "lora_unet_up_blocks", "lora_unet_mid_block")):
-            return "diffusers"
-    return ""
+    if known and len(known) < len(families):
+        unknown = next(path for path in families if path not in known)
+        raise AdapterError(
+            f"the LoRAs are for different models: the layers of {unknown} belong to no known family",
+            "only LoRAs of one family can be added up",
+        )
+    return any(family.lora_sai_names for family in known.values())
 
 
 def _weight(lora: LoraWeight, name: str, *, sdxl: bool) -> float:
@@ -141,7 +193,7 @@ def _weight(lora: LoraWeight, name: str, *, sdxl: bool) -> float:
     return weight * (lora.blocks.of(name, sdxl=sdxl) if lora.blocks is not None else 1.0)
 
 
-def _check_shapes(name: str, layers: Sequence[tuple[LoraLayer, float]], files: Sequence[AdapterFile]) -> None:
+def _check_shapes(name: str, layers: Sequence[tuple[LoraFactors, float]], files: Sequence[AdapterFile]) -> None:
     first = layers[0][0]
     for (layer, _), file in zip(layers, files, strict=True):
         if (len(layer.up), layer.down.shape[1]) != (len(first.up), first.down.shape[1]):
@@ -152,7 +204,7 @@ def _check_shapes(name: str, layers: Sequence[tuple[LoraLayer, float]], files: S
             )
 
 
-def _side_by_side(layers: Sequence[tuple[LoraLayer, float]]) -> tuple[Tensor, Tensor]:
+def _side_by_side(layers: Sequence[tuple[LoraFactors, float]]) -> tuple[Tensor, Tensor]:
     """Factors whose product is the weighted sum; the scale and the weight are shared evenly between the two."""
     downs, ups = [], []
     for layer, weight in layers:
@@ -163,17 +215,23 @@ def _side_by_side(layers: Sequence[tuple[LoraLayer, float]]) -> tuple[Tensor, Te
     return torch.cat(downs), torch.cat(ups, dim=1)
 
 
-def _summed(name: str, weighted: Sequence[tuple[AdapterFile, float]]) -> dict[str, Tensor]:
+def _summed(name: str, weighted: Sequence[tuple[_Part, float]]) -> dict[str, Tensor]:
     """Differences of whole weights, biases and normalizations add up as they are."""
     total: dict[str, Tensor] = {}
-    kind = kind_of(weighted[0][0].layers[name])
-    for file, weight in weighted:
-        if kind_of(file.layers[name]) != kind:
-            raise AdapterError(f"{file.path}: layer {name} is of another kind than in {weighted[0][0].path}")
-        for role, tensor in file.layers[name].items():
+    first = weighted[0][0]
+    kind = kind_of(first.named.layers[name])
+    for part, weight in weighted:
+        roles = part.named.layers[name]
+        if kind_of(roles) != kind:
+            raise AdapterError(
+                f"{part.where(name)} is {title_of(roles)}, but {title_of(first.named.layers[name])} in "
+                f"{first.lora.path}",
+                "only layers of one kind can be added up: merge both into a checkpoint, then `loraloom extract`",
+            )
+        for role, tensor in roles.items():
             change = tensor.float() * weight
             if role in total and total[role].shape != change.shape:
-                raise AdapterError(f"{file.path}: {role} of layer {name} has another shape than in the others")
+                raise AdapterError(f"{part.where(name)}: {role} has another shape than in the others")
             total[role] = total[role] + change if role in total else change
     return total
 
@@ -183,12 +241,14 @@ def _widest(files: Sequence[AdapterFile]) -> torch.dtype:
     return found.pop() if len(found) == 1 else torch.float32
 
 
-def _metadata(loras: Sequence[LoraWeight], files: Sequence[AdapterFile], facts: Mapping[str, str]) -> dict[str, str]:
+def _metadata(parts: Sequence[_Part], facts: Mapping[str, str]) -> dict[str, str]:
     """What the first says of its model, the recipe, and no claim about a training that was not this file's."""
-    kept = {
-        key: files[0].metadata[key]
+    loras, files = [part.lora for part in parts], [part.file for part in parts]
+    told_by_first = related_metadata(files[0], parts[0].named.family)
+    kept: dict[str, str] = {
+        key: told_by_first[key]
         for key in ("ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.sai_model_spec")
-        if key in files[0].metadata
+        if key in told_by_first
     }
     triggers = dict.fromkeys(_triggers(files))
     recipe = [

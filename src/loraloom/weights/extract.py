@@ -13,7 +13,9 @@ from torch import Tensor
 
 from loraloom.errors import AdapterError, CheckpointError, OutputError
 from loraloom.events import Listener, Notice, ignore
-from loraloom.formats.adapter_file import AdapterTarget, layer_keys, write_adapter_file
+from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.adapter_writer import check_output, write_lora
+from loraloom.formats.tensors import is_finite
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.names import is_extra
 from loraloom.models.prediction import read_signs
@@ -75,7 +77,7 @@ def extract_lora(
     first, second = open_checkpoint(base), open_checkpoint(tuned)
     pairs = _matched(first, second)
     limits = (rank, rank if conv_rank is None else conv_rank)
-    tensors: dict[str, Tensor] = {}
+    held: dict[str, dict[str, Tensor]] = {}
     layers: list[ExtractedLayer] = []
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
     whole = lost = outside = 0.0
@@ -99,7 +101,7 @@ def extract_lora(
             "up": up.reshape(-1, chosen, *(1 for _ in kernel)).to(PRECISIONS[precision]),
             "alpha": torch.tensor(float(chosen)),
         }
-        tensors |= layer_keys(before.name, roles)
+        held[before.name] = roles
         layers.append(ExtractedLayer(before.name, chosen, residual))
         ranks[is_convolution][before.name] = chosen
         whole, lost = whole + factors.norm**2, lost + (residual * factors.norm) ** 2
@@ -122,13 +124,13 @@ def extract_lora(
             )
         )
     metadata = _metadata(first, second, layers, residual, network_facts(*ranks))
-    write_adapter_file(output, tensors, metadata=metadata, dtype=PRECISIONS[precision])
+    targets = {before.name: before for before, _ in pairs}
+    write_lora(output, held, metadata=metadata, dtype=PRECISIONS[precision], targets=targets)
     return ExtractReport(output, tuple(layers), unchanged, residual, share)
 
 
 def _check_options(output: Path, rank: int, conv_rank: int | None, to_residual: float | None) -> None:
-    if output.suffix.lower() != ".safetensors":
-        raise OutputError(f"{output} does not end in .safetensors", "LoRAs are written as .safetensors")
+    check_output(output)
     if rank < 1 or (conv_rank is not None and conv_rank < 0):
         raise AdapterError("a rank is at least 1", "a convolution rank of 0 leaves the convolutions out")
     if to_residual is not None and not 0 < to_residual < 1:
@@ -193,6 +195,9 @@ def _other_differences(first: Checkpoint, second: Checkpoint, held: set[str]) ->
         old, new = first[name], second[name]
         if not old.is_floating_point():
             continue
+        for checkpoint, tensor in ((first, old), (second, new)):
+            if not is_finite(tensor):
+                raise CheckpointError(f"{checkpoint.path}: {name} holds NaN or infinite values", "the file is damaged")
         square = float(torch.linalg.vector_norm(new.float() - old.float())) ** 2
         if square:
             total += square

@@ -3,81 +3,83 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from loraloom.adapters.attach import match_layers
 from loraloom.errors import AdapterError
-from loraloom.formats.adapter_file import AdapterFile
-from loraloom.formats.dialects import alpha_in_use, kind_of, title_of
+from loraloom.formats.adapter_file import AdapterFile, AdapterTarget
+from loraloom.formats.adapter_writer import OUTPUT_DIALECTS, Layers
+from loraloom.formats.dialects import KOHYA, PEFT, Dialect, kind_of, title_of
+from loraloom.formats.lora_factors import LoraFactors, factors_of
+from loraloom.formats.lora_family import family_name
+from loraloom.models.family import FAMILIES, Family
 
-__all__ = ["LoraLayer", "file_precision", "layer_of", "network_facts"]
+__all__ = [
+    "NamedLayers",
+    "file_precision",
+    "layer_of",
+    "named_layers",
+    "network_facts",
+    "output_dialect",
+    "related_metadata",
+]
 
 
 @dataclass(frozen=True)
-class LoraLayer:
-    """``scale * up @ down``: up (out, r), down (r, in times kernel), float32; ``kernel`` is () for a linear layer."""
+class NamedLayers:
+    """The layers of a file under kohya's names, whatever its dialect calls them.
 
-    name: str
-    down: Tensor
-    up: Tensor
-    scale: float
-    kernel: tuple[int, ...]
+    ``targets``, by the same names, and ``family`` say what they are; empty and None for a file in kohya's names whose
+    layers belong to no known family.
+    """
 
-    @property
-    def rank(self) -> int:
-        """Rank of the factors."""
-        return len(self.down)
-
-    @property
-    def is_convolution(self) -> bool:
-        """Whether the kernel is larger than 1x1: such layers have a rank of their own."""
-        return any(size > 1 for size in self.kernel)
-
-    def roles(self, down: Tensor, up: Tensor) -> dict[str, Tensor]:
-        """The tensors of the file for other factors of this layer whose scale is 1."""
-        rank, ones = len(down), tuple(1 for _ in self.kernel)
-        columns = down.shape[1] // max(1, _area(self.kernel))
-        return {
-            "down": down.reshape(rank, columns, *self.kernel),
-            "up": up.reshape(len(up), rank, *ones),
-            "alpha": torch.tensor(float(rank)),
-        }
+    layers: Layers
+    targets: Mapping[str, AdapterTarget]
+    family: Family | None
 
 
-def _area(kernel: tuple[int, ...]) -> int:
-    area = 1
-    for size in kernel:
-        area *= size
-    return area
+def named_layers(file: AdapterFile) -> NamedLayers:
+    """The file's layers under kohya's names. Raises AdapterError for one in other names, of no known family."""
+    told = family_name(file.layers, file.metadata)
+    first_error: AdapterError | None = None
+    for name in [told] if told else list(FAMILIES):
+        family: Family = FAMILIES.load(name)()
+        try:
+            matched = match_layers(file, family.all_targets())
+        except AdapterError as error:
+            first_error = first_error or error
+            continue
+        layers = {target.name: file.layers[there] for target, there in matched.items()}
+        return NamedLayers(layers, {target.name: target for target in matched}, family)
+    if all(name.startswith(KOHYA.prefixes) for name in file.layers):
+        return NamedLayers(file.layers, {}, None)
+    assert first_error is not None
+    raise first_error
 
 
-def layer_of(file: AdapterFile, name: str, doing: str) -> LoraLayer:
-    """A layer of the file as two factors. Raises AdapterError for another kind than LoRA, or damaged tensors."""
-    roles = file.layers[name]
-    if kind_of(roles) != "lora" or not {"down", "up"} <= set(roles):
+def output_dialect(files: Sequence[AdapterFile], to: str | None) -> Dialect:
+    """The dialect to write: what was asked for, else that of the files where all of them are diffusers', else kohya's.
+
+    A LoRA that diffusers or PEFT wrote stays one; every other program reads kohya's names.
+    """
+    if to is not None:
+        return OUTPUT_DIALECTS[to]
+    return PEFT if all(file.dialect is PEFT for file in files) else KOHYA
+
+
+def layer_of(roles: Mapping[str, Tensor], where: str, doing: str) -> LoraFactors:
+    """A layer as two factors. Raises AdapterError for another kind than LoRA, or damaged tensors."""
+    if kind_of(roles) != "lora":
         kind = title_of(roles) if kind_of(roles) else f"made of {', '.join(sorted(roles))}"
         raise AdapterError(
-            f"{file.path}: layer {name} is {kind}; {doing} is exact for LoRA and LoCon only",
+            f"{where} is {kind}; {doing} is exact for LoRA and LoCon only",
             "merge it into a checkpoint, then `loraloom extract` a LoRA from that",
         )
-    down, up = roles["down"].float(), roles["up"].float()
-    if "mid" in roles:
-        if down.ndim < 2 or roles["mid"].ndim != 4 or roles["mid"].shape[1] != len(down):
-            raise AdapterError(f"{file.path}: the middle tensor of layer {name} does not fit", "the file is damaged")
-        down = torch.einsum("abhw,bi->aihw", roles["mid"].float(), down.flatten(1))
-    if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1] != len(down) or not len(down):
-        raise AdapterError(
-            f"{file.path}: the factors of layer {name} have shapes {tuple(down.shape)} and {tuple(up.shape)}",
-            "the file is damaged",
-        )
-    if not (bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all())):
-        raise AdapterError(f"{file.path}: layer {name} holds NaN or infinite values", "the file is damaged")
-    stored = roles.get("alpha")
-    scale = alpha_in_use(None if stored is None else float(stored), len(down)) / len(down)
-    return LoraLayer(name, down.flatten(1), up.flatten(1), scale, tuple(down.shape[2:]))
+    return factors_of(roles, where)
 
 
 def file_precision(file: AdapterFile) -> torch.dtype:
@@ -100,3 +102,19 @@ def network_facts(ranks: Mapping[str, int], convolution_ranks: Mapping[str, int]
         told = str(convolutions.pop()) if len(convolutions) == 1 else "Dynamic"
         facts["ss_network_args"] = json.dumps({"conv_dim": told, "conv_alpha": told})
     return facts
+
+
+_NOT_KEPT = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "ss_network_args")
+_KEPT = ("ss_", "modelspec.", "loraloom.")
+
+
+def related_metadata(file: AdapterFile, family: Family | None) -> dict[str, str]:
+    """What a file says that stays true of one with other factors or other keys, and the family where it says none.
+
+    Numbers of tensors (cloneofsimo's) and PEFT's configurations (alphas) are left out: both say how to read the file
+    that they came from.
+    """
+    kept = {key: text for key, text in file.metadata.items() if key.startswith(_KEPT) and key not in _NOT_KEPT}
+    if family is not None and "ss_base_model_version" not in kept:
+        kept["ss_base_model_version"] = family.base_model_version
+    return kept

@@ -10,10 +10,22 @@ from pathlib import Path
 from torch import Tensor
 
 from loraloom.errors import AdapterError, OutputError
-from loraloom.formats.adapter_file import layer_keys, read_adapter_file, write_adapter_file
-from loraloom.weights.lora_layers import file_precision, layer_of, network_facts
+from loraloom.formats.adapter_file import read_adapter_file
+from loraloom.formats.adapter_writer import WrittenLora, check_output, write_lora
+from loraloom.formats.dialects import kind_of
+from loraloom.weights.lora_layers import (
+    file_precision,
+    layer_of,
+    named_layers,
+    network_facts,
+    output_dialect,
+    related_metadata,
+)
 from loraloom.weights.low_rank import Criterion, chosen_rank, factors_of_product
 from loraloom.weights.merge import PRECISIONS, file_name, is_same_or_inside
+
+RANKLESS = ("full", "norm")
+"""Kinds that hold differences of whole tensors."""
 
 __all__ = ["ResizeReport", "ResizedLayer", "resize_lora"]
 
@@ -30,11 +42,21 @@ class ResizedLayer:
 
 @dataclass(frozen=True)
 class ResizeReport:
-    """What a resize did; ``residual``: relative Frobenius norm of all that was cut away."""
+    """What a resize did; ``residual``: relative Frobenius norm of all that was cut away.
 
-    path: Path
+    ``whole``: layers without a rank (differences of normalizations, biases, whole weights), which stay as they are.
+    """
+
+    written: WrittenLora
     layers: tuple[ResizedLayer, ...]
     residual: float
+    whole: int
+    words: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The file that was written."""
+        return self.written.path
 
 
 def resize_lora(
@@ -45,42 +67,55 @@ def resize_lora(
     conv_rank: int | None = None,
     criterion: Criterion | None = None,
     precision: str | None = None,
+    to: str | None = None,
 ) -> ResizeReport:
     """Write ``lora`` with at most ``rank`` in every layer (``conv_rank`` for kernels larger than 1x1, else ``rank``).
 
     Each layer is the best approximation of its rank in the Frobenius norm. ``criterion`` chooses ranks below the limit
     layer by layer. The change of the weights stays what it was (the scale goes into the factors, alpha equals the
-    rank); a rank is never raised. Raises AdapterError for kinds other than LoRA and LoCon, and damaged tensors.
+    rank); a rank is never raised. Differences of whole weights and normalizations stay as they are. ``to``: whose
+    names, ``kohya`` or ``diffusers``; None for diffusers' where the file has them, else kohya's. Raises AdapterError
+    for other kinds (DoRA, LoHa, LoKr, (IA)3), and damaged tensors.
     """
     if rank < 1 or (conv_rank is not None and conv_rank < 1):
         raise AdapterError("a rank is at least 1")
-    if output.suffix.lower() != ".safetensors":
-        raise OutputError(f"{output} does not end in .safetensors", "LoRAs are written as .safetensors")
-    if is_same_or_inside(output, lora):
-        raise OutputError(f"{output} is the input", "give the result a name of its own")
+    check_output(output)
     file = read_adapter_file(lora)
-    tensors: dict[str, Tensor] = {}
+    if any(is_same_or_inside(output, path) for path in (lora, *file.beside)):
+        raise OutputError(f"{output} is one of the inputs", "give the result a name of its own")
+    named = named_layers(file)
+    layers: dict[str, Mapping[str, Tensor]] = {}
     told = []
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
     whole = lost = 0.0
-    for name in file.layers:
-        layer = layer_of(file, name, "resizing")
+    for name, roles in named.layers.items():
+        if kind_of(roles) in RANKLESS:
+            layers[name] = roles
+            continue
+        layer = layer_of(roles, f"{lora}: layer {name}", "resizing")
         limit = conv_rank if layer.is_convolution and conv_rank is not None else rank
         factors = factors_of_product(layer.up * layer.scale, layer.down)
         chosen = chosen_rank(factors.values, limit, criterion)
         residual = factors.residual(chosen)
-        down, up = factors.pair(chosen)
-        tensors |= layer_keys(name, layer.roles(down, up), file.dialect)
+        layers[name] = layer.roles(*factors.pair(chosen))
         ranks[layer.is_convolution][name] = chosen
         told.append(ResizedLayer(name, layer.rank, chosen, 1 - residual**2))
         whole, lost = whole + factors.norm**2, lost + (residual * factors.norm) ** 2
-    metadata = {**_kept(file.metadata), **network_facts(*ranks), "loraloom.resized_from": file_name(lora)}
-    dtype = PRECISIONS[precision] if precision else file_precision(file)
-    write_adapter_file(output, tensors, metadata=metadata, dtype=dtype)
-    return ResizeReport(output, tuple(told), math.sqrt(lost / whole) if whole else 0.0)
-
-
-def _kept(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata of a file whose factors are others: without hashes and PEFT's record of alphas."""
-    gone = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "lora_adapter_metadata", "ss_network_args")
-    return {key: value for key, value in metadata.items() if key not in gone}
+    if not told:
+        raise AdapterError(f"{lora} has no layer with a rank: there is nothing to resize")
+    written = write_lora(
+        output,
+        layers,
+        metadata={
+            **related_metadata(file, named.family),
+            **network_facts(*ranks),
+            "loraloom.resized_from": file_name(lora),
+        },
+        dtype=PRECISIONS[precision] if precision else file_precision(file),
+        dialect=output_dialect([file], to),
+        targets=named.targets,
+        words=file.embeddings,
+        source=str(lora),
+    )
+    residual = math.sqrt(lost / whole) if whole else 0.0
+    return ResizeReport(written, tuple(told), residual, len(layers) - len(told), tuple(file.embeddings))
