@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from loraloom.cli.weights import CheckWithDiffusers, Names, Precision, Target, check_with_diffusers, tell_written
+from loraloom.cli.weights import CheckWithDiffusers, Names, Precision, Target, check_with_diffusers
 from loraloom.errors import SettingsError
 
 __all__ = ["convert", "extract", "merge_checkpoints", "metadata", "resize"]
@@ -36,13 +36,13 @@ def convert(
     read_back: CheckWithDiffusers = True,
 ) -> None:
     """Write a LoRA file under the names that another program reads; what it does stays the same."""
-    from loraloom.studio.weights import convert_lora
+    from loraloom.studio.weights import convert_lora, written_text
 
     report = convert_lora(lora, output, to=to.value, precision=precision.value if precision else None)
     typer.echo(f"read as: {report.source}, for {report.family}")
     if report.beside:
         typer.echo(f"read with it: {', '.join(path.name for path in report.beside)}")
-    tell_written(report.written, f"{report.written.layers} layers", words=report.words)
+    typer.echo(written_text(report.written, f"{report.layers} layers", report.words))
     check_with_diffusers(report.path, wanted=read_back)
 
 
@@ -154,7 +154,7 @@ def resize(
     read_back: CheckWithDiffusers = True,
 ) -> None:
     """Make a LoRA smaller: the best approximation of a rank."""
-    from loraloom.studio.weights import resize_lora
+    from loraloom.studio.weights import resize_lora, written_text
 
     if (dynamic is None) != (dynamic_param is None):
         raise SettingsError(["--dynamic and --dynamic-param belong together"], "--dynamic sv_fro --dynamic-param 0.9")
@@ -169,7 +169,8 @@ def resize(
     ranks = sorted(layer.rank for layer in report.layers)
     typer.echo(f"kept energy: {1 - report.residual**2:.2%}, at least {worst.kept:.2%} in {worst.name}")
     whole = f", {report.whole} without a rank as they were" if report.whole else ""
-    tell_written(report.written, f"{len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}{whole}", words=report.words)
+    what = f"{len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}{whole}"
+    typer.echo(written_text(report.written, what, report.words))
     check_with_diffusers(report.path, wanted=read_back)
 
 

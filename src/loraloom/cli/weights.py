@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +16,6 @@ from loraloom.errors import LoraloomError, SettingsError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from loraloom.formats.adapter_writer import WrittenLora
-
 
 __all__ = [
     "CheckWithDiffusers",
@@ -27,7 +25,6 @@ __all__ = [
     "check_with_diffusers",
     "inspect",
     "merge",
-    "tell_written",
 ]
 
 
@@ -61,17 +58,6 @@ def check_with_diffusers(path: Path, *, wanted: bool) -> None:
     if wanted:
         with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
             read_back_now([path], display)
-
-
-def tell_written(written: WrittenLora, what: str, *, words: Iterable[str] = ()) -> None:
-    """Say what a LoRA file holds, in whose names, and where the words that it brings are."""
-    typer.echo(f"wrote {written.path}: {what}, in the names of {written.dialect.title}")
-    if written.padded is not None:
-        low, high = written.padded
-        typer.echo(f"ranks {low} to {high} are padded with zeros: diffusers takes one rank as the alpha of all layers")
-    if words:
-        files = ", ".join(map(str, written.embeddings))
-        typer.echo(f"words of textual inversion: {', '.join(words)}, in {files}")
 
 
 class Precision(StrEnum):
@@ -118,7 +104,7 @@ def merge(
     from rich.console import Console
 
     from loraloom.cli.progress import ProgressDisplay
-    from loraloom.studio.weights import combine_loras, is_lora, merge_loras
+    from loraloom.studio.weights import combine_loras, is_lora, merge_loras, written_text
 
     said, blocks = precision.value if precision else None, block_weights or []
     if is_lora(first):
@@ -134,7 +120,7 @@ def merge(
         ranks = sorted(set(combined.ranks.values()))
         told = f", ranks {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f", rank {ranks[0]}" if ranks else ""
         left = "" if rank is None else f"; left out: {combined.residual:.2%} of the norm"
-        tell_written(combined.written, f"{combined.written.layers} layers{told}{left}", words=combined.words)
+        typer.echo(written_text(combined.written, f"{combined.written.layers} layers{told}{left}", combined.words))
         check_with_diffusers(combined.path, wanted=read_back)
         return
     if rank is not None or conv_rank is not None or to is not None:

@@ -14,6 +14,7 @@ from loraloom.errors import SettingsError
 from loraloom.events import Listener, ignore
 
 if TYPE_CHECKING:
+    from loraloom.formats.adapter_writer import WrittenLora
     from loraloom.weights.checkpoint_merge import CheckpointMergeReport
     from loraloom.weights.combine import CombineReport
     from loraloom.weights.convert import ConvertReport
@@ -35,6 +36,7 @@ __all__ = [
     "parse_lora_weight",
     "resize_lora",
     "write_sidecars",
+    "written_text",
 ]
 
 
@@ -233,3 +235,16 @@ def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> F
     from loraloom.weights.inspect import inspect_file as inspect
 
     return inspect(path, hashes=hashes, layers=layers)
+
+
+def written_text(written: WrittenLora, what: str, words: Sequence[str] = ()) -> str:
+    """What was written, for people: ``what`` the file holds, in whose names, what was padded and where words are."""
+    lines = [f"wrote {written.path}: {what}, in the names of {written.dialect.title}"]
+    if written.padded is not None:
+        low, high = written.padded
+        why = "diffusers takes one rank for the alpha of all layers"
+        lines.append(f"ranks {low} to {high} are padded with zeros to one for each part: {why}")
+    if words:
+        files = ", ".join(map(str, written.embeddings))
+        lines.append(f"words of textual inversion: {', '.join(words)}, in {files}")
+    return "\n".join(lines)
