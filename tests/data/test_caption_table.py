@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from loraloom.data.caption_table import CaptionTable
 from loraloom.data.dataset import Dataset, load_dataset
 from loraloom.data.settings import ConceptSettings, DatasetSettings
-from loraloom.errors import FileFormatError, LoraloomError, MissingFileError
+from loraloom.errors import DatasetError, FileError, FileFormatError, LoraloomError, MissingFileError
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def load(folder: Path, **settings: Any) -> Dataset:
     return load_dataset(DatasetSettings.model_validate({"folder": folder, "resolution": 64, **settings}))
 
 
+PAIRS = (("one.png", "a fox"), ("two.png", "a cat"))
 LINES = '{"file_name": "one.png", "text": "a fox"}\n\n{"file_name": "two.png", "text": "a cat"}\n'
 JSON = json.dumps({"/data/img/one.png": {"caption": "a fox"}, "D:\\img\\two.png": {"caption": "a cat"}})
 FORMS = {
@@ -44,6 +46,31 @@ FORMS = {
     "json": JSON,
     "json by stem": json.dumps({"one": {"tags": "a fox", "train_resolution": [64, 64]}, "two": "a cat"}),
     "csv": 'file_name,text\none.png,a fox\ntwo.png,"a cat"\n',
+    "blanks": 'file_name, text\none.png, "a fox"\ntwo.png, a cat\n',
+    "capitals and semicolons": "File_Name;Text\none.png;a fox\ntwo.png;a cat\n",
+    "another word": "image,description\none.png,a fox\ntwo.png,a cat\n",
+    "blanks in names": '"File Name","Caption"\n"one.png","a fox"\n"two.png","a cat"\n',
+    "single quotes": "'file_name','prompt'\n'one.png','a fox'\n'two.png','a cat'\n",
+    "bars": "image_name| comment_number| comment\none.png| 0| a fox\ntwo.png| 0| a cat\n",
+    "Excel": "sep=;\r\nfilename;tags\r\none.png;a fox\r\ntwo.png;a cat\r\n",
+    "comma in the text": "id;file_name;caption\n1;one.png;a fox\n2;two.png;a cat\n",
+    "no names": "one.png,a fox\ntwo.png,a cat\n",
+    "blank lines": "\n\nfile_name,text\n\none.png,a fox\n,\ntwo.png,a cat\n\n",
+    "by stem": "key,url,caption\none,http://x/9.jpg,a fox\ntwo,http://x/8.jpg,a cat\n",
+    "list": json.dumps([{"filename": "one.png", "prompt": "a fox"}, {"filename": "two.png", "prompt": "a cat"}]),
+    "list in a table": json.dumps({"version": 3, "rows": [{"image": n, "text": t} for n, t in PAIRS]}, indent=2),
+    "columns": json.dumps({"file_name": [name for name, _ in PAIRS], "text": [text for _, text in PAIRS]}),
+    "numbered columns": json.dumps(
+        {"Image": dict(enumerate(n for n, _ in PAIRS)), "Caption": {0: "a fox", 1: "a cat"}}
+    ),
+    "COCO": json.dumps(
+        {
+            "images": [{"id": 30 + i, "file_name": name} for i, (name, _) in enumerate(PAIRS)],
+            "annotations": [{"id": i, "image_id": 30 + i, "caption": text} for i, (_, text) in enumerate(PAIRS)],
+        }
+    ),
+    "lines with capitals": '{"File Name": "one.png", "Prompt": "a fox"}\n{"File Name": "two.png", "Prompt": "a cat"}\n',
+    "lists of texts": '{"file_name": "one.png", "captions": ["a fox"]}\n{"file_name": "two.png", "tags": ["a cat"]}\n',
     "tabs": "file_name\ttext\none.png\ta fox\ntwo.png\ta cat\n",
 }
 
@@ -68,12 +95,47 @@ def test_one_that_lies_in_the_folder_is_found(name: str, folder: Path) -> None:
     assert captions(load(folder, captions={"source": "filename"}))["one.png"] == "one"
 
 
-def test_one_that_lies_there_and_cannot_be_used_is_told(folder: Path) -> None:
+def test_one_that_lies_there_and_cannot_be_used_stops_the_run(folder: Path) -> None:
+    """Training goes on without it only where every picture has a file of its own."""
     (folder / "metadata.jsonl").write_text('{"file_name": "one.png"\n', encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"metadata\.jsonl cannot be used, and pictures without a caption need it"):
+        load(folder)
+    for name in ("one", "two", "three"):
+        (folder / f"{name}.txt").write_text(f"its own, {name}", encoding="utf-8")
     dataset = load(folder)
-    assert captions(dataset)["one.png"] == "img"
+    assert captions(dataset)["one.png"] == "its own, one"
     (problem,) = [problem for problem in dataset.problems if problem.kind == "caption-table"]
     assert problem.severity == "warning" and problem.path.name == "metadata.jsonl"
+
+
+@pytest.mark.parametrize("text", ["file_name;breed\none.png;fox\n", '{"file_name": "one.png", "breed": "fox"}\n'])
+def test_a_table_without_captions_lists_its_columns(text: str, folder: Path) -> None:
+    name = "metadata.csv" if ";" in text else "metadata.jsonl"
+    (folder / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DatasetError, match="its columns are 'file_name', 'breed'") as caught:
+        load(folder)
+    assert "file_name" in caught.value.hint and "description" in caught.value.hint
+    settings = DatasetSettings.model_validate({"folder": folder, "resolution": 64})
+    report = load_dataset(settings, allow_empty=True)
+    assert [problem.severity for problem in report.problems if problem.kind == "caption-table"] == ["error"]
+    (folder / name).rename(folder / "other.txt2")
+    assert captions(load(folder))["one.png"] == "img"
+
+
+@pytest.mark.parametrize("name", ["Metadata.CSV", "METADATA.csv"])
+def test_the_name_of_a_table_in_any_case(name: str, folder: Path) -> None:
+    (folder / name).write_text("File_Name;Text\none.png;a fox\n", encoding="utf-8")
+    assert captions(load(folder))["one.png"] == "a fox"
+
+
+def test_a_folder_called_like_a_table_or_a_caption_is_told(folder: Path) -> None:
+    (folder / "one.txt").mkdir()
+    problems = load(folder).problems
+    (problem,) = [problem for problem in problems if problem.kind == "caption-unreadable"]
+    assert (problem.severity, problem.path.name) == ("error", "one.txt") and "is a folder" in problem.problem
+    (folder / "metadata.jsonl").mkdir()
+    with pytest.raises(DatasetError, match=r"metadata\.jsonl cannot be used.*is a folder"):
+        load(folder)
 
 
 def test_captions_and_tags_and_lines(folder: Path) -> None:
@@ -133,6 +195,19 @@ def test_rows_without_a_picture_are_counted(folder: Path) -> None:
         ('{"a": ', "Expecting value"),
         ("file_name,text\n,x\n", "line 2 names no picture"),
         ('{"a":' * 5000, "t: "),
+        ("file_name,breed\na.png,x\n", "its columns are 'file_name', 'breed'"),
+        (
+            "picture_no;text\n7;x\n",
+            "does not name a column file_name; its first line has the columns 'picture_no', 'text'",
+        ),
+        ('{"source": "a.png", "words": "x"}\n{"source": "b.png", "words": "y"}', "its columns are 'source', 'words'"),
+        ('[{"file_name": "a.png", "breed": "x"}]', "gives no picture a caption; its columns are 'file_name', 'breed'"),
+        ('{"a.png": {"breed": "x"}, "b.png": {}}', "its columns are 'breed'"),
+        ("file_name,text\na.png,\nb.png,\n", "gives no picture a caption"),
+        ("text,file_name\na, b,c.png\n", "line 2 has 3 cells for 2 columns"),
+        ('file_name,text\na.png,x\nb.png,"never closed\nc.png,y\n', "line 3: its quotation marks are not closed"),
+        ("[1, 2]", "entry 1 is no row"),
+        ('file_name,text\na.png,"' + "y" * 200_000 + '"\n', "field larger than field limit"),
     ],
 )
 def test_what_is_no_table(text: str, said: str, tmp_path: Path) -> None:
@@ -148,6 +223,62 @@ def test_one_that_is_named_and_missing_stops_the_run(folder: Path) -> None:
         load(folder, captions={"table": folder / "gone.json"})
     with pytest.raises(FileFormatError):
         load(folder, captions={"table": folder})
+
+
+def test_commas_without_quotes_belong_to_the_last_column(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("file_name,text\none.png,a fox, red, snow\ntwo.png,a cat\n", encoding="utf-8")
+    assert captions(load(folder))["one.png"] == "a fox, red, snow"
+    (folder / "metadata.csv").write_text("one.png,a fox, red, snow\n", encoding="utf-8")
+    assert captions(load(folder))["one.png"] == "a fox, red, snow"
+
+
+def test_several_rows_of_one_picture_are_lines(folder: Path) -> None:
+    rows = "image|comment_number|comment\none.png|0|a fox\none.png|1|a red fox\none.png#2|2|foxy\n"
+    (folder / "metadata.csv").write_text(rows, encoding="utf-8")
+    (sample,) = [sample for sample in load(folder).samples if sample.path.name == "one.png"]
+    assert sample.lines == ("a fox", "a red fox", "foxy")
+
+
+def test_a_row_without_a_caption_leaves_its_picture_to_others(folder: Path) -> None:
+    """Nothing is trained without words because a table has a hole; an empty text is one, and told."""
+    rows = [{"file_name": "one.png", "text": None}, {"file_name": "two.png", "text": "a cat"}]
+    rows.append({"file_name": "three.png", "text": " "})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (folder / "one.txt").write_text("its own file", encoding="utf-8")
+    dataset = load(folder)
+    assert captions(dataset) == {"one.png": "its own file", "two.png": "a cat", "three.png": ""}
+    (problem,) = [problem for problem in dataset.problems if problem.kind == "caption-empty"]
+    assert problem.severity == "warning" and "three.png" in problem.problem
+
+
+def test_very_long_captions_are_cut_and_told(folder: Path) -> None:
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "one.png", "text": "x" * 9000}), encoding="utf-8")
+    dataset = load(folder)
+    assert len(captions(dataset)["one.png"]) == 8192
+    assert ["one.png" in problem.problem for problem in dataset.problems if problem.kind == "caption-long"] == [True]
+
+
+def test_a_table_has_a_limit(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr("loraloom.data.caption_table._MOST_BYTES", 60)
+    (folder / "t.csv").write_text("file_name,text\none.png," + "y" * 40, encoding="utf-8")
+    with pytest.raises(FileFormatError, match="larger than 60 bytes"):
+        CaptionTable.read(folder / "t.csv")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_pipes_and_devices_are_no_tables(folder: Path) -> None:
+    os.mkfifo(folder / "metadata.csv")
+    with pytest.raises(DatasetError, match=r"metadata\.csv cannot be used.*is a pipe"):
+        load(folder)
+    with pytest.raises(FileError, match=r"captions\.table: /dev/zero: is a device"):
+        CaptionTable.read(Path("/dev/zero"))
+
+
+def test_a_table_of_other_pictures_is_a_warning(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("file_name,text\nother.png,a fox\n", encoding="utf-8")
+    found = [problem for problem in load(folder).problems if problem.kind == "caption-orphan"]
+    assert [(problem.severity, problem.path.name) for problem in found] == [("warning", "metadata.csv")]
+    assert "none of which is here; one is called other.png" in found[0].problem
 
 
 @hypothesis_settings(max_examples=200)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from loraloom.data.problems import Problem, normal_name
 
-__all__ = ["Caption", "CaptionFiles", "caption_lines", "decode_text", "read_caption"]
+__all__ = ["MOST_CHARACTERS", "Caption", "CaptionFiles", "caption_lines", "decode_text", "read_caption"]
 
 _MAX_BYTES = 2**16
-_MAX_CHARACTERS = 8192
+MOST_CHARACTERS = 8192
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8", "UTF-8 with a byte order mark"),
     (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),
@@ -96,9 +96,9 @@ def read_caption(path: Path, *, first_line_only: bool = True) -> Caption:
         note = f"has {len(lines)} lines with text; only the first is used"
         report("warning", "caption-lines", note, "write it on one line, or set captions.lines")
     longest = max(map(len, lines[:1] if first_line_only else lines))
-    if longest > _MAX_CHARACTERS:
-        report("warning", "caption-long", f"has {longest} characters; {_MAX_CHARACTERS} are used", "shorten it")
-        lines = [line[:_MAX_CHARACTERS] for line in lines]
+    if longest > MOST_CHARACTERS:
+        report("warning", "caption-long", f"has {longest} characters; {MOST_CHARACTERS} are used", "shorten it")
+        lines = [line[:MOST_CHARACTERS] for line in lines]
     return Caption(lines[0], tuple(problems), tuple(lines))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from loraloom.data.captions import CaptionFiles, read_caption
 from loraloom.data.concepts import Concept, Files, Layout, find_layout, list_files
 from loraloom.data.images import ImageFacts, inspect_image
 from loraloom.data.masks import MaskFiles, mask_problems
+from loraloom.data.nearby_captions import captions_nearby, setting_of_everydream
 from loraloom.data.problems import Problem, normal_name, readable, worst_first
 from loraloom.data.settings import UNCHANGED, CaptionSettings, ConceptSettings, DatasetSettings
 from loraloom.data.variants import PLAIN, Colours, Variation, colours_of, fit_of
@@ -195,6 +196,9 @@ def load_dataset(
         listed.append((concept, list_files(concept, layout, settings.caption_extensions, beside=beside)))
     problems = list(layout.problems)
     found = _find_pictures(listed, settings, problems, progress)
+    problems.extend(_without_captions(listed, found, settings))
+    if not allow_empty:
+        _require_tables(problems)
     if not any(not picture.concept.is_regularization for picture in found):
         error = _nothing_usable(layout, problems)
         if not allow_empty:
@@ -223,7 +227,7 @@ def _find_pictures(
     facts = dict(zip(paths, _inspect_all(paths, settings.max_megapixels, progress), strict=True))
     found: list[_Found] = []
     masks = MaskFiles(settings)
-    tables: dict[Path, CaptionTable] = {}
+    tables: dict[Path, CaptionTable | FileError] = {}
     text_path: Path | None
     for concept, files in listed:
         problems.extend(files.problems)
@@ -231,7 +235,7 @@ def _find_pictures(
         source = _mask_source(concept, settings)
         captions = CaptionFiles(files.texts, settings.caption_extensions)
         named = own.table if concept.settings is None else concept.settings.caption_table or own.table
-        table = _table(concept, named, own, tables, problems)
+        table = _table(concept, named, own, tables)
         used: set[Path] = set()
         for relative in files.images:
             path = concept.folder / relative
@@ -245,51 +249,111 @@ def _find_pictures(
             if table is not None and in_table is not None and (named is not None or not captions.of(relative)):
                 lines, text_path = in_table, table.path
             else:
-                lines, text_path = _lines(concept, relative, captions, own, problems)
+                lines, text_path = _lines(concept, relative, captions, own, settings.caption_extensions, problems)
             mask = _mask(masks.of(concept, relative, files), source, path, result, concept, settings, problems)
             alpha = source == "alpha" and result.alpha != "none"
             found.append(_Found(concept, relative, result, lines[0], text_path, lines, own, mask, alpha))
         if own.source == "file":
             problems.extend(_orphan(concept.folder / text) for text in files.texts if text not in used)
+        problems.extend(_unusable_tables(concept, named, own, tables, found))
         problems.extend(_shared_names(concept, files))
         if files.masks and source != "beside":
             note = f"holds {len(files.masks)} masks beside the pictures, which are not used"
             problems.append(Problem("info", "mask-unused", concept.folder, note, "set masks=beside to use them"))
     problems.extend(masks.problems())
-    for table in tables.values():
-        if table.unused:
-            note = f"has captions of {len(table.unused)} pictures that are not there, such as {table.unused[0]}"
-            problems.append(Problem("info", "caption-orphan", table.path, note))
+    for read in tables.values():
+        if isinstance(read, CaptionTable):
+            problems.extend(_table_problems(read))
     return found
 
 
 def _table(
-    concept: Concept,
-    named: Path | None,
-    settings: CaptionSettings,
-    tables: dict[Path, CaptionTable],
-    problems: list[Problem],
+    concept: Concept, named: Path | None, settings: CaptionSettings, tables: dict[Path, CaptionTable | FileError]
 ) -> CaptionTable | None:
     """The table of a concept's captions: the one that is named, or one that lies in the folder. Each is read once."""
-    if settings.source != "file":
+    path = _table_path(concept, named, settings)
+    if path is None:
         return None
-    if named is not None:
-        path = named.expanduser()
-    else:
-        lying = (concept.folder / name for name in FOUND_BY_THEMSELVES)
-        path = next((candidate for candidate in lying if candidate.is_file()), Path())
-        if path == Path():
-            return None
-    path = path.absolute()
     if path not in tables:
         try:
             tables[path] = CaptionTable.read(path)
         except FileError as error:
             if named is not None:
                 raise
-            problems.append(Problem("warning", "caption-table", path, f"is not used: {error.problem}", error.hint))
-            return None
-    return tables[path]
+            tables[path] = error
+    table = tables[path]
+    return table if isinstance(table, CaptionTable) else None
+
+
+def _table_path(concept: Concept, named: Path | None, settings: CaptionSettings) -> Path | None:
+    if settings.source != "file":
+        return None
+    if named is not None:
+        return named.expanduser().absolute()
+    try:
+        lying = {path.name.casefold(): path for path in concept.folder.iterdir()}
+    except OSError:
+        return None
+    return next((lying[name].absolute() for name in FOUND_BY_THEMSELVES if name in lying), None)
+
+
+def _unusable_tables(
+    concept: Concept,
+    named: Path | None,
+    settings: CaptionSettings,
+    tables: Mapping[Path, CaptionTable | FileError],
+    found: Sequence[_Found],
+) -> Iterable[Problem]:
+    """A table that lies in the folder and cannot be used: an error where pictures would need it."""
+    path = _table_path(concept, named, settings)
+    error = None if path is None else tables.get(path)
+    if path is None or not isinstance(error, FileError):
+        return
+    reason = error.problem.removeprefix("captions.table: ").removeprefix(f"{path}").removeprefix(": ")
+    if all(picture.caption_path is not None for picture in found if picture.concept is concept):
+        yield Problem("warning", "caption-table", path, f"is not used: {reason}", error.hint)
+        return
+    hint = f"mend it, or give it another name to train without it; {error.hint}"
+    yield Problem(
+        "error", "caption-table", path, f"cannot be used, and pictures without a caption need it: {reason}", hint
+    )
+
+
+def _require_tables(problems: Iterable[Problem]) -> None:
+    """DatasetError for a table of captions that is needed and cannot be used."""
+    for problem in problems:
+        if problem.kind == "caption-table" and problem.severity == "error":
+            raise DatasetError(f"{readable(problem.path)} {problem.problem}", problem.hint)
+
+
+def _table_problems(table: CaptionTable) -> Iterable[Problem]:
+    yield from table.problems
+    count, unused = len(table), table.unused
+    if len(unused) == count:
+        note = f"has captions of {count} pictures, none of which is here; one is called {readable(unused[0])}"
+        hint = "compare its names with those of the pictures: it is of no use as it is"
+        yield Problem("warning", "caption-orphan", table.path, note, hint)
+    elif unused:
+        note = f"has captions of {len(unused)} pictures that are not there, such as {readable(unused[0])}"
+        yield Problem("info", "caption-orphan", table.path, note)
+
+
+def _without_captions(
+    listed: Sequence[tuple[Concept, Files]], found: Sequence[_Found], settings: DatasetSettings
+) -> Iterable[Problem]:
+    """Concepts of which no picture has a caption, and what lies near them that may hold some."""
+    for concept, _ in listed:
+        pictures = [picture for picture in found if picture.concept is concept]
+        own = settings.captions.merged(concept.settings.captions if concept.settings else {})
+        if not pictures or own.source != "file" or any(picture.caption_path is not None for picture in pictures):
+            continue
+        near = list(captions_nearby(concept.folder, [p.relative for p in pictures], settings.caption_extensions))
+        if concept.is_regularization and not near:
+            continue
+        note = f"has {len(pictures)} pictures and no caption: all of them are trained as {concept.name!r}"
+        hint = "see below for what lies near it" if near else "set captions.source=folder if that is meant"
+        yield Problem("warning", "captions-none", concept.folder, note, hint)
+        yield from near
 
 
 def _mask_source(concept: Concept, settings: DatasetSettings) -> str:
@@ -372,6 +436,7 @@ def _lines(
     relative: Path,
     captions: CaptionFiles,
     settings: CaptionSettings,
+    extensions: Sequence[str],
     problems: list[Problem],
 ) -> tuple[tuple[str, ...], Path | None]:
     """The lines of one picture's caption and the file they come from; the concept's name where there is none."""
@@ -395,6 +460,7 @@ def _lines(
             texts[candidate] = caption.text
             lines[candidate] = caption.lines or (caption.text,)
     if not texts:
+        problems.extend(_caption_folders(image, extensions))
         note = f"has no caption; the concept's name is used: {concept.name!r}"
         hint = "write one into a .txt file with the picture's name beside it"
         problems.append(Problem("info", "caption-missing", image, note, hint))
@@ -411,8 +477,19 @@ def _lines(
     return lines[source], concept.folder / source
 
 
+def _caption_folders(image: Path, extensions: Sequence[str]) -> Iterable[Problem]:
+    """Folders that have the name of a picture's caption file."""
+    for extension in extensions:
+        for path in (image.with_suffix(extension), image.with_name(image.name + extension)):
+            if path.is_dir():
+                note = "is a folder, not a caption file"
+                yield Problem("error", "caption-unreadable", path, note, "put the caption into a file of that name")
+
+
 def _orphan(path: Path) -> Problem:
-    return Problem("warning", "caption-orphan", path, "belongs to no picture", "rename it as its picture, or remove it")
+    hint = "rename it as its picture, or remove it"
+    orphan = Problem("warning", "caption-orphan", path, "belongs to no picture", hint)
+    return setting_of_everydream(path) or orphan
 
 
 def _shared_names(concept: Concept, files: Files) -> Iterable[Problem]:
