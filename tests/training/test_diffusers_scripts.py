@@ -8,7 +8,7 @@ import pytest
 
 from loraloom.training.recipes.diffusers_scripts import SCRIPTS
 from loraloom.training.recipes.reading import read_recipe
-from loraloom.training.recipes.recipe import Recipe
+from loraloom.training.recipes.recipe import Recipe, listed
 from loraloom.training.settings import TrainSettings
 
 
@@ -120,3 +120,17 @@ def test_a_line_whose_backslash_does_not_end_it(tmp_path: Path) -> None:
     text = "train_text_to_image_lora.py \\ # a remark\n  --train_data_dir=x \\\n  --rank=12\n  --max_train_steps=70"
     recipe = command(tmp_path, text)
     assert (recipe.get("adapter.rank"), recipe.get("steps")) == (12, 70)
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "9" * 400, "nan", "a b", "[1]"])
+@pytest.mark.parametrize("script", list(SCRIPTS))
+def test_odd_values_lose_no_argument(tmp_path: Path, script: str, value: str) -> None:
+    names = listed(
+        "scale_lr learning_rate train_batch_size rank repeats output_dir validation_epochs num_validation_images "
+        "lr_warmup_steps adam_beta1 prodigy_beta3 checkpointing_steps class_prompt instance_data_dir snr_gamma "
+        "prediction_type dataset_name caption_column seed num_class_images max_train_steps tokenizer_max_length"
+    )
+    recipe = command(tmp_path, f"{script} " + " ".join(f'--{name}="{value}"' for name in names))
+    problems = " ".join(text for _, text in recipe.problems)
+    told = {key.partition(" ")[0] for key in recipe.keys}
+    assert [name for name in names if name not in told and name not in problems] == []

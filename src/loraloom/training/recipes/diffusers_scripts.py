@@ -243,9 +243,11 @@ class _Translation:
             1.0 if accumulated is None else finite(accumulated.value),
         ]
         if None in numbers:
-            return  # what is no number is told where it is set
+            self.recipe.skip(key, "what it multiplies is no number")
+            return
         first, second, third = (number or 0.0 for number in numbers)
-        self.left.pop("learning_rate", None)
+        if rate is not None:
+            self.recipe.change(self.left.pop("learning_rate").key, f"multiplied, because {key} is given")
         scaled = float(f"{first * second * third:.6g}")
         self.recipe.set("optimizer.lr", scaled, key, note=f"{first:g} times the {second * third:g} pictures of a step")
 
