@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loraloom import events, randomness
-from loraloom.errors import HardwareError, LoraloomError, UnknownNameError
+from loraloom.errors import HardwareError, LoraloomError, SettingsError, UnknownNameError
 from loraloom.hardware import choose_device, choose_precision, explained_memory_errors, keep_freed_memory
 from loraloom.registry import Entry, Registry
 
@@ -18,6 +18,16 @@ def test_errors_carry_problem_and_hint() -> None:
     error = LoraloomError("x is missing", "make x")
     assert (error.problem, error.hint, str(error)) == ("x is missing", "make x", "x is missing (make x)")
     assert "did you mean 'euler'" in UnknownNameError("sampler", "eular", ["euler", "heun"]).hint
+
+
+def test_an_error_steers_no_terminal() -> None:
+    """Names in strangers' files are quoted in errors: what is not text becomes an escape, ends of lines too."""
+    error = LoraloomError("layer \x1b[31mred\x00\n\u202egnp is käthe\u3000雨", "a\x9b\tb")
+    assert error.problem == r"layer \x1b[31mred\x00\n\u202egnp is käthe" + "\u3000雨"
+    assert error.hint == r"a\x9b" + "\tb"
+    listed = SettingsError(["a\nb", "c\rd"], "e")
+    assert str(listed) == r"a\nb" + "\n" + r"c\rd (e)"
+    assert listed.problems == (r"a\nb", r"c\rd")
 
 
 def test_registry_loads_on_use_and_suggests() -> None:

@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -51,13 +52,25 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
     return get_close_matches(name, list(known), n=count, cutoff=0.55)
 
 
+_UNSHOWN = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Controls, ends of lines, and what turns the direction of text."""
+
+
+def _one_line(text: str) -> str:
+    """The text with such characters as escapes: names in strangers' files must not steer a terminal."""
+    return _UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class LoraloomError(Exception):
-    """What went wrong (``problem``, one line that names the thing) and what to do about it (``hint``)."""
+    """What went wrong (``problem``, one line that names the thing) and what to do about it (``hint``).
+
+    Both may quote what stands in a file: control characters and ends of lines in them become escapes.
+    """
 
     def __init__(self, problem: str, hint: str = "") -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.hint = hint
+        self.problem = _one_line(problem)
+        self.hint = _one_line(hint)
+        super().__init__(self.problem)
 
     def __str__(self) -> str:
         return f"{self.problem} ({self.hint})" if self.hint else self.problem
@@ -67,8 +80,10 @@ class SettingsError(LoraloomError):
     """One or more settings are wrong. ``problems`` lists each on a line of its own."""
 
     def __init__(self, problems: Sequence[str], hint: str = "") -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems), hint)
+        super().__init__("", hint)
+        self.problems = tuple(map(_one_line, problems))
+        self.problem = "\n".join(self.problems)
+        self.args = (self.problem,)
 
 
 class UnknownNameError(LoraloomError):

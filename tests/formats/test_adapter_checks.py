@@ -40,6 +40,12 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
         {**LORA, "up": torch.ones(3, 4)},
         "factors of layer lora_unet_a do not fit one another: up .3, 4.",
     ),
+    "a kernel on the wrong side": ({**LORA, "up": torch.ones(3, 2, 3, 3)}, "up .3, 2, 3, 3., down .2, 5."),
+    "two kernels": (
+        {**LORA, "mid": torch.ones(2, 2, 3, 3), "down": torch.ones(2, 5, 1, 3)},
+        "mid .2, 2, 3, 3., down .2, 5, 1, 3.",
+    ),
+    "a kernel in LoHa's left factor": ({**LOHA, "hada_w1_a": torch.ones(3, 2, 1, 2)}, "hada_w1_a .3, 2, 1, 2."),
     "core differs": ({**LORA, "mid": torch.ones(3, 2, 3, 3)}, "do not fit one another: up .3, 2., mid .3, 2, 3, 3."),
     "no up": ({"down": LORA["down"]}, "has no up tensor"),
     "vector in LoHa": ({**LOHA, "hada_w2_b": torch.ones(5)}, "hada_w2_b' has shape .5,., 2 or 4 axes"),

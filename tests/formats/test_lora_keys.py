@@ -27,6 +27,25 @@ def keys_of(*pairs: tuple[str, str]) -> dict[str, TensorInfo]:
 @pytest.mark.parametrize(
     ("start", "layer"),
     [
+        ("unet.mid.attn1.processor.to_out_lora", "unet.mid.attn1.to_out.0"),
+        ("text_encoder.layers.0.self_attn.to_q_lora", "text_encoder.layers.0.self_attn.q_proj"),
+        ("text_encoder.layers.0.mlp.fc1.lora_linear_layer", "text_encoder.layers.0.mlp.fc1"),
+        ("unet.mid.ff.net.2.lora", "unet.mid.ff.net.2"),
+    ],
+)
+def test_an_alpha_belongs_to_the_layer_of_its_factors(start: str, layer: str) -> None:
+    """``.alpha`` ends keys of two dialects of diffusers: the one that knows more of the key has it."""
+    alpha = f"{start.removesuffix('.lora')}.alpha"
+    infos = keys_of((f"{start}.down.weight", f"{start}.up.weight")) | {alpha: TensorInfo(torch.float16, ())}
+    found = lora_keys(infos, {})
+    assert found is not None
+    assert found.problem is None
+    assert found.layers == {layer: {"down": f"{start}.down.weight", "up": f"{start}.up.weight", "alpha": alpha}}
+
+
+@pytest.mark.parametrize(
+    ("start", "layer"),
+    [
         ("unet.mid.a.lora_{}.default.weight", "unet.mid.a"),
         ("unet.mid.a.lora_{}.default_0.weight", "unet.mid.a"),
         ("unet.mid.a.lora_{}.my style-2.weight", "unet.mid.a"),

@@ -111,6 +111,9 @@ def _problem_of_tensor(role: str, info: TensorInfo) -> str | None:
 def _fits(roles: Mapping[str, TensorInfo], left: str, right: str, core: str) -> bool:
     """Whether ``left @ right``, or with a core in the middle the product of the three, exists."""
     first, second = roles[left].shape, roles[right].shape
+    # The kernel is in the right factor, or in the core where there is one.
+    if any(size != 1 for size in (*first[2:], *(second[2:] if core in roles else ()))):
+        return False
     if core not in roles:
         return first[1] == second[0]
     # LoCon stores up (out, r), mid (r, r, kh, kw), down (r, in); LoHa and LoKr the left factor the other way round.

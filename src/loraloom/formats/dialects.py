@@ -59,14 +59,18 @@ class Dialect:
 
     def split(self, key: str) -> tuple[str, str] | None:
         """``key`` as (layer name, role), or None when it is not one of this dialect's."""
+        parted = self.parted(key)
+        return None if parted is None else (parted[0] + self.endings.get(parted[1], ""), self.roles[parted[1]])
+
+    def parted(self, key: str) -> tuple[str, str] | None:
+        """``key`` as what stands before the (longest) suffix that this dialect knows, and that suffix."""
         if self.named:
             key = _WRAPPERS.sub(r"\1", _ADAPTER_NAME.sub(r"\1\3", key))
         if not key.startswith(self.prefixes):
             return None
         for start in _suffix_starts(key) if self.dotted else (key.find("."),):
-            suffix = key[start:]
-            if start > 0 and suffix in self.roles:
-                return key[:start] + self.endings.get(suffix, ""), self.roles[suffix]
+            if start > 0 and key[start:] in self.roles:
+                return key[:start], key[start:]
         return None
 
     def suffix(self, role: str) -> str:
@@ -269,11 +273,15 @@ def title_of(roles: Iterable[str]) -> str:
 
 
 def dialect_of(key: str) -> tuple[Dialect, str, str] | None:
-    """The (first) dialect that a key speaks, its layer's name and the tensor's role; None where none speaks it."""
-    for dialect in DIALECTS.values():
-        if dialect.roles and (found := dialect.split(key)) is not None:
-            return dialect, *found
-    return None
+    """The dialect that a key speaks, its layer's name and the tensor's role; None where none speaks it.
+
+    Where several do it is the one that knows most of the key's end: ``.lora_linear_layer.alpha`` before ``.alpha``.
+    """
+    spoken = [(dialect, parted) for dialect in DIALECTS.values() if (parted := dialect.parted(key)) is not None]
+    if not spoken:
+        return None
+    dialect, (before, suffix) = max(spoken, key=lambda one: len(one[1][1]))
+    return dialect, before + dialect.endings.get(suffix, ""), dialect.roles[suffix]
 
 
 def recognise(keys: Iterable[str]) -> Dialect | None:
