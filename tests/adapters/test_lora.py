@@ -131,6 +131,22 @@ def test_dropout_depends_on_the_step_alone() -> None:
     assert not torch.allclose(outputs[0], expected)
 
 
+@pytest.mark.parametrize("name", ["dropout", "rank_dropout"])
+def test_what_dropout_drops_and_how_the_rest_grows(name: str) -> None:
+    """At 0.3, where what is kept and what is dropped cannot be taken for one another."""
+    torch.manual_seed(4)
+    rank = 500
+    adapter = LoraAdapter(torch.eye(rank), torch.eye(rank), float(rank), dropout=0.0)
+    setattr(adapter, name, 0.3)
+    adapter.dropout_seed = 11
+    layer = torch.nn.Linear(rank, rank, bias=False)
+    side = adapter.train().branch(torch.ones(3, rank), layer)
+    assert torch.equal(side.unique(), torch.tensor([0.0, 1 / 0.7]))
+    kept = float((side > 0).float().mean())
+    assert kept == pytest.approx(0.7, abs=0.06)
+    assert float(side.mean()) == pytest.approx(1.0, abs=0.09)
+
+
 def test_what_is_chosen() -> None:
     targets = [
         target("a", (4, 4)),

@@ -190,8 +190,11 @@ def test_pyramid_noise_is_of_unit_size_and_coarser() -> None:
     assert float(coarse.std()) == pytest.approx(1.0, abs=1e-6)
     assert float(coarse.mean(dim=(1, 2)).std()) > 3 * float(noise.mean(dim=(1, 2)).std())
     assert torch.equal(pyramid_noise(noise, [], 0.8), noise / noise.std())
-    by_hand = noise + levels[0] + 0.8 * functional.interpolate(levels[1][None], size=(32, 32), mode="bilinear")[0]
-    torch.testing.assert_close(pyramid_noise(noise, levels[:2], 0.8), by_hand / by_hand.std())
+    # Four levels: with two of them a discount that is not compounded could not show.
+    large = [functional.interpolate(level[None], size=(32, 32), mode="bilinear")[0] for level in levels]
+    for count, factors in ((2, (1.0, 0.7)), (4, (1.0, 0.7, 0.49, 0.343))):
+        by_hand = noise + sum(factor * level for factor, level in zip(factors, large[:count], strict=True))
+        torch.testing.assert_close(pyramid_noise(noise, levels[:count], 0.7), by_hand / by_hand.std())
 
 
 # ------------------------------------------------------------------------------------------------ loss

@@ -362,6 +362,30 @@ def test_mutations_give_no_other_exception() -> None:
 # writing
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_views_that_only_promise_a_sign_are_written_with_it(suffix: str, tmp_path: Path) -> None:
+    values = torch.tensor([1 + 2j, 3 - 4j, -5 + 6j])
+    views = {"conjugate": values.conj(), "negative": values.conj().imag}
+    assert views["conjugate"].is_conj() and views["negative"].is_neg()
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".ckpt":
+        del views["conjugate"]  # a torch file has no such type here
+    write_tensors(path, views)
+    with open_tensors(path) as file:
+        assert_same(file["negative"], torch.tensor([-2.0, 4.0, -6.0]))
+        if "conjugate" in views:
+            assert_same(file["conjugate"], torch.tensor([1 - 2j, 3 + 4j, -5 - 6j]))
+
+
+def test_more_tensors_than_a_reader_takes_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraloom.formats.tensors.MAX_TENSORS", 7)
+    one = torch.ones(1)
+    write_tensors(tmp_path / "seven.safetensors", {str(number): one for number in range(7)})
+    with pytest.raises(OutputError, match="8 tensors are more than a file may hold"):
+        write_tensors(tmp_path / "eight.safetensors", {str(number): one for number in range(8)})
+    assert not (tmp_path / "eight.safetensors").exists()
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".pt", ".bin"])
 def test_written_files_are_read_by_others_and_by_us(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"

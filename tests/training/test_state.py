@@ -30,6 +30,7 @@ from loraloom.events import (
     ignore,
 )
 from loraloom.formats.adapter_file import read_adapter_file
+from loraloom.formats.tensors import write_tensors
 from loraloom.training.control import Request
 from loraloom.training.previews import parse_prompt, preview_prompts
 from loraloom.training.saving import remove_older
@@ -316,6 +317,24 @@ def test_values_come_back_as_they_were(tmp_path: Path) -> None:
     with safe_open(path, "pt") as file:  # an ordinary safetensors file, no pickle in it
         assert len(list(file.keys())) == 7
         json.loads(file.metadata()["values"])
+
+
+def test_a_state_that_the_disk_damages_is_not_taken_for_a_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = write_state(tmp_path, 3, VALUES)
+
+    def damaged(path: Path, tensors: dict[str, torch.Tensor], **more: Any) -> None:
+        write_tensors(path, tensors, **more)
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 4
+        path.write_bytes(data)
+
+    monkeypatch.setattr("loraloom.training.state.write_tensors", damaged)
+    with pytest.raises(OutputError, match="what was written does not read back"):
+        write_state(tmp_path, 6, VALUES, keep=1)
+    assert good.exists()  # the older one is removed only when the new one is sound
+    assert equal(read_state(good).values, VALUES)
 
 
 def test_what_no_file_can_hold_is_refused(tmp_path: Path) -> None:

@@ -256,6 +256,16 @@ def test_masked_losses_by_hand() -> None:
     assert float((whole - inside).abs().min()) > 1e-3
 
 
+def test_the_floor_of_a_mask_is_a_mix_and_no_bound() -> None:
+    """A grey mask is above the floor already: lifted all the same, where a bound would leave it."""
+    given, grey, floor = batch(2), 0.6, 0.3
+    errors = given.latents.square()
+    masks = torch.full((2, 1, 8, 8), grey)
+    asked = objective(mask_floor=floor, masked_loss_normalized=False)
+    found = asked.loss(given.latents, torch.zeros_like(errors), torch.tensor([5, 6]), masks=masks)
+    torch.testing.assert_close(found, (floor + (1 - floor) * grey) * errors.mean(dim=(1, 2, 3)))
+
+
 def test_the_prior_weight_changes_evenly(make_settings: MakeSettings) -> None:
     settings = make_settings("prior_loss_weight=0.75", "objective.prior_loss_min=0.1")
     weights = [prior_weight(settings, step, 11) for step in range(11)]

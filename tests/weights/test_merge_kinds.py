@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, attach, read_adapters
+from loraloom.adapters.full import FullAdapter
 from loraloom.adapters.kinds import ADAPTERS
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError
@@ -117,6 +118,17 @@ def test_a_change_of_rows_that_depends_on_them(checkpoint: MakeFile) -> None:
     start, stop = target.rows or (0, 0)
     assert torch.allclose(merged[start:stop], source[target.tensor][start:stop] * 1.5)
     assert torch.equal(merged[:start], source[target.tensor][:start])
+
+
+def test_weights_in_double_precision_are_added_up_in_it(checkpoint: MakeFile) -> None:
+    target = next(t for t in open_checkpoint(checkpoint("sd1")).family.all_targets() if t.kind == "linear")
+    adapter = FullAdapter(torch.full(target.shape, 0.3))
+    weight = torch.full(target.shape, 1 + 3e-12, dtype=torch.float64)
+    merged = merged_tensor(weight, [(target, adapter, 0.7)])
+    expected = weight + (torch.full(target.shape, 0.3) * 0.7).double()  # the change itself is of single precision
+    assert merged.dtype == torch.float64
+    assert torch.equal(merged, expected)
+    assert not torch.equal(merged, merged.float().double())
 
 
 def test_a_bias_that_the_checkpoint_does_not_have(checkpoint: MakeFile, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from loraloom.errors import PromptError
 from loraloom.generation.prompts import LoraTag, extract_loras
+from loraloom.generation.prompts.tags import WeightCurve
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,32 @@ def test_wrong_tags_are_told(tag: str) -> None:
         extract_loras(f"a cat {tag}")
     assert tag in error.value.problem
     assert error.value.hint
+
+
+def curve_of(tag: str) -> WeightCurve:
+    (found,) = extract_loras(tag)[1]
+    assert found.curve is not None
+    return found.curve
+
+
+@pytest.mark.parametrize(
+    ("progress", "weight"),
+    [(0.0, 0.0), (0.19, 0.0), (0.2, 0.8), (0.45, 0.8), (0.7, 0.0), (0.71, 0.0), (1.0, 0.0)],
+)
+def test_a_curve_jumps_at_its_own_points(progress: float, weight: float) -> None:
+    assert curve_of("<lora:ada:0.8@0.2-0.7>").at(progress) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(
+    ("progress", "weight"), [(0.0, -0.3), (0.1, -0.3), (0.35, -0.75), (0.6, -1.2), (0.8, 0.0), (0.9, 0.6), (1.0, 0.6)]
+)
+def test_straight_lines_between_points(progress: float, weight: float) -> None:
+    assert curve_of("<lora:ada:-0.3@0.1,-1.2@0.6,0.6@0.9>").at(progress) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(
+    ("tag", "largest"), [("<lora:ada:-0.3@0.1,-1.2@0.6,0.6@0.9>", -1.2), ("<lora:ada:-0.9@0.2-0.7>", -0.9)]
+)
+def test_texts_have_the_weight_that_is_furthest_from_zero(tag: str, largest: float) -> None:
+    (found,) = extract_loras(tag)[1]
+    assert (found.text_encoder, found.unet) == (largest, largest)
