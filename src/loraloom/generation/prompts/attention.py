@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from loraloom.generation.settings import PromptCompatibility, PromptEmphasis
 from loraloom.models.conditioning import BREAK, Segment
@@ -29,8 +30,8 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
-_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
-_COMFY_TOKEN = re.compile(r"\\(?P<escaped>[()])|(?P<round>[()])|(?P<text>[^\\()]+|\\)")
+_ESCAPED = ("\ufdd0", "\ufdd1")
+"""In the place of escaped brackets while ComfyUI's rules are followed; no text holds these two."""
 
 
 def parse_attention(
@@ -40,9 +41,10 @@ def parse_attention(
 
     ``(x)`` 1.1, ``[x]`` 1/1.1, ``(x:1.3)`` 1.3, nested weights multiply, a backslash makes a bracket text. The word
     BREAK becomes conditioning.BREAK wherever it stands, also inside brackets. With ``emphasis="comfy"`` the rules are
-    ComfyUI's: an explicit weight replaces those around it and square brackets are text (BREAK still works); with
-    ``"none"`` everything is text. With the web UI's rules a BREAK in weighted brackets is the word, as it is there;
-    only ``(a:1.2.3)``, at which the web UI fails, is text under all rules.
+    ComfyUI's, brackets that do not match included: an explicit weight replaces those around it and square brackets are
+    text (BREAK works all the same, and a weight that is not finite is none); with ``"none"`` everything is text. With
+    the web UI's rules a BREAK in weighted brackets is the word, as it is there; only ``(a:1.2.3)``, at which the web UI
+    fails, is text under all rules.
     """
     if emphasis == "none":
         return [Segment(prompt)]
@@ -113,51 +115,85 @@ def _merged_as_the_web_ui(segments: Iterable[Segment]) -> list[Segment]:
 
 
 def _comfy(prompt: str) -> list[Segment]:
-    """ComfyUI's rules: round brackets only; one without its partner is text."""
-    tokens = list(_COMFY_TOKEN.finditer(prompt))
-    partner = _partners([token["round"] or "" for token in tokens])
+    """ComfyUI's rules. A text is a row of items, each in a pair of round brackets or plain; brackets hold texts again.
+
+    Stretches stay apart as they are there, where each is cut into tokens by itself.
+    """
+    text = prompt.replace("\\)", _ESCAPED[0]).replace("\\(", _ESCAPED[1])
+    marks = [mark.start() for mark in re.finditer(r"[()]", text)]
+    partner = _partners(text, marks)
     segments: list[Segment] = []
-    weights = [1.0]
-    for index, token in enumerate(tokens):
-        if token["escaped"]:
-            segments.append(Segment(token["escaped"], weights[-1]))
-        elif index not in partner:
-            parts = _with_breaks(token.group(0))
-            segments.extend(part if part is BREAK else replace(part, weight=weights[-1]) for part in parts)
-        elif token["round"] == "(":
-            last = tokens[partner[index] - 1]
-            explicit = _explicit(last["text"] or "") if partner[index] - 1 > index else None
-            weights.append(weights[-1] * ROUND_WEIGHT if explicit is None else explicit)
-        else:
-            weights.pop()
-            last = tokens[index - 1]
-            if partner[index] < index - 1 and last["text"] and _explicit(last["text"]) is not None:
-                _drop_weight(segments)
-    return _merged(segments)
+    waiting = [_Stretch(0, len(text), 1.0)]
+    while waiting:  # without recursion: brackets can be nested thousands deep
+        stretch = waiting.pop()
+        if stretch.is_plain:
+            plain = text[stretch.start : stretch.end].replace(_ESCAPED[0], ")").replace(_ESCAPED[1], "(")
+            parts = _with_breaks(plain)
+            segments += [part if part is BREAK else replace(part, weight=stretch.weight) for part in parts]
+            continue
+        items = [_inside(text, start, end, stretch.weight) for start, end in _items(text, marks, partner, stretch)]
+        waiting += reversed(items)
+    return [segment for segment in segments if segment is BREAK or segment.text] or [Segment("")]
 
 
-def _partners(brackets: list[str]) -> dict[int, int]:
-    """Index of the partner of every bracket that has one."""
+@dataclass(frozen=True)
+class _Stretch:
+    """Part of a prompt from one position to another, and the weight of what stands in no further brackets there."""
+
+    start: int
+    end: int
+    weight: float
+    is_plain: bool = False
+
+
+def _partners(text: str, marks: Sequence[int]) -> dict[int, int]:
+    """Where the bracket is closed that opens at a position, for those that are."""
     open_at: list[int] = []
     partner: dict[int, int] = {}
-    for index, bracket in enumerate(brackets):
-        if bracket == "(":
-            open_at.append(index)
-        elif bracket == ")" and open_at:
-            partner[index] = open_at.pop()
-            partner[partner[index]] = index
+    for mark in marks:
+        if text[mark] == "(":
+            open_at.append(mark)
+        elif open_at:
+            partner[open_at.pop()] = mark
     return partner
 
 
-def _explicit(text: str) -> float | None:
-    """The weight at the end of a bracket's last text: ``word:1.2``."""
-    _, colon, number = text.rpartition(":")
-    if not colon or not _NUMBER.fullmatch(number.strip()):
+def _items(text: str, marks: Sequence[int], partner: Mapping[int, int], stretch: _Stretch) -> Iterator[tuple[int, int]]:
+    """Start and end of each item of a stretch.
+
+    A bracket that is not closed takes all that follows. After one that closes nothing, the next that opens is text:
+    ComfyUI counts one against the other.
+    """
+    begun, surplus = stretch.start, 0
+    index = bisect_left(marks, stretch.start)
+    while index < len(marks) and (at := marks[index]) < stretch.end:
+        if text[at] == ")" or surplus:
+            surplus += 1 if text[at] == ")" else -1
+            index += 1
+            continue
+        if at > begun:
+            yield begun, at
+        begun = min(partner.get(at, stretch.end) + 1, stretch.end)
+        yield at, begun
+        index = bisect_left(marks, begun, index)
+    if begun < stretch.end:
+        yield begun, stretch.end
+
+
+def _inside(text: str, start: int, end: int, weight: float) -> _Stretch:
+    """What an item holds: the inside of brackets with its weight (whatever ``float`` reads behind the last colon)."""
+    if end - start < 2 or text[start] != "(" or text[end - 1] != ")":
+        return _Stretch(start, end, weight, is_plain=True)
+    start, end = start + 1, end - 1
+    colon = text.rfind(":", start, end)
+    if colon > start and (explicit := _finite(text[colon + 1 : end])) is not None:
+        return _Stretch(start, colon, explicit)
+    return _Stretch(start, end, weight * ROUND_WEIGHT)
+
+
+def _finite(text: str) -> float | None:
+    try:
+        weight = float(text)
+    except ValueError:
         return None
-    weight = float(number)
     return weight if math.isfinite(weight) else None
-
-
-def _drop_weight(segments: list[Segment]) -> None:
-    """Take ``:1.2`` off the text that was added last (a number holds no BREAK, so it is in one piece)."""
-    segments[-1] = replace(segments[-1], text=segments[-1].text.rpartition(":")[0])
