@@ -88,7 +88,10 @@ def _tell(reports: Sequence[dict[str, Any]], listener: Listener) -> None:
         name = Path(report["path"]).name
         if not report["problem"]:
             listener(
-                Notice(f"{name} was read back by {report['reader']}: all {report['tensors']} tensors have a layer")
+                Notice(
+                    f"{name} was read back by {report['reader']}: all {report['tensors']} tensors have a layer, "
+                    "and each layer is changed as here"
+                )
             )
         elif report["reader"]:
             listener(Notice(f"{report['reader']} cannot use all of {name}: {report['problem']}", "warning"))
