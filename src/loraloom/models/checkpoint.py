@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -10,13 +10,15 @@ from torch import Tensor
 
 from loraloom.diffusion.objectives import Prediction
 from loraloom.errors import CheckpointError, MissingFileError
+from loraloom.events import Notice
 from loraloom.formats.foreign import what_it_is
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models.diffusers_folder import FolderTensors, is_diffusers_folder
 from loraloom.models.family import Family, recognise
 from loraloom.models.resolution import OwnResolution, own_resolution
+from loraloom.models.translated import TranslatedTensors, translated
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "as_checkpoint", "open_checkpoint"]
 
 
 _PURPOSES = {
@@ -88,7 +90,21 @@ class Checkpoint(Mapping[str, Tensor]):
     @property
     def extras(self) -> Mapping[str, object]:
         """Plain values that stood beside the tensors of a ``.ckpt``, such as ``epoch`` and ``global_step``."""
-        return dict(self._source.extras) if isinstance(self._source, TensorFile) else {}
+        return dict(self._source.extras) if isinstance(self._source, TensorFile | TranslatedTensors) else {}
+
+    @property
+    def translated(self) -> Sequence[str]:
+        """Tensors that have other names in the file, by their names here."""
+        return self._source.translated if isinstance(self._source, TranslatedTensors) else ()
+
+    def translation_notice(self) -> Notice | None:
+        """What to say before tensors are written under other names than the file has; None where they are the same."""
+        if not self.translated:
+            return None
+        return Notice(
+            f"{self.path.name}: {len(self.translated)} tensors have names of other programs there and are written "
+            f"under the checkpoint's own, the first is {self.translated[0]}"
+        )
 
     @property
     def is_folder(self) -> bool:
@@ -123,8 +139,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
             "give a .safetensors or .ckpt file, or a folder with unet, vae and text_encoder in it",
         )
     source: TensorView = FolderTensors(path) if path.is_dir() else open_tensors(path)
-    infos = {name: source.info(name) for name in source}
-    family = recognise(infos)
-    if family is None:
+    checkpoint = as_checkpoint(path, source)
+    if checkpoint is None:
+        infos = {name: source.info(name) for name in source}
         raise CheckpointError(f"{path}: {what_it_is(infos)}", "a checkpoint of Stable Diffusion 1, 2 or XL is needed")
-    return Checkpoint(path, source, family)
+    return checkpoint
+
+
+def as_checkpoint(path: Path, source: TensorView) -> Checkpoint | None:
+    """The checkpoint that these tensors are, None if they are none: for all who ask, the same answer.
+
+    In a file, parts with diffusers' names are found too; see :func:`loraloom.models.translated.translated`.
+    """
+    view: TensorView = translated(source) if isinstance(source, TensorFile) else source
+    family = recognise({name: view.info(name) for name in view})
+    return None if family is None else Checkpoint(path, view, family)

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,20 +20,14 @@ from torch import Tensor
 from loraloom.diffusion.objectives import Prediction
 from loraloom.errors import CheckpointError, FileFormatError, MissingFileError, OutputError
 from loraloom.formats.files import make_folder, sync_folder, write_text
-from loraloom.formats.tensors import TensorFile, TensorInfo, TensorSource, open_tensors, write_tensors
+from loraloom.formats.tensors import TensorInfo, TensorSource, open_tensors, write_tensors
 from loraloom.formats.unfinished import remove_leftovers, unfinished_folder
 from loraloom.models.diffusers_configs import pipeline_files, text_config, unet_config, vae_config
 from loraloom.models.family import FAMILIES, Family, TextPart
-from loraloom.models.names import (
-    Pair,
-    PartKind,
-    checkpoint_shape,
-    checkpoint_tensor,
-    pairs_from_checkpoint,
-    pairs_from_diffusers,
-)
+from loraloom.models.names import Pair, PartKind, pairs_from_checkpoint
 from loraloom.models.prediction import PredictionChoice, prediction_metadata
 from loraloom.models.resolution import OwnResolution, own_resolution, resolution_metadata
+from loraloom.models.translated import Part, Stored
 from loraloom.reading import read_text
 
 __all__ = ["FolderTensors", "is_diffusers_folder", "write_diffusers_folder"]
@@ -66,33 +57,6 @@ def is_diffusers_folder(path: Path) -> bool:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """One checkpoint tensor: what it will be, and how to make it."""
-
-    info: TensorInfo
-    make: Callable[[Callable[[str], Tensor]], Tensor]
-    """Given how to get the folder's tensors by name."""
-    part: _Part | None = None
-    """Where those are; None where it is made of nothing."""
-    sources: tuple[str, ...] = ()
-
-    def load(self) -> Tensor:
-        return self.make(self.part.load if self.part else _nothing)
-
-    def mapped(self) -> Tensor:
-        return self.make(self.part.mapped if self.part else _nothing)
-
-    def check(self) -> None:
-        if self.part is not None:
-            for source in self.sources:
-                self.part.files[source].check(source)
-
-
-def _nothing(name: str) -> Tensor:
-    raise KeyError(name)
-
-
 class FolderTensors(Mapping[str, Tensor]):
     """Lazy mapping from checkpoint key to tensor over a Diffusers folder; single files inside are mapped.
 
@@ -104,8 +68,8 @@ class FolderTensors(Mapping[str, Tensor]):
         if not (path / "unet").is_dir():
             kind = _read_json(path / "model_index.json").get("_class_name", "another pipeline")
             raise CheckpointError(f"{path} is a {kind}, which is not supported", "use Stable Diffusion 1, 2 or XL")
-        unet, vae = _Part(path / "unet"), _Part(path / "vae")
-        text = {name: _Part(path / name) for name in ("text_encoder", "text_encoder_2") if (path / name).is_dir()}
+        unet, vae = _part(path / "unet"), _part(path / "vae")
+        text = {name: _part(path / name) for name in ("text_encoder", "text_encoder_2") if (path / name).is_dir()}
         family = _family_of(path, unet, text)
         self.metadata = _scheduler_metadata(path) | resolution_metadata(_unet_config(path), family)
         self._tensors = unet.stored("unet", family.unet_prefix) | vae.stored("vae", family.vae_prefix)
@@ -139,37 +103,10 @@ class FolderTensors(Mapping[str, Tensor]):
         return self._tensors[name].info
 
 
-class _Part:
+def _part(folder: Path) -> Part:
     """The weight files of one subfolder, as one mapping from diffusers names."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: dict[str, TensorFile] = {
-            name: file for weights in _weight_files(folder) for file in [open_tensors(weights)] for name in file
-        }
-        self.shapes: Shapes = {name: file.info(name).shape for name, file in self.files.items()}
-
-    def load(self, name: str) -> Tensor:
-        return self.files[name][name]
-
-    def mapped(self, name: str) -> Tensor:
-        return self.files[name].mapped(name)
-
-    def stored(self, kind: PartKind, prefix: str) -> dict[str, _Stored]:
-        """The part's tensors under checkpoint names."""
-        pairs = sorted(pairs_from_diffusers(kind, self.shapes), key=lambda pair: pair.checkpoint)
-        found = {}
-        for name, group in groupby(pairs, key=lambda pair: pair.checkpoint):
-            sources = list(group)
-            if len(sources) != sources[0].count:
-                raise FileFormatError(
-                    f"{self.folder}: tensors that make up {name} are missing", "the folder is incomplete"
-                )
-            dtype = self.files[sources[0].diffusers].info(sources[0].diffusers).dtype
-            info = TensorInfo(dtype, checkpoint_shape(sources, self.shapes))
-            names = tuple(pair.diffusers for pair in sources)
-            found[prefix + name] = _Stored(info, partial(checkpoint_tensor, sources), self, names)
-        return found
+    files = [open_tensors(weights) for weights in _weight_files(folder)]
+    return Part(str(folder), {name: (file, name) for file in files for name in file})
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -193,7 +130,7 @@ def _endings() -> Iterator[str]:
         yield from (f"{suffix.removesuffix('.json')}{variant}.json" for suffix in _SUFFIXES if suffix.endswith(".json"))
 
 
-def _family_of(path: Path, unet: _Part, text: Mapping[str, _Part]) -> Family:
+def _family_of(path: Path, unet: Part, text: Mapping[str, Part]) -> Family:
     """Two text encoders: SDXL. One: its activation tells CLIP (SD 1) from OpenCLIP, else the U-Net's projections."""
     if "text_encoder_2" in text:
         name = "sdxl"
@@ -207,23 +144,23 @@ def _family_of(path: Path, unet: _Part, text: Mapping[str, _Part]) -> Family:
     return family
 
 
-def _fillers(part: TextPart, tensors: Mapping[str, _Stored]) -> dict[str, _Stored]:
+def _fillers(part: TextPart, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """Tensors that a single file has and a Diffusers folder does not (see the module's docstring)."""
     prefix = part.prefixes[0]
     if part.encoder == "clip":
         positions = tensors[f"{prefix}embeddings.position_embedding.weight"].info.shape[0]
         info = TensorInfo(torch.int64, (1, positions))
-        return {f"{prefix}embeddings.position_ids": _Stored(info, lambda _: torch.arange(positions)[None])}
+        return {f"{prefix}embeddings.position_ids": Stored(info, lambda _: torch.arange(positions)[None])}
     dtype, (_, width) = (table := tensors[f"{prefix}token_embedding.weight"].info).dtype, table.shape
-    scalar = _Stored(TensorInfo(dtype, ()), lambda _: torch.tensor(math.log(100.0), dtype=dtype))
+    scalar = Stored(TensorInfo(dtype, ()), lambda _: torch.tensor(math.log(100.0), dtype=dtype))
     added = {f"{prefix}logit_scale": scalar}
     if part.trimmed_layers is not None:
-        identity = _Stored(TensorInfo(dtype, (width, width)), lambda _: torch.eye(width, dtype=dtype))
+        identity = Stored(TensorInfo(dtype, (width, width)), lambda _: torch.eye(width, dtype=dtype))
         added |= {f"{prefix}text_projection": identity} | _copied_layer(f"{prefix}transformer.resblocks.", tensors)
     return added
 
 
-def _copied_layer(prefix: str, tensors: Mapping[str, _Stored]) -> dict[str, _Stored]:
+def _copied_layer(prefix: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     last = max(int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix))
     start = f"{prefix}{last}."
     return {

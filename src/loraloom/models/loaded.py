@@ -43,7 +43,7 @@ from loraloom.models.tokenizer import Tokenizer, clip_tokenizer
 from loraloom.models.unet import UNet, timestep_embedding
 from loraloom.models.vae import VAE
 
-__all__ = ["LoadedModel", "ModelTensors", "load_model", "not_finite"]
+__all__ = ["LoadedModel", "ModelTensors", "load_model", "not_finite", "part_problems"]
 
 _PIXELS_PER_LATENT = 8
 _LATENT_CHANNELS = 4
@@ -441,11 +441,13 @@ def load_model(
     damage: dict[str, CheckpointError] = {}
     weight_type = None if keep_file_precision else compute
     rest = torch.device("cpu") if offload else device
-    for name, prefix, build in _parts(checkpoint):
+    for plan in _parts(checkpoint):
+        name = plan.name
+        prefix, empty = _built(checkpoint, plan)
         part_type = torch.float32 if name == "vae" and weight_type == torch.float16 else weight_type
         prefixes[name] = prefix
         method = "none" if name == "vae" else quantize
-        parts[name], problem = _load_part(checkpoint, prefix, build, rest, part_type, method)
+        parts[name], problem = _load_part(checkpoint, prefix, empty, rest, part_type, method)
         if problem is not None:
             damage[name] = problem
             if name != "vae":
@@ -505,46 +507,72 @@ Shapes = dict[str, tuple[int, ...]]
 Build = Callable[[Shapes], nn.Module]
 
 
-def _parts(checkpoint: Checkpoint) -> Iterator[tuple[str, str, Build]]:
-    """(part, prefix of its tensor names, how to build it from shapes)."""
-    family = checkpoint.family
-    yield "unet", family.unet_prefix, lambda shapes: UNet.from_shapes(shapes, heads_rule=family.attention_heads)
-    if f"{family.vae_prefix}decoder.conv_in.weight" not in checkpoint:
-        raise CheckpointError(
-            f"{checkpoint.path} holds no VAE", "use a checkpoint with a VAE in it (this one can still be merged)"
-        )
-    yield "vae", family.vae_prefix, VAE.from_shapes
+@dataclass(frozen=True)
+class _PartPlan:
+    """A part of a model: what its tensors' names begin with (None: it is not in the file), how to build it."""
+
+    name: str
+    prefix: str | None
+    build: Build
+    missing: CheckpointError
+
+
+def _parts(checkpoint: Checkpoint) -> Iterator[_PartPlan]:
+    family, path = checkpoint.family, checkpoint.path
+    unet: Build = lambda shapes: UNet.from_shapes(shapes, heads_rule=family.attention_heads)  # noqa: E731
+    yield _PartPlan("unet", family.unet_prefix, unet, CheckpointError(f"{path} holds no U-Net"))
+    has_vae = f"{family.vae_prefix}decoder.conv_in.weight" in checkpoint
+    no_vae = CheckpointError(f"{path} holds no VAE", "use a checkpoint with a VAE in it (this one can still be merged)")
+    yield _PartPlan("vae", family.vae_prefix if has_vae else None, VAE.from_shapes, no_vae)
     encoders: dict[str, Build] = {"clip": ClipTextEncoder.from_shapes, "open_clip": OpenClipTextEncoder.from_shapes}
     for part in family.text_parts:
-        prefix = part.prefix(checkpoint)
-        if prefix is None:
-            raise CheckpointError(f"{checkpoint.path} holds no {part.part}", "use a complete checkpoint")
-        yield part.part, prefix, encoders[part.encoder]
+        missing = CheckpointError(f"{path} holds no {part.part}", "use a complete checkpoint")
+        yield _PartPlan(part.part, part.prefix(checkpoint), encoders[part.encoder], missing)
 
 
-def _load_part(
-    checkpoint: Checkpoint,
-    prefix: str,
-    build: Build,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    quantize: Quantization,
-) -> tuple[nn.Module, CheckpointError | None]:
-    """Build a part without memory, then give it the file's tensors; only a change of precision or device copies.
+def part_problems(checkpoint: Checkpoint) -> list[str]:
+    """What keeps the parts of a checkpoint from being loaded, by what :func:`load_model` checks; reads no tensor."""
+    problems = []
+    for plan in _parts(checkpoint):
+        try:
+            _built(checkpoint, plan)
+        except CheckpointError as error:
+            problems.append(error.problem.removeprefix(f"{checkpoint.path}").lstrip(": "))
+    return problems
 
-    Second is what is wrong with the first tensor that holds NaN or infinite values.
-    """
-    damage: CheckpointError | None = None
+
+def _built(checkpoint: Checkpoint, plan: _PartPlan) -> tuple[str, nn.Module]:
+    """The prefix and the module of a part, without memory. Raises CheckpointError unless every tensor is there."""
+    prefix = plan.prefix
+    if prefix is None:
+        raise plan.missing
     names = [name for name in checkpoint if name.startswith(prefix)]
     with torch.device("meta"):
-        module = build({name.removeprefix(prefix): checkpoint.info(name).shape for name in names})
-    state: dict[str, Tensor] = {}
-    small = set() if quantize == "none" else quantizable(module)
+        module = plan.build({name.removeprefix(prefix): checkpoint.info(name).shape for name in names})
     for name, expected in module.state_dict().items():
         info = checkpoint.info(prefix + name) if prefix + name in checkpoint else None
         if info is None or info.shape != tuple(expected.shape):
             found = "is missing" if info is None else f"has the shape {info.shape} instead of {tuple(expected.shape)}"
             raise CheckpointError(f"{checkpoint.path}: the tensor {prefix + name} {found}", "the file is incomplete")
+    return prefix, module
+
+
+def _load_part(
+    checkpoint: Checkpoint,
+    prefix: str,
+    module: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    quantize: Quantization,
+) -> tuple[nn.Module, CheckpointError | None]:
+    """Give a part without memory the file's tensors; only a change of precision or device copies.
+
+    Second is what is wrong with the first tensor that holds NaN or infinite values.
+    """
+    damage: CheckpointError | None = None
+    state: dict[str, Tensor] = {}
+    small = set() if quantize == "none" else quantizable(module)
+    for name in module.state_dict():
         weight, problem = _loaded_weight(checkpoint, prefix + name, device, dtype)
         damage = damage or problem
         if name in small:

@@ -130,7 +130,8 @@ def pairs_from_diffusers(kind: PartKind, shapes: Shapes) -> list[Pair]:
     """The pairs for a part as a Diffusers folder has it. Keys that a checkpoint has no tensor for are left out.
 
     Names of older diffusers (the VAE's ``query``, ``proj_attn``) and of transformers 5 (no ``text_model.`` in front)
-    are understood as well. The VAE's attention becomes 1x1 convolutions, as in every original file.
+    are understood as well, and so are a checkpoint's own names of the VAE. The VAE's attention becomes 1x1
+    convolutions, as in every original file.
     """
     match kind:
         case "unet":
@@ -284,6 +285,8 @@ _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "
 _VAE_ATTENTION_BACK = {
     **{theirs: ours for ours, theirs in _VAE_ATTENTION.items()},
     **{"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"},
+    # Left by programs that translated names twice, or not all of them.
+    **{"to_to_q": "q", "to_to_k": "k", "to_to_v": "v", "to_out": "proj_out", "to_to_out.0": "proj_out"},
 }
 _VAE_LEVEL = re.compile(r"(encoder\.down|decoder\.up)\.(\d+)\.(?:block\.(\d+)\.(.+)|(down|up)sample\.conv)", re.ASCII)
 _VAE_LEVEL_OF_DIFFUSERS = re.compile(
@@ -308,8 +311,9 @@ def _vae_pairs_of_diffusers(shapes: Shapes) -> list[Pair]:
     levels = _level_count(_VAE_LEVEL_OF_DIFFUSERS, shapes)
     pairs = []
     for key, layer, end in _split(shapes):
-        pointwise = ".attentions." in layer and len(shapes[key]) == 2
-        pairs.append(Pair(f"{_vae_layer_of_diffusers(layer, levels)}.{end}", key, "pointwise" if pointwise else "same"))
+        ours = _vae_layer_of_diffusers(layer, levels)
+        pointwise = ".attn_" in ours and ours != layer and len(shapes[key]) == 2
+        pairs.append(Pair(f"{ours}.{end}", key, "pointwise" if pointwise else "same"))
     return pairs
 
 
@@ -344,6 +348,9 @@ def _vae_layer_of_diffusers(layer: str, levels: int) -> str:
         if block:
             return f"{section}.mid.block_{int(block) + 1}.{_shortcut_back(rest)}"
         return f"{section}.mid.attn_{int(attention) + 1}.{_VAE_ATTENTION_BACK.get(rest, rest)}"
+    if (match := _VAE_MIDDLE.fullmatch(layer)) and match[3]:  # of an original file, with a projection by another name
+        section, _, attention, rest = match.groups()
+        return f"{section}.mid.attn_{attention}.{_VAE_ATTENTION_BACK.get(rest, rest)}"
     return re.sub(r"(?<=coder\.)conv_norm_out$", "norm_out", layer)
 
 

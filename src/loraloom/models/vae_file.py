@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraloom.errors import CheckpointError
+from loraloom.errors import CheckpointError, FileFormatError
 from loraloom.formats.tensors import is_finite, open_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.diffusers_folder import is_diffusers_folder
@@ -63,10 +63,11 @@ def vae_tensors(path: Path) -> Mapping[str, Tensor]:
         if prefix + "decoder.conv_in.weight" not in file:
             continue
         found = {name.removeprefix(prefix): file[name] for name in file if name.startswith(prefix)}
-        if any(".down_blocks." in name for name in found):
-            pairs = pairs_from_diffusers("vae", {name: tuple(tensor.shape) for name, tensor in found.items()})
-            return {pair.checkpoint: checkpoint_tensor([pair], found.__getitem__) for pair in pairs}
-        return found
+        pairs = pairs_from_diffusers("vae", {name: tuple(tensor.shape) for name, tensor in found.items()})
+        translated = {pair.checkpoint: checkpoint_tensor([pair], found.__getitem__) for pair in pairs}
+        if len(translated) != len(pairs):
+            raise FileFormatError(f"{path}: a tensor of the VAE is there under two names", "get the file again")
+        return translated
     raise CheckpointError(
         f"{path} holds no VAE (no tensor decoder.conv_in.weight)", "`loraloom inspect FILE` tells what a file is"
     )

@@ -74,6 +74,8 @@ def merge_checkpoints(
         raise CheckpointError("one checkpoint alone is no merge", "name at least two")
     keep_freed_memory()
     source = open_checkpoint(first)
+    if notice := source.translation_notice():
+        listener(notice)
     merged_with = [(open_checkpoint(other.path), other.weight) for other in others]
     subtracted = open_checkpoint(difference) if difference is not None else None
     everyone = [checkpoint for checkpoint, _ in merged_with] + ([subtracted] if subtracted else [])

@@ -17,7 +17,7 @@ from loraloom.formats.foreign import what_it_is
 from loraloom.formats.lora_family import family_name
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.tensors import TensorFile, open_tensors
-from loraloom.models import family as families
+from loraloom.models.checkpoint import as_checkpoint
 from loraloom.reading import open_file, read_text
 
 __all__ = ["Identity", "fingerprint", "identify", "sidecar_texts", "tag_counts"]
@@ -90,8 +90,8 @@ def identify(path: Path) -> Identity:
             ),
             "claim": _claim(said),
         }
-        if (family := families.recognise(infos)) is not None:
-            return Identity(known, "checkpoint", family.name, **texts)
+        if (checkpoint := as_checkpoint(path, tensors)) is not None:
+            return Identity(known, "checkpoint", checkpoint.family.name, **texts)
         keys = lora_keys(infos, said)
         if keys is None:
             return Identity(known, "other", adapter=what_it_is(infos), **texts)

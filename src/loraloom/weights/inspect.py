@@ -20,8 +20,8 @@ from loraloom.formats.image_texts import is_image
 from loraloom.formats.lora_family import family_of_layers
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
-from loraloom.models import family as families
-from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.checkpoint import Checkpoint, as_checkpoint, open_checkpoint
+from loraloom.models.loaded import part_problems
 from loraloom.models.prediction import read_signs
 from loraloom.weights.anatomy import EXPLODED, Anatomy, State, dissect
 from loraloom.weights.identify import tag_counts
@@ -87,11 +87,11 @@ def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> F
         infos = {name: tensors.info(name) for name in tensors}
         facts = _file_facts(tensors, infos)
         keys = lora_keys(infos, tensors.metadata)
-        if (family := families.recognise(infos)) is not None:
+        if (checkpoint := as_checkpoint(path, tensors)) is not None:
             digest = {"hash": f"{sha256_of(path)[:10]} (AutoV2)"} if hashes else {}
             if hashes:
                 digest["old hash"] = f"{old_hash(path)} (web UI before 2023, sd-scripts' ss_sd_model_hash)"
-            return _checkpoint_report(Checkpoint(path, tensors, family), facts | digest)
+            return _checkpoint_report(checkpoint, facts | digest)
         if keys is not None:
             report = _lora_report(tensors, infos, keys, facts | _lora_hash(tensors, compute=hashes))
             return _with_anatomy(report) if layers and "cannot be used" not in report.facts else report
@@ -144,12 +144,23 @@ def _checkpoint_report(checkpoint: Checkpoint, facts: Mapping[str, str]) -> File
         **_resolution(checkpoint),
         **_parts(checkpoint, infos),
         **facts,
+        **_usability(checkpoint),
         "layers for LoRA": f"{default}, and {len(targets) - default} more with a convolution rank",
         **_history(checkpoint),
     }
     return FileReport(
         checkpoint.path, "checkpoint", f"{checkpoint.purpose}, {family.title}", facts, checkpoint.metadata
     )
+
+
+def _usability(checkpoint: Checkpoint) -> dict[str, str]:
+    """Names that were translated, and what keeps the checkpoint from being trained on and from painting."""
+    told = {}
+    if names := checkpoint.translated:
+        told["other names"] = f"{_counted(len(names), 'tensor')} under names of other programs, the first is {names[0]}"
+    if problems := part_problems(checkpoint):
+        told["cannot be used"] = "; ".join(problems)
+    return told
 
 
 def _prediction(checkpoint: Checkpoint) -> str:

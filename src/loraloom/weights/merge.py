@@ -104,6 +104,8 @@ def merge(
         raise OutputError(f"{output} is neither .safetensors nor .ckpt", "the suffix decides the format")
     keep_freed_memory()
     source = open_checkpoint(checkpoint)
+    if notice := source.translation_notice():
+        listener(notice)
     targets = source.family.file_targets(source.infos)
     sets = [read_adapters(lora.path, targets, listener=listener) for lora in loras]
     if any(is_same_or_inside(output, path) for path in (checkpoint, *(lora.path for lora in loras))):
