@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from loraloom.adapters.attach import read_adapters
 from loraloom.adapters.block_weights import block_name, parse_block_weights
 from loraloom.errors import AdapterError, OutputError
+from loraloom.formats.adapter_file import read_adapter_file
+from loraloom.weights.anatomy import dissect
 from loraloom.weights.combine import COMBINED_KEY, combine_loras
 from loraloom.weights.low_rank import Criterion
 from loraloom.weights.merge import LoraWeight, merge
@@ -166,3 +169,19 @@ def test_resize_to_a_higher_rank_changes_nothing(write_lora: Write, tmp_path: Pa
     before, after = deltas(file), deltas(output)
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-6)
+
+
+def test_factors_beyond_the_range_of_their_product_are_named(write_lora: Write, tmp_path: Path) -> None:
+    """All values are finite, and no product of them is."""
+    down, up = torch.full((3, 5), 2e37), torch.full((7, 3), -4e37)
+    tensors = {"lora_unet_a.lora_down.weight": down, "lora_unet_a.lora_up.weight": up}
+    path = write_lora("huge.safetensors", tensors)
+    with pytest.raises(AdapterError, match=r"huge\.safetensors: layer lora_unet_a has factors too large for resizing"):
+        resize_lora(path, tmp_path / "out.safetensors", rank=1)
+    with pytest.raises(AdapterError, match="too large for combining"):
+        combine_loras([LoraWeight(path), LoraWeight(path)], tmp_path / "out.safetensors", rank=2)
+    layer = dissect(read_adapter_file(path)).layers[0]
+    assert (layer.state, layer.norm) == ("not finite", math.inf)
+    # As far as float32 reaches the sum is made.
+    sound = write_lora("large.safetensors", {key: tensor * 1e-24 for key, tensor in tensors.items()})
+    assert resize_lora(sound, tmp_path / "out.safetensors", rank=1, precision="float").residual < 1e-3

@@ -24,7 +24,7 @@ from loraloom.formats.adapter_file import (
     write_adapter_file,
 )
 from loraloom.formats.dialects import KOHYA, PEFT, Dialect, kind_of, rank_of, title_of
-from loraloom.formats.lora_factors import factors_of, product_norm
+from loraloom.formats.lora_factors import factors_of
 from loraloom.formats.tensors import open_tensors, write_tensors
 
 __all__ = ["OUTPUT_DIALECTS", "Layers", "Words", "WrittenLora", "check_output", "write_lora"]
@@ -85,6 +85,11 @@ def write_lora(
     padded = None
     if dialect is PEFT:
         _check_no_configuration(path)
+        if homeless := [name for name in layers if name not in targets]:
+            raise AdapterError(
+                f"{source}: layer {homeless[0]} belongs to no model that is known, so diffusers has no name for it",
+                "is the file complete, and of Stable Diffusion 1, 2 or XL?",
+            )
         ranks = {name: rank_of(roles) or 0 for name, roles in layers.items()}
         highest = _highest_ranks(ranks, targets)
         for name, roles in layers.items():
@@ -244,7 +249,7 @@ class _Expected:
             return False
         down, up = before.without_scale()
         seen_down, seen_up = after.without_scale()
-        apart = product_norm(torch.cat([up, seen_up], dim=1), torch.cat([down, -seen_down]))
+        apart = _product_norm(torch.cat([up, seen_up], dim=1), torch.cat([down, -seen_down]))
         return apart <= self._rounding(down, up, before.scale)
 
     def _is_cast(self, wanted: Tensor, found: Tensor) -> bool:
@@ -265,3 +270,9 @@ class _Expected:
         # float32 arithmetic on the way adds a little.
         relative = info.eps + 1e-5
         return lost[0] * norms[1] + lost[1] * norms[0] + lost[0] * lost[1] + relative * norms[0] * norms[1]
+
+
+def _product_norm(up: Tensor, down: Tensor) -> float:
+    """Frobenius norm of ``up @ down``, from products of the size of the rank."""
+    up, down = up.double(), down.double()
+    return math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))

@@ -12,9 +12,11 @@ from torch import Tensor
 from loraloom.errors import AdapterError
 from loraloom.formats.dialects import alpha_in_use
 
-__all__ = ["LoraFactors", "factors_of", "product_norm"]
+__all__ = ["LoraFactors", "factors_of"]
 
 _DAMAGED = "the file is damaged"
+_LARGEST_NORM = 1e30
+"""Far above every norm of a sound LoRA, and far enough from the end of float32 for sums of several."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class LoraFactors:
     def is_convolution(self) -> bool:
         """Whether the kernel is larger than 1x1: such layers have a rank of their own."""
         return any(size > 1 for size in self.kernel)
+
+    def is_beyond_range(self) -> bool:
+        """Whether the change, or what is calculated on the way to it, may be more than float32 can hold."""
+        down, up = (float(torch.linalg.vector_norm(factor.double())) for factor in (self.down, self.up))
+        return max(down, 1.0) * max(up, 1.0) * max(abs(self.scale), 1.0) > _LARGEST_NORM
 
     def roles(self, down: Tensor, up: Tensor) -> dict[str, Tensor]:
         """The tensors of the file for other factors of this layer whose scale is 1."""
@@ -77,9 +84,3 @@ def factors_of(roles: Mapping[str, Tensor], where: str) -> LoraFactors:
     return LoraFactors(
         down.flatten(1), up.flatten(1), alpha_in_use(value, len(down)) / len(down), tuple(down.shape[2:])
     )
-
-
-def product_norm(up: Tensor, down: Tensor) -> float:
-    """Frobenius norm of ``up @ down``, from products of the size of the rank."""
-    up, down = up.double(), down.double()
-    return math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))

@@ -94,6 +94,8 @@ def _measured(file: AdapterFile, name: str) -> LayerStrength:
     inner = {role: tensor for role, tensor in roles.items() if role != "dora_scale"}
     if kind_of(inner) == "lora":
         layer = factors_of(inner, f"{file.path}: layer {name}")
+        if layer.is_beyond_range():
+            return LayerStrength(name, block, kind, rank, math.inf, math.inf, None, "not finite")
         values = factors_of_product(layer.up, layer.down).values.double() * abs(layer.scale)
         norm = float(values.square().sum().sqrt())
         return strength(norm, len(layer.up) * layer.down.shape[1], _effective_rank(values))

@@ -28,6 +28,8 @@ __all__ = [
     "related_metadata",
 ]
 
+_EXPLODED = "the training of this LoRA exploded, or the file is damaged"
+
 
 @dataclass(frozen=True)
 class NamedLayers:
@@ -79,7 +81,10 @@ def layer_of(roles: Mapping[str, Tensor], where: str, doing: str) -> LoraFactors
             f"{where} is {kind}; {doing} is exact for LoRA and LoCon only",
             "merge it into a checkpoint, then `loraloom extract` a LoRA from that",
         )
-    return factors_of(roles, where)
+    factors = factors_of(roles, where)
+    if factors.is_beyond_range():
+        raise AdapterError(f"{where} has factors too large for {doing}: their product is beyond float32", _EXPLODED)
+    return factors
 
 
 def file_precision(file: AdapterFile) -> torch.dtype:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraloom.errors import SettingsError
+from loraloom.errors import AdapterError, SettingsError
 
 __all__ = ["CRITERIA", "Criterion", "Factors", "chosen_rank", "factors_of_matrix", "factors_of_product"]
 
@@ -80,10 +80,16 @@ def chosen_rank(values: Tensor, limit: int, criterion: Criterion | None = None) 
 
 
 def factors_of_product(up: Tensor, down: Tensor) -> Factors:
-    """The SVD of ``up @ down``, (out, r) and (r, in): nothing larger than r x r is decomposed."""
+    """The SVD of ``up @ down``, (out, r) and (r, in): nothing larger than r x r is decomposed.
+
+    Raises AdapterError for a product that goes beyond the range of float32.
+    """
     left, upper = torch.linalg.qr(up.float())
     right, lower = torch.linalg.qr(down.float().T)
-    u, values, v = torch.linalg.svd(upper.double() @ lower.double().T, full_matrices=False)
+    core = upper.double() @ lower.double().T
+    if not bool(torch.isfinite(core).all()):
+        raise AdapterError("the change of a layer goes beyond the range of float32", "use smaller weights")
+    u, values, v = torch.linalg.svd(core, full_matrices=False)
     norm = float(torch.linalg.vector_norm(values))
     return Factors(left @ u.float(), values, v.float() @ right.T, norm)
 
