@@ -30,9 +30,15 @@ from picture_zoo import (
     WHITE,
     encoded,
     jpeg,
+    jpeg_with,
+    pages,
     png,
+    png_with,
     quarters,
+    tiff,
+    webp_with_rest,
     with_alpha,
+    zipped_text,
 )
 
 
@@ -252,6 +258,8 @@ def test_signatures() -> None:
 
 SEEDS = [jpeg(), png(), png(quarters().quantize(4)), encoded(quarters(), "WEBP"), encoded(quarters(), "BMP")]
 SEEDS.append(encoded(quarters(), "AVIF"))
+SEEDS += [encoded(quarters(), "GIF"), tiff(), tiff(compression="tiff_lzw"), tiff(compression="tiff_deflate"), pages()]
+SEEDS += [png_with(zipped_text(size=99)), webp_with_rest(flags=4, rest=b"XMP \4\0\0\0abcd"), jpeg_with((0xE2, b"MPF"))]
 
 
 @settings(max_examples=300)

@@ -9,12 +9,13 @@ file at all gives the concept's name. What then becomes of a caption each time i
 from __future__ import annotations
 
 import codecs
-import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraloom.data.problems import Problem, normal_name
+from loraloom.errors import FileError
+from loraloom.reading import open_file
 
 __all__ = ["MOST_CHARACTERS", "Caption", "CaptionFiles", "caption_lines", "decode_text", "read_caption"]
 
@@ -74,6 +75,10 @@ def read_caption(path: Path, *, first_line_only: bool = True) -> Caption:
 
     try:
         data, size = _read(path)
+    except FileError as error:
+        reason = error.problem.partition(": ")[2] or error.problem
+        report("error", "caption-unreadable", f"cannot be read: {reason}", error.hint)
+        return Caption(None, tuple(problems))
     except OSError as error:
         report("error", "caption-unreadable", f"cannot be read: {error.strerror or error}", "check its permissions")
         return Caption(None, tuple(problems))
@@ -125,11 +130,9 @@ def decode_text(data: bytes) -> tuple[str, str]:
 
 
 def _read(path: Path) -> tuple[bytes, int]:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(0, "not a regular file")
-    with path.open("rb") as file:
-        return file.read(_MAX_BYTES), status.st_size
+    """The beginning of a file, and the size of all of it. FileError or OSError."""
+    with open_file(path) as file:
+        return file.read(_MAX_BYTES), path.stat().st_size
 
 
 def _wide_codec(data: bytes) -> str:

@@ -137,6 +137,9 @@ _MARKS = {
     b"DDS ": "DDS",
     b"qoif": "QOI",
     b"v/1\x01": "OpenEXR",
+    b"IIRO": "camera raw",
+    b"IIU\0": "camera raw",
+    b"FUJIFILMCCD-RAW": "camera raw",
     b"version https://git-lfs": "Git LFS pointer",
 }
 
@@ -161,7 +164,8 @@ _NO_COLOURS = {
     "I": "holds 32-bit or signed numbers, which say no colours without a program's own scale",
     "LAB": "holds Lab colours",
 }
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
+# Tags of TIFF 6.0 and DNG 1.4.
+_KIND_OF_PAGE, _TILE_WIDTH, _TILE_LENGTH, _DNG_VERSION = 254, 322, 323, 50706
 _BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 
 
@@ -214,6 +218,8 @@ def signature(head: bytes) -> str:
         return _BRANDS.get(brands[0], "video")
     if head[:4] == b"RIFF":
         return "WEBP" if head[8:12] == b"WEBP" else "video" if head[8:12] == b"AVI " else "sound"
+    if head[:4] in (b"II*\0", b"MM\0*") and head[8:10] == b"CR":  # Canon's CR2
+        return "camera raw"
     return next((kind for mark, kind in _MARKS.items() if head.startswith(mark)), "")
 
 
@@ -395,8 +401,8 @@ def _image_of(data: bytes, kind: str, max_megapixels: float) -> Image.Image:
     except DAMAGE as error:
         raise damage_error(error) from error
     _check_size(image, max_megapixels)
-    if kind == "TIFF" and image.mode in _NO_COLOURS:
-        raise FileFormatError(_NO_COLOURS[image.mode], "save it as PNG with 8 or 16 bits a channel")
+    if kind == "TIFF":
+        _check_tiff(image, max_megapixels)
     return image
 
 
@@ -406,10 +412,22 @@ def _check_size(image: Image.Image, max_megapixels: float) -> None:
             f"has {image.width} x {image.height} pixels, more than max_megapixels={max_megapixels:g}",
             "shrink the picture, or raise max_megapixels if it is genuine",
         )
-    tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the picture
+
+
+def _check_tiff(image: Image.Image, max_megapixels: float) -> None:
+    """FileFormatError for what a TIFF can be besides a picture: the formats of cameras are TIFF files too."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if _DNG_VERSION in tags:
+        raise _unreadable_kind("camera raw")
+    kind = tags.get(_KIND_OF_PAGE, 0)
+    if not isinstance(kind, int) or kind & 1:
+        note = "begins with a small preview of the picture, as the files of cameras do; the preview is not used"
+        raise FileFormatError(note, _WAYS_OUT["camera raw"])
     tile = [tags.get(tag, 1) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
     if not all(isinstance(side, int) for side in tile) or tile[0] * tile[1] > max_megapixels * 1e6:
         raise FileFormatError("has tiles that are larger than any picture", "save it as PNG")
+    if image.mode in _NO_COLOURS:
+        raise FileFormatError(_NO_COLOURS[image.mode], "save it as PNG with 8 or 16 bits a channel")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
