@@ -17,7 +17,7 @@ from tomlkit.exceptions import ParseError, TOMLKitError
 
 from loraloom.errors import FileFormatError
 
-__all__ = ["LARGEST_WHOLE", "check_plain", "finite", "parse_json", "parse_toml", "shown", "too_large"]
+__all__ = ["LARGEST_WHOLE", "check_plain", "finite", "parse_json", "parse_toml", "printable", "shown", "too_large"]
 
 LARGEST_WHOLE = 2**63 - 1
 """The largest whole number that a setting takes: seeds and counts are 64 bits wide in every library."""
@@ -94,6 +94,19 @@ def finite(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def printable(text: str) -> str:
+    """Text as one line that every terminal, JSON file and TOML comment can hold.
+
+    Line ends and tabs become blanks; other control characters, among them those that steer a terminal, and bytes that
+    are no text become marks.
+    """
+    decoded = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for character in decoded
+    )
 
 
 def shown(value: Any) -> str:

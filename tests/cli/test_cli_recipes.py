@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from loraloom.formats.tensors import write_tensors
 from loraloom.settings import setting_rows
 from loraloom.training.settings import TrainSettings
 
@@ -83,6 +86,19 @@ def test_train_by_a_recipe_and_then_like_its_lora(command: Command, files: Path)
     assert outcome.code == 0, outcome.err
     settings = TrainSettings.load(files / "runs" / "two" / "settings.toml")
     assert (settings.adapter.rank, settings.dataset.resolution) == (2, 64)
+
+
+def test_what_a_stranger_wrote_steers_no_terminal(command: Command, tmp_path: Path) -> None:
+    evil = "\x1b]0;mine\x07\x1b[2J"
+    keys = {"ss_optimizer": f"{evil}this.Thing", "ss_training_comment": f"a{evil}", f"ss_wobble{evil}": "1"}
+    keys |= {"ss_sd_model_name": f"x{evil}", "ss_network_dim": f"3{evil}", "ss_lr_scheduler": f"{evil}\nno"}
+    write_tensors(tmp_path / "l.safetensors", {"lora_unet_x.alpha": torch.ones(1)}, metadata=keys)
+    refused = command("import", tmp_path / "l.safetensors")
+    given = ("adapter.rank=3", "lr_schedule.name=linear", "checkpoint=a.ckpt", "dataset.folder=x")
+    outcome = command("import", tmp_path / "l.safetensors", "-o", tmp_path / "run.toml", *given)
+    assert (refused.code, outcome.code) == (1, 0), outcome.err
+    assert "\x1b" not in refused.out + refused.err + outcome.out + outcome.err
+    assert TrainSettings.load(tmp_path / "run.toml").saving.comment == f"a{evil}"
 
 
 def test_one_file_of_settings_only(command: Command, files: Path) -> None:

@@ -8,12 +8,15 @@ __all__ = ["show_failure"]
 
 
 def show_failure(error: LoraloomError) -> None:
-    """Print an error's problem and hint to stderr, a line each."""
+    """Print an error's problem and hint to stderr, a line each. What a file made of it cannot steer the terminal."""
     from rich.console import Console
 
+    from loraloom.plain_data import printable
+
+    problem, hint = ("\n".join(map(printable, text.split("\n"))) for text in (error.problem, error.hint))
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print("error:", style="bold red", end=" ")
-    console.print(error.problem, markup=False)
-    if error.hint:
+    console.print(problem, markup=False)
+    if hint:
         console.print("hint:", style="cyan", end="  ")
-        console.print(error.hint, markup=False)
+        console.print(hint, markup=False)

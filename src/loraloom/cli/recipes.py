@@ -36,6 +36,7 @@ def import_recipe(
     from rich.console import Console
 
     from loraloom.errors import SettingsError
+    from loraloom.plain_data import printable
     from loraloom.studio.recipes import read_recipe, write_settings
 
     recipe = read_recipe(file)
@@ -55,9 +56,8 @@ def import_recipe(
     show_account(recipe, console)
     for path in missing:
         known = recipe.why_missing(path)
-        console.print(
-            f"still needed: {path}{f' ({known})' if known else ''}", style="bold", markup=False, soft_wrap=True
-        )
+        more = printable(f" ({known})") if known else ""
+        console.print(f"still needed: {path}{more}", style="bold", markup=False, soft_wrap=True)
     if output is not None:
         console.print(f"wrote {output}", markup=False, soft_wrap=True)
 
@@ -66,10 +66,11 @@ def show_account(recipe: Recipe, console: Console) -> None:
     """Print what a recipe became: keys that were taken over, those that changed in meaning, those left out."""
     from rich.text import Text
 
-    from loraloom.plain_data import shown
+    from loraloom.plain_data import printable, shown
 
     def line(style: str, *parts: str) -> None:
-        console.print(Text("  ") + Text(parts[0], style) + Text("".join(parts[1:])), soft_wrap=True)
+        first, rest = printable(parts[0]), printable("".join(parts[1:]))
+        console.print(Text("  ") + Text(first, style) + Text(rest), soft_wrap=True)
 
     if recipe.mapped:
         console.print(f"taken over ({len(recipe.mapped)})", style="bold green")
@@ -85,5 +86,5 @@ def show_account(recipe: Recipe, console: Console) -> None:
         for key, reason in recipe.unmapped:
             line("red" if key in recipe.unknown else "cyan", key, f": {reason}")
     if recipe.idle:
-        names = ", ".join(recipe.idle)
+        names = printable(", ".join(recipe.idle))
         console.print(Text(f"empty, off or without effect ({len(recipe.idle)}): {names}", "dim"), soft_wrap=True)

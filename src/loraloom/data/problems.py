@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from loraloom.plain_data import printable
+
 __all__ = ["Problem", "Severity", "normal_name", "readable", "worst_first"]
 
 Severity = Literal["error", "warning", "info"]
@@ -39,8 +41,7 @@ def worst_first(problems: Iterable[Problem]) -> list[Problem]:
 
 def readable(path: Path | str) -> str:
     """The path as text that every terminal and JSON file can hold: no control characters, no undecodable bytes."""
-    text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(character if character.isprintable() else "�" for character in text)
+    return printable(str(path))
 
 
 def normal_name(path: Path | str) -> str:

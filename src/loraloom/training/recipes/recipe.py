@@ -12,7 +12,7 @@ import tomlkit
 from pydantic import TypeAdapter, ValidationError
 
 from loraloom.errors import SettingsError
-from loraloom.plain_data import LARGEST_WHOLE, shown, too_large
+from loraloom.plain_data import LARGEST_WHOLE, printable, shown, too_large
 from loraloom.settings import SettingRow, Settings, apply_overrides, setting_rows
 from loraloom.training.settings import TrainSettings
 
@@ -96,7 +96,8 @@ class Recipe:
 
     def _not_for_a_file_to_say(self, path: str, value: Any) -> str:
         """Why a file that is only data cannot choose this value; empty where it can."""
-        mark = field_rows()[path].class_path
+        row = field_rows()[path]
+        mark = row.class_path
         if mark is not None:
             if mark.data_may_name(value):
                 self.left_out.discard(path)
@@ -104,7 +105,8 @@ class Recipe:
             self.left_out.add(path)
             return (
                 f"{_one_line(value)} is a class of Python, and a file does not choose what code is run: "
-                f"if you know that class, give {path}={_one_line(value)} yourself"
+                f"if you know that class, give {path}={_one_line(value)} yourself; else it is {row.default}, "
+                "for which the learning rates may be wrong"
             )
         group, _, leaf = path.rpartition(".")
         if leaf == "args" and f"{group}.name" in self.left_out:
@@ -195,10 +197,11 @@ class Recipe:
         data = apply_overrides(self.settings, overrides)
         origin = {entry.path: entry.key for entry in reversed(self.mapped)}
         document = tomlkit.document()
-        document.add(tomlkit.comment(f"From {self.source.name} ({self.program})."))
+        document.add(tomlkit.comment(_one_line(f"From {self.source.name} ({self.program}).")))
         for path in self.missing(overrides):
             known = self.why_missing(path)
-            document.add(tomlkit.comment(f"Required, not in that file: {path}{f' ({known})' if known else ''}"))
+            more = f"({_one_line(known)})" if known else ""
+            document.add(tomlkit.comment(f"Required, not in that file: {path} {more}".rstrip()))
         for title, pairs in (("Not quite the same here", self.changed), ("Not carried over", self.unmapped)):
             if pairs:
                 document.add(tomlkit.comment(f"{title}:"))
@@ -289,7 +292,7 @@ def _paths(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(str(text).split())
+    return printable(" ".join(str(text).split()))
 
 
 def _fill(container: Any, data: Mapping[str, Any], prefix: str, origin: Mapping[str, str]) -> None:
