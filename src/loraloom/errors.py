@@ -23,7 +23,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "UnknownNameError",
     "UnsafeFileError",
     "nearest",
+    "while_handling",
 ]
 
 
@@ -74,6 +76,22 @@ class LoraloomError(Exception):
 
     def __str__(self) -> str:
         return f"{self.problem} ({self.hint})" if self.hint else self.problem
+
+
+@contextmanager
+def while_handling(first: BaseException | None, what: str) -> Iterator[None]:
+    """Inside, something is rescued or tidied after the failure ``first``, which must stay the one that is shown.
+
+    What fails here is noted on ``first`` ("``what``: ..."), and doors print the notes behind it. Without a ``first``
+    nothing is caught; an interruption passes always.
+    """
+    try:
+        yield
+    except Exception as second:
+        if first is None or second is first:
+            raise
+        text = str(second) if isinstance(second, LoraloomError) else f"{type(second).__name__}: {second}"
+        first.add_note(f"{what}: {text}")
 
 
 class SettingsError(LoraloomError):

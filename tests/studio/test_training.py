@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from loraloom.errors import NotFiniteError, OutputError
 from loraloom.events import Event, Notice, RunFailed, RunStarted, StepFinished
 from loraloom.studio import training
 from loraloom.studio.project import EventLog, RunFolder
-from loraloom.studio.training import StopRequest, run_training, stop_on_signals
+from loraloom.studio.training import run_training
 from loraloom.training.settings import TrainSettings
 
 STARTED = RunStarted("x", 3, 3, 1, 4, 100)
@@ -92,13 +91,63 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(
     assert heard.count(STEP) == 2
 
 
-def test_the_first_signal_asks_and_the_second_interrupts() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    stop, heard = StopRequest(), list[Event]()
-    with stop_on_signals(stop, heard.append):
-        signal.raise_signal(signal.SIGINT)
-        assert stop()
-        assert len(heard) == 1
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGINT) is before
+class _Closing:
+    """A listener of the settings that fails as it is closed."""
+
+    def __enter__(self) -> _Closing:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        raise OSError("the listener could not be closed")
+
+    def __call__(self, event: Event) -> None:
+        raise OSError("nothing can be written")
+
+
+@pytest.mark.parametrize("error", [NotFiniteError("the loss is nan"), ZeroDivisionError("a fault")])
+def test_what_fails_after_a_failure_is_told_behind_it(
+    error: Exception, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(listener: Callable[[Event], None]) -> Path:
+        listener(STARTED)
+        raise error
+
+    def no_curves(folder: Path) -> Path:
+        raise RuntimeError("the curves have a fault")
+
+    pretend(monkeypatch, fail)
+    monkeypatch.setattr("loraloom.studio.webhook.Webhook", lambda *arguments: _Closing())
+    monkeypatch.setattr("loraloom.studio.curves.write_curves", no_curves)
+    settings = TrainSettings.load(None, [*_overrides(settings), "notify.url=https://example.org/x"])
+    with pytest.raises(type(error)) as caught:
+        run_training(settings)
+    assert caught.value is error
+    assert error.__notes__ == [
+        "the record of the run: OSError: the listener could not be closed",
+        "the learning curves: RuntimeError: the curves have a fault",
+    ]
+    *_, last = RunFolder(settings.output / "cat").events()
+    assert isinstance(last, RunFailed) and str(error) in last.problem
+
+
+def test_a_listener_that_cannot_write_is_dropped(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(listener: Callable[[Event], None]) -> Path:
+        for event in (STARTED, STEP, STEP):
+            listener(event)
+        return Path("lora.safetensors")
+
+    class Open(_Closing):
+        def __exit__(self, *reason: object) -> None:
+            pass
+
+    pretend(monkeypatch, work)
+    monkeypatch.setattr("loraloom.studio.webhook.Webhook", lambda *arguments: Open())
+    settings = TrainSettings.load(None, [*_overrides(settings), "notify.url=https://example.org/x"])
+    heard: list[Event] = []
+    assert run_training(settings, listener=heard.append).lora == Path("lora.safetensors")
+    (told,) = (event.text for event in heard if isinstance(event, Notice))
+    assert told == "Open: nothing can be written; the run goes on without it"
+
+
+def _overrides(settings: TrainSettings) -> list[str]:
+    return ["checkpoint=a.ckpt", "dataset.folder=pictures", f"output='{settings.output}'", "name=cat"]

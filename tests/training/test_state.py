@@ -252,6 +252,121 @@ def test_the_state_before_nan_is_kept(make_settings: MakeSettings, tmp_path: Pat
     assert state is not None and state.step == 2
 
 
+# -- an explosion ------------------------------------------------------------------------------------------------------
+
+WILD = ("optimizer.lr=1e10", "optimizer.max_grad_norm=0", "saving.every_epochs=0", "validation.image_losses=false")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "float"])
+def test_an_explosion_is_called_one(precision: str, make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Whatever fails afterwards (a LoRA that fp16 cannot hold) does not take the place of the reason."""
+    settings = make_settings(*WILD, "epochs=3", "saving.state_every_steps=1", f"saving.precision={precision}")
+    events: list[Event] = []
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    with pytest.raises(NotFiniteError, match="the training has exploded: after step 1 its weights reach") as caught:
+        train(settings, tmp_path / "run", listener=events.append)
+    assert "lower optimizer.lr (it is 1e+10)" in caught.value.hint
+    assert "optimizer.max_grad_norm=1" in caught.value.hint
+    assert saved_states(tmp_path / "run" / "state") == []
+    assert "no state was kept before that" in caught.value.hint
+    assert any("was not kept, the training has exploded" in event.text for event in of(events, Notice))
+
+
+def test_the_last_sound_state_stays_and_is_named(make_settings: MakeSettings, tmp_path: Path) -> None:
+    sane = make_settings("epochs=3", "saving.every_epochs=0", "saving.state_every_steps=2", "saving.keep_states=1")
+    for part in ("weights", "previews"):
+        (tmp_path / "run" / part).mkdir(parents=True)
+    prepared = TrainingRun.prepare(sane, tmp_path / "run", ignore)
+
+    def jolt() -> bool:
+        if prepared.step == 3:
+            with torch.no_grad():
+                for parameter in prepared.adapters.parameters():
+                    parameter.mul_(1e8).add_(1e8)
+        return False
+
+    with pytest.raises(NotFiniteError, match="exploded") as caught:
+        prepared.loop(jolt)
+    assert [step for step, _ in saved_states(tmp_path / "run" / "state")] == [2]
+    assert f"the last sound state is that of step 2, {tmp_path / 'run' / 'state'}" in caught.value.hint
+    go(sane, tmp_path / "run", resume=True)
+    assert [step for step, _ in saved_states(tmp_path / "run" / "state")] == [9]
+
+
+def test_moments_that_are_not_finite_are_no_state(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings("epochs=3", "saving.every_epochs=0", "saving.state_every_steps=3")
+    for part in ("weights", "previews"):
+        (tmp_path / "run" / part).mkdir(parents=True)
+    prepared = TrainingRun.prepare(settings, tmp_path / "run", ignore)
+
+    def jolt() -> bool:
+        if prepared.step == 5:
+            for state in prepared.optimizer.state.values():
+                state["exp_avg_sq"].fill_(torch.inf)
+        return False
+
+    prepared.loop(jolt)  # Adam stands still from then on: the weights stay finite
+    assert [step for step, _ in saved_states(tmp_path / "run" / "state")] == [3]
+
+
+def test_a_state_is_replaced_only_when_a_step_was_taken_from_the_next(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    settings = make_settings("epochs=3", "saving.every_epochs=0", "saving.state_every_steps=3", "saving.keep_states=1")
+    for part in ("weights", "previews"):
+        (tmp_path / "run" / part).mkdir(parents=True)
+    prepared = TrainingRun.prepare(settings, tmp_path / "run", ignore)
+
+    kept: list[list[int]] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, StateSaved):
+            kept.append([step for step, _ in saved_states(tmp_path / "run" / "state")])
+            if event.step == 6:
+                prepared.objective.schedule.signal.fill_(float("nan"))
+
+    prepared.listener = look
+    with pytest.raises(NotFiniteError, match="the loss of step 7 is nan") as caught:
+        prepared.loop(lambda: False)
+    assert kept == [[3], [3, 6]]
+    assert [step for step, _ in saved_states(tmp_path / "run" / "state")] == [3, 6]
+    assert "the last sound state is that of step 3" in caught.value.hint
+
+
+def test_an_exploded_state_of_an_earlier_version_is_passed_over(tmp_path: Path) -> None:
+    moments = {"state": {"a": {"exp_avg": torch.ones(3)}}}
+    write_state(tmp_path, 3, {"adapters": {"a": torch.ones(3)}, "optimizer": moments})
+    write_state(tmp_path, 6, {"adapters": {"a": torch.tensor([1.0, 3e10, 1.0])}, "optimizer": moments})
+    broken = {"state": {"a": {"exp_avg": torch.tensor([1.0, torch.nan, 0.0])}}}
+    write_state(tmp_path, 9, {"adapters": {"a": torch.ones(3)}, "optimizer": broken})
+    heard: list[Event] = []
+    state = find_state(tmp_path, heard.append)
+    assert state is not None and state.step == 3
+    assert [event.text.split(" is passed over")[0] for event in of(heard, Notice)] == [
+        "the state of step 9",
+        "the state of step 6",
+    ]
+    assert read_state(tmp_path / "step-00000006.safetensors").step == 6  # asked for by its number it is read
+
+
+def test_a_state_that_fails_after_a_failure_does_not_hide_it(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Path:
+        raise RuntimeError("the state has a fault of its own")
+
+    monkeypatch.setattr("loraloom.training.trainer.write_state", broken)
+
+    def fail(event: Event) -> None:
+        if isinstance(event, StepFinished) and event.step == 2:
+            raise OutputError("the first failure", "what to do")
+
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    with pytest.raises(OutputError, match="the first failure") as caught:
+        train(make_settings("epochs=1", "saving.every_epochs=0"), tmp_path / "run", listener=fail)
+    assert caught.value.__notes__ == ["the state of step 2: RuntimeError: the state has a fault of its own"]
+
+
 # -- when states are kept ----------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +11,12 @@ import pytest
 import torch
 
 from loraloom.events import Event, Notice, WeightsSaved
+from loraloom.formats.adapter_writer import write_lora
 from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.studio.read_back import ReadBack, read_back_now
 from loraloom.weights.convert import convert_lora
 from loraloom.weights.read_back import read_back
-from random_loras import random_lora
+from random_loras import random_lora, targets_of
 
 VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 MakeFile = Callable[..., Path]
@@ -25,6 +28,20 @@ def saved(folder: Path, family: str, *, conv: bool = False) -> Path:
     metadata = {"ss_base_model_version": VERSIONS[family]}
     write_tensors(path, random_lora(family, 2, conv=conv).file_tensors(), metadata=metadata)
     return path
+
+
+def several_ranks(family: str) -> dict[str, dict[str, torch.Tensor]]:
+    """A LoRA of every layer with ranks 2, 3 and 5 in turn, and alphas that are none of these."""
+    random = torch.Generator().manual_seed(8)
+    layers = {}
+    for number, target in enumerate(targets_of(family)):
+        rank, (out, *rest) = (3, 2, 5)[number % 3], target.shape
+        layers[target.name] = {
+            "down": torch.randn(rank, *rest, generator=random) * 0.1,
+            "up": torch.randn(out, rank, *(1 for _ in rest[1:]), generator=random) * 0.1,
+            "alpha": torch.tensor((1.0, 0.7, 4.0)[number % 3]),
+        }
+    return layers
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
@@ -74,3 +91,42 @@ def test_beside_the_work(tmp_path: Path) -> None:
     assert len(told) == 2 and all("tensors have a layer" in text for text in told), told
     read_back_now([tmp_path / "missing.safetensors"], heard.append)
     assert isinstance(heard[-1], Notice) and "missing.safetensors was not read back" in heard[-1].text
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_layers_of_several_ranks_keep_their_strength(family: str, tmp_path: Path) -> None:
+    """Block ranks, dynamic resize and LoCon: three ranks and alphas in each part."""
+    layers, kohya = several_ranks(family), tmp_path / "k.safetensors"
+    write_lora(kohya, layers, metadata={"ss_base_model_version": VERSIONS[family]}, dtype=torch.float32)
+    written = convert_lora(kohya, tmp_path / "d.safetensors", to="diffusers")
+    assert written.written.padded == (2, 5)
+    report = read_back(written.path)
+    assert (report.used, report.problem) == (report.tensors, "")
+
+
+def test_another_strength_is_told_by_layer(tmp_path: Path) -> None:
+    """As files without one rank were read by most versions of diffusers: here the alphas of the text encoder."""
+    layers, path = several_ranks("sd1"), tmp_path / "k.safetensors"
+    write_lora(path, layers, metadata={"ss_base_model_version": "sd_v1"}, dtype=torch.float32)
+    report = read_back(path)
+    assert report.used == report.tensors and report.is_broken
+    told = re.search(
+        r"(\d+) of (\d+) layers otherwise, the first: (lora_te\S+) is changed with (\S+) times", report.problem
+    )
+    assert told is not None and int(told[2]) == len(layers)
+    assert 0 < int(told[1]) < len(layers) and float(told[4]) != pytest.approx(1)
+    assert "convert --to diffusers" in report.problem
+
+
+def test_one_alpha_too_much_in_a_file_of_diffusers(tmp_path: Path) -> None:
+    """Its configuration, which new versions read, says another alpha than the rank."""
+    path = convert_lora(saved(tmp_path, "sd1"), tmp_path / "d.safetensors", to="diffusers").path
+    stored = open_tensors(path)
+    tensors, metadata = {key: stored[key].clone() for key in stored}, dict(stored.metadata)
+    del stored
+    ends = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2"]
+    encoder = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+    told = {"unet.r": 2, "unet.lora_alpha": 3, "unet.target_modules": ends}
+    told |= {"text_encoder.r": 2, "text_encoder.lora_alpha": 2, "text_encoder.target_modules": encoder}
+    write_tensors(path, tensors, metadata={**metadata, "lora_adapter_metadata": json.dumps(told)})
+    assert read_back(path).problem == ""  # both programs read it, and agree

@@ -30,7 +30,7 @@ def demo(
     from loraloom.data.settings import DatasetSettings
     from loraloom.studio.datasets import check_dataset
     from loraloom.studio.demo import CHARACTER, RESOLUTION_PX, STYLE, run_demo
-    from loraloom.studio.training import StopRequest, stop_on_signals
+    from loraloom.studio.stopping import StopRequest, stop_on_signals
 
     console = Console(highlight=False)
     folder = folder or Path("loraloom-demo-character" if character else "loraloom-demo")

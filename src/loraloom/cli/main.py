@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import loraloom
-from loraloom.cli.failures import show_failure
+from loraloom.cli.failures import (
+    UNFORESEEN,
+    explained,
+    report_threads,
+    show_failure,
+    show_interruption,
+    show_unforeseen,
+)
+from loraloom.cli.output import forgive_output, lost_output
 from loraloom.errors import LoraloomError, SettingsError
 
 __all__ = ["app", "main"]
 
+
+class _PassedError(Exception):
+    """Carries what typer would end in its own way (an interruption, the end of a file) to :func:`main`."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+class _Commands(TyperGroup):
+    """All commands; what they raise reaches :func:`main`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError, OSError) as error:
+            raise _PassedError(error) from None
+
+
 app = typer.Typer(
     name="loraloom",
+    cls=_Commands,
     help="A LoRA studio for Stable Diffusion: dataset, training, previews, use on the fly, merge.",
     no_args_is_help=True,
     add_completion=False,
@@ -107,23 +138,63 @@ def main() -> None:
     # Else MKL takes fewer threads when the machine is busy, adds up in another order, and no run is like the other.
     os.environ.setdefault("MKL_DYNAMIC", "FALSE")
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    forgive_output()
     # --debug is allowed anywhere, also behind the command, where people add it to a line that has just failed.
-    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    from loraloom.studio.stopping import interrupt_on_signals
+
+    with report_threads(arguments), interrupt_on_signals():
+        code = _exit_code(arguments, debug="--debug" in sys.argv)
+    raise SystemExit(code)
+
+
+def _exit_code(arguments: list[str], *, debug: bool) -> int:
+    """Run the command. 0: all went well, 1: an error, 2: wrong usage, 70: a fault, 128 + n: left by signal n."""
     try:
-        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
-    except LoraloomError as error:
-        if debug:
-            raise
-        show_failure(error)
-        raise SystemExit(1) from None
-    except OSError as error:
-        if debug:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        show_failure(LoraloomError(f"{where}{error.strerror or error}", "--debug shows where this happened"))
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        app(args=arguments)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0
+        return code or _with_its_output(arguments)
+    except _PassedError as passed:
+        error: BaseException = passed.error
+    except Exception as other:  # noqa: BLE001 (the last net)
+        error = other
+    if isinstance(error, KeyboardInterrupt):
+        show_interruption(_command(arguments))
+        return 128 + getattr(error, "number", signal.SIGINT)
+    if debug:
+        raise error
+    if (said := explained(error)) is not None:
+        show_failure(said)
+        return 1
+    show_unforeseen(error, arguments)
+    return UNFORESEEN
+
+
+def _with_its_output(arguments: list[str]) -> int:
+    """0, but 1 where the result of a command was its text, and that was lost on a full disk."""
+    lost = lost_output()
+    if lost is None:
+        return 0
+    reason = getattr(lost, "strerror", None) or str(lost)
+    if _command(arguments) in _WORKS:
+        show_failure(LoraloomError(f"a part of what was printed is lost: {reason}", "the work itself is done"))
+        return 0
+    show_failure(LoraloomError(f"what was to be printed is lost: {reason}", "print it to another disk"))
+    return 1
+
+
+_WORKS = frozenset(
+    {"demo", "class-images", "train", "resume", "pause", "stop", "sweep", "generate", "grid", "merge"}
+    | {"merge-checkpoints", "convert", "extract", "resize", "scan", "forget"}
+)
+"""Commands whose result lies in files; what they print only tells of it."""
+
+
+def _command(arguments: list[str]) -> str:
+    """The name of the command that was given, without that of its group."""
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    return words[1] if len(words) > 1 and words[0] in ("dataset", "library") else words[0] if words else ""
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loraloom.cli.output import takes_all_letters
 from loraloom.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def plan(
         import json as writer
 
         record = found.to_record() | {"changes": [vars(change) for change in changes]}
-        typer.echo(writer.dumps(record, indent=2, ensure_ascii=False))
+        typer.echo(writer.dumps(record, indent=2, ensure_ascii=not takes_all_letters()))
         return
     for line in describe(found):
         typer.echo(line)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loraloom.cli.output import takes_all_letters
+
 if TYPE_CHECKING:
     from loraloom.studio.runs import RunStatus
 
@@ -27,7 +29,7 @@ def runs(
     found = list_runs(folder)
     if as_json:
         for run in found:
-            typer.echo(json.dumps(run.to_record(), ensure_ascii=False))
+            typer.echo(json.dumps(run.to_record(), ensure_ascii=not takes_all_letters()))
     elif found:
         _show(found)
     else:

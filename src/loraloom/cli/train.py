@@ -88,7 +88,8 @@ def _watched(start: Callable[..., TrainingResult]) -> None:
     """Train with a progress bar; Ctrl-C asks for a clean end."""
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.events import ignore
-    from loraloom.studio.training import StopRequest, is_leader, stop_on_signals
+    from loraloom.studio.stopping import StopRequest, stop_on_signals
+    from loraloom.studio.training import is_leader
 
     stop = StopRequest()
     if not is_leader():

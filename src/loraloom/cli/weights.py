@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraloom.cli.failures import show_failure
+from loraloom.cli.output import takes_all_letters
 from loraloom.errors import LoraloomError, SettingsError
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def inspect(
             console.print(Text(f"  metadata: {len(report.metadata)} entries (--metadata prints them)", style="dim"))
     if as_json:
         # NaN is no JSON: a broken layer's numbers are null
-        typer.echo(json.dumps(_finite(reports), ensure_ascii=False, indent=1))
+        typer.echo(json.dumps(_finite(reports), ensure_ascii=not takes_all_letters(), indent=1))
     if failed:
         raise typer.Exit(1)
 

@@ -400,10 +400,14 @@ def _inspect_all(
 
     results: list[ImageFacts | FileError] = []
     with quiet_decoders(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for result in pool.map(inspect, paths):
-            results.append(result)
-            if progress is not None:
-                progress(len(results), len(paths))
+        try:
+            for result in pool.map(inspect, paths):
+                results.append(result)
+                if progress is not None:
+                    progress(len(results), len(paths))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # else thousands of pictures are decoded for nobody
+            raise
     return results
 
 

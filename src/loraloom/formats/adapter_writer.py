@@ -24,7 +24,7 @@ from loraloom.formats.adapter_file import (
     write_adapter_file,
 )
 from loraloom.formats.dialects import KOHYA, PEFT, Dialect, kind_of, rank_of, title_of
-from loraloom.formats.lora_factors import factors_of
+from loraloom.formats.lora_factors import factors_of, product_norm
 from loraloom.formats.tensors import open_tensors, write_tensors
 
 __all__ = ["OUTPUT_DIALECTS", "Layers", "Words", "WrittenLora", "check_output", "write_lora"]
@@ -249,7 +249,7 @@ class _Expected:
             return False
         down, up = before.without_scale()
         seen_down, seen_up = after.without_scale()
-        apart = _product_norm(torch.cat([up, seen_up], dim=1), torch.cat([down, -seen_down]))
+        apart = product_norm(torch.cat([up, seen_up], dim=1), torch.cat([down, -seen_down]))
         return apart <= self._rounding(down, up, before.scale)
 
     def _is_cast(self, wanted: Tensor, found: Tensor) -> bool:
@@ -270,9 +270,3 @@ class _Expected:
         # float32 arithmetic on the way adds a little.
         relative = info.eps + 1e-5
         return lost[0] * norms[1] + lost[1] * norms[0] + lost[0] * lost[1] + relative * norms[0] * norms[1]
-
-
-def _product_norm(up: Tensor, down: Tensor) -> float:
-    """Frobenius norm of ``up @ down``, from products of the size of the rank."""
-    up, down = up.double(), down.double()
-    return math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))

@@ -12,7 +12,7 @@ from torch import Tensor
 from loraloom.errors import AdapterError
 from loraloom.formats.dialects import alpha_in_use
 
-__all__ = ["LoraFactors", "factors_of"]
+__all__ = ["LoraFactors", "factors_of", "product_norm"]
 
 _DAMAGED = "the file is damaged"
 _LARGEST_NORM = 1e30
@@ -84,3 +84,9 @@ def factors_of(roles: Mapping[str, Tensor], where: str) -> LoraFactors:
     return LoraFactors(
         down.flatten(1), up.flatten(1), alpha_in_use(value, len(down)) / len(down), tuple(down.shape[2:])
     )
+
+
+def product_norm(up: Tensor, down: Tensor) -> float:
+    """Frobenius norm of ``up @ down``, from products of the size of the rank."""
+    up, down = up.double(), down.double()
+    return math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))

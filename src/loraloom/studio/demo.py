@@ -27,7 +27,8 @@ from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.studio.curves import CURVES_NAME, read_curves, sparkline
 from loraloom.studio.embedded import write_checkpoint
 from loraloom.studio.project import RunFolder
-from loraloom.studio.training import StopRequest, run_training
+from loraloom.studio.stopping import Interrupted, StopRequest, heeding
+from loraloom.studio.training import run_training
 from loraloom.studio.weights import merge_loras
 from loraloom.training.settings import TrainSettings
 
@@ -164,7 +165,17 @@ class _Doors:
     listener: Listener
     say: Callable[[str], None]
     show_dataset: Callable[[Path], None]
-    stop: StopRequest | None
+    stop: StopRequest
+
+    @property
+    def heeding(self) -> Listener:
+        """The listener of all but the training, which ends well by itself: a stop that is asked for is heard."""
+        return heeding(self.listener, self.stop)
+
+    def go_on(self) -> None:
+        """Raise Interrupted when a stop was asked for."""
+        if self.stop():
+            raise Interrupted(self.stop.number)
 
 
 def run_demo(
@@ -180,12 +191,13 @@ def run_demo(
     """Prepare a dataset, train a LoRA on it, use it on the fly, merge it; everything lands in ``folder``, a new one.
 
     ``say`` gets the explanations, ``show_dataset`` is asked to show the report on the dataset. Left out, ``epochs``
-    are those of the plan.
+    are those of the plan. Raises Interrupted at the next event once ``stop`` was asked for; what is finished stays.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists already", "name another folder: loraloom demo FOLDER")
     make_folder(folder)
-    return _whole_job(folder, plan, epochs or plan.epochs, _Doors(listener, say, show_dataset, stop))
+    doors = _Doors(listener, say, show_dataset, stop or StopRequest())
+    return _whole_job(folder, plan, epochs or plan.epochs, doors)
 
 
 def _whole_job(folder: Path, plan: DemoPlan, epochs: int, doors: _Doors) -> DemoResult:
@@ -202,7 +214,7 @@ def _whole_job(folder: Path, plan: DemoPlan, epochs: int, doors: _Doors) -> Demo
         "   The same prompts with more and more of the LoRA, on the fly: <lora:NAME:WEIGHT> in the prompt. Each row has"
     )
     say("   one seed, so all that differs in it is the weight. None of these prompts is a caption of the dataset.")
-    painter = Painter(folder / "images", lora.parent)
+    painter = Painter(folder / "images", lora.parent, doors.heeding)
     prompts = (*plan.prompts, *plan.control_prompts)
     rows = [_paint_row(painter, base, prompt, lora.stem, number) for number, prompt in enumerate(prompts)]
     weights_sheet = _weights_sheet(folder, plan, prompts, rows)
@@ -216,7 +228,8 @@ def _whole_job(folder: Path, plan: DemoPlan, epochs: int, doors: _Doors) -> Demo
     say("   The same LoRA merged: a checkpoint of its own that needs no LoRA, and paints the same picture.")
     without, with_lora = rows[0][0], rows[0][-1]
     merged = folder / "checkpoint" / f"demo-sd1-{plan.name}.safetensors"
-    report = merge_loras(checkpoint, [f"{lora}:{WEIGHTS[-1]:g}"], merged, precision="float")
+    doors.go_on()
+    report = merge_loras(checkpoint, [f"{lora}:{WEIGHTS[-1]:g}"], merged, precision="float", listener=doors.heeding)
     (from_merged,) = painter.paint(load_model(merged, device=choose_device()), {"merged": (prompts[0], SEED)})
     difference = _largest_difference(with_lora.image, from_merged.image)
     merge_sheet = folder / "sheets" / "merge.png"
@@ -277,7 +290,7 @@ def _prepare_dataset(folder: Path, plan: DemoPlan, base: LoadedModel, doors: _Do
         say(f"   Regularization images: {count} pictures that the checkpoint itself paints of things of that kind")
         say("   without the trigger word (at least as many as training images). They show the LoRA what must not")
         say("   change. Their captions are the prompts they were painted from.")
-        paint_regularization(base, plan, dataset / "regularization_images")
+        paint_regularization(base, plan, dataset / "regularization_images", listener=doors.heeding)
     doors.show_dataset(dataset)
     return dataset
 
@@ -301,6 +314,7 @@ def _train(
     settings = training_settings(plan, checkpoint, dataset, folder / "runs", epochs=epochs, previews=True)
     with one_thread():
         result = run_training(settings, listener=listen, stop=doors.stop)
+    doors.go_on()
     if result.lora is None:
         raise OutputError("the training was ended without a LoRA", "run the demo again in another folder")
     curves = read_curves(RunFolder(result.folder).events())
@@ -377,6 +391,7 @@ class Painter:
 
     folder: Path
     lora_folder: Path
+    listener: Listener = ignore
 
     def path(self, name: str) -> Path:
         """Where a picture is saved."""
@@ -395,7 +410,8 @@ class Painter:
         )
         make_folder(self.folder)
         images = []
-        painted = paint_each(model, settings, [(prompt, "", seed) for prompt, seed in wanted.values()])
+        each = [(prompt, "", seed) for prompt, seed in wanted.values()]
+        painted = paint_each(model, settings, each, listener=self.listener)
         for name, image in zip(wanted, painted, strict=True):
             save_image(image.image, self.path(name), image.infotext)
             images.append(image)
@@ -417,9 +433,11 @@ def copy_dataset(plan: DemoPlan, folder: Path) -> Path:
     return folder
 
 
-def paint_regularization(model: LoadedModel, plan: DemoPlan, folder: Path) -> list[Path]:
+def paint_regularization(
+    model: LoadedModel, plan: DemoPlan, folder: Path, *, listener: Listener = ignore
+) -> list[Path]:
     """Paint a plan's regularization images with the bare checkpoint, each with its prompt as caption."""
-    painter = Painter(folder, folder)
+    painter = Painter(folder, folder, listener)
     for number, prompt in enumerate(plan.regularization_prompts):
         painter.paint(model, {f"{number:02d}": (prompt, REGULARIZATION_SEED + number)})
         write_text(folder / f"{number:02d}.txt", prompt + "\n")

@@ -72,7 +72,10 @@ class ReadBack:
 def _reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
     # -P: modules are not looked for in the present folder, which may hold a stranger's diffusers.py.
     command = [sys.executable, "-P", "-m", "loraloom.weights.read_back", *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    # A session of its own: Ctrl-C in the terminal is for the run, which waits for what is being read.
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False, start_new_session=True
+    )
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"path"')]
     if not reports:
         said = (done.stderr.strip() or "it said nothing").splitlines()[-1]
@@ -85,7 +88,10 @@ def _tell(reports: Sequence[dict[str, Any]], listener: Listener) -> None:
         name = Path(report["path"]).name
         if not report["problem"]:
             listener(
-                Notice(f"{name} was read back by {report['reader']}: all {report['tensors']} tensors have a layer")
+                Notice(
+                    f"{name} was read back by {report['reader']}: all {report['tensors']} tensors have a layer, "
+                    "and each layer is changed as here"
+                )
             )
         elif report["reader"]:
             listener(Notice(f"{report['reader']} cannot use all of {name}: {report['problem']}", "warning"))

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 from loraloom.errors import HardwareError, LoraloomError, SettingsError
 from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeasured, WeightsSaved, ignore
 from loraloom.formats.files import make_folder, write_text
+from loraloom.studio.crash_report import write_report
 from loraloom.studio.project import RunFolder, check_run_name, with_absolute_paths
-from loraloom.studio.training import StopRequest, resume_training, run_training
+from loraloom.studio.stopping import Interrupted, StopRequest, heeding
+from loraloom.studio.training import resume_training, run_training
 from loraloom.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -132,8 +134,8 @@ def run_sweep(
     """Train what is missing, then write the table and the sheet.
 
     ``workers`` above 0 trains that many runs at once in processes of Ray, ``address`` on a Ray cluster (whose machines
-    see the same folders). A run that fails is reported and does not keep the others from running. KeyboardInterrupt
-    when ``stop`` was asked for: everything finished so far is kept.
+    see the same folders). A run that fails is reported and does not keep the others from running. Interrupted when
+    ``stop`` was asked for: everything finished so far is kept.
     """
     stop = stop or StopRequest()
     folder = combinations[0].settings.output
@@ -151,7 +153,7 @@ def run_sweep(
         else:
             listener(Notice(f"{combination.label}: finished"))
     if stop():
-        raise KeyboardInterrupt
+        raise Interrupted(stop.number)
     outcomes = [outcome for combination in combinations if (outcome := _finished(combination)) is not None]
     table = folder / "table.csv"
     make_folder(folder)
@@ -163,7 +165,7 @@ def run_sweep(
         from loraloom.formats.image_info import save_image
 
         sheet = folder / "sheet.png"
-        save_image(_sheet(outcomes, listener), sheet, "")
+        save_image(_sheet(outcomes, heeding(listener, stop)), sheet, "")
     elif outcomes:
         listener(Notice("no sheet: set preview.prompts to see what each combination paints"))
     return SweepResult(folder, tuple(outcomes), tuple(failures), table, sheet)
@@ -190,7 +192,7 @@ def _train(combination: Combination, listener: Listener, stop: StopRequest) -> s
             resume_training(folder, listener=listener, stop=stop)
         else:
             run_training(combination.settings, listener=listener, stop=stop)
-    except LoraloomError as error:
+    except (LoraloomError, OSError) as error:
         return str(error)
     return ""
 
@@ -246,7 +248,12 @@ def _train_in_worker(combination: Combination) -> str:
     import torch
 
     torch.set_num_threads(1)
-    return _train(combination, ignore, StopRequest())
+    try:
+        return _train(combination, ignore, StopRequest())
+    except Exception as error:  # noqa: BLE001 (the last net of a process of its own)
+        report = write_report(error, ["train", f"name={combination.name}", "(by a worker of a sweep)"])
+        where = f"the traceback is in {report}" if report is not None else "no folder would take its traceback"
+        return f"a fault in Loraloom itself: {type(error).__name__}: {error}; {where}"
 
 
 # -- what came out -----------------------------------------------------------------------------------------------
@@ -332,9 +339,10 @@ def _sheet(outcomes: Sequence[Outcome], listener: Listener) -> Image.Image:
         if model is None or source != loaded_from:
             several = len({other.combination.settings.checkpoint for other in outcomes}) > 1
             model, loaded_from = _load(settings, listener), source
-            columns.append(_paint(model, settings, prompts, []))
+            columns.append(_paint(model, settings, prompts, [], listener))
             labels.append(f"{settings.checkpoint.stem}, without" if several else "without")
-        columns.append(_paint(model, settings, prompts, [load_lora(LoraTag(str(outcome.lora), 1.0, 1.0), (), model)]))
+        lora = load_lora(LoraTag(str(outcome.lora), 1.0, 1.0), (), model)
+        columns.append(_paint(model, settings, prompts, [lora], listener))
         labels.append(outcome.combination.label)
     return draw_sheet(
         [list(row) for row in zip(*columns, strict=True)],
@@ -360,7 +368,11 @@ def _load(settings: TrainSettings, listener: Listener) -> LoadedModel:
 
 
 def _paint(
-    model: LoadedModel, settings: TrainSettings, prompts: Sequence[PreviewPrompt], loras: Sequence[AppliedLora]
+    model: LoadedModel,
+    settings: TrainSettings,
+    prompts: Sequence[PreviewPrompt],
+    loras: Sequence[AppliedLora],
+    listener: Listener,
 ) -> list[Image.Image]:
     from loraloom.generation.text_to_image import text_to_image
     from loraloom.training.previews import preview_image_settings
@@ -372,6 +384,7 @@ def _paint(
                 prompt, settings.preview, index, settings.dataset.size, settings.clip_skip, prompt.text
             ),
             loras,
+            listener=listener,
         )[0].image
         for index, prompt in enumerate(prompts)
     ]

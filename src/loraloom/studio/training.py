@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
-from loraloom.errors import LoraloomError, OutputError, ResumeError, SettingsError
+from loraloom.errors import LoraloomError, OutputError, ResumeError, SettingsError, while_handling
 from loraloom.events import (
     Event,
     Listener,
@@ -26,6 +23,7 @@ from loraloom.events import (
 from loraloom.formats.files import write_bytes
 from loraloom.studio.project import EventLog, RunFolder
 from loraloom.studio.run_control import FolderControl, RunLock
+from loraloom.studio.stopping import StopRequest
 from loraloom.training.settings import TrainSettings
 from loraloom.training.team import Team, is_leader, joined_team, launched_together, one_voice
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from loraloom.training.state import ResumePoint
 
 __all__ = [
-    "StopRequest",
     "TrainingResult",
     "branch_training",
     "is_leader",
@@ -41,7 +38,6 @@ __all__ = [
     "one_voice",
     "resume_training",
     "run_training",
-    "stop_on_signals",
 ]
 
 
@@ -51,47 +47,6 @@ class TrainingResult:
 
     folder: Path
     lora: Path | None
-
-
-class StopRequest:
-    """A flag that any thread or signal may raise; the run ends after the step in progress."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def __call__(self) -> bool:
-        return self._event.is_set()
-
-    def set(self) -> None:
-        """Ask the run to stop."""
-        self._event.set()
-
-
-@contextmanager
-def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
-    """Inside: the first Ctrl-C (or SIGTERM) asks for a clean stop, a second Ctrl-C interrupts at once.
-
-    Under torchrun a second one is not heard: torchrun passes on the Ctrl-C that the terminal has already sent.
-    """
-    alone = launched_together() == 1
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop():
-            if alone:
-                raise KeyboardInterrupt
-            return
-        stop.set()
-        hint = "Ctrl-C again to stop at once" if alone else "torchrun kills what is not done in 30 seconds"
-        listener(Notice(f"stopping after this step, then saving; {hint}", "warning"))
-
-    names = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last is Ctrl-Break on Windows, and exists there only
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    previous = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def run_training(
@@ -255,21 +210,33 @@ def _recorded(folder: RunFolder, listener: Listener, settings: TrainSettings, *,
 
     A new run that does not come to its first step leaves no folder; one that is resumed stays as it was.
     """
-    record = None
+    record: _Recorder | None = None
+    first: BaseException | None = None
     try:
         with EventLog(folder) as log, _followers(settings, folder.path, listener) as followers:
             record = _Recorder(log, listener, followers)
             try:
                 yield record
-            except (LoraloomError, OSError, KeyboardInterrupt) as error:
+            except BaseException as error:
+                first = error
                 if new or record.began:
-                    record.failed(error)
+                    with while_handling(error, "the record of how the run ended"):
+                        record.failed(error)
                 raise
+    except BaseException as last:
+        if first is None or last is first:
+            first = last
+            raise
+        # Whoever listens to the run failed too, as it was closed.
+        with while_handling(first, "the record of the run"):
+            raise last
+        raise first from first.__cause__
     finally:
-        if record is not None and record.began:
-            _draw_curves(folder, listener)
-        elif new:
-            folder.discard()
+        with while_handling(first, "the learning curves"):
+            if record is not None and record.began:
+                _draw_curves(folder, listener)
+            elif new:
+                folder.discard()
 
 
 @contextmanager
@@ -299,7 +266,7 @@ def _draw_curves(folder: RunFolder, listener: Listener) -> None:
 
     try:
         write_curves(folder.path)
-    except OutputError as error:
+    except (OutputError, OSError) as error:
         listener(Notice(f"{error}; the learning curves were not drawn", "warning"))
 
 
@@ -309,7 +276,7 @@ class _Recorder:
     def __init__(self, log: EventLog, listener: Listener, followers: Sequence[Listener] = ()) -> None:
         self._log = log
         self._listener = listener
-        self._followers = followers
+        self._followers = list(followers)
         self._step = 0
         self._told = False
         self.began = False
@@ -331,13 +298,23 @@ class _Recorder:
                 problem, hint = error.problem, error.hint
             case KeyboardInterrupt():
                 problem, hint = "interrupted", "the files saved before are in weights/"
-            case _:
+            case OSError():
                 problem, hint = str(error), ""
+            case _:
+                problem, hint = f"{type(error).__name__}: {error}", ""
         self._record(RunFailed(self._step, problem, hint))
 
-    def _record(self, event: Event) -> None:
-        for follower in self._followers:
+    def _follow(self, follower: Listener, event: Event) -> None:
+        """One that cannot write what it hears hears no more; it must not end the run."""
+        try:
             follower(event)
+        except (LoraloomError, OSError) as error:
+            self._followers.remove(follower)
+            self._listener(Notice(f"{type(follower).__name__}: {error}; the run goes on without it", "warning"))
+
+    def _record(self, event: Event) -> None:
+        for follower in tuple(self._followers):
+            self._follow(follower, event)
         try:
             self._log(event)
         except OutputError as error:

@@ -8,8 +8,10 @@ and the step, so the step is all there is to remember of them.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +30,7 @@ from loraloom.plain_data import shown
 from loraloom.training.settings import TrainSettings
 
 __all__ = [
+    "EXPLODED",
     "Identity",
     "ResumePoint",
     "RunState",
@@ -37,17 +40,22 @@ __all__ = [
     "checkpoint_fingerprint",
     "find_state",
     "identity_of",
+    "largest_value",
     "load_optimizer",
     "optimizer_options",
     "optimizer_values",
     "read_state",
+    "remove_older_states",
     "saved_states",
+    "unsound",
     "write_state",
 ]
 
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 _MARK = "loraloom_state"
 _VERSION = "1"
+EXPLODED = 1000.0
+"""A trained weight this large is no result of learning: in LoRAs they stay below 10, in checkpoints below 100."""
 _LISTED_SAMPLES = 20_000
 """Up to so many pictures are remembered one by one, so that a changed dataset can be told picture by picture."""
 
@@ -185,10 +193,58 @@ def write_state(folder: Path, step: int, values: Mapping[str, Any], *, keep: int
     with open_tensors(path) as file:
         if file.metadata.get("sha256") != digest or _digest(file.metadata["values"], file) != digest:
             raise OutputError(f"{path}: what was written does not read back", "the disk or its cable may be failing")
+    remove_older_states(folder, step, keep=keep)
+    return path
+
+
+def remove_older_states(folder: Path, step: int, *, keep: int) -> None:
+    """Of the states up to ``step`` leave the newest ``keep``; 0 leaves all. One that cannot be removed stays."""
     if keep:
         for _, old in [entry for entry in saved_states(folder) if entry[0] <= step][:-keep]:
-            old.unlink(missing_ok=True)
-    return path
+            with suppress(OSError):
+                old.unlink(missing_ok=True)
+
+
+def unsound(adapters: Mapping[str, Any], optimizer: Mapping[str, Any]) -> str:
+    """Why nobody should go on from these weights and moments: the training has exploded. An empty text: they are sound.
+
+    ``adapters``: trained tensors by name; ``optimizer``: what :func:`optimizer_values` gives. Of the moments those that
+    are a number for each weight count; others may be infinite where an optimizer has not begun.
+    """
+    largest = largest_value(tensor for _, tensor in _tensors_in(adapters))
+    if not largest < EXPLODED:
+        return f"its weights reach {largest:.3g}" if math.isfinite(largest) else "its weights are not finite"
+    moments = (tensor for _, tensor in _tensors_in(optimizer) if tensor.ndim and tensor.numel() > 1)
+    if not math.isfinite(largest_value(moments)):
+        return "the optimizer's moments are not finite"
+    return ""
+
+
+def largest_value(tensors: Iterable[Tensor]) -> float:
+    """The largest magnitude in floating point tensors; NaN or infinity where they hold it."""
+    largest = 0.0
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            value = float(tensor.detach().abs().max())
+            if not math.isfinite(value):
+                return value
+            largest = max(largest, value)
+    return largest
+
+
+def _tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of nested tables and lists, with the path to it."""
+    match value:
+        case Tensor():
+            yield name, value
+        case _OnDevice():
+            yield name, value.tensor
+        case Mapping():
+            for key, item in value.items():
+                yield from _tensors_in(item, f"{name}.{key}")
+        case list() | tuple():
+            for index, item in enumerate(value):
+                yield from _tensors_in(item, f"{name}.{index}")
 
 
 def read_state(path: Path) -> RunState:
@@ -206,9 +262,9 @@ def read_state(path: Path) -> RunState:
 
 
 def find_state(folder: Path, listener: Listener, *, step: int | None = None) -> RunState | None:
-    """The newest state of ``folder`` that is whole (a warning tells of damaged ones), or that of ``step`` exactly.
+    """The newest state of ``folder`` that is whole and sound (a warning tells of others), or that of ``step`` exactly.
 
-    None when there is no state. Raises ResumeError when all are damaged, or when there is none of ``step``.
+    None when there is no state. Raises ResumeError when none can be used, or when there is none of ``step``.
     """
     states = saved_states(folder)
     if step is not None:
@@ -219,14 +275,19 @@ def find_state(folder: Path, listener: Listener, *, step: int | None = None) -> 
         return read_state(known[step])
     for number, path in reversed(states):
         try:
-            return read_state(path)
+            state = read_state(path)
         except MissingFileError:
             continue
         except FileError as error:
             listener(Notice(f"the state of step {number} cannot be used: {error.problem}", "warning"))
+            continue
+        reason = unsound(state.values.get("adapters", {}), state.values.get("optimizer", {}))
+        if not reason:
+            return state
+        listener(Notice(f"the state of step {number} is passed over, the training had exploded: {reason}", "warning"))
     if states:
         raise ResumeError(
-            f"{folder}: none of its {len(states)} states can be read", "start again from the settings.toml of the run"
+            f"{folder}: none of its {len(states)} states can be used", "start again from the settings.toml of the run"
         )
     return None
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.data.dataset import Dataset, Sample
-from loraloom.errors import FileError, NotFiniteError, ResumeError
+from loraloom.errors import FileError, LoraloomError, NotFiniteError, ResumeError, while_handling
 from loraloom.events import (
     Listener,
     Notice,
@@ -41,17 +41,21 @@ from loraloom.training.plan import MemoryWatch
 from loraloom.training.preparing import RunParts, prepare_parts
 from loraloom.training.preservation import Preservation
 from loraloom.training.previews import PreviewPrompt, paint_previews, preview_prompts
-from loraloom.training.saving import RunFacts, checkpoint_hashes, remove_older, save_adapter, save_whole
+from loraloom.training.saving import SAVE_TYPES, RunFacts, checkpoint_hashes, remove_older, save_adapter, save_whole
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import (
     Identity,
     ResumePoint,
     Stateful,
     identity_of,
+    largest_value,
     load_optimizer,
     optimizer_options,
     optimizer_values,
     placed,
+    remove_older_states,
+    saved_states,
+    unsound,
     write_state,
 )
 from loraloom.training.step import training_losses, without_adapters
@@ -137,6 +141,8 @@ class TrainingRun(RunParts):
         self.patience = Patience(self.settings.validation.patience)
         self.stateful.setdefault("validation", self.patience)
         self._last_state = (-1, time.monotonic())
+        self._unproven: int | None = None
+        """Step of a state from which no further step was taken yet; until then older ones stay."""
         self._trained = [parameter for parameter in self.adapters.parameters() if parameter.requires_grad]
 
     @classmethod
@@ -224,9 +230,10 @@ class TrainingRun(RunParts):
         try:
             with self.model.using(*{"unet", *self.adapters.parts()}):
                 return self._all_steps(lambda: Request.STOP if stop() else control())
-        except Exception:
+        except Exception as error:
             if self._sound and self.step:
-                self.save_state()
+                with while_handling(error, f"the state of step {self.step}"):
+                    self.save_state()
             raise
 
     def _all_steps(self, control: Control) -> Path | None:
@@ -269,6 +276,7 @@ class TrainingRun(RunParts):
         self.step += 1
         self.losses.append(loss)
         self._sound = True
+        self._prove_state()
         average = sum(self.losses) / len(self.losses)
         seconds = time.monotonic() - tick
         self.seconds += seconds
@@ -288,6 +296,7 @@ class TrainingRun(RunParts):
             self._write_image_losses()
             final = self.save(self.settings.name, epoch, final=True)
             self.save_state()
+            self._prove_state()
         if not has_preview and not stopped:
             self._preview(epoch=epoch)
         average = sum(self.losses) / max(len(self.losses), 1)
@@ -483,22 +492,50 @@ class TrainingRun(RunParts):
         return create_lr_schedule(self.settings.lr_schedule, self.total_steps)
 
     def _not_finite(self, problem: str) -> NotFiniteError:
-        """Save what was good and explain. The weights are those before the bad step, so they are sound."""
+        """Save what was good and explain. The weights are those before the bad step."""
         self.optimizer.zero_grad(set_to_none=True)
+        reason = self._exploded()
+        if reason:
+            return self._explosion(reason, f"; {problem}")
         kept = self.team.from_leader(self._keep_last_good)
-        causes = ["lower optimizer.lr"]
-        if self.precision.name == "fp16":
-            causes.append("set mixed_precision=bf16 or no")
         return NotFiniteError(
             f"{problem}: NaN or infinity would destroy the LoRA, so the run stopped",
-            f"{' or '.join(causes)}; {kept}",
+            f"{self._remedies()}; {kept}{self._last_sound()}",
         )
+
+    def _explosion(self, reason: str, more: str = "") -> NotFiniteError:
+        """The weights themselves are lost, so nothing of them is kept."""
+        return NotFiniteError(
+            f"the training has exploded: after step {self.step} {reason}{more}",
+            f"{self._remedies()}{self._last_sound() or '; no state was kept before that, so start again'}",
+        )
+
+    def _remedies(self) -> str:
+        optimizer = self.settings.optimizer
+        causes = [f"lower optimizer.lr (it is {optimizer.lr:g})"]
+        if not optimizer.max_grad_norm:
+            causes.append("set optimizer.max_grad_norm=1")
+        if self.precision.name == "fp16":
+            causes.append("set mixed_precision=bf16 or no")
+        return " or ".join(causes)
+
+    def _last_sound(self) -> str:
+        """Names the newest state that a further step was taken from, in the leading process."""
+        known = [(step, path) for step, path in saved_states(self.folder / "state") if step != self._unproven]
+        if not known:
+            return ""
+        return f"; the last sound state is that of step {known[-1][0]}, {known[-1][1]}: branch from it"
+
+    def _exploded(self) -> str:
+        """Why nobody should go on from the weights as they are now; an empty text where they are sound."""
+        values = optimizer_values(self.optimizer, self.parameter_names, self.initial_options)
+        return unsound(dict(self.adapters.state_dict()), values)
 
     def _keep_last_good(self) -> str:
         try:
             path = self.save(f"{self.settings.name}-last-good-step{self.step:08d}", 0)
-        except FileError as error:
-            return f"the weights before that step were beyond saving: {error.problem}"
+        except LoraloomError as error:
+            return f"the weights before that step could not be saved: {error.problem}"
         return f"the weights before that step are in {path}"
 
     # -- what is written ---------------------------------------------------------------------------------------
@@ -517,6 +554,9 @@ class TrainingRun(RunParts):
         """Write the LoRA as it is now to ``weights/<name>.safetensors`` (or the form that is set)."""
         if not self.team.leads:
             return self.folder
+        largest = largest_value(self.adapters.state_dict().values())
+        if not largest <= torch.finfo(SAVE_TYPES[self.settings.saving.precision]).max:
+            raise self._explosion(self._exploded())
         if self.ema is not None and self.settings.ema.save == "both":
             with evaluating(self.optimizer):
                 self._write(f"{name}-raw", epoch, final=False)
@@ -549,17 +589,31 @@ class TrainingRun(RunParts):
         return path
 
     def save_state(self) -> None:
-        """Write all that is needed to go on from here. A state that cannot be written is told, and the run goes on."""
+        """Write all that is needed to go on from here. A state that cannot be written is told, and the run goes on.
+
+        Nobody could go on from exploded weights, so they never take the place of an older state.
+        """
         saving = self.settings.saving
         if not saving.state or self._last_state[0] == self.step or not self.team.leads:
             return
         self._last_state = self.step, time.monotonic()
+        if reason := self._exploded():
+            text = f"the state of step {self.step} was not kept, the training has exploded: {reason}"
+            self.listener(Notice(f"{text}{self._last_sound()}", "warning"))
+            return
         try:
-            path = write_state(self.folder / "state", self.step, self._state_values(), keep=saving.keep_states)
+            path = write_state(self.folder / "state", self.step, self._state_values())
+            self._unproven = self.step
         except (FileError, ResumeError) as error:
             self.listener(Notice(f"the state of step {self.step} was not kept: {error}", "warning"))
             return
         self.listener(StateSaved(str(path), self.step))
+
+    def _prove_state(self) -> None:
+        """A step was taken from the state that was kept last, or none will be: now it may take the place of older."""
+        if self._unproven is not None:
+            remove_older_states(self.folder / "state", self._unproven, keep=self.settings.saving.keep_states)
+            self._unproven = None
 
     def _state_values(self) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ from loraloom.formats.adapter_file import AdapterFile, AdapterTarget, read_adapt
 from loraloom.formats.adapter_writer import WrittenLora, check_output, write_lora
 from loraloom.formats.dialects import is_text_layer, kind_of, title_of
 from loraloom.formats.files import sha256_of
-from loraloom.formats.lora_factors import LoraFactors
+from loraloom.formats.lora_factors import LoraFactors, product_norm
 from loraloom.weights.lora_layers import (
     NamedLayers,
     file_precision,
@@ -122,7 +122,7 @@ def combine_loras(
             whole, left = _add_up(whole, left, factors, residuals[name])
         elif limit is not None:
             residuals[name] = 0.0
-            whole += float(_product_norm(up, down)) ** 2
+            whole += product_norm(up, down) ** 2
         summed[name] = layer.roles(down, up)
         ranks[layer.is_convolution][name] = len(down)
     if not summed:
@@ -166,10 +166,6 @@ def _are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> boo
 
 def _add_up(whole: float, left: float, factors: Factors, residual: float) -> tuple[float, float]:
     return whole + factors.norm**2, left + (residual * factors.norm) ** 2
-
-
-def _product_norm(up: Tensor, down: Tensor) -> Tensor:
-    return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt()
 
 
 def _check_one_family(parts: Sequence[_Part]) -> bool:

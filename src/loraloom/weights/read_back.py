@@ -1,4 +1,7 @@
-"""A LoRA file read again by a program that is not ours: diffusers must find a layer for every tensor in it.
+"""A LoRA file read again by a program that is not ours: diffusers must change every layer as this program does.
+
+diffusers is given a file as its users give it one, and models of full size without weights. What it then would add to
+each layer, its own scale times the factors that it took for the layer, is compared with what is read here.
 
 Run as ``python -m loraloom.weights.read_back FILE...`` it prints one JSON line for each file: importing diffusers takes
 seconds and memory that a training process should not spend.
@@ -7,7 +10,9 @@ seconds and memory that a training process should not spend.
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +23,20 @@ from torch import Tensor
 from loraloom.errors import LoraloomError
 from loraloom.formats.adapter_file import AdapterFile, read_adapter_file
 from loraloom.formats.dialects import kind_of, title_of
-from loraloom.formats.entries import TensorInfo
+from loraloom.formats.lora_factors import factors_of, product_norm
 from loraloom.formats.lora_family import family_name
-from loraloom.formats.lora_keys import lora_keys
-from loraloom.formats.tensors import open_tensors
-from loraloom.models.diffusers_configs import unet_config
+from loraloom.formats.lora_keys import LoraKeys, lora_keys
+from loraloom.formats.tensors import TensorInfo, open_tensors
+from loraloom.models.diffusers_configs import text_config, unet_config
 from loraloom.models.family import FAMILIES, Family
-from loraloom.models.names import pairs_from_checkpoint
+from loraloom.models.names import PartKind, pairs_from_checkpoint
 from loraloom.models.resolution import own_resolution
+from loraloom.weights.lora_layers import named_layers
 
 __all__ = ["ReadBackReport", "read_back"]
+
+TOLERANCE = 0.003
+"""Relative difference of a layer's change that two programs may have by rounding alpha."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class ReadBackReport:
 
 
 def read_back(path: Path) -> ReadBackReport:
-    """Have diffusers sort every tensor of a LoRA file into its own U-Net and text encoders. Needs diffusers.
+    """Have diffusers load a LoRA file, and compare the change of each layer with the one read here. Needs diffusers.
 
     The models are without weights; shapes were checked when the file was made.
     """
@@ -63,45 +72,146 @@ def read_back(path: Path) -> ReadBackReport:
 
     reader = f"diffusers {diffusers.__version__}"
     try:
-        renamed, alphas, modules = _sorted_by_diffusers(path, file)
-    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        used, problem = _loaded_by_diffusers(path, file, count)
+    except (ValueError, KeyError, RuntimeError, NotImplementedError, TypeError) as error:
         return ReadBackReport(str(path), reader, count, 0, str(error)[:500])
-    keys = lora_keys({key: TensorInfo(t.dtype, tuple(t.shape)) for key, t in renamed.items()}, {})
-    layers = {} if keys is None else {name: roles for name, roles in keys.layers.items() if name in modules}
-    used = sum(len(roles) for roles in layers.values()) + alphas
-    problem = ""
-    if used < count:
-        homeless = [] if keys is None else [name for name in keys.layers if name not in modules] + list(keys.unknown)
-        first = f", the first is {homeless[0]}" if homeless else ""
-        problem = f"diffusers has no layer for {count - used} of {count} tensors{first}"
     return ReadBackReport(str(path), reader, count, used, problem)
 
 
-def _sorted_by_diffusers(path: Path, file: AdapterFile) -> tuple[dict[str, Tensor], int, set[str]]:
-    """The tensors under diffusers' names, how many alphas it took beside them, and the modules of its models."""
-    import diffusers
+def _loaded_by_diffusers(path: Path, file: AdapterFile, count: int) -> tuple[int, str]:
+    """How many tensors got a layer, and what is wrong, if anything."""
     from diffusers import loaders
 
     family: Family = FAMILIES.load(family_name(file.layers, file.metadata) or "sd1")()
-    start = family.unet_prefix
-    shapes = {key.removeprefix(start): shape for key, shape in family.full_size().items() if key.startswith(start)}
-    pairs = pairs_from_checkpoint("unet", shapes)
-    usual = own_resolution(family, {}, None)
-    config = unet_config(
-        {pair.diffusers: pair.diffusers_shape(shapes[pair.checkpoint]) for pair in pairs}, family, usual
-    )
-    unet_class: Any = diffusers.UNet2DConditionModel
-    with torch.device("meta"):
-        unet = unet_class.from_config(config)
-    modules = {f"unet.{name}" for name, _ in unet.named_modules()}
-    text = [target for target in family.all_targets() if target.part != "unet"]
-    modules |= {f"{target.part}.{target.diffusers_name}" for target in text}
-    mixin = "StableDiffusionXLLoraLoaderMixin" if family.uses_sizes else "StableDiffusionLoraLoaderMixin"
+    models = _models(family)
+    modules = {f"{part}.{_short(name)}": module for part, model in models.items() for name, module in _leaves(model)}
+    mixin = getattr(loaders, f"StableDiffusion{'XL' if family.uses_sizes else ''}LoraLoaderMixin")
     # Other containers than safetensors wrap the tensors, which diffusers does not expect: the names are what counts.
     tensors = open_tensors(path)
     given = str(path) if tensors.kind == "safetensors" else {key: tensors[key] for key in tensors}
-    state, alphas = getattr(loaders, mixin).lora_state_dict(given, unet_config=unet.config)[:2]
-    return state, len(alphas or ()), modules
+    state, alphas, metadata = mixin.lora_state_dict(given, unet_config=models["unet"].config, return_lora_metadata=True)
+    keys = lora_keys(state, {})
+    names = {} if keys is None else {name: _without_text_model(name) for name in keys.layers}
+    homes = {name: there for name, there in names.items() if there in modules}
+    used = len(alphas or ()) + sum(len(keys.layers[name]) for name in homes if keys is not None)
+    if keys is None or used < count:
+        homeless = [] if keys is None else [name for name in names if name not in homes] + list(keys.unknown)
+        dropped = "dora_scale" if any("dora_scale" in roles for roles in file.layers.values()) else ""
+        first = f", the first is {homeless[0]}" if homeless else f": it leaves out {dropped}" if dropped else ""
+        return used, f"diffusers has no layer for {count - used} of {count} tensors{first}"
+    taken = {homes[name]: {role: state[key] for role, key in keys.layers[name].items()} for name in homes}
+    scales = _scales(mixin, models, _full_size(state, keys, modules, homes), alphas, metadata)
+    return used, _difference(file, taken, scales)
+
+
+def _models(family: Family) -> dict[str, Any]:
+    """diffusers' U-Net and transformers' text encoders by part, of full size and without weights."""
+    import diffusers
+    import transformers
+
+    full = family.full_size()
+    infos = {key: TensorInfo(torch.float16, shape) for key, shape in full.items()}
+
+    def config_shapes(kind: PartKind, prefix: str) -> dict[str, tuple[int, ...]]:
+        shapes = {key.removeprefix(prefix): shape for key, shape in full.items() if key.startswith(prefix)}
+        pairs = pairs_from_checkpoint(kind, shapes)
+        return {pair.diffusers: pair.diffusers_shape(shapes[pair.checkpoint]) for pair in pairs}
+
+    size = own_resolution(family, {}, None)
+    classes: Any = (diffusers.UNet2DConditionModel, transformers.CLIPTextConfig)
+    with torch.device("meta"):
+        models: dict[str, Any] = {
+            "unet": classes[0].from_config(unet_config(config_shapes("unet", family.unet_prefix), family, size))
+        }
+        for part in family.text_parts:
+            prefix = part.prefix(infos)
+            if prefix is not None:
+                config = text_config(config_shapes(part.encoder, prefix), part.encoder)
+                models[part.part] = getattr(transformers, config["architectures"][0])(classes[1](**config))
+    return models
+
+
+def _leaves(model: Any) -> list[tuple[str, Any]]:
+    """The layers that have a weight of two or four dimensions."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if getattr(module, "weight", None) is not None and module.weight.ndim in (2, 4)
+    ]
+
+
+def _short(name: str) -> str:
+    """transformers 5 has no level ``text_model`` where its older versions have one."""
+    return name.removeprefix("text_model.")
+
+
+def _without_text_model(name: str) -> str:
+    part, _, rest = name.partition(".")
+    return f"{part}.{_short(rest)}"
+
+
+def _full_size(
+    state: Mapping[str, Tensor], keys: LoraKeys, modules: Mapping[str, Any], homes: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """diffusers' tensors without values, in the shapes that fit its models: a small model's LoRA loads like any."""
+    resized = dict(state)
+    for name, there in homes.items():
+        out, columns = modules[there].weight.shape[:2]
+        for role, key in keys.layers[name].items():
+            shape = list(state[key].shape)
+            if role in ("down", "up"):
+                shape[0 if role == "up" else 1] = out if role == "up" else columns
+            elif role == "dora_scale":
+                shape = [out if size == max(shape) else size for size in shape]
+            else:
+                continue
+            resized[key] = torch.empty(shape, dtype=state[key].dtype, device="meta")
+    return resized
+
+
+def _scales(
+    mixin: Any, models: Mapping[str, Any], state: dict[str, Tensor], alphas: Any, metadata: Any
+) -> dict[str, float]:
+    """What diffusers multiplies the factors of each layer by, after it has loaded them."""
+    for part, model in models.items():
+        if not any(key.startswith(f"{part}.") for key in state):
+            continue
+        told = {"adapter_name": "read_back", "low_cpu_mem_usage": True, "metadata": metadata}
+        if part == "unet":
+            mixin.load_lora_into_unet(dict(state), network_alphas=alphas, unet=model, **told)
+        else:
+            mixin.load_lora_into_text_encoder(
+                dict(state), network_alphas=alphas, text_encoder=model, prefix=part, **told
+            )
+    return {
+        f"{part}.{_short(name)}": float(module.scaling["read_back"])
+        for part, model in models.items()
+        for name, module in model.named_modules()
+        if "read_back" in getattr(module, "scaling", {})
+    }
+
+
+def _difference(file: AdapterFile, taken: Mapping[str, Mapping[str, Tensor]], scales: Mapping[str, float]) -> str:
+    """The layers that diffusers would change otherwise than this program does; empty where there is none."""
+    wrong = []
+    targets = named_layers(file).targets
+    for name, roles in named_layers(file).layers.items():
+        there = f"{targets[name].part}.{_short(targets[name].diffusers_name)}"
+        theirs = taken.get(there, {})
+        if there not in scales or not {"down", "up"} <= set(theirs):
+            wrong.append(f"{name} is not changed")
+            continue
+        ours = factors_of({role: tensor for role, tensor in roles.items() if role != "dora_scale"}, name)
+        up, down = theirs["up"].float().flatten(1) * scales[there], theirs["down"].float().flatten(1)
+        apart = product_norm(torch.cat([ours.up * ours.scale, -up], dim=1), torch.cat([ours.down, down]))
+        strength = product_norm(ours.up * ours.scale, ours.down)
+        if apart > max(TOLERANCE * strength, 1e-30):
+            ratio = product_norm(up, down) / strength if strength else math.inf
+            wrong.append(f"{name} is changed with {ratio:.3g} times its strength")
+    if not wrong:
+        return ""
+    fix = "`loraloom convert --to diffusers` writes a file that every version reads right"
+    return f"diffusers changes {len(wrong)} of {len(file.layers)} layers otherwise, the first: {wrong[0]}; {fix}"
 
 
 def main() -> None:
