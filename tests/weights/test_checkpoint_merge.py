@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from loraloom.adapters.block_weights import parse_block_weights
 from loraloom.errors import CheckpointError, OutputError
-from loraloom.events import Event
+from loraloom.events import Event, Notice
 from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.models.checkpoint import Checkpoint
 from loraloom.models.names import is_extra, pairs_from_checkpoint
@@ -143,8 +144,13 @@ def test_what_cannot_be_merged(written: Write, checkpoint: Write, tmp_path: Path
     first, output = checkpoint("sd1"), tmp_path / "out.safetensors"
     name = f"{UNET}out.2.weight"
     nan = written("nan.safetensors", {**toy_tensors("sd1"), name: toy_tensors("sd1")[name] * float("nan")})
-    with pytest.raises(CheckpointError, match="NaN"):
+    with pytest.raises(CheckpointError, match=rf"nan\.safetensors: the tensor {re.escape(name)} .*NaN"):
         merge_checkpoints(first, [CheckpointWeight(nan, 0.5)], output)
+    heard: list[Event] = []
+    parts = parse_block_weights("BASE=0")
+    unchanged = CheckpointWeight(first, 0.3)
+    merge_checkpoints(nan, [unchanged], tmp_path / "kept.safetensors", blocks=parts, listener=heard.append)
+    assert any(isinstance(event, Notice) and name in event.text for event in heard)
     with pytest.raises(CheckpointError, match="one family"):
         merge_checkpoints(first, [CheckpointWeight(checkpoint("sdxl"), 0.5)], output)
     with pytest.raises(CheckpointError, match="nothing would change"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Callable, Mapping
@@ -449,3 +450,23 @@ def test_weights_that_are_none(text: str, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "a.pt").write_text("x", encoding="utf-8")
     with pytest.raises(SettingsError, match="is not LORA:weight"):
         parse_lora_weight(text)
+
+
+def test_nan_in_the_checkpoint_is_an_error_where_it_is_changed_and_told_where_it_is_not(
+    write_lora: MakeFile, tmp_path: Path
+) -> None:
+    layer = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+    bare = "model.diffusion_model.out.2.weight"
+    lora, output = write_lora("lora.safetensors", random_lora("sd1", 1)), tmp_path / "merged.safetensors"
+    for name, value in ((layer, "nan"), (bare, "inf")):
+        tensors = {key: tensor.clone() for key, tensor in toy_tensors("sd1").items()}
+        tensors[name].view(-1)[3] = float(value)
+        write_tensors(tmp_path / f"{value}.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=rf"nan\.safetensors: the tensor {re.escape(layer)} holds 1 of"):
+        merge(tmp_path / "nan.safetensors", [LoraWeight(lora)], output)
+    assert not output.exists()
+    for precision in (None, "fp16"):
+        heard: list[Event] = []
+        merge(tmp_path / "inf.safetensors", [LoraWeight(lora)], output, precision=precision, listener=heard.append)
+        told = [event.text for event in heard if isinstance(event, Notice) and event.level == "warning"]
+        assert len(told) == 1 and bare in told[0] and "1 tensor that this merge leaves alone" in told[0]

@@ -18,11 +18,12 @@ from loraloom.formats.files import sha256_of
 from loraloom.formats.tensors import TensorInfo, TensorSource, is_finite, write_tensors
 from loraloom.hardware import keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.loaded import not_finite
 from loraloom.models.names import is_extra
 from loraloom.models.prediction import prediction_metadata, read_signs
 from loraloom.models.saving import saved_dtype
 from loraloom.models.vae_file import vae_tensors
-from loraloom.weights.merge import PRECISIONS, file_name, is_same_or_inside
+from loraloom.weights.merge import PRECISIONS, file_name, is_same_or_inside, kept_broken
 
 __all__ = ["RECIPE_KEY", "CheckpointMergeReport", "CheckpointWeight", "merge_checkpoints"]
 
@@ -84,19 +85,22 @@ def merge_checkpoints(
     baked = _vae_tensors(vae, source) if vae is not None else {}
     dtype = PRECISIONS[precision] if precision else None
     missing: dict[str, list[str]] = {str(checkpoint.path): [] for checkpoint in everyone}
+    broken: list[str] = []
     sources, merged = [], 0
     for name in source:
         info = source.info(name)
         wanted = saved_dtype(name, info, source.family, dtype)
         load: Callable[[], Tensor]
-        if name in baked:
-            load = partial(_cast, baked[name], wanted)
+        if vae is not None and name in baked:
+            load = partial(_cast, baked[name], wanted, vae, name)
         elif is_extra(name) or not info.dtype.is_floating_point:
-            load = partial(_own, source, name, wanted)
+            load = partial(_own, source, name, wanted, broken)
         else:
             terms = _terms(source, name, merged_with, subtracted, blocks, missing)
             merged += bool(terms)
-            load = partial(_merged, source, name, terms, wanted) if terms else partial(_own, source, name, wanted)
+            load = (
+                partial(_merged, source, name, terms, wanted) if terms else partial(_own, source, name, wanted, broken)
+            )
         sources.append(TensorSource(name, TensorInfo(wanted, info.shape), load))
     if not merged:
         raise CheckpointError("nothing would change: every weight is 0", "write CHECKPOINT:0.3")
@@ -107,6 +111,8 @@ def merge_checkpoints(
                 listener(Notice(f"{path} {what} {len(names)} tensors, the first is {names[0]}", "warning"))
     metadata = _metadata(source, others, subtracted, blocks, vae)
     write_tensors(output, sources, metadata=metadata, extras=source.extras)
+    if broken:
+        listener(kept_broken(source, broken))
     told = {path: tuple(names) for path, names in missing.items() if names}
     return CheckpointMergeReport(
         output, len(sources), merged, told, {path: names for path, names in left_out.items() if names}
@@ -218,18 +224,24 @@ def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def _own(source: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
-    return source[name].to(dtype)
+def _own(source: Checkpoint, name: str, dtype: torch.dtype, broken: list[str]) -> Tensor:
+    tensor = source[name]
+    if not is_extra(name) and tensor.is_floating_point() and not is_finite(tensor):
+        broken.append(name)
+    return tensor.to(dtype)
 
 
-def _cast(load: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
-    return load().to(dtype)
+def _cast(load: Callable[[], Tensor], dtype: torch.dtype, path: Path, name: str) -> Tensor:
+    tensor = load()
+    if not is_finite(tensor):
+        raise not_finite(path, name, tensor)
+    return tensor.to(dtype)
 
 
 def _merged(source: Checkpoint, name: str, terms: Sequence[Term], dtype: torch.dtype) -> Tensor:
     own = source[name]
     if not is_finite(own):
-        raise CheckpointError(f"{source.path}: {name} holds NaN or infinite values", "the file is damaged")
+        raise not_finite(source.path, name, own)
     total = own.to(torch.float64 if own.dtype == torch.float64 else torch.float32, copy=True)
     # A first convolution that reads more channels takes part with those that every other has.
     first = _is_first_convolution(source, name)
@@ -237,7 +249,7 @@ def _merged(source: Checkpoint, name: str, terms: Sequence[Term], dtype: torch.d
     for checkpoint, there, factor in terms:
         tensor = checkpoint[there]
         if not is_finite(tensor):
-            raise CheckpointError(f"{checkpoint.path}: {there} holds NaN or infinite values", "the file is damaged")
+            raise not_finite(checkpoint.path, there, tensor)
         part, tensor = (total[:, :common], tensor[:, :common]) if first else (total, tensor)
         part.add_(tensor.to(total.dtype).reshape(part.shape), alpha=factor)
     result = total.to(dtype)

@@ -17,6 +17,7 @@ from loraloom.formats.adapter_file import AdapterTarget
 from loraloom.formats.adapter_writer import check_output, write_lora
 from loraloom.formats.tensors import is_finite
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
+from loraloom.models.loaded import not_finite
 from loraloom.models.names import is_extra
 from loraloom.models.prediction import read_signs
 from loraloom.weights.lora_layers import network_facts
@@ -167,8 +168,8 @@ def _difference(first: Checkpoint, before: AdapterTarget, second: Checkpoint, af
     )
     delta = (new - old).flatten(1)
     if not bool(torch.isfinite(delta).all()):
-        path = second.path if bool(torch.isfinite(old).all()) else first.path
-        raise CheckpointError(f"{path}: {before.tensor} holds NaN or infinite values", "the file is damaged")
+        source, target = (second, after) if bool(torch.isfinite(old).all()) else (first, before)
+        raise not_finite(source.path, target.tensor, source[target.tensor])
     return delta
 
 
@@ -197,7 +198,7 @@ def _other_differences(first: Checkpoint, second: Checkpoint, held: set[str]) ->
             continue
         for checkpoint, tensor in ((first, old), (second, new)):
             if not is_finite(tensor):
-                raise CheckpointError(f"{checkpoint.path}: {name} holds NaN or infinite values", "the file is damaged")
+                raise not_finite(checkpoint.path, name, tensor)
         square = float(torch.linalg.vector_norm(new.float() - old.float())) ** 2
         if square:
             total += square

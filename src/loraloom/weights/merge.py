@@ -24,6 +24,8 @@ from loraloom.formats.tensors import TensorInfo, TensorSource, is_finite, write_
 from loraloom.hardware import keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.family import Family
+from loraloom.models.loaded import not_finite
+from loraloom.models.names import is_extra
 from loraloom.models.prediction import prediction_metadata, read_signs
 from loraloom.models.saving import saved_dtype
 
@@ -34,6 +36,7 @@ __all__ = [
     "MergeReport",
     "MergedLora",
     "is_same_or_inside",
+    "kept_broken",
     "merge",
     "merged_tensor",
 ]
@@ -116,12 +119,15 @@ def merge(
     changes = _changes(loras, sets, source)
     dtype = PRECISIONS[precision] if precision else None
     changed: set[str] = set()
+    broken: list[str] = []
     write_tensors(
         output,
-        [_source(source, name, changes.get(name, ()), dtype, changed) for name in source],
+        [_source(source, name, changes.get(name, ()), dtype, changed, broken) for name in source],
         metadata=_metadata(source, loras),
         extras=source.extras,
     )
+    if broken:
+        listener(kept_broken(source, broken))
     if len(changed) < len(changes):
         lost = f"{len(changes) - len(changed)} of {len(changes)} tensors came out as they were"
         listener(Notice(f"{lost}: the change is zero, or too small for the precision of the file", "warning"))
@@ -207,21 +213,42 @@ def _changes(loras: Sequence[LoraWeight], sets: Sequence[AdapterSet], source: Ch
 
 
 def _source(
-    source: Checkpoint, name: str, changes: Sequence[Change], dtype: torch.dtype | None, changed: set[str]
+    source: Checkpoint,
+    name: str,
+    changes: Sequence[Change],
+    dtype: torch.dtype | None,
+    changed: set[str],
+    broken: list[str],
 ) -> TensorSource:
     info = source.info(name)
     wanted = saved_dtype(name, info, source.family, dtype)
-    return TensorSource(name, TensorInfo(wanted, info.shape), partial(_load, source, name, changes, wanted, changed))
+    load = partial(_load, source, name, changes, wanted, changed, broken)
+    return TensorSource(name, TensorInfo(wanted, info.shape), load)
 
 
-def _load(source: Checkpoint, name: str, changes: Sequence[Change], dtype: torch.dtype, changed: set[str]) -> Tensor:
-    """One tensor of the output; notes in ``changed`` whether the LoRAs made a difference to it."""
+def _load(
+    source: Checkpoint,
+    name: str,
+    changes: Sequence[Change],
+    dtype: torch.dtype,
+    changed: set[str],
+    broken: list[str],
+) -> Tensor:
+    """One tensor of the output; notes in ``changed`` whether the LoRAs made a difference to it.
+
+    NaN in the checkpoint is an error where a LoRA changes the tensor; elsewhere it is noted in ``broken``.
+    """
     weight = source[name]
+    if not is_extra(name) and weight.is_floating_point() and not is_finite(weight):
+        if changes:
+            raise not_finite(source.path, name, weight)
+        broken.append(name)
+        return weight.to(dtype)
     if not changes and dtype == weight.dtype:
         return weight
     plain = weight.to(dtype)
     result = merged_tensor(weight, changes, dtype) if changes else plain
-    if not is_finite(result) and is_finite(weight):
+    if not is_finite(result):
         raise AdapterError(
             f"{name} would hold values beyond the range of {str(dtype).removeprefix('torch.')}",
             "use smaller weights, or another precision: --precision float",
@@ -229,6 +256,16 @@ def _load(source: Checkpoint, name: str, changes: Sequence[Change], dtype: torch
     if changes and not torch.equal(result, plain):
         changed.add(name)
     return result
+
+
+def kept_broken(source: Checkpoint, names: Sequence[str]) -> Notice:
+    """What to say of tensors that hold NaN or infinite values, and that a merge leaves as they are."""
+    count = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+    return Notice(
+        f"{source.path}: {count} that this merge leaves alone hold NaN or infinite values, the first is {names[0]}: "
+        "they are written as they are, and the model may paint nothing but black",
+        "warning",
+    )
 
 
 def is_same_or_inside(output: Path, source: Path) -> bool:
