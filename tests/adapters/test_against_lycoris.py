@@ -94,7 +94,7 @@ OURS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "lokr factor": lambda layer: LokrModule(NAME, layer, lora_dim=2, alpha=1.5, factor=2),
     "lokr both": lambda layer: LokrModule(NAME, layer, lora_dim=1, alpha=1.5, factor=4, decompose_both=True),
     "lokr full": lambda layer: LokrModule(NAME, layer, lora_dim=2, alpha=1.5, full_matrix=True),
-    "ia3": lambda layer: IA3Module(NAME, layer),
+    "ia3": lambda layer: IA3Module(NAME, layer, train_on_input=isinstance(layer, nn.Conv2d)),
 }
 
 

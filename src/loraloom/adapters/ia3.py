@@ -41,7 +41,8 @@ class Ia3Adapter(Adapter):
         seed: int,
         base: Tensor | None = None,
     ) -> Self:
-        on_input = any(name.endswith(_ON_INPUT) for name in (target.name, *target.aliases))
+        # AUTOMATIC1111 reads factors of a convolution's inputs, and fails at those of its outputs.
+        on_input = len(target.shape) > 2 or any(name.endswith(_ON_INPUT) for name in (target.name, *target.aliases))
         return cls(torch.zeros(target.shape[1 if on_input else 0]), on_input=on_input, ndim=len(target.shape))
 
     def change(self, base: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adapters
+from loraloom.adapters.readers import reader_remark
 from loraloom.adapters.settings import adapter_notices
 from loraloom.data.cache import LatentCache
 from loraloom.data.dataset import Dataset, Sample
@@ -95,6 +96,8 @@ def prepare_parts(
     remarks = whole_notices(settings) if full else adapter_notices(settings.adapter)
     for remark in (*optimizer_remarks(settings), *remarks, *without_effect(opened.facts)):
         listener(Notice(remark, "warning"))
+    if not full and (remark_of_readers := reader_remark(settings.adapter)):
+        listener(Notice(remark_of_readers))
     origins = origin_metadata(settings.adapter)
     for problem in opened.problems:
         if problem.severity != "info" or problem.kind in TOLD_REMARKS:
