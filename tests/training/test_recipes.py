@@ -1254,3 +1254,11 @@ def test_metadata_of_odd_shapes(tmp_path: Path, resolution: Any) -> None:
     with pytest.raises(SettingsError) as caught:
         recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
     assert "keep_tokens" in caught.value.problem and "{" not in caught.value.problem
+
+
+@pytest.mark.parametrize(("name", "taken"), [("my style_2", True), ("a:b", False), ("..", False), ("x\ny", False)])
+def test_a_loras_name_is_taken_where_a_run_can_have_it(tmp_path: Path, name: str, taken: bool) -> None:
+    recipe = read_recipe(lora_with(tmp_path, ss_output_name=name))
+    settings = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+    assert settings.name == (name if taken else "lora")
+    assert ("ss_output_name" in dict(recipe.unmapped)) == (not taken)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraloom.errors import AdapterError
+from loraloom.file_names import check_name
 from loraloom.training.recipes.names import REASONS, TRAIN_NETWORK_ARGUMENTS, marked, unknown
 from loraloom.training.recipes.recipe import Item, Items, Recipe, field_rows, is_nothing, listed
 from loraloom.training.recipes.record import RECORD, take_record
@@ -78,6 +79,8 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
             recipe.skip(key, "the length follows from the epochs and your own pictures")
         elif argument in items:
             recipe.rest(key)
+        elif argument == "output_name" and (wrong := _wrong_name(value)):
+            recipe.skip(key, wrong)
         elif not is_nothing(value) and _is_place(argument):
             recipe.skip(key, _PLACE)
         elif argument in TRAIN_NETWORK_ARGUMENTS or argument in marked() or argument in REASONS:
@@ -100,6 +103,15 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
     for key in metadata:
         if not key.startswith(("ss_", "modelspec.")):
             recipe.skip(key, _FACT)
+
+
+def _wrong_name(value: Any) -> str:
+    """Why a LoRA's name cannot be that of a run here; empty where it can. The run has a name of its own then."""
+    try:
+        check_name(str(value))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _is_place(argument: str) -> bool:
