@@ -38,6 +38,7 @@ _PAIR = re.compile(
     re.VERBOSE,
 )
 _JSON_VALUE = re.compile(r"\s*(\w[\w \-/]+):\s*(?=[\[{])")
+_END_OF_PAIR = re.compile(r"\s*(?:,|$)")
 _MINIMUM_PAIRS = 3
 _KNOWN_KEYS = frozenset(
     {
@@ -205,6 +206,7 @@ def _settings_column(lines: Sequence[str], read: Sequence[dict[str, str]]) -> tu
 def _behind(lines: Sequence[str]) -> tuple[dict[str, str], str]:
     """Fields that follow the settings, each with the lines below it, and what stands before the first of them."""
     fields: dict[str, str] = {}
+    below: dict[str, list[str]] = {}
     rest: list[str] = []
     key = ""
     for line in lines:
@@ -215,11 +217,12 @@ def _behind(lines: Sequence[str]) -> tuple[dict[str, str], str]:
             key = ""
         elif match:
             key = match[1]
-            fields[key] = _unquoted(match[2])
+            fields[key], below[key] = _unquoted(match[2]), []
         elif key:
-            fields[key] += "\n" + line
+            below[key].append(line)
         else:
             rest.append(line)
+    fields = {name: "\n".join([value, *below.get(name, ())]) for name, value in fields.items()}
     if negative := next((name for name in fields if _is_negative(name + ":")), None):
         fields[_NEGATIVE.rstrip(":")] = fields.pop(negative)
     return {name: value.strip() for name, value in fields.items()}, "\n".join(rest).strip()
@@ -249,10 +252,8 @@ def _json_pair(line: str, position: int) -> tuple[str, str, int] | None:
         _, end = json.JSONDecoder().raw_decode(line, match.end())
     except (ValueError, RecursionError):
         return None
-    after = len(line[end:]) - len(line[end:].lstrip())
-    if line[end + after : end + after + 1] not in ("", ","):
-        return None
-    return match[1], line[match.end() : end], end + after + 1
+    behind = _END_OF_PAIR.match(line, end)
+    return (match[1], line[match.end() : end], behind.end()) if behind else None
 
 
 def _exif(parameters: str) -> bytes:

@@ -30,6 +30,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_LONGEST_NUMBER = 500
 _ESCAPED = ("\ufdd0", "\ufdd1")
 """In the place of escaped brackets while ComfyUI's rules are followed; no text holds these two."""
 
@@ -186,12 +187,14 @@ def _inside(text: str, start: int, end: int, weight: float) -> _Stretch:
         return _Stretch(start, end, weight, is_plain=True)
     start, end = start + 1, end - 1
     colon = text.rfind(":", start, end)
-    if colon > start and (explicit := _finite(text[colon + 1 : end])) is not None:
+    if colon > start and (explicit := _finite(text[colon + 1 : min(end, colon + 2 + _LONGEST_NUMBER)])) is not None:
         return _Stretch(start, colon, explicit)
     return _Stretch(start, end, weight * ROUND_WEIGHT)
 
 
 def _finite(text: str) -> float | None:
+    if len(text) > _LONGEST_NUMBER:
+        return None
     try:
         weight = float(text)
     except ValueError:
