@@ -260,6 +260,18 @@ def test_comfy_ui_from_a_picture(tmp_path: Path) -> None:
     assert "Size" not in found.fields
 
 
+def test_tags_are_text_where_they_are_text(tmp_path: Path) -> None:
+    """ComfyUI's own nodes know no LoRA tags; here they would look for a file."""
+    nodes = graph(**{"6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a <lora:x:1>cat", "clip": ["4", 1]}}})
+    found = read(tmp_path, prompt=nodes)
+    assert found.prompt == "a cat<lora:ink:0.3:0.7>"
+    assert found.remarks == ("<lora:x:1> in its prompt is text there: it is left out",)
+    invoke = {"positive_prompt": "a <lyco:y>", "negative_prompt": "<lora:z:1>b"}
+    found = read(tmp_path, invokeai_metadata=invoke)
+    assert (found.prompt, found.negative_prompt, len(found.remarks)) == ("a ", "b", 2)
+    assert read(tmp_path, parameters={"c": "a <lora:x:1>", "uc": ""}).prompt == "a "
+
+
 def test_an_infotext_beside_a_graph_goes_first(tmp_path: Path) -> None:
     text = "a dog\nSteps: 20, Sampler: Euler, Seed: 3"
     assert read(tmp_path, parameters=text, prompt=graph()).prompt == "a dog"

@@ -156,6 +156,7 @@ def test_other_programs_prompts_have_no_choices() -> None:
     found = recall(Parameters("a {b|c}", fields={"Steps": "20", "Emphasis": "Comfy", "RNG": "CPU"}, program="ComfyUI"))
     assert (found.settings["dynamic_prompts"], found.settings["emphasis"]) == (False, "comfy")
     assert "prompt_compatibility" not in found.settings
+    assert "comment" in recall(Parameters("cat #1", fields={"RNG": "CPU"}, program="ComfyUI")).remarks[0]
 
 
 @settings(max_examples=300, deadline=None)

@@ -168,7 +168,7 @@ def _exif_texts(data: object) -> Iterator[tuple[str, str]]:
     exif = Image.Exif()
     try:
         exif.load(data)
-        comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+        comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT, exif.get(_USER_COMMENT))
         others = {name: exif.get(tag) for tag, name in _EXIF_TEXTS.items()}
     except _DAMAGE:
         return

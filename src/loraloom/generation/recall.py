@@ -84,6 +84,8 @@ def recall(parameters: Parameters) -> Recalled:
     known = dict(fields)
     found: dict[str, Any] = {"prompt": parameters.prompt, "negative_prompt": parameters.negative_prompt}
     remarks: list[str] = list(parameters.remarks)
+    if parameters.program and "#" in parameters.prompt + parameters.negative_prompt:
+        remarks.append("what follows a # in its prompts is a comment here")
     if parameters.rest:
         remarks.append(f"the text behind the settings is not understood: {_short(parameters.rest)!r}")
     _plain_settings(found, fields, remarks)

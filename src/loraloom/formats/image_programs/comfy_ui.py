@@ -13,7 +13,7 @@ from typing import Any
 
 from loraloom.errors import FileFormatError
 from loraloom.formats.image_info import Parameters
-from loraloom.formats.image_programs.facts import json_object, lora_tag, model_name, plain
+from loraloom.formats.image_programs.facts import json_object, lora_tag, model_name, plain, without_tags
 
 __all__ = ["is_graph", "read_comfy_ui"]
 
@@ -189,7 +189,8 @@ class _Graph:
                 said = next((self._value(inputs[name]) for name in ("text", "text_g") if name in inputs), "")
                 if "text_l" in inputs and self._value(inputs["text_l"]) != said:
                     self.remarks.append("its two text encoders had different prompts: that of the second is taken")
-                return _EMBEDDING.sub(lambda match: model_name(match[1]), plain(said or ""))
+                text = _EMBEDDING.sub(lambda match: model_name(match[1]), plain(said or ""))
+                return without_tags(text, self.remarks)
             self._say(key, node, f"the {name} prompt")
         self.remarks.append(f"the {name} prompt is made by nodes that are not known here")
         return ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from loraloom.errors import FileFormatError
 
-__all__ = ["fields_of", "json_object", "lora_tag", "model_name", "plain"]
+__all__ = ["fields_of", "json_object", "lora_tag", "model_name", "plain", "without_tags"]
 
 _LONGEST = 200
+_TAG = re.compile(r"<(?:lora|lyco):[^<>]*>")
 
 
 def json_object(text: str, *, program: str = "") -> dict[str, Any]:
@@ -68,6 +70,12 @@ def lora_tag(name: object, weights: Sequence[object]) -> str:
     if not text or text == "None":
         return ""
     return f"<lora:{text}:{':'.join(plain(weight) for weight in weights)}>"
+
+
+def without_tags(prompt: str, remarks: list[str]) -> str:
+    """The prompt of a program in which ``<lora:name:1>`` is text: left out, since it would act here, and said."""
+    remarks += [f"{tag} in its prompt is text there: it is left out" for tag in _TAG.findall(prompt)]
+    return _TAG.sub("", prompt)
 
 
 def _is_nothing(value: object) -> bool:

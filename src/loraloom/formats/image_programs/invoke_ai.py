@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraloom.formats.image_info import Parameters
-from loraloom.formats.image_programs.facts import fields_of, json_object, lora_tag, model_name, plain
+from loraloom.formats.image_programs.facts import fields_of, json_object, lora_tag, model_name, plain, without_tags
 
 __all__ = ["read_dream", "read_invoke_ai", "read_sd_metadata"]
 
@@ -125,7 +125,8 @@ def _parted(said: str) -> tuple[str, str]:
 
 
 def _parameters(prompt: str, negative: str, fields: Mapping[str, str], tags: str) -> Parameters:
-    remarks: tuple[str, ...] = ()
+    remarks: list[str] = []
+    prompt, negative = without_tags(prompt, remarks), without_tags(negative, remarks)
     if any(_SYNTAX.search(text) for text in (prompt, negative)):
-        remarks = ("its weights are in InvokeAI's own language (word++, (words)1.3), which is text here",)
-    return Parameters(prompt + tags, negative, fields, remarks=remarks)
+        remarks.append("its weights are in InvokeAI's own language (word++, (words)1.3), which is text here")
+    return Parameters(prompt + tags, negative, fields, remarks=tuple(remarks))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraloom.formats.image_info import Parameters
-from loraloom.formats.image_programs.facts import json_object, plain
+from loraloom.formats.image_programs.facts import json_object, plain, without_tags
 
 __all__ = ["read_novel_ai", "translate_emphasis"]
 
@@ -41,7 +41,9 @@ def read_novel_ai(texts: Mapping[str, str]) -> Parameters:
     data = json_object(texts.get("Comment", ""), program="NovelAI")
     prompt = plain(texts.get("Description") or data.get("prompt") or "")
     negative = plain(data.get("uc") or "")
-    remarks = [text for key, (text, value) in _SAID.items() if _counts(data.get(key), value)]
+    tags: list[str] = []
+    prompt, negative = without_tags(prompt, tags), without_tags(negative, tags)
+    remarks = tags + [text for key, (text, value) in _SAID.items() if _counts(data.get(key), value)]
     if plain(data.get("uncond_scale", 1)) not in ("1", "0"):
         remarks.append(f"the negative prompt counted {plain(data['uncond_scale'])} times: that is not done here")
     translated, weighed = translate_emphasis(prompt), translate_emphasis(negative)

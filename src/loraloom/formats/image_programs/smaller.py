@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraloom.formats.image_info import Parameters
-from loraloom.formats.image_programs.facts import fields_of, json_object, lora_tag, model_name, plain
+from loraloom.formats.image_programs.facts import fields_of, json_object, lora_tag, model_name, plain, without_tags
 
 __all__ = ["is_draw_things", "is_easy_diffusion", "read_draw_things", "read_easy_diffusion"]
 
@@ -74,7 +74,7 @@ def read_draw_things(text: str) -> Parameters:
     loras = data.get("lora")
     entries = [entry for entry in loras if isinstance(entry, dict)] if isinstance(loras, list) else []
     tags = "".join(lora_tag(entry.get("model", ""), [entry.get("weight", 1)]) for entry in entries)
-    return Parameters(plain(data["c"]) + tags, plain(data.get("uc") or ""), fields)
+    return _parameters(plain(data["c"]), plain(data.get("uc") or ""), fields, tags)
 
 
 def is_easy_diffusion(data: Mapping[str, Any]) -> bool:
@@ -95,7 +95,13 @@ def read_easy_diffusion(values: Mapping[str, Any]) -> Parameters:
         fields["Clip skip"] = "2"
     loras, weights = _listed(data.get("use_lora_model")), _listed(data.get("lora_alpha"))
     tags = "".join(lora_tag(name, [weight]) for name, weight in zip(loras, weights, strict=False))
-    return Parameters(plain(data.get("prompt") or "") + tags, plain(data.get("negative_prompt") or ""), fields)
+    return _parameters(plain(data.get("prompt") or ""), plain(data.get("negative_prompt") or ""), fields, tags)
+
+
+def _parameters(prompt: str, negative: str, fields: Mapping[str, str], tags: str) -> Parameters:
+    remarks: list[str] = []
+    prompt, negative = without_tags(prompt, remarks), without_tags(negative, remarks)
+    return Parameters(prompt + tags, negative, fields, remarks=tuple(remarks))
 
 
 def _listed(value: object) -> list[str]:
