@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from loraloom.adapters.attach import read_adapters
+from loraloom.adapters.attach import create_adapters, read_adapters
 from loraloom.adapters.block_weights import block_name, parse_block_weights
+from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError, OutputError
 from loraloom.formats.adapter_file import read_adapter_file
+from loraloom.formats.tensors import open_tensors
 from loraloom.weights.anatomy import dissect
 from loraloom.weights.combine import COMBINED_KEY, combine_loras
+from loraloom.weights.convert import convert_lora
 from loraloom.weights.low_rank import Criterion
 from loraloom.weights.merge import LoraWeight, merge
 from loraloom.weights.resize import resize_lora
@@ -73,8 +76,6 @@ def test_block_weights_multiply(write_lora: Write, tmp_path: Path, checkpoint: W
     base, plain, blocked = checkpoint("sd1"), tmp_path / "plain.safetensors", tmp_path / "blocked.safetensors"
     merge(base, [LoraWeight(output)], plain)
     merge(base, [LoraWeight(file, 0.8, 0.8, blocks)], blocked)
-    from loraloom.formats.tensors import open_tensors
-
     one, two = open_tensors(plain), open_tensors(blocked)
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
@@ -87,7 +88,6 @@ def test_the_recipe_is_written_and_no_training_is_claimed(write_lora: Write, tmp
     output = tmp_path / "out.safetensors"
     combine_loras([LoraWeight(file) for file in files], output, precision="fp16")
     from loraloom.formats.adapter_file import content_hash
-    from loraloom.formats.tensors import open_tensors
 
     metadata = open_tensors(output).metadata
     assert "ss_steps" not in metadata
@@ -185,3 +185,72 @@ def test_factors_beyond_the_range_of_their_product_are_named(write_lora: Write, 
     # As far as float32 reaches the sum is made.
     sound = write_lora("large.safetensors", {key: tensor * 1e-24 for key, tensor in tensors.items()})
     assert resize_lora(sound, tmp_path / "out.safetensors", rank=1, precision="float").residual < 1e-3
+
+
+def test_layers_without_a_rank_stay_as_they_are(write_lora: Write, tmp_path: Path) -> None:
+    """LyCORIS trains normalizations beside a LoRA: they have no rank that could be cut."""
+    norm, whole = "lora_te_text_model_encoder_layers_0_layer_norm1", "lora_unet_mid_block_attentions_0_proj_out"
+    shape = next(target.shape for target in targets_of("sd1") if target.name == whole)
+    tensors = {key: value for key, value in random_lora("sd1", 1).file_tensors().items() if not key.startswith(whole)}
+    extra = {
+        f"{norm}.w_norm": torch.randn(32), f"{norm}.b_norm": torch.randn(32),
+        f"{whole}.diff": torch.randn(shape), f"{whole}.diff_b": torch.randn(shape[0]),
+    }  # fmt: skip
+    file, output = write_lora("a.safetensors", tensors | extra), tmp_path / "out.safetensors"
+    report = resize_lora(file, output, rank=1)
+    stored = open_tensors(output)
+    assert report.whole == 2 and all(torch.equal(stored[key], value) for key, value in extra.items())
+    with pytest.raises(AdapterError, match="is norm difference; diffusers reads LoRA and DoRA only"):
+        resize_lora(file, tmp_path / "d.safetensors", rank=1, to="diffusers")
+    alone = write_lora("b.safetensors", extra)
+    with pytest.raises(AdapterError, match="no layer with a rank"):
+        resize_lora(alone, output, rank=1)
+    with pytest.raises(AdapterError, match=r"is LoRA, but full difference in"):
+        combine_loras([LoraWeight(alone), LoraWeight(write_lora("c.safetensors", random_lora("sd1", 2)))], output)
+
+
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "ia3"])
+def test_kinds_without_a_pair_of_factors_are_refused(kind: str, write_lora: Write, tmp_path: Path) -> None:
+    targets = [target for target in targets_of("sd1") if target.kind == "linear"][:2]
+    made = create_adapters(
+        AdapterSettings(kind=kind, rank=2), targets, seed=1, weight=lambda target: torch.ones(target.shape)
+    )
+    file, output = write_lora("a.safetensors", made.requires_grad_(False)), tmp_path / "out.safetensors"
+    for doing in (
+        lambda: resize_lora(file, output, rank=1),
+        lambda: combine_loras([LoraWeight(file), LoraWeight(file)], output),
+    ):
+        with pytest.raises(AdapterError, match="exact for LoRA and LoCon only") as caught:
+            doing()
+        assert str(file) in caught.value.problem and "loraloom extract" in caught.value.hint
+    assert not output.exists()
+
+
+def test_sdxl_in_either_naming_and_blocks_of_files_of_diffusers(write_lora: Write, tmp_path: Path) -> None:
+    """SDXL's layers have the checkpoint's names or diffusers'; weights by block count in every dialect."""
+    lora = random_lora("sdxl", 4, parts=["unet"], conv=False)
+    said = {"ss_base_model_version": "sdxl_base_v1-0"}
+    aliases = {target.name: target.aliases[0] for target, _ in lora.items()}
+    renamed = {aliases[key.split(".")[0]] + key[key.index(".") :]: value for key, value in lora.file_tensors().items()}
+    own = write_lora("own.safetensors", lora, said)
+    other, theirs = write_lora("other.safetensors", renamed, said), tmp_path / "d.safetensors"
+    convert_lora(own, theirs, to="diffusers")
+    output, before = tmp_path / "out.safetensors", deltas(own, "sdxl")
+    blocks = parse_block_weights("MID=0.3")
+    combine_loras([LoraWeight(own, 0.5), LoraWeight(other, -0.2), LoraWeight(theirs, 1.0, blocks=blocks)], output)
+    for name, delta in deltas(output, "sdxl").items():
+        wanted = delta.new_tensor(0.3 + (0.3 if block_name(name) == "MID" else 1.0)) * before[name]
+        torch.testing.assert_close(delta, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_lora_of_another_program_in_kohyas_names_can_be_resized(write_lora: Write, tmp_path: Path) -> None:
+    """Its layers belong to no family that is known here: they keep their names."""
+    name = "lora_unet_double_blocks_0_img_attn_proj"
+    tensors = {f"{name}.lora_down.weight": torch.randn(4, 9), f"{name}.lora_up.weight": torch.randn(7, 4)}
+    file, output = write_lora("flux.safetensors", tensors), tmp_path / "out.safetensors"
+    assert resize_lora(file, output, rank=2).layers[0].rank == 2
+    assert f"{name}.lora_up.weight" in open_tensors(output)
+    with pytest.raises(AdapterError, match="belong to no known family"):
+        combine_loras([LoraWeight(file), LoraWeight(write_lora("b.safetensors", random_lora("sd1", 2)))], output)
+    with pytest.raises(AdapterError, match="belong to no model that is known here"):
+        resize_lora(file, output, rank=2, to="diffusers")

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from loraloom.errors import FileFormatError, OutputError, SettingsError
-from loraloom.formats.adapter_file import content_hash, model_hashes, write_adapter_file
-from loraloom.formats.tensors import open_tensors
+from loraloom.formats.adapter_file import content_hash, model_hashes, read_adapter_file, write_adapter_file
+from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.weights.metadata import edit_metadata, write_sidecars
 from random_loras import random_lora
 
@@ -102,3 +102,23 @@ def test_what_cannot_be_edited(lora: Path, tmp_path: Path, write_lora: Write) ->
         edit_metadata(damaged, tmp_path / "b.safetensors", {"title": "x"})
     assert lora.read_bytes() == before
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_metadata_that_says_the_strength_stays(tmp_path: Path) -> None:
+    """diffusers and PEFT keep alphas beside the tensors: in the header, or in a file beside the LoRA."""
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{name}.lora_A.weight": torch.ones(2, 32), f"{name}.lora_B.weight": torch.ones(32, 2)}
+    told, output = {"lora_adapter_metadata": '{"unet.lora_alpha": 0.3}'}, tmp_path / "out.safetensors"
+    write_tensors(tmp_path / "a.safetensors", tensors, metadata=told)
+    for changes, remove in (({"lora_adapter_metadata": "{}"}, ()), ({}, ("lora_adapter_metadata",))):
+        with pytest.raises(SettingsError, match="holds the alphas of the layers"):
+            edit_metadata(tmp_path / "a.safetensors", output, changes, remove=remove)
+    edit_metadata(tmp_path / "a.safetensors", output, {"title": "x"})
+    assert float(next(iter(read_adapter_file(output).layers.values()))["alpha"]) == pytest.approx(0.3)
+    peft = tmp_path / "adapter_model.safetensors"
+    write_tensors(peft, tensors)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 0.7}', encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"the alphas of .* are in the adapter_config\.json beside it"):
+        edit_metadata(peft, output, {"title": "x"})
+    edit_metadata(peft, peft, {"title": "x"})
+    assert float(next(iter(read_adapter_file(peft).layers.values()))["alpha"]) == pytest.approx(0.7)

@@ -63,8 +63,8 @@ class AdapterSettings(Settings):
     exclude: tuple[str, ...] = ()
     """Regular expressions: layers whose name one of them is found in are not trained."""
     dora_axis: Literal["input", "output"] = "input"
-    """Which lengths dora trains: input is read alike by AUTOMATIC1111, Forge, ComfyUI and LyCORIS; output is what PEFT
-    trains."""
+    """Which lengths dora trains: input is read alike by AUTOMATIC1111, Forge and ComfyUI; output is what PEFT and
+    LyCORIS train, and what their loaders read."""
     lokr_factor: Annotated[int, Kohya("factor"), Field(ge=-1)] = -1
     """lokr: size of the first matrix's sides where it divides the layer's. -1: as square as possible, the smallest
     file; 8 or 16 learn more."""

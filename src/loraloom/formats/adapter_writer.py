@@ -85,6 +85,12 @@ def write_lora(
     padded = None
     if dialect is PEFT:
         _check_no_configuration(path)
+        unknown = [name for name in layers if name not in targets]
+        if unknown:
+            raise AdapterError(
+                f"{source}: its layers belong to no model that is known here (the first is {unknown[0]})",
+                "diffusers' names can be written for SD 1, SD 2 and SDXL",
+            )
         if homeless := [name for name in layers if name not in targets]:
             raise AdapterError(
                 f"{source}: layer {homeless[0]} belongs to no model that is known, so diffusers has no name for it",

@@ -18,6 +18,7 @@ from loraloom.formats.adapter_file import model_hashes
 from loraloom.formats.dialects import recognise
 from loraloom.formats.files import write_bytes, write_text
 from loraloom.formats.header_edit import write_with_metadata
+from loraloom.formats.peft_config import peft_configs
 from loraloom.formats.pictures import rgb_of, rgb_picture
 from loraloom.formats.tensors import open_tensors
 from loraloom.reading import read_text
@@ -40,6 +41,8 @@ SHORT_KEYS: Mapping[str, str] = {
 THUMBNAIL_PX = 256
 PREVIEW_PX = 512
 _COMPUTED = ("sshs_model_hash", "sshs_legacy_hash")
+_STRENGTH = ("lora_adapter_metadata",)
+"""Keys that say how strong the layers are, not what people call the file."""
 _VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
@@ -75,6 +78,12 @@ def edit_metadata(
             wanted[SHORT_KEYS["preview"]] = thumbnail_url(preview)
         gone = [SHORT_KEYS.get(key, key) for key in remove]
         problems = [f"{key} is computed from the file" for key in (*wanted, *gone) if key in _COMPUTED]
+        problems += [
+            f"{key} holds the alphas of the layers: without it, or with another, the LoRA does something else"
+            for key in (*wanted, *gone)
+            if key in _STRENGTH
+        ]
+        problems += _strength_left_behind(path, output, before)
         problems += [f"{path} has no metadata {key!r} to remove" for key in gone if key not in before]
         problems += [f"{key} is both set and removed" for key in gone if key in wanted]
         problems += ["a metadata key cannot be empty" for key in wanted if not key.strip()]
@@ -86,6 +95,15 @@ def edit_metadata(
             after["sshs_legacy_hash"] = model_hashes(tensors, after)[1]
     write_with_metadata(path, output, after)
     return MetadataEdit(output, tuple(key for key in wanted if key in touched), tuple(gone))
+
+
+def _strength_left_behind(path: Path, output: Path, metadata: Mapping[str, str]) -> list[str]:
+    """PEFT keeps alphas in a file beside the LoRA, which a copy under another name would be read without."""
+    beside = peft_configs(path, metadata) != peft_configs(output, metadata)
+    if not beside or output.resolve() == path.resolve():
+        return []
+    told = f"the alphas of {path} are in the adapter_config.json beside it, which {output} would be read without"
+    return [f"{told}: `loraloom convert` makes one file of both"]
 
 
 def thumbnail_url(picture: Path) -> str:
