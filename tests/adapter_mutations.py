@@ -413,6 +413,7 @@ _SAID: Sequence[object] = (
     *([], [1, 2], {}, {"": 1}, {"attn1.to_q": 0}, {"(": 2}, {"attn1": "x"}, {"to_q": -3.0}, {".*": 1e300}),
     *({"to_k|to_q": 2.5}, {"attn1.to_q": None}, {"a" * 400: 1}, {"(a+)+$": 1}, "a" * 70_000),
 )
+_PATTERNS = ("to_q", "attn1.to_q", ".*", ".*to_k", "to_[qk]", "(", "(a+)+$", ".*.*.*.*x", "", "proj_in", "ö", "a" * 400)
 _NAMES = (
     *("r", "lora_alpha", "alpha", "rank", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "peft_type"),
     *("decompose_both", "decompose_factor", "target_modules", "unet.alpha", "unet.r", "unet.", ".", ""),
@@ -437,17 +438,43 @@ def _other_metadata(chance: Chance, draft: Draft, seeds: Seeds) -> None:
         case 1 | 2:
             draft.metadata[chance.choice(_KEYS)] = chance.choice(_TEXTS)
         case _:
-            part = chance.choice(("unet.", "text_encoder.", "text_encoder_2.", ""))
-            told = {part + chance.choice(_NAMES): chance.choice(_SAID) for _ in range(chance.randrange(1, 5))}
-            told |= {f"{part}r": 3, f"{part}lora_alpha": 1.3} if chance.random() < 0.5 else {}
+            part = chance.choice(("unet.", "unet.", "text_encoder.", "text_encoder_2.", ""))
+            told = {part + key: value for key, value in _configuration(chance).items()}
             draft.metadata["lora_adapter_metadata"] = json.dumps(told)
 
 
+def _configuration(chance: Chance) -> dict[str, object]:
+    """PEFT's, with something strange in it: mostly in one of the values that matter."""
+    told: dict[str, object] = {"r": 3, "lora_alpha": 1.3, "alpha": 1.3}
+    match chance.randrange(4):
+        case 0:
+            told[chance.choice(("r", "lora_alpha"))] = chance.choice((*_SAID, *NUMBERS))
+        case 1:
+            which = chance.choice(("rank_pattern", "alpha_pattern"))
+            told[which] = {chance.choice(_PATTERNS): chance.choice((*_SAID, *NUMBERS, 2.5, 0.7))}
+        case 2:
+            told[chance.choice(_NAMES)] = chance.choice(_SAID)
+        case _:
+            told = {chance.choice(_NAMES): chance.choice(_SAID) for _ in range(chance.randrange(1, 5))}
+    return told
+
+
 def _other_config(chance: Chance, draft: Draft, seeds: Seeds) -> None:
-    """``adapter_config.json`` beside the file."""
-    told = {chance.choice(_NAMES): chance.choice(_SAID) for _ in range(chance.randrange(1, 5))}
-    stored = json.dumps({"r": 3, "lora_alpha": 1.3, **told})
-    draft.config = chance.choice((stored, stored, stored[: len(stored) // 2], *_TEXTS))
+    """``adapter_config.json`` beside the file, or in its header."""
+    stored = json.dumps(_configuration(chance))
+    kind = chance.random()
+    if kind < 0.4:
+        bare = {key: t for key, t in draft.tensors.items() if not key.startswith(("unet.", "text_encoder"))}
+        if bare or not draft.tensors:
+            draft.config = stored
+            return
+        draft.tensors = {key.removeprefix("unet."): t for key, t in draft.tensors.items() if key.startswith("unet.")}
+        draft.config = stored
+    elif kind < 0.8:
+        whole = {f"unet.{key}": value for key, value in json.loads(stored).items()}
+        draft.metadata["lora_adapter_metadata"] = json.dumps(whole)
+    else:
+        draft.config = chance.choice((stored[: len(stored) // 2], *_TEXTS))
 
 
 _MUTATIONS: Sequence[Callable[[Chance, Draft, Seeds], None]] = (

@@ -203,3 +203,21 @@ def test_tensors_that_do_not_fit_are_refused(kind: str, tmp_path: Path) -> None:
         tensors = {**whole, role: tensor} if tensor is not None else {k: t for k, t in whole.items() if k != role}
         with pytest.raises(AdapterError, match=message):
             adapter_from_tensors(tensors, spot(layer))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_factors_around_a_core_may_be_those_of_1x1_convolutions(kind: str) -> None:
+    """Tucker's form: the left and the right factor in two or in four dimensions are the same change."""
+    target = spot(nn.Conv2d(6, 4, 3))
+    random = torch.Generator().manual_seed(4)
+    shapes = {
+        "loha": {"hada_w1_a": (2, 4), "hada_w1_b": (2, 6), "hada_t1": (2, 2, 3, 3)}
+        | {"hada_w2_a": (3, 4), "hada_w2_b": (3, 6), "hada_t2": (3, 3, 3, 3)},
+        "lokr": {"lokr_w1": (2, 3), "lokr_w2_a": (3, 2), "lokr_w2_b": (3, 2), "lokr_t2": (3, 3, 3, 3)},
+    }[kind]
+    tensors = {role: torch.randn(shape, generator=random) for role, shape in shapes.items()}
+    wide = {role: t[..., None, None] if t.ndim == 2 and role != "lokr_w1" else t for role, t in tensors.items()}
+    adapter = ADAPTERS.load(kind)
+    plain = adapter.from_tensors(tensors, target).delta()
+    assert torch.equal(adapter.from_tensors(wide, target).delta(), plain)
+    assert float(plain.norm()) > 0.1

@@ -12,6 +12,7 @@ from peft.utils.other import get_pattern_key
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.tensors import write_tensors
+from loraloom.weights.inspect import inspect_file
 
 LAYER = "down_blocks.0.attentions.1.to_q"
 
@@ -48,5 +49,29 @@ def test_patterns_that_are_none(tmp_path: Path) -> None:
         alpha_of(tmp_path, {"[a": 3.0})
     with pytest.raises(AdapterError, match="holds 4001 patterns"):
         alpha_of(tmp_path, {f"x{number}": 3.0 for number in range(4001)})
-    with pytest.raises(KeyError):  # no number: there is no alpha, which then equals the rank
-        alpha_of(tmp_path, {"to_q": "much"})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("alpha", ["much", True, [3], 10**400, -(10**39), 1e39, float("nan"), float("inf")])
+def test_an_alpha_that_no_layer_can_have(alpha: object, tmp_path: Path) -> None:
+    """Refused by the reader; ``inspect`` says the same and no number."""
+    with pytest.raises(AdapterError, match=r"x\.safetensors: the alpha of layer .* in PEFT's configuration"):
+        alpha_of(tmp_path, {"to_q": alpha})  # type: ignore[dict-item]
+    facts = inspect_file(tmp_path / "x.safetensors", layers=True).facts
+    assert "in PEFT's configuration" in facts["cannot be used"]
+    assert "configuration" not in facts["alpha"]
+
+
+def test_inspect_shows_the_alphas_that_act(tmp_path: Path) -> None:
+    assert alpha_of(tmp_path, {"to_q": 0.7}) == pytest.approx(0.7)
+    assert inspect_file(tmp_path / "x.safetensors").facts["alpha"] == "0.7 (from PEFT's configuration)"
+    assert alpha_of(tmp_path, {"to_k": 0.7}) == 7
+    assert inspect_file(tmp_path / "x.safetensors").facts["alpha"] == "7 (from PEFT's configuration)"
+    assert alpha_of(tmp_path, {"to_q": 0}) == 0
+    assert "alpha 0" in inspect_file(tmp_path / "x.safetensors").facts
+
+
+def test_patterns_that_inspect_cannot_use_either(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no regular expression") as caught:
+        alpha_of(tmp_path, {"(to_q": 0.7})
+    path = tmp_path / "x.safetensors"
+    assert caught.value.problem == f"{path}: {inspect_file(path).facts['cannot be used']}"

@@ -94,7 +94,11 @@ class LohaAdapter(Adapter):
 
 
 def without_core(core: Tensor, a: Tensor, b: Tensor, target: AdapterTarget) -> tuple[Tensor, Tensor]:
-    """The Tucker form (core (r, r, kh, kw), a (r, out), b (r, in)) as an ordinary pair of factors."""
+    """The Tucker form (core (r, r, kh, kw), a (r, out), b (r, in)) as an ordinary pair of factors.
+
+    The factors may have a trailing 1x1, as those of a convolution.
+    """
+    a, b = a.flatten(1), b.flatten(1)
     if core.ndim != 4 or core.shape[:2] != (a.shape[0], b.shape[0]):
         raise AdapterError(
             f"layer {target.name}: a core of shape {tuple(core.shape)} does not fit factors of shape "

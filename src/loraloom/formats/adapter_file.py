@@ -124,7 +124,10 @@ def _read_one(path: Path) -> AdapterFile:
         if "alpha" in roles and not math.isfinite(float(roles["alpha"])):
             raise AdapterError(f"{path}: the alpha of layer {name} is {float(roles['alpha'])}", "the file is damaged")
     if PEFT in keys.dialects:
-        add_peft_scales(path, layers, tensors.metadata)
+        try:
+            add_peft_scales(path, layers, tensors.metadata)
+        except AdapterError as error:
+            raise AdapterError(f"{path}: {error.problem}", error.hint) from error
     embeddings = {
         word: {place: widened(tensors[key]) for place, key in places.items()}
         for word, places in keys.embeddings.items()

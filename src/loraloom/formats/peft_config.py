@@ -7,38 +7,73 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loraloom.errors import AdapterError, FileError
-from loraloom.formats.dialects import kind_of, rank_of
+from loraloom.formats.dialects import Shaped, kind_of, rank_of
 from loraloom.formats.entries import show
 from loraloom.reading import read_text
 
-__all__ = ["add_peft_scales", "peft_configs"]
+__all__ = ["PeftScale", "add_peft_scales", "peft_configs", "peft_scales"]
 
+_DAMAGED = "the configuration is damaged"
+_LARGEST = 3.4e38
+"""float32 holds it."""
 _MOST_PATTERNS = 4000
 _MOST_REPEATS = 3
 """Repetitions in one pattern: with more of them a hostile pattern takes hours."""
 
 
+@dataclass(frozen=True)
+class PeftScale:
+    """What a configuration says of one layer: its ``alpha``, or a ``factor`` on all of its change.
+
+    The factor is of Kronecker products whose sides are whole: nothing in the file has their rank, and PEFT divides by
+    it even so.
+    """
+
+    alpha: float | None = None
+    factor: float | None = None
+
+
+def peft_scales(
+    path: Path, layers: Mapping[str, Mapping[str, Shaped]], metadata: Mapping[str, str]
+) -> dict[str, PeftScale]:
+    """What PEFT's configuration says of the layers with PEFT's names; nothing of those that have an alpha or need none.
+
+    Only names and shapes are looked at. Raises AdapterError, without the name of the file, for patterns that cannot be
+    used and for alphas and ranks that are no numbers.
+    """
+    configs = peft_configs(path, metadata)
+    found = {}
+    for name, roles in layers.items():
+        config = configs.get(name.partition(".")[0], configs.get(""))
+        if config is not None and _is_peft(name) and "alpha" not in roles:
+            scale = _scale(name, roles, config)
+            if scale is not None:
+                found[name] = scale
+    return found
+
+
 def add_peft_scales(path: Path, layers: Mapping[str, dict[str, torch.Tensor]], metadata: Mapping[str, str]) -> None:
     """Give layers with PEFT's names the alpha, and lengths of DoRA the axis, that PEFT means; in place.
 
-    Without a configuration alpha equals the rank. Raises AdapterError for patterns that cannot be used.
+    Without a configuration alpha equals the rank. Raises AdapterError as :func:`peft_scales` does.
     """
-    configs = peft_configs(path, metadata)
+    scales = peft_scales(path, layers, metadata)
     for name, roles in layers.items():
-        if not _is_peft(name):
-            continue
-        if "dora_scale" in roles:  # always of rows: (out,), or (1, out, 1, 1) of a convolution
+        if _is_peft(name) and "dora_scale" in roles:  # always of rows: (out,), or (1, out, 1, 1) of a convolution
             lengths = roles["dora_scale"]
             roles["dora_scale"] = lengths.reshape(-1, 1, *(1 for _ in lengths.shape[2:]))
-        config = configs.get(name.partition(".")[0], configs.get(""))
-        if config is not None and "alpha" not in roles:
-            _add_scale(path, name, roles, config)
+        scale = scales.get(name, PeftScale())
+        if scale.alpha is not None:
+            roles["alpha"] = torch.tensor(scale.alpha)
+        if scale.factor is not None:
+            roles["lokr_w1"] = roles["lokr_w1"].float() * scale.factor
 
 
 def _is_peft(name: str) -> bool:
@@ -46,37 +81,45 @@ def _is_peft(name: str) -> bool:
     return "." in name and not name.startswith(("diffusion_model.", "text_encoders."))
 
 
-def _add_scale(path: Path, name: str, roles: dict[str, torch.Tensor], config: Mapping[str, Any]) -> None:
-    alpha = _by_pattern(path, config, "alpha_pattern", name, config.get("lora_alpha", config.get("alpha")))
-    if not _is_number(alpha):
-        return
+def _scale(name: str, roles: Mapping[str, Shaped], config: Mapping[str, Any]) -> PeftScale | None:
+    told = _by_pattern(config, "alpha_pattern", name, config.get("lora_alpha", config.get("alpha")))
+    if told is None:
+        return None
+    alpha = _number(told, f"the alpha of layer {name}")
     rank = rank_of(roles)
     if rank is not None:
         stabilized = bool(config.get("use_rslora")) and kind_of(roles) in ("lora", "dora")
-        roles["alpha"] = torch.tensor(float(alpha) * (math.sqrt(rank) if stabilized else 1.0))
-        return
-    # Both sides of a Kronecker product are whole: nothing in the file has the rank, and PEFT divides by it even so.
-    rank = _by_pattern(path, config, "rank_pattern", name, config.get("r"))
-    if "lokr_w1" in roles and _is_number(rank) and rank > 0:
-        roles["lokr_w1"] = roles["lokr_w1"].float() * (float(alpha) / float(rank))
+        alpha *= math.sqrt(rank) if stabilized else 1.0
+        return PeftScale(alpha=_number(alpha, f"the alpha of layer {name}"))
+    told = _by_pattern(config, "rank_pattern", name, config.get("r"))
+    if "lokr_w1" not in roles or told is None:
+        return None
+    divisor = _number(told, f"the rank of layer {name}")
+    return PeftScale(factor=_number(alpha / divisor, f"the scale of layer {name}")) if divisor > 0 else None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: object, what: str) -> float:
+    """The value as a number that float32 holds; AdapterError where it is none."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # Compared before it is converted: a whole number of 400 digits has no float.
+        if -_LARGEST <= value <= _LARGEST:
+            return float(value)
+        raise AdapterError(f"{what} is beyond the range of float32 in PEFT's configuration", _DAMAGED)
+    raise AdapterError(f"{what} is {show(value)} in PEFT's configuration, which is no number", _DAMAGED)
 
 
-def _by_pattern(path: Path, config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
+def _by_pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
     """What the first pattern says that fits the layer's name, as PEFT reads it: a regular expression at its end."""
     patterns = config.get(key)
     if not isinstance(patterns, dict):
         return default
     if len(patterns) > _MOST_PATTERNS:
-        raise AdapterError(f"{path}: {key} holds {len(patterns)} patterns", "the configuration is damaged")
+        raise AdapterError(f"{key} holds {len(patterns)} patterns", _DAMAGED)
     inside = re.sub(r"^(unet\.|text_encoder\.|text_encoder_2\.|base_model\.model\.)+", "", name)
-    return next((value for pattern, value in patterns.items() if _ends_with(path, key, pattern, inside)), default)
+    return next((value for pattern, value in patterns.items() if _ends_with(key, pattern, inside)), default)
 
 
-def _ends_with(path: Path, key: str, pattern: str, name: str) -> bool:
+def _ends_with(key: str, pattern: str, name: str) -> bool:
     if re.fullmatch(r"[\w.\-]*", pattern):  # a dot stands for any character, itself among them
         end = name[-len(pattern) :] if pattern else ""
         before = name[: len(name) - len(end)]
@@ -84,13 +127,13 @@ def _ends_with(path: Path, key: str, pattern: str, name: str) -> bool:
         return same and (not before or before.endswith("."))
     if len(pattern) > 300 or len(re.findall(r"[*+{]", pattern)) > _MOST_REPEATS or re.search(r"\)[*+{]", pattern):
         raise AdapterError(
-            f"{path}: the expression {show(pattern)} in its {key} could take for ever",
+            f"the expression {show(pattern)} in its {key} could take for ever",
             "name the layers in full in the configuration",
         )
     try:
         return re.match(rf"(.*\.)?({pattern})$", name) is not None
     except re.error as error:
-        raise AdapterError(f"{path}: {show(pattern)} in its {key} is no regular expression: {error}") from error
+        raise AdapterError(f"{show(pattern)} in its {key} is no regular expression: {error}", _DAMAGED) from error
 
 
 def peft_configs(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

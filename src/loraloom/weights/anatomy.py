@@ -140,7 +140,7 @@ def _norm_of(kind: str | None, roles: Mapping[str, Tensor], file: AdapterFile, n
 
 def _product(t: Mapping[str, Tensor], left: str, right: str, middle: str = "") -> Tensor:
     if middle in t:
-        return torch.einsum("ijkl,jr,ip->prkl", t[middle], t[right], t[left])
+        return torch.einsum("ijkl,jr,ip->prkl", t[middle], t[right].flatten(1), t[left].flatten(1))
     return t[left].flatten(1) @ t[right].flatten(1)
 
 

@@ -9,16 +9,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from loraloom.errors import AdapterError
 from loraloom.formats.adapter_checks import doubts_about, foreign_kinds, widened
 from loraloom.formats.adapter_file import content_hash, read_adapter_file
 from loraloom.formats.cloneofsimo import companions
-from loraloom.formats.dialects import CLONEOFSIMO, rank_of, title_of
+from loraloom.formats.dialects import CLONEOFSIMO, PEFT, rank_of, title_of
 from loraloom.formats.files import old_hash, sha256_of, size_text
 from loraloom.formats.foreign import what_it_is
 from loraloom.formats.image_programs import read_image
 from loraloom.formats.image_texts import is_image
 from loraloom.formats.lora_family import family_of_layers
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
+from loraloom.formats.peft_config import PeftScale, peft_scales
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models.checkpoint import Checkpoint, as_checkpoint, open_checkpoint
 from loraloom.models.loaded import part_problems
@@ -247,7 +249,11 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
     titles = Counter(title_of(roles) for roles in layers.values()) or Counter({"LoRA": 1})
     ranks = {name: rank for name, roles in layers.items() if (rank := rank_of(roles)) is not None}
     stored = {name: _stored_alpha(tensors, infos, keys.layers[name].get("alpha")) for name in layers}
+    scales, misfit = _peft_scales(tensors, layers, keys)
+    configured = {name: scale.alpha for name, scale in scales.items() if scale.alpha is not None}
     alphas = {name: _alpha(stored[name], rank, keys.layers[name]) for name, rank in ranks.items()}
+    alphas |= {name: f"{alpha:g} (from PEFT's configuration)" for name, alpha in configured.items()}
+    stored |= configured
     made_for = family_of_layers(layers, tensors.metadata)
     told = {
         "made for": made_for,
@@ -267,6 +273,8 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
         told["cannot be used"] = keys.problem
     elif damaged:
         told["cannot be used"] = f"the alpha of layer {damaged[0]} is {stored[damaged[0]]}"
+    elif misfit:
+        told["cannot be used"] = misfit
     else:
         told |= {doubt.what: doubt.sentence for doubt in doubts_about(layers, stored.__getitem__)}
     told |= {label: tensors.metadata[key] for key, label in _RECIPE if tensors.metadata.get(key, "None") != "None"}
@@ -291,6 +299,16 @@ _STATES: Mapping[State, str] = {
     "not finite": "with NaN or infinite values: the LoRA is broken",
     "exploded": f"more than {EXPLODED:g} times as strong as the median layer",
 }
+
+
+def _peft_scales(tensors: TensorFile, layers: Layers, keys: LoraKeys) -> tuple[Mapping[str, PeftScale], str]:
+    """What PEFT's configuration says of the layers, and why it cannot be used if it cannot."""
+    if keys.problem or PEFT not in keys.dialects:
+        return {}, ""
+    try:
+        return peft_scales(tensors.path, layers, tensors.metadata), ""
+    except AdapterError as error:
+        return {}, error.problem
 
 
 def _stored_alpha(tensors: TensorFile, infos: Infos, key: str | None) -> float | None:
