@@ -18,22 +18,13 @@ from loraloom.reading import open_file, read_bytes, read_text
 ROOT = Path(loraloom.__file__).parent
 
 OWN_RECORDS = {
-    "data/captions.py": "checks for itself: an odd caption is a problem of its picture, never an error",
     "data/concepts.py": "looks at 64 bytes of what is_file() said is a file",
-    "data/images.py": "checks for itself: an odd picture is a problem of the dataset",
-    "data/caption_table.py": "checks the size first",
-    "formats/image_info.py": "Pillow reads the header of what is_file() said is a file",
-    "generation/init_image.py": "Pillow decides",
-    "generation/loras.py": "Pillow decides",
-    "weights/metadata.py": "check_readable() goes before",
     "hardware.py": "what Linux says of itself",
     "models/tokenizer.py": "comes with the package",
     "studio/demo.py": "a preview painted a moment before",
     "studio/grids.py": "images painted a moment before",
-    "studio/images.py": "the cache of hashes",
     "studio/project.py": "the run's own log",
     "studio/run_control.py": "the run's own lock and wishes",
-    "studio/runs.py": "the run's own log",
     "studio/tensorboard.py": "a preview painted a moment before",
     "studio/training.py": "the run's own settings",
     "studio/webhook.py": "a preview painted a moment before",
@@ -47,13 +38,10 @@ def _named(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
-        owner = ast.unparse(node.func.value)
-        given = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-        if (
-            node.func.attr in ("read_text", "read_bytes")
-            or (node.func.attr == "open" and "rb" in given)
-            or (node.func.attr == "open" and owner == "Image" and "BytesIO" not in ast.unparse(node.args[0]))
-        ):
+        called, owner = node.func.attr, ast.unparse(node.func.value)
+        given = [ast.unparse(argument) for argument in node.args]
+        opens_picture = called == "open" and owner == "Image" and given[0] != "file" and "BytesIO" not in given[0]
+        if called in ("read_text", "read_bytes") or (called == "open" and "'rb'" in given) or opens_picture:
             yield f"line {node.lineno}: {ast.unparse(node)}"
 
 

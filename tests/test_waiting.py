@@ -15,6 +15,8 @@ MAY_READ_A_CLOCK = {
     "work.py": "ratios within one run",
     "training/kill_test.py": "says how long it took",
     "formats/fuzz_tensors.py": "says how long it took",
+    "formats/test_unfinished.py": "makes a file old",
+    "weights/fuzz_adapters.py": "says how long it took",
     "tensor_mutations.py": "says how long it took",
     "cli/test_cli_train.py": "gives up on a process that hangs",
     "cli/test_cli_runs.py": "gives up on a process that hangs",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,7 +18,17 @@ from tomlkit.exceptions import ParseError, TOMLKitError
 
 from loraloom.errors import FileFormatError
 
-__all__ = ["LARGEST_WHOLE", "check_plain", "finite", "parse_json", "parse_toml", "printable", "shown", "too_large"]
+__all__ = [
+    "LARGEST_WHOLE",
+    "check_plain",
+    "finite",
+    "is_slow_expression",
+    "parse_json",
+    "parse_toml",
+    "printable",
+    "shown",
+    "too_large",
+]
 
 LARGEST_WHOLE = 2**63 - 1
 """The largest whole number that a setting takes: seeds and counts are 64 bits wide in every library."""
@@ -26,6 +37,20 @@ MAX_BITS = 1000
 """Whole numbers up to here (300 digits) can be reckoned with as floating-point numbers."""
 _TOO_DEEP = "settings are two or three levels deep"
 _LONGEST = 60
+
+
+_MOST_REPEATS = 3
+"""Repetitions in an expression for names of layers: each one more multiplies the time by a name's length."""
+
+
+def is_slow_expression(pattern: str) -> bool:
+    """Whether matching a regular expression with names of layers could take for ever.
+
+    Repetitions inside repetitions, and very many of them, make some texts take hours. What is refused here could be
+    harmless; everything that is let through takes milliseconds.
+    """
+    repeats = len(re.findall(r"[*+{]", pattern))
+    return len(pattern) > 300 or repeats > _MOST_REPEATS or re.search(r"\)[*+{]", pattern) is not None
 
 
 def parse_toml(text: str, what: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, choose_targets, create_adapters, read_adapters
@@ -271,3 +272,11 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
     for more in ({}, {"rank_from_file": True}):
         with pytest.raises(AdapterError, match="holds loha"):
             create(start_from=path, **more)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(to_q|to_k)*x", ".*.*.*.*x", "(?:a|aa){20}b"])
+def test_expressions_that_could_take_for_ever_are_refused(pattern: str) -> None:
+    """A LoRA's metadata or a recipe may bring them; nobody needs them to choose layers."""
+    with pytest.raises(ValidationError, match="could take for ever"):
+        AdapterSettings(include=(pattern,))
+    assert AdapterSettings(exclude=(r"down_blocks.*attn[12].*(to_q|to_k)$", "ff_net_0?")).exclude

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from loraloom.plain_data import is_slow_expression
 from loraloom.settings import Kohya, Settings
 
 __all__ = ["AdapterSettings", "adapter_notices", "parse_base_lora"]
@@ -101,6 +102,8 @@ class AdapterSettings(Settings):
                     re.compile(pattern)
                 except re.error as error:
                     problems.append(f"adapter.{key}: {pattern!r} is no regular expression ({error})")
+                if is_slow_expression(pattern):
+                    problems.append(f"adapter.{key}: {pattern!r} repeats too often: looking for it could take for ever")
         for text in self.base_loras:
             try:
                 parse_base_lora(text)

@@ -18,7 +18,7 @@ from loraloom.errors import FileError, LoraloomError
 from loraloom.folders import cache_folder
 from loraloom.formats.files import old_hash, write_text
 from loraloom.formats.safetensors_file import MAX_HEADER_BYTES
-from loraloom.reading import open_file
+from loraloom.reading import open_file, read_text
 
 __all__ = ["FileHashes", "compute_hashes", "file_hashes", "has_hash", "is_hash"]
 
@@ -109,8 +109,8 @@ def _header(path: Path, file: BinaryIO) -> bytes:
 
 def _remembered(path: Path) -> dict[str, str]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        data = json.loads(read_text(path))
+    except (FileError, ValueError, RecursionError):
         return {}
     known = data.items() if isinstance(data, dict) else ()
     pair = re.compile(r"[0-9a-f]{64} [0-9a-f]{64}")

@@ -58,12 +58,13 @@ def image_texts(path: Path) -> dict[str, str]:
     with open_file(path) as file:
         if file.read(8) == _SIGNATURE:
             texts.update(_png_texts(file))
-    try:
-        with Image.open(path) as image:
-            for name, text in _pillow_texts(image):
-                texts.setdefault(name, text)
-    except _DAMAGE:
-        pass  # what was found so far is all that can be read
+        file.seek(0)
+        try:
+            with Image.open(file) as image:
+                for name, text in _pillow_texts(image):
+                    texts.setdefault(name, text)
+        except _DAMAGE:
+            pass  # what was found so far is all that can be read
     return {name: text for name, text in texts.items() if text}
 
 

@@ -16,6 +16,7 @@ import torch
 from loraloom.errors import AdapterError, FileError
 from loraloom.formats.dialects import Shaped, kind_of, rank_of
 from loraloom.formats.entries import show
+from loraloom.plain_data import is_slow_expression
 from loraloom.reading import read_text
 
 __all__ = ["PeftScale", "add_peft_scales", "peft_configs", "peft_scales"]
@@ -24,8 +25,6 @@ _DAMAGED = "the configuration is damaged"
 _LARGEST = 3.4e38
 """float32 holds it."""
 _MOST_PATTERNS = 4000
-_MOST_REPEATS = 3
-"""Repetitions in one pattern: with more of them a hostile pattern takes hours."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _ends_with(key: str, pattern: str, name: str) -> bool:
         before = name[: len(name) - len(end)]
         same = all(one in (".", other) for one, other in zip(pattern, end, strict=False)) and len(end) == len(pattern)
         return same and (not before or before.endswith("."))
-    if len(pattern) > 300 or len(re.findall(r"[*+{]", pattern)) > _MOST_REPEATS or re.search(r"\)[*+{]", pattern):
+    if is_slow_expression(pattern):
         raise AdapterError(
             f"the expression {show(pattern)} in its {key} could take for ever",
             "name the layers in full in the configuration",
