@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps open f
 
 WRITE_FOR_EVER = """
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from loraloom.formats.unfinished import unfinished_file, unfinished_folder
 
@@ -155,3 +159,17 @@ def test_a_missing_folder_is_no_failure_of_cleaning_up(tmp_path: Path) -> None:
     remove_leftovers(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError), unfinished_file(tmp_path / "nowhere"):
         pass
+
+
+@pytest.mark.parametrize("make", [unfinished_file, unfinished_folder])
+def test_a_signal_just_after_it_was_made_leaves_nothing(
+    make: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path) -> tuple[bool, int | None]:
+        assert path.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loraloom.formats.unfinished._lock_own", interrupted)
+    with pytest.raises(KeyboardInterrupt), make(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []

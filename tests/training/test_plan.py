@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from loraloom.adapters.attach import attach, create_adapters
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.cli.plan import advice, describe, parse_size
 from loraloom.data.dataset import load_dataset
-from loraloom.errors import SettingsError
-from loraloom.events import Event, MemoryMeasured, MemoryPredicted, Notice, RunStarted
+from loraloom.errors import OutputError, SettingsError
+from loraloom.events import Event, LatentsCached, MemoryMeasured, MemoryPredicted, Notice, RunStarted
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.hardware import own_memory_bytes
 from loraloom.models.checkpoint import open_checkpoint
@@ -25,7 +26,7 @@ from loraloom.models.layers import recomputing
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.studio.plan import plan_run
 from loraloom.training.meter import Meter
-from loraloom.training.plan import cheapest_changes, count_work, predict_memory
+from loraloom.training.plan import cheapest_changes, count_work, make_plan, predict_memory
 from loraloom.training.settings import TrainSettings
 from loraloom.training.trainer import train
 from work import HANGS_AFTER_S
@@ -305,3 +306,53 @@ def test_the_plan_says_what_has_no_effect(make_settings: MakeSettings) -> None:
     plan_run(make_settings("ema.decay=0.5"), dry=True, listener=heard.append)
     told = [event.text for event in heard if isinstance(event, Notice)]
     assert "ema.decay has no effect without ema.enabled" in told
+
+
+# ------------------------------------------------------------------------------------------------ bounds and room
+
+
+def test_the_trial_is_given_up_when_its_time_is_over(make_settings: MakeSettings) -> None:
+    heard: list[Event] = []
+    ticks = iter(range(10**9))
+    plan = make_plan(make_settings(), listener=heard.append, bound_s=30, clock=lambda: float(next(ticks)))
+    assert plan.trial is None and not plan.timed
+    assert plan.seconds_per_batch > 0
+    assert next(ticks) < 40  # nothing goes on behind the bound
+    assert any("had not ended after 30 s: the time is counted" in e.text for e in heard if isinstance(e, Notice))
+
+
+def test_a_hopeless_trial_is_not_begun(make_settings: MakeSettings) -> None:
+    def never() -> float:
+        raise AssertionError("the steps were begun")
+
+    heard: list[Event] = []
+    plan = make_plan(make_settings(), listener=heard.append, bound_s=1e-12, clock=never)
+    assert plan.trial is None
+    assert any("2 pictures of 64x64 would take about" in e.text for e in heard if isinstance(e, Notice))
+
+
+def test_the_start_asks_for_the_room_that_the_plan_shows(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings("epochs=3", "saving.state_every_steps=2", "saving.keep_states=0")
+    plan = make_plan(settings, dry=True)
+    # epochs 1 and 2 and the end; states besides after every second of nine steps
+    assert (plan.disk.loras, plan.disk.states) == (3, 3 + 4)
+    (tmp_path / "run").mkdir()
+    certain = sum(need.nbytes for need in plan.disk.needs(tmp_path, None) if need.certain)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=certain - 1))
+    events: list[Event] = []
+    with pytest.raises(OutputError, match="not enough space") as caught:
+        train(settings, tmp_path / "run", listener=events.append)
+    assert "LoRA files" in caught.value.problem and "states" in caught.value.problem
+    assert not any(isinstance(event, LatentsCached | RunStarted) for event in events)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_run_that_goes_on_needs_one_more_of_each(make_settings: MakeSettings, tmp_path: Path) -> None:
+    disk = make_plan(make_settings("epochs=3", "saving.keep_states=0"), dry=True).disk
+    whole = {need.what: need.nbytes for need in disk.needs(tmp_path, None)}
+    left = {need.what: need.nbytes for need in disk.needs(tmp_path, None, goes_on=True)}
+    assert whole["LoRA files"] == 3 * left["LoRA files"] == 3 * disk.lora
+    assert whole["states"] == 3 * left["states"] == 3 * disk.state

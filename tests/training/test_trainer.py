@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from loraloom.adapters.attach import read_adapters
-from loraloom.errors import DatasetError, NotFiniteError, PromptError, SettingsError
+from loraloom.errors import DatasetError, NotFiniteError, OutputError, PromptError, SettingsError
 from loraloom.events import (
     Event,
     LatentsCached,
@@ -24,6 +25,7 @@ from loraloom.events import (
 )
 from loraloom.formats.image_info import read_parameters
 from loraloom.models.checkpoint import open_checkpoint
+from loraloom.training import saving
 from loraloom.training.settings import TrainSettings
 from loraloom.training.trainer import TrainingRun, train
 
@@ -38,7 +40,7 @@ def run(settings: TrainSettings, folder: Path) -> tuple[Path, list[Event]]:
     return path, events
 
 
-def only(events: list[Event], kind: type[Event]) -> list[Event]:
+def only(events: list[Event], kind: type[Event]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
@@ -320,3 +322,65 @@ def test_an_empty_dataset_is_an_error(make_settings: MakeSettings, tmp_path: Pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="no pictures"):
         run(make_settings(f"dataset.folder='{tmp_path / 'empty'}'"), tmp_path / "run")
+
+
+# -- disks that take nothing -------------------------------------------------------------------------------------------
+
+
+def test_a_lora_that_its_disk_does_not_take_goes_elsewhere(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    monkeypatch.setattr("loraloom.training.saving.data_folder", lambda: data)
+    write = saving.save_adapter
+
+    def full(path: Path, *arguments: Any) -> None:
+        if path.is_relative_to(run):
+            raise OutputError(f"{path}: no space left on the disk", "free some space")
+        write(path, *arguments)
+
+    monkeypatch.setattr("loraloom.training.trainer.save_adapter", full)
+    (run / "weights").mkdir(parents=True)
+    events: list[Event] = []
+    final = train(make_settings("epochs=2", "saving.state=false"), run, listener=events.append)
+    (folder,) = (data / "rescued").iterdir()
+    assert final == folder / "lora.safetensors"
+    assert sorted(path.name for path in folder.iterdir()) == ["lora-000001.safetensors", "lora.safetensors"]
+    assert [Path(event.path) for event in only(events, WeightsSaved)] == [folder / "lora-000001.safetensors", final]
+    told = [event.text for event in only(events, Notice) if "is in" in event.text and "instead" in event.text]
+    assert len(told) == 2 and "no space left" in told[0]
+
+
+def test_where_no_disk_takes_anything_training_goes_on(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file on the way is lost, what was learned is not: it is in memory until the disk has room again."""
+    write, calls = saving.save_adapter, list[Path]()
+    monkeypatch.setattr("loraloom.training.saving._rescue_folders", lambda run: iter(()))
+
+    def full_at_first(path: Path, *arguments: Any) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise OutputError(f"{path}: no space left on the disk", "free some space")
+        write(path, *arguments)
+
+    monkeypatch.setattr("loraloom.training.trainer.save_adapter", full_at_first)
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    events: list[Event] = []
+    final = train(make_settings("epochs=2", "saving.state=false"), tmp_path / "run", listener=events.append)
+    assert final is not None and final.is_file() and len(calls) == 2
+    assert any("the training goes on, and the next file is tried again" in event.text for event in only(events, Notice))
+
+
+def test_previews_that_cannot_be_saved_do_not_end_a_run(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OutputError("previews: no space left on the disk", "free some space")
+
+    monkeypatch.setattr("loraloom.training.trainer.paint_previews", full)
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    events: list[Event] = []
+    settings = make_settings("preview.prompts=['a']", "saving.state=false")
+    assert train(settings, tmp_path / "run", listener=events.append) is not None
+    assert any("the previews of step 3 were not saved" in event.text for event in only(events, Notice))

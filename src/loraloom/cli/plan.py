@@ -34,8 +34,12 @@ def plan(
     """Say what a run will take before it starts: steps, images, memory, time, disk.
 
     Memory is counted by taking a step with the real modules on tensors without data. Unless --dry, two real steps of
-    the largest batch are timed after that. Nothing is saved.
+    the largest batch are timed after that; where two minutes are too short for them the time is counted, which is said.
+    Nothing is saved.
     """
+    from rich.console import Console
+
+    from loraloom.cli.progress import ProgressDisplay
     from loraloom.cli.train import split_arguments
     from loraloom.studio.plan import plan_run
     from loraloom.training.settings import TrainSettings
@@ -43,7 +47,8 @@ def plan(
     limit = parse_size(memory) if memory else None
     path, overrides = split_arguments(arguments or [])
     settings = TrainSettings.load(path, overrides)
-    found, changes = plan_run(settings, dry=dry, limit=limit)
+    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+        found, changes = plan_run(settings, dry=dry, limit=limit, listener=display)
     if json:
         import json as writer
 
@@ -98,10 +103,12 @@ def describe(plan: Plan) -> list[str]:
         f"({memory.flops / 1e12:.2f} TFLOP), {source}"
     )
     parts = [f"{disk.loras} LoRA files of {_mib(disk.lora)}"]
-    parts += [f"states {_mib(disk.state)}"] if disk.state else []
+    parts += [f"{disk.states} states of {_mib(disk.state)}"] if disk.states else []
     parts += [f"previews {_mib(disk.previews)}"] if disk.previews else []
     parts += [f"latent cache {_mib(disk.latents)}"] if disk.latents else []
-    lines.append(f"disk       {_mib(disk.total)}: {', '.join(parts)}")
+    parts += [f"log {_mib(disk.log)}"]
+    room = f"; {_gib(plan.free_disk)} are free" if plan.free_disk is not None else ""
+    lines.append(f"disk       {_mib(disk.total)}: {', '.join(parts)}{room}")
     return lines
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "check_readable",
     "make_folder",
     "old_hash",
+    "output_error",
     "read_bytes",
     "read_text",
     "require_space",
@@ -62,7 +63,7 @@ def atomic_writer(
                 check(temporary)
             temporary.replace(path)
     except OSError as error:
-        raise _output_error(path, error, nbytes) from error
+        raise output_error(path, error, nbytes) from error
     sync_folder(path.parent)
 
 
@@ -107,7 +108,7 @@ def require_space(folder: Path, nbytes: int) -> None:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise _output_error(Path(folder) / "file", error, nbytes) from error
+        raise output_error(Path(folder) / "file", error, nbytes) from error
     if free < nbytes:
         raise OutputError(
             f"{folder}: not enough space, {size_text(nbytes)} needed and {size_text(free)} free",
@@ -145,7 +146,8 @@ def size_text(nbytes: int) -> str:
     return f"{size:.1f} {units[0]}"
 
 
-def _output_error(path: Path, error: OSError, nbytes: int | None) -> OutputError:
+def output_error(path: Path, error: OSError, nbytes: int | None = None) -> OutputError:
+    """What the file system refused at ``path``, in words; ``nbytes``, where known, is what was to be written."""
     if error.errno in _NO_SPACE:
         needed = f", {size_text(nbytes)} needed" if nbytes else ""
         return OutputError(f"{path}: no space left on the disk{needed}", "free some space or choose another folder")

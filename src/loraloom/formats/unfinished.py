@@ -43,22 +43,15 @@ def unfinished_file(folder: Path) -> Iterator[Path]:
 
     Inside, no other process takes it away. What is still there at the end is removed. Raises OSError.
     """
-    with _claimed(folder, _make_file) as path:
-        try:
-            yield path
-        finally:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+    with _claimed(folder, _make_file, _remove_file) as path:
+        yield path
 
 
 @contextmanager
 def unfinished_folder(parent: Path) -> Iterator[Path]:
     """A new, empty hidden folder in ``parent``, under the same rules. Raises OSError."""
-    with _claimed(parent, Path.mkdir) as path:
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+    with _claimed(parent, Path.mkdir, _remove_folder) as path:
+        yield path
 
 
 def remove_leftovers(folder: Path, listener: Listener = ignore) -> None:
@@ -76,20 +69,31 @@ def _make_file(path: Path) -> None:
     path.open("xb").close()
 
 
+def _remove_file(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _remove_folder(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
-def _claimed(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A new entry of ``folder`` whose lock this process holds."""
+def _claimed(folder: Path, make: Callable[[Path], None], remove: Callable[[Path], None]) -> Iterator[Path]:
+    """A new entry of ``folder`` whose lock this process holds; removed at the end, also by a signal at any moment."""
     for _ in range(_ATTEMPTS):
         path = folder / f".tmp-{_this_computer()}-{secrets.token_hex(8)}"
-        make(path)
-        owned, lock = _lock_own(path)
-        if owned:
-            try:
+        lock: int | None = None
+        try:
+            make(path)
+            owned, lock = _lock_own(path)
+            if owned:
                 yield path
-            finally:
-                if lock is not None:
-                    os.close(lock)
-            return
+                return
+        finally:
+            remove(path)
+            if lock is not None:
+                os.close(lock)
     raise OSError(errno.EBUSY, "new files vanish as soon as they are made")
 
 

@@ -19,12 +19,13 @@ from loraloom.events import ImageSaved, Listener, Notice, ignore
 from loraloom.formats.files import make_folder, write_text
 from loraloom.formats.image_info import parse_parameters, read_parameters, save_image
 from loraloom.formats.pictures import SUFFIXES
+from loraloom.formats.room import require_room
 from loraloom.generation.prompts import extract_loras
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.text_to_image import paint
 from loraloom.hardware import choose_device, choose_precision
 from loraloom.models.loaded import load_model
-from loraloom.studio.images import model_hash
+from loraloom.studio.images import model_hash, pictures_need
 
 __all__ = ["FILEWORDS", "ClassImages", "make_class_images"]
 
@@ -84,6 +85,8 @@ def make_class_images(
     settings = settings.model_copy(update={"seed": max(settings.seed, 0)})
     done = {path.name for path in there}
     plans = list(_plans(settings, samples, trigger, done, count - len(there)))
+    wanted = [settings.model_copy(update={"width": plan.size[0], "height": plan.size[1], "count": 1}) for plan in plans]
+    require_room([pictures_need(folder, wanted)], listener)
     make_folder(folder)
     device = choose_device(settings.device)
     model = load_model(

@@ -19,6 +19,7 @@ from loraloom.errors import OutputError
 from loraloom.events import Event, Listener, PreviewSaved, ignore
 from loraloom.formats.files import make_folder, size_text, write_text
 from loraloom.formats.image_info import save_image
+from loraloom.formats.room import Need, require_room
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.sheets import draw_sheet
 from loraloom.generation.text_to_image import GeneratedImage, paint_each
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 RESOLUTION_PX = 128
+DEMO_BYTES = 120_000_000
+"""What a demo leaves, rounded up."""
 GUIDANCE = 3.0  # what suits the small checkpoint; real ones want about 7
 SAMPLER = "DPM++ 2M SDE Karras"  # without fresh noise, backgrounds stay speckled
 STEPS = 20
@@ -195,6 +198,7 @@ def run_demo(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists already", "name another folder: loraloom demo FOLDER")
+    require_room([Need(folder, DEMO_BYTES, "checkpoints, LoRAs, pictures")], listener)
     make_folder(folder)
     doors = _Doors(listener, say, show_dataset, stop or StopRequest())
     return _whole_job(folder, plan, epochs or plan.epochs, doors)

@@ -13,7 +13,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,12 +263,23 @@ def run_grid(
     done = len({cell.file for cell in cells}) - len(missing)
     if done:
         listener(Notice(f"{done} images are there already"))
+    _require_room(folder, cells, list(missing.values()), listener)
     for number, path in enumerate(_paint(folder, list(missing.values()), batch_size, listener), start=1):
         listener(ImageSaved(str(path), done + number, done + len(missing)))
     sheets = _write_sheets(folder, axes, cells, title, listener)
     page = folder / "index.html"
     write_text(page, _page(axes, cells, title))
     return GridResult(folder, tuple(sheets), page, tuple(cells), len(missing))
+
+
+def _require_room(folder: Path, cells: Sequence[Cell], missing: Sequence[Cell], listener: Listener) -> None:
+    """The images that are missing, and a sheet that shows all of them, which is written anew."""
+    from loraloom.formats.room import require_room
+    from loraloom.studio.images import pictures_need
+
+    sheet = [cell.settings.model_copy(update={"format": "png"}) for cell in cells]
+    images = pictures_need(folder, [cell.settings for cell in missing])
+    require_room([images, replace(pictures_need(folder, sheet), what="the sheet")], listener)
 
 
 def _paint(folder: Path, cells: Sequence[Cell], batch_size: int, listener: Listener) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from loraloom.formats.file_hashes import file_hashes
 from loraloom.formats.files import make_folder
 from loraloom.formats.image_info import save_image
 from loraloom.formats.pictures import rgb_picture
+from loraloom.formats.room import Need, picture_bytes, require_room
 from loraloom.generation.loras import find_lora, other_loras
 from loraloom.generation.passes import hires_settings
 from loraloom.generation.prompts import PromptReader
@@ -25,7 +26,7 @@ from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.vae_file import replace_vae
 
-__all__ = ["SavedImage", "check_prompts", "generate_images", "load_for", "model_hash"]
+__all__ = ["SavedImage", "check_prompts", "generate_images", "load_for", "model_hash", "pictures_need"]
 
 _NUMBER = re.compile(r"^(\d+)-")
 
@@ -52,6 +53,7 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
         if picture is not None:
             rgb_picture(picture)
     number = _next_number(settings.output_folder)
+    require_room([pictures_need(settings.output_folder, [settings])], listener)
     model = load_for(checkpoint, settings, listener=listener)
     digest = model_hash(checkpoint) if settings.model_hash else None
     saved = []
@@ -71,6 +73,20 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
         saved.append(SavedImage(path, image.seed, *image.image.size))
         listener(ImageSaved(str(path), index + 1, settings.count))
     return saved
+
+
+def pictures_need(folder: Path, each: Sequence[GenerateSettings]) -> Need:
+    """The room that the pictures of these settings take, ``count`` of each; where no size is set, that of SD 1."""
+    sizes = [
+        picture_bytes(
+            int((one.width or 512) * (one.hires_scale or 1)),
+            int((one.height or 512) * (one.hires_scale or 1)),
+            one.count,
+            one.format,
+        )
+        for one in each
+    ]
+    return Need(folder, sum(sizes), f"{sum(one.count for one in each)} pictures")
 
 
 def load_for(checkpoint: Path, settings: GenerateSettings, *, listener: Listener = ignore) -> LoadedModel:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from loraloom.errors import HardwareError, LoraloomError, SettingsError
 from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeasured, WeightsSaved, ignore
 from loraloom.formats.files import make_folder, write_text
+from loraloom.formats.room import Need, require_room
 from loraloom.studio.crash_report import write_report
 from loraloom.studio.project import RunFolder, check_run_name, with_absolute_paths
 from loraloom.studio.stopping import Interrupted, StopRequest, heeding
@@ -142,6 +143,9 @@ def run_sweep(
     missing = [combination for combination in combinations if _finished(combination) is None]
     if len(missing) < len(combinations):
         listener(Notice(f"{len(combinations) - len(missing)} of {len(combinations)} runs are finished already"))
+    if missing:
+        # What each run writes is checked as it starts, when its model is known.
+        require_room([Need(folder, 0, "the runs")], listener)
     failures: list[tuple[Combination, str]] = []
     train_all = _train_here if workers == 0 and address is None else _train_with_ray(workers, address)
     for combination, problem in train_all(missing, listener, stop):

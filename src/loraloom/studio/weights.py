@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING
 from loraloom.adapters.block_weights import BlockWeights, parse_block_weights
 from loraloom.errors import SettingsError
 from loraloom.events import Listener, ignore
+from loraloom.formats.files import output_error
+from loraloom.formats.room import Need, require_room
 
 if TYPE_CHECKING:
     from loraloom.formats.adapter_writer import WrittenLora
@@ -81,7 +85,9 @@ def merge_loras(
     """Merge the LoRAs (as :func:`parse_lora_weight` reads them) into a checkpoint."""
     from loraloom.weights.merge import merge
 
-    return merge(checkpoint, _weighted(loras, block_weights), output, precision=precision, listener=listener)
+    weighted = _weighted(loras, block_weights)
+    _check_output(output)
+    return merge(checkpoint, weighted, output, precision=precision, listener=listener)
 
 
 def combine_loras(
@@ -98,13 +104,34 @@ def combine_loras(
     from loraloom.weights.combine import combine_loras as combine
 
     weighted = _weighted(loras, block_weights)
+    _check_output(output)
     return combine(weighted, output, rank=rank, conv_rank=conv_rank, precision=precision, to=to)
+
+
+def _check_output(output: Path, nbytes: int = 0, what: str = "the result") -> None:
+    """Raise OutputError before the work where its result could not be written."""
+    if not output.parent.is_dir():
+        raise output_error(output, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    require_room([Need(output.parent, nbytes, what)])
+
+
+def _extracted_bytes(base: Path, rank: int, conv_rank: int | None, precision: str) -> int:
+    """What a LoRA of these ranks for all of a checkpoint's layers takes at most."""
+    from loraloom.models.checkpoint import open_checkpoint
+
+    ranks = {2: rank, 4: rank if conv_rank is None else max(rank, conv_rank)}
+    shapes = [info.shape for info in open_checkpoint(base).infos.values() if len(info.shape) in ranks]
+    numbers = sum(
+        min(ranks[len(shape)], shape[0], math.prod(shape[1:])) * (shape[0] + math.prod(shape[1:])) for shape in shapes
+    )
+    return numbers * (4 if precision == "float" else 2)
 
 
 def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str | None = None) -> ConvertReport:
     """See :func:`loraloom.weights.convert.convert_lora`."""
     from loraloom.weights.convert import convert_lora as convert
 
+    _check_output(output)
     return convert(lora, output, to=to, precision=precision)
 
 
@@ -150,6 +177,7 @@ def merge_checkpoints(
         path, unet = parse_lora_weight(text).path, parse_lora_weight(text).unet
         others.append(CheckpointWeight(path, 0.5 if str(path) == text and difference is None else unet))
     blocks = parse_block_weights(block_weights) if block_weights is not None else None
+    _check_output(output)
     return merge(
         Path(checkpoints[0]),
         others,
@@ -177,6 +205,7 @@ def extract_lora(
     """Make a LoRA of what distinguishes two checkpoints."""
     from loraloom.weights.extract import extract_lora as extract
 
+    _check_output(output, _extracted_bytes(base, rank, conv_rank, precision), "the LoRA")
     return extract(
         base,
         tuned,
@@ -205,6 +234,7 @@ def resize_lora(
     from loraloom.weights.resize import resize_lora as resize
 
     criterion = Criterion(*dynamic) if dynamic is not None else None
+    _check_output(output)
     return resize(lora, output, rank=rank, conv_rank=conv_rank, criterion=criterion, precision=precision, to=to)
 
 

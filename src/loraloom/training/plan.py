@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +18,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from loraloom.adapters.attach import AdapterSet, attach, create_adapters
 from loraloom.data.batches import Draw, plan_epoch
 from loraloom.data.dataset import Dataset
-from loraloom.errors import LoraloomError
+from loraloom.errors import LoraloomError, OutputError
 from loraloom.events import Listener, MemoryMeasured, MemoryPredicted, Notice, ignore
+from loraloom.formats.room import Need, free_bytes, picture_bytes, require_room
 from loraloom.hardware import PeakMemory, choose_device, choose_precision, free_memory_bytes, own_memory_bytes
 from loraloom.models.checkpoint import Checkpoint
 from loraloom.models.loaded import LoadedModel, load_model
@@ -46,6 +48,7 @@ __all__ = [
     "Trial",
     "Work",
     "cheapest_changes",
+    "check_room",
     "make_plan",
     "predict_memory",
 ]
@@ -61,6 +64,11 @@ SMALL_BYTES = 64 * 2**20
 """Checkpoints smaller than this fit anywhere: no run of theirs begins with a prediction."""
 LIBRARY_BYTES = 48 * 2**20
 """On the CPU: kernels that are generated on first use, and what matrix products keep for themselves."""
+TRIAL_BOUND_S = 120.0
+"""What the first of the two real steps may take, with loading and encoding."""
+HOPELESS = 3.0
+"""Times the bound: where the count says more than this, the steps are not begun. Counts are off by up to this much."""
+WORTH_A_WORD_S = 10.0
 WORK_SHARE = {"cpu": 0.5, "cuda": 0.3, "mps": 0.3}
 """Share of the speed of one large matrix product that a training step reaches; used where no step was timed."""
 
@@ -372,8 +380,36 @@ class Trial:
     peak: int | None
 
 
-def try_steps(settings: TrainSettings, dataset: Dataset, folder: Path, listener: Listener = ignore) -> Trial:
-    """Load the checkpoint, encode the pictures of the largest batch and take two steps; nothing is saved."""
+class _Overdue(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, an operation that begins after ``bound_s`` seconds of ``clock`` raises TimeoutError instead.
+
+    Modules, the backward pass and the encoding all go through here, so nothing has to be asked in between.
+    """
+
+    def __init__(self, bound_s: float, clock: Callable[[], float]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._clock = clock
+        self._end = clock() + bound_s
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._clock() > self._end:
+            raise TimeoutError
+        return function(*args, **(kwargs or {}))
+
+
+def try_steps(
+    settings: TrainSettings,
+    dataset: Dataset,
+    folder: Path,
+    listener: Listener = ignore,
+    *,
+    bound_s: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> Trial | None:
+    """Load the checkpoint, encode the pictures of the largest batch and take two steps; nothing is saved.
+
+    None when the first step had not ended after ``bound_s`` seconds of ``clock``; the second takes no longer.
+    """
     from loraloom.training.steps import Step
     from loraloom.training.trainer import TrainingRun
 
@@ -386,22 +422,32 @@ def try_steps(settings: TrainSettings, dataset: Dataset, folder: Path, listener:
     # What is held out would be encoded for nothing.
     settings = settings.model_copy(update={"validation": ValidationSettings()})
     watch = PeakMemory(choose_device(settings.device))
-    with watch:
-        run = TrainingRun.prepare(settings, folder, listener, narrowed=narrowed)
-        batches = max(run.plan.epoch_batches(0), key=lambda batches: max(len(draws) for draws in batches))
-        largest = max(batches, key=len)
-        with run.model.using(*{"unet", *run.adapters.parts()}):
-            for _ in range(2):
+    overdue = _Overdue(bound_s, clock)
+    run: TrainingRun | None = None
+    try:
+        with watch:
+            with overdue:
+                run = TrainingRun.prepare(settings, folder, listener, narrowed=narrowed)
+            batches = max(run.plan.epoch_batches(0), key=lambda batches: max(len(draws) for draws in batches))
+            largest = max(batches, key=len)
+            with run.model.using(*{"unet", *run.adapters.parts()}):
+                # The first step finds out whether there is time, the second is the one that is timed.
+                with overdue:
+                    run.optimizer_step(Step(0, False, [largest]))
                 began = time.perf_counter()
                 run.optimizer_step(Step(0, False, [largest]))
                 seconds = time.perf_counter() - began
-    # A run encodes before its first step, so this counts for the time alone.
-    width, height, _ = _shape(batch)
-    began = time.perf_counter()
-    with torch.no_grad():
-        run.model.encode_images(torch.zeros(1, 3, height, width))
-    encode_seconds = time.perf_counter() - began
-    run.attachment.detach()
+        # A run encodes before its first step, so this counts for the time alone.
+        width, height, _ = _shape(batch)
+        began = time.perf_counter()
+        with torch.no_grad(), overdue:
+            run.model.encode_images(torch.zeros(1, 3, height, width))
+        encode_seconds = time.perf_counter() - began
+    except TimeoutError:
+        return None
+    finally:
+        if run is not None:
+            run.attachment.detach()
     return Trial(seconds * len(batch) / len(largest), encode_seconds, watch.peak)
 
 
@@ -424,40 +470,110 @@ class Disk:
     lora: int
     loras: int
     state: int
+    """Of one."""
+    states: int
     previews: int
     latents: int
+    log: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.lora * self.loras + self.state + self.previews + self.latents
+        return self.lora * self.loras + self.state * self.states + self.previews + self.latents + self.log
+
+    def needs(self, folder: Path, cache: Path | None, *, goes_on: bool = False) -> list[Need]:
+        """Where it goes: ``folder`` is the run's, ``cache`` that of encoded pictures.
+
+        LoRA files and states have a size that is known; of a run that ``goes_on`` only one of each must still come.
+        """
+        loras, states = (1, min(self.states, 1)) if goes_on else (self.loras, self.states)
+        needs = [
+            Need(folder / "weights", self.lora * loras, "LoRA files"),
+            Need(folder / "state", self.state * states, "states"),
+            Need(folder / "previews", self.previews, "previews", certain=False),
+            Need(folder, self.log, "the log", certain=False),
+        ]
+        return needs if cache is None else [*needs, Need(cache, self.latents, "encoded pictures", certain=False)]
 
 
-def count_disk(settings: TrainSettings, work: Work, memory: Memory, encoded: int) -> Disk:
-    """LoRA files, states, previews (about 1.5 bytes a pixel as PNG) and the latent cache of ``encoded`` pictures."""
+HEADER_BYTES = 64 * 2**10
+"""Of a LoRA file or a state: names of tensors, metadata, the identity of the pictures."""
+LOG_BYTES = 300
+"""Of a step in the log, and about as much for the learning curves in the end."""
+
+
+def count_disk(
+    settings: TrainSettings,
+    *,
+    steps: int,
+    epochs: int,
+    size: tuple[int, int],
+    adapter: int,
+    optimizer: int,
+    encoded: int,
+) -> Disk:
+    """What a run writes: LoRA files, states, previews, the cache of ``encoded`` pictures, the log.
+
+    ``size``: (width, height) of the largest pictures; ``adapter`` and ``optimizer``: bytes of what is trained (twice
+    that with an average) and of its moments.
+    """
     saving, preview = settings.saving, settings.preview
-    width, height, _ = work.largest
-    tensors = memory.adapter // (2 if settings.ema.enabled else 1)
+    width, height = size
+    tensors = adapter // (2 if settings.ema.enabled else 1)
     every = saving.every_epochs
     if saving.files_per_run:
-        every = max(1, work.epochs // saving.files_per_run)
-    by_epoch = (work.epochs - 1) // every if every else 0
-    by_step = (work.steps - 1) // saving.every_steps if saving.every_steps else 0
+        every = max(1, epochs // saving.files_per_run)
+    by_epoch = (epochs - 1) // every if every else 0
+    by_step = (steps - 1) // saving.every_steps if saving.every_steps else 0
     if saving.keep_last:
         by_epoch, by_step = min(by_epoch, saving.keep_last), min(by_step, saving.keep_last)
-    states = min(saving.keep_states or by_epoch + by_step + 1, by_epoch + by_step + 1) if saving.state else 0
-    times = (work.epochs // preview.every_epochs if preview.every_epochs else 0) + preview.at_start
-    times += work.steps // preview.every_steps if preview.every_steps else 0
+    # A state is removed only when a step was taken from the next one, so there is one more for a moment.
+    written = by_epoch + by_step + 1 + (steps // saving.state_every_steps if saving.state_every_steps else 0)
+    states = min(saving.keep_states + 1 if saving.keep_states else written, written) if saving.state else 0
+    times = (epochs // preview.every_epochs if preview.every_epochs else 0) + preview.at_start
+    times += steps // preview.every_steps if preview.every_steps else 0
     painted = preview.size or (width, height)
     pictures = len(preview_prompts(preview)) * len(preview.weights) * times
     latent = 2 * 4 * 4 * (width // 8) * (height // 8)
     return Disk(
-        lora=tensors // (1 if saving.precision == "float" else 2),
-        loras=by_epoch + by_step + 1,
-        state=states * (memory.adapter + memory.optimizer),
-        previews=int(1.5 * math.prod(painted)) * pictures,
+        lora=tensors // (1 if saving.precision == "float" else 2) + HEADER_BYTES,
+        loras=(by_epoch + by_step + 1) * (2 if settings.ema.enabled and settings.ema.save == "both" else 1),
+        state=adapter + optimizer + HEADER_BYTES,
+        states=states,
+        previews=picture_bytes(*painted, pictures),
         latents=encoded * latent if settings.dataset.latent_folder is not None else 0,
+        log=2 * steps * LOG_BYTES,
     )
+
+
+def check_room(
+    settings: TrainSettings, folder: Path, dataset: Dataset, model: LoadedModel, listener: Listener, *, goes_on: bool
+) -> None:
+    """Raise OutputError where a run in ``folder`` cannot write what it will; a warning where it hardly can."""
+    from loraloom.training.steps import StepPlan
+
+    batches, plan = _epoch(settings, dataset, 0), StepPlan(settings, dataset)
+    if not batches:
+        return
+    if settings.method == "full":
+        parts = whole_parts(model, settings.adapter)
+        trained = 4 * sum(parameter.numel() for part in parts for parameter in model.parts[part].parameters())
+        moments = 2 * trained
+    else:
+        adapters = _adapters(settings, model)
+        trained = sum(parameter.nbytes for parameter in adapters.parameters())
+        moments = _optimizer_bytes(adapters, settings, model.family.name)
+    width, height, _ = max((_shape(batch) for batch in batches), key=math.prod)
+    disk = count_disk(
+        settings,
+        steps=plan.total_steps,
+        epochs=math.ceil(plan.total_steps / max(plan.steps_per_epoch, 1)),
+        size=(width, height),
+        adapter=trained * (2 if settings.ema.enabled else 1),
+        optimizer=moments,
+        encoded=len(dataset.samples) * (2 if settings.dataset.flip else 1),
+    )
+    require_room(disk.needs(folder, settings.dataset.latent_folder, goes_on=goes_on), listener)
 
 
 # ------------------------------------------------------------------------------------------------ what would fit
@@ -567,16 +683,42 @@ class Plan:
     rate: float
     """Operations a second that were assumed, or reached in the trial."""
     trial: Trial | None
+    free_disk: int | None = None
+    """Bytes that are free where the run will be; None where nobody says."""
 
     def to_record(self) -> dict[str, Any]:
         """As JSON-ready data."""
         return asdict(self)
 
 
+def _has_time(counted_s: float, work: Work, bound_s: float, listener: Listener) -> bool:
+    """Whether two real steps are worth beginning; what is going to happen is said."""
+    width, height, images = work.largest
+    # The pictures are encoded, then two steps are taken.
+    expected = 3 * counted_s
+    what = f"two real steps of {images} pictures of {width}x{height}"
+    if expected > HOPELESS * bound_s:
+        text = f"{what} would take about {expected / 60:.0f} minutes here, {bound_s / 60:.0f} are allowed"
+        listener(Notice(f"{text}: the time is counted instead, a rough figure", "warning"))
+        return False
+    if expected > WORTH_A_WORD_S:
+        listener(Notice(f"{what}: about {expected:.0f} s, at most {bound_s:.0f}; a dry plan leaves them out"))
+    return True
+
+
 def make_plan(
-    settings: TrainSettings, *, dry: bool = False, folder: Path | None = None, listener: Listener = ignore
+    settings: TrainSettings,
+    *,
+    dry: bool = False,
+    folder: Path | None = None,
+    listener: Listener = ignore,
+    bound_s: float = TRIAL_BOUND_S,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Plan:
-    """Count, predict, and unless ``dry`` take two real steps (with ``folder`` as their scratch folder)."""
+    """Count, predict, and unless ``dry`` take two real steps (with ``folder`` as their scratch folder).
+
+    The steps have ``bound_s`` seconds of ``clock``; where they need more the time is counted, which is said.
+    """
     opened = open_run(settings, listener, device=settings.device)
     settings, device = opened.settings, opened.device
     checkpoint, dataset = opened.checkpoint, opened.dataset
@@ -584,11 +726,18 @@ def make_plan(
         listener(Notice(text, "warning"))
     work = count_work(settings, dataset)
     memory = predict_memory(settings, checkpoint, work.largest, device=device)
-    trial = None if dry else try_steps(settings, dataset, folder or settings.output)
+    dtype = choose_precision(device, settings.mixed_precision).compute
+    counted_rate = matrix_rate(device, dtype) * WORK_SHARE.get(device.type, 0.3)
+    counted_s = memory.flops / counted_rate
+    trial = None
+    if not dry and _has_time(counted_s, work, bound_s, listener):
+        scratch = folder or settings.output
+        trial = try_steps(settings, dataset, scratch, bound_s=bound_s, clock=clock)
+        if trial is None:
+            text = f"the first step had not ended after {bound_s:.0f} s: the time is counted instead, a rough figure"
+            listener(Notice(text, "warning"))
     if trial is None:
-        dtype = choose_precision(device, settings.mixed_precision).compute
-        rate = matrix_rate(device, dtype) * WORK_SHARE.get(device.type, 0.3)
-        batch_s = memory.flops / rate
+        rate, batch_s = counted_rate, counted_s
         encode_s = batch_s / work.largest[2]  # the VAE's work is of the order of a step's
     else:
         batch_s, encode_s, rate = trial.seconds, trial.encode_seconds, memory.flops / max(trial.seconds, 1e-9)
@@ -600,13 +749,29 @@ def make_plan(
     return Plan(
         work=work,
         memory=memory,
-        disk=count_disk(settings, work, memory, encoded),
+        disk=count_disk(
+            settings,
+            steps=work.steps,
+            epochs=work.epochs,
+            size=work.largest[:2],
+            adapter=memory.adapter,
+            optimizer=memory.optimizer,
+            encoded=encoded,
+        ),
         seconds_per_batch=batch_s,
         seconds=work.share_of_largest * batch_s + encoded * encode_s + preview_s,
         timed=trial is not None,
         rate=rate,
         trial=trial,
+        free_disk=_free_disk(settings.output),
     )
+
+
+def _free_disk(folder: Path) -> int | None:
+    try:
+        return free_bytes(folder)
+    except OutputError:
+        return None
 
 
 class MemoryWatch:

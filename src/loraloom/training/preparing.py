@@ -25,7 +25,7 @@ from loraloom.training.ema import Ema
 from loraloom.training.opening import open_run
 from loraloom.training.optimizers import create_optimizer
 from loraloom.training.parameter_groups import optimizer_remarks, parameter_groups
-from loraloom.training.plan import MemoryWatch
+from loraloom.training.plan import MemoryWatch, check_room
 from loraloom.training.preservation import check_trigger, class_chunks
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint, check_alike, identity_of
@@ -132,6 +132,8 @@ def prepare_parts(
     model.check_clip_skip(settings.clip_skip)
     objective = _checked_objective(settings, dataset, model, listener)
     max_token_length = _max_token_length(settings, dataset, model, listener)
+    if team.leads and watch is not None:  # without one these are steps on trial, of which nothing is kept
+        check_room(settings, folder, dataset, model, listener, goes_on=resume is not None and not resume.branch)
     cache = LatentCache(model.encode_images, vae_key=vae_fingerprint(model), folder=settings.dataset.latent_folder)
     with model.using("vae"):
         batch_size = 1 if device.type == "cpu" else 4

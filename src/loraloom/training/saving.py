@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -17,8 +20,10 @@ from loraloom.adapters.attach import AdapterSet
 from loraloom.adapters.metadata import network_args, network_metadata
 from loraloom.data.dataset import Dataset
 from loraloom.errors import FileError, OutputError
+from loraloom.events import Listener, Notice
+from loraloom.folders import data_folder
 from loraloom.formats.adapter_writer import write_lora
-from loraloom.formats.files import old_hash, sha256_of
+from loraloom.formats.files import make_folder, old_hash, sha256_of
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import LoadedModel
 from loraloom.models.saving import save_checkpoint
@@ -28,7 +33,15 @@ from loraloom.training.parameter_groups import rate_metadata
 from loraloom.training.recipes.record import recorded_settings
 from loraloom.training.settings import TrainSettings
 
-__all__ = ["RunFacts", "checkpoint_hashes", "remove_older", "run_metadata", "save_adapter", "save_whole"]
+__all__ = [
+    "RunFacts",
+    "checkpoint_hashes",
+    "remove_older",
+    "run_metadata",
+    "save_adapter",
+    "save_whole",
+    "write_or_rescue",
+]
 
 _FAILING_DISK = "the disk or its cable may be failing; save to another disk"
 SAVE_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
@@ -52,6 +65,35 @@ class RunFacts:
     epoch: int
     origins: Mapping[str, str] = field(default_factory=dict)
     """Metadata about the files that the training started from."""
+
+
+def write_or_rescue(path: Path, run: Path, write: Callable[[Path], None], listener: Listener) -> Path:
+    """``write(path)``; where the disk does not take it, under the same name in a folder on another one, which is said.
+
+    Returns where it is. The folders: the user's data folder, then that for temporary files, in each one of this run's.
+    Raises OutputError when none of them takes it.
+    """
+    try:
+        write(path)
+        return path
+    except OutputError as error:
+        for folder in _rescue_folders(run):
+            other = folder / path.name
+            with suppress(OutputError):
+                make_folder(folder)
+                write(other)
+                listener(Notice(f"{error.problem}; it is in {other} instead: move it when there is room", "warning"))
+                return other
+        raise
+
+
+def _rescue_folders(run: Path) -> Iterator[Path]:
+    """Folders for what the run's own disk does not take; the number keeps runs of one name apart."""
+    name = f"{run.name}-{sha256(str(run.absolute()).encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
+    with suppress(RuntimeError):  # nobody knows where home is
+        yield data_folder() / "rescued" / name
+    with suppress(OSError):
+        yield Path(tempfile.gettempdir()) / "loraloom-rescued" / name
 
 
 def save_whole(path: Path, facts: RunFacts) -> None:
@@ -97,7 +139,8 @@ def remove_older(path: Path, name: str, keep: int) -> None:
             older.setdefault(int(match[2]), []).append(other)
     for number in sorted(older)[:-keep]:
         for other in older[number]:
-            other.unlink(missing_ok=True)
+            with suppress(OSError):
+                other.unlink(missing_ok=True)
 
 
 def run_metadata(facts: RunFacts) -> dict[str, str]:

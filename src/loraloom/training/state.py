@@ -47,6 +47,7 @@ __all__ = [
     "read_state",
     "remove_older_states",
     "saved_states",
+    "state_path",
     "unsound",
     "write_state",
 ]
@@ -168,6 +169,11 @@ class ResumePoint:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
+def state_path(folder: Path, step: int) -> Path:
+    """The file of a state."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
 def saved_states(folder: Path) -> list[tuple[int, Path]]:
     """(step, file) of every state in ``folder``, the newest last."""
     try:
@@ -184,7 +190,7 @@ def write_state(folder: Path, step: int, values: Mapping[str, Any], *, keep: int
     ``values``: nested mappings, lists and tuples of tensors, numbers, texts, None, dtypes and devices. Raises
     OutputError when it cannot be written or does not read back, ResumeError for a value that no file can hold.
     """
-    path = folder / f"step-{step:08d}.safetensors"
+    path = state_path(folder, step)
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_pack(values, tensors, "state"), ensure_ascii=False, separators=(",", ":"))
     digest = _digest(text, tensors)

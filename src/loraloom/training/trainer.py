@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.data.dataset import Dataset, Sample
-from loraloom.errors import FileError, LoraloomError, NotFiniteError, ResumeError, while_handling
+from loraloom.errors import FileError, LoraloomError, NotFiniteError, OutputError, ResumeError, while_handling
 from loraloom.events import (
     Listener,
     Notice,
@@ -41,7 +41,15 @@ from loraloom.training.plan import MemoryWatch
 from loraloom.training.preparing import RunParts, prepare_parts
 from loraloom.training.preservation import Preservation
 from loraloom.training.previews import PreviewPrompt, paint_previews, preview_prompts
-from loraloom.training.saving import SAVE_TYPES, RunFacts, checkpoint_hashes, remove_older, save_adapter, save_whole
+from loraloom.training.saving import (
+    SAVE_TYPES,
+    RunFacts,
+    checkpoint_hashes,
+    remove_older,
+    save_adapter,
+    save_whole,
+    write_or_rescue,
+)
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import (
     Identity,
@@ -55,6 +63,7 @@ from loraloom.training.state import (
     placed,
     remove_older_states,
     saved_states,
+    state_path,
     unsound,
     write_state,
 )
@@ -285,7 +294,7 @@ class TrainingRun(RunParts):
     def _finish(self, request: Request, epoch: int, *, has_preview: bool) -> Path | None:
         """What is left to do after the last step, in ``epoch`` (from 1); ``request`` says why it was the last."""
         if request is Request.LEAVE:
-            self.save_state()
+            self.save_state(last=True)
             self.listener(RunPaused(self.step, freed=True))
             return None
         stopped, final = request is not Request.GO, None
@@ -294,8 +303,10 @@ class TrainingRun(RunParts):
         self._tell_of_best()
         if request is not Request.DISCARD:
             self._write_image_losses()
-            final = self.save(self.settings.name, epoch, final=True)
-            self.save_state()
+            try:
+                final = self.save(self.settings.name, epoch, final=True)
+            finally:
+                self.save_state(last=True)
             self._prove_state()
         if not has_preview and not stopped:
             self._preview(epoch=epoch)
@@ -361,14 +372,22 @@ class TrainingRun(RunParts):
         by_epoch = ends_epoch and self.save_every_epochs > 0 and epoch % self.save_every_epochs == 0
         by_step = saving.every_steps > 0 and self.step % saving.every_steps == 0
         if by_epoch:
-            self.save(f"{name}-{epoch:06d}", epoch)
+            self._save_on_the_way(f"{name}-{epoch:06d}", epoch)
         if by_step:
-            self.save(f"{name}-step{self.step:08d}", epoch)
+            self._save_on_the_way(f"{name}-step{self.step:08d}", epoch)
         state_by_step = saving.state_every_steps > 0 and self.step % saving.state_every_steps == 0
         age_s = time.monotonic() - self._last_state[1]
         state_by_time = 0 < saving.state_every_minutes * 60 <= age_s
         if by_epoch or by_step or state_by_step or state_by_time:
             self.save_state()
+
+    def _save_on_the_way(self, name: str, epoch: int) -> None:
+        """Save; where no disk takes the file the run goes on, since all that was learned is still in memory."""
+        try:
+            self.save(name, epoch)
+        except OutputError as error:
+            text = f"{error}; the training goes on, and the next file is tried again"
+            self.listener(Notice(text, "warning"))
 
     def _preview_if_due(self, epoch: int, ends_epoch: bool) -> bool:
         preview = self.settings.preview
@@ -412,7 +431,7 @@ class TrainingRun(RunParts):
         by_timestep = {str(timestep): loss for timestep, loss in losses.by_timestep.items()}
         self.listener(ValidationMeasured(self.step, epoch, losses.mean, by_timestep, best))
         if best and self.settings.validation.save_best:
-            self.save(f"{self.settings.name}-best", epoch)
+            self._save_on_the_way(f"{self.settings.name}-best", epoch)
 
     def _tell_of_best(self) -> None:
         if not self.patience.best_step:
@@ -434,9 +453,12 @@ class TrainingRun(RunParts):
         with without_adapters(self.attachment):
             before = self._measure(samples)
         path = self.folder / "image-losses.csv"
-        write_image_losses(
-            path, [ImageLosses(name, before.by_image[name], loss) for name, loss in after.by_image.items()]
-        )
+        losses = [ImageLosses(name, before.by_image[name], loss) for name, loss in after.by_image.items()]
+        try:
+            write_image_losses(path, losses)
+        except OutputError as error:
+            self.listener(Notice(f"the losses of the pictures were not written: {error}", "warning"))
+            return
         self.listener(Notice(f"losses of every training picture: {path}"))
 
     def optimizer_step(self, step: Step) -> tuple[float, bool]:
@@ -581,17 +603,21 @@ class TrainingRun(RunParts):
             epoch=epoch,
             origins=self.origins,
         )
+        path = write_or_rescue(path, self.folder, partial(self._write_to, facts=facts), self.listener)
+        self.listener(WeightsSaved(path=str(path), step=self.step, epoch=epoch, final=final))
+        return path
+
+    def _write_to(self, path: Path, *, facts: RunFacts) -> None:
         if isinstance(self.adapters, WholeModel):
             save_whole(path, facts)
         else:
             save_adapter(path, self.adapters, facts)
-        self.listener(WeightsSaved(path=str(path), step=self.step, epoch=epoch, final=final))
-        return path
 
-    def save_state(self) -> None:
+    def save_state(self, *, last: bool = False) -> None:
         """Write all that is needed to go on from here. A state that cannot be written is told, and the run goes on.
 
-        Nobody could go on from exploded weights, so they never take the place of an older state.
+        The ``last`` one goes elsewhere then. Nobody could go on from exploded weights, so they never take the place of
+        an older state.
         """
         saving = self.settings.saving
         if not saving.state or self._last_state[0] == self.step or not self.team.leads:
@@ -601,8 +627,16 @@ class TrainingRun(RunParts):
             text = f"the state of step {self.step} was not kept, the training has exploded: {reason}"
             self.listener(Notice(f"{text}{self._last_sound()}", "warning"))
             return
+        values, path = self._state_values(), state_path(self.folder / "state", self.step)
+
+        def write(wanted: Path) -> None:
+            write_state(wanted.parent, self.step, values)
+
         try:
-            path = write_state(self.folder / "state", self.step, self._state_values())
+            if last:
+                path = write_or_rescue(path, self.folder, write, self.listener)
+            else:
+                write(path)
             self._unproven = self.step
         except (FileError, ResumeError) as error:
             self.listener(Notice(f"the state of step {self.step} was not kept: {error}", "warning"))
@@ -663,6 +697,12 @@ class TrainingRun(RunParts):
     def _preview(self, *, epoch: int, by_step: bool = False) -> None:
         if not self.preview_prompts or not self.team.leads:
             return
+        try:
+            self._paint_previews(epoch, by_step=by_step)
+        except OutputError as error:
+            self.listener(Notice(f"the previews of step {self.step} were not saved: {error}", "warning"))
+
+    def _paint_previews(self, epoch: int, *, by_step: bool) -> None:
         with torch.no_grad(), self.as_shown():
             paint_previews(
                 self.model,
