@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import pickle
 import pickletools
@@ -21,7 +22,7 @@ import torch
 
 import tensor_corpus
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError
-from loraloom.formats.tensors import TensorFile, TensorInfo, TensorSource, open_tensors, write_tensors
+from loraloom.formats.tensors import TensorFile, TensorInfo, TensorSource, is_finite, open_tensors, write_tensors
 from tensor_mutations import campaign, touch, work_allowed
 from work import counted
 
@@ -181,6 +182,31 @@ def test_verify_finds_a_changed_byte(tmp_path: Path) -> None:
         pytest.raises(FileFormatError, match="'archive/data/0' is"),
     ):
         file.verify()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
+        *(torch.float8_e4m3fn, torch.float8_e5m2),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 37, 100_002])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(kind: torch.dtype, place: int) -> None:
+    tensor = torch.randn(100_003).to(kind)
+    assert is_finite(tensor)
+    for value in (math.nan, math.inf, -math.inf):
+        if kind == torch.float8_e4m3fn and math.isinf(value):
+            continue  # it has no infinity
+        tensor[place] = value
+        assert not is_finite(tensor)
+        assert not is_finite(tensor[:100_000].reshape(100, -1).T) or place > 100_000
+
+
+def test_what_cannot_be_infinite_is_finite() -> None:
+    for tensor in (torch.empty(0, 3), torch.tensor([2**62]), torch.tensor([True]), torch.full((9,), 65504.0).half()):
+        assert is_finite(tensor)
+    assert is_finite(torch.full((9,), 3.4e38))  # their sum is infinite
 
 
 def flipped(path: Path, tensor: torch.Tensor) -> None:
