@@ -111,6 +111,13 @@ def test_what_is_offered_works(case: str, folder: Path) -> None:
     assert any(sample.caption.startswith("fox") or "a fox" in sample.caption for sample in dataset.samples)
 
 
+def test_a_table_that_is_an_error_is_not_named_twice(folder: Path) -> None:
+    write(folder / "metadata.csv", "file_name,breed\none.png,fox\n")
+    settings = DatasetSettings.parse({"folder": folder.parent, "resolution": 64})
+    problems = load_dataset(settings, allow_empty=True).problems
+    assert [problem.kind for problem in problems if problem.path.name == "metadata.csv"] == ["caption-table"]
+
+
 def test_with_one_caption_or_another_source_nothing_is_looked_for(folder: Path) -> None:
     write(folder / "metadata.json", BY_NAME)
     assert warnings(folder, captions={"source": "folder"}) == []

@@ -126,6 +126,17 @@ def test_a_picture_larger_than_the_budget_is_decoded_alone(tmp_path: Path) -> No
     assert budget.peak >= 4 * 1100 * 700
 
 
+def test_a_picture_is_gone_when_its_memory_is_given_back(tmp_path: Path) -> None:
+    """Not when Python gets round to it: the next thread takes the memory at once."""
+    (tmp_path / "a.png").write_bytes(png())
+    with opened(tmp_path / "a.png") as picture:
+        image = picture.decode()
+        assert image.getpixel((10, 10)) == RED
+    with pytest.raises(ValueError, match="closed"):
+        image.getpixel((10, 10))
+    assert picture.memory.nbytes == 0
+
+
 def test_what_is_left_out_is_never_unpacked(tmp_path: Path) -> None:
     """A text that unpacks to 200 MB takes no more memory than its packed bytes."""
     packed = zlib.compress(bytes(200_000_000), 9)

@@ -108,12 +108,16 @@ def load_picture(
             picture.image.draft(None, (2 * width, 2 * height))
         image = picture.decode(working_bytes=colour_bytes(picture.image))
         turn = orientation_of(image) if orientation is None else orientation
-        image = upright(to_rgb(image, background), turn)
-        placed = fit(image.size, bucket) if placed is None else placed
-        scale = (image.width / placed.resized[0], image.height / placed.resized[1])
-        top, left = placed.crop
-        box = (left * scale[0], top * scale[1], (left + bucket[0]) * scale[0], (top + bucket[1]) * scale[1])
-        return image.resize(bucket, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+        # No name for the whole picture in colours: it is to be gone when its memory is given back.
+        return _cut_out(upright(to_rgb(image, background), turn), bucket, placed)
+
+
+def _cut_out(image: Image.Image, bucket: Size, placed: Fit | None) -> Image.Image:
+    placed = fit(image.size, bucket) if placed is None else placed
+    scale = (image.width / placed.resized[0], image.height / placed.resized[1])
+    top, left = placed.crop
+    box = (left * scale[0], top * scale[1], (left + bucket[0]) * scale[0], (top + bucket[1]) * scale[1])
+    return image.resize(bucket, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
 def load_grey(path: Path, *, alpha: bool = False, max_megapixels: float = MOST_MEGAPIXELS) -> Image.Image:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from loraloom.data.caption_operations import file_words
-from loraloom.data.caption_table import CaptionTable
+from loraloom.data.caption_table import FOUND_BY_THEMSELVES, CaptionTable
 from loraloom.data.problems import Problem, normal_name, readable
 from loraloom.errors import FileError
 
@@ -74,6 +74,8 @@ def _tables(folder: Path, pictures: Sequence[Path]) -> Iterator[Problem]:
         if suffix in _OTHER_TABLES and named:
             note = f"may hold captions; {suffix} files are not read"
             yield _nearby(path, note, "export it as CSV with the columns file_name and text")
+        if path.parent == folder and path.name.lower() in FOUND_BY_THEMSELVES:
+            continue  # reported as a table that cannot be used
         if suffix not in _TABLE_SUFFIXES or _stem(path.name) in stems or path.name.lower() in _EVERYDREAM:
             continue
         if tried == _MOST_TABLES or (not named and (suffix == ".txt" or path.parent != folder)):

@@ -23,6 +23,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from loraloom.errors import FileError, FileFormatError, MissingFileError
 from loraloom.formats.memory_budget import MemoryBudget, MemoryShare
 from loraloom.formats.picture_parts import picture_parts
+from loraloom.hardware import return_freed_memory
 from loraloom.reading import open_file
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ MAX_MEGAPIXELS = 128.0
 MOST_MEGAPIXELS = 178.0
 """The most that Pillow decodes at all."""
 _BUDGET = 2**30
+_WORTH_RETURNING = 2**26
 
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
@@ -229,6 +231,7 @@ def opened(
 ) -> Iterator[OpenPicture]:
     """Read a picture file and its header. Memory of ``budget`` that it takes goes back at the end of the block.
 
+    The picture is closed then: what is made of it has to be made inside.
     Raises MissingFileError, FileFormatError or FileError whose ``problem`` is the reason without the path.
     """
     with (budget or picture_budget()).share() as memory:
@@ -237,7 +240,13 @@ def opened(
         image = _image_of(parts.data, kind, max_megapixels)
         if parts.profile is not None:
             image.info["icc_profile"] = parts.profile
-        yield OpenPicture(data, image, kind, parts.animated, memory)
+        try:
+            yield OpenPicture(data, image, kind, parts.animated, memory)
+        finally:
+            image.close()
+            if memory.nbytes > _WORTH_RETURNING:
+                # glibc keeps for each thread what it freed, so that eight threads in turn would hold eight pictures.
+                return_freed_memory()
 
 
 def rgb_of(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
