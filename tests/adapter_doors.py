@@ -24,6 +24,7 @@ from loraloom.adapters.attach import AdapterSet, attach, create_adapters, read_a
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import LoraloomError, SettingsError
 from loraloom.formats.adapter_file import AdapterTarget, read_adapter_file
+from loraloom.formats.embedding_file import embedding_of
 from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.models.family import Family
 from loraloom.studio.library import scan
@@ -201,8 +202,10 @@ def _extract(visit: _Visit) -> None:
 
 
 def _generate(visit: _Visit) -> None:
-    """On the layers of a live model, both ways in which a LoRA acts on them."""
+    """On the layers of a live model, both ways in which a LoRA acts on them; its words as a prompt uses them."""
     adapters = read_adapters(visit.path, visit.targets)
+    for word, places in adapters.words.items():
+        embedding_of(visit.path, word, places)
     layers = {name: _layer(target) for name, target in adapters.targets.items()}
     with torch.no_grad(), attach(adapters, layers, unet=0.7, text_encoder=0.3):
         beside = _run(adapters, layers)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from adapter_corpus import drafts
 from loraloom.adapters.attach import read_adapters
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_checks import EIGHT_BIT_FLOATS, widened
@@ -137,3 +139,48 @@ def test_odd_alphas_and_ranks_are_said(tmp_path: Path) -> None:
     assert not {"alpha 0", "negative alpha", "rank above size"} & set(
         inspect_file(tmp_path / "sound.safetensors").facts
     )
+
+
+VECTORS = {
+    "int8": (torch.ones(2, 5, dtype=torch.int8), "holds int8 values; the vectors of a word"),
+    "complex": (torch.ones(5, dtype=torch.complex64), "holds complex64 values"),
+    "of three axes": (torch.ones(2, 5, 1), "has shape .2, 5, 1., where the vectors of a word belong"),
+    "none": (torch.ones(0, 5), "has shape .0, 5.,"),
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_vectors_of_words_are_looked_at_too(name: str, tmp_path: Path) -> None:
+    vectors, words = VECTORS[name]
+    path = tmp_path / "x.safetensors"
+    layer = {NAME + KOHYA.suffix(role): tensor for role, tensor in LORA.items()}
+    write_tensors(path, {**layer, "bundle_emb.tok.string_to_param.*": vectors})
+    with pytest.raises(AdapterError, match=words) as caught:
+        read_adapter_file(path)
+    assert caught.value.problem == f"{path}: {inspect_file(path).facts['cannot be used']}"
+
+
+def test_a_file_that_is_read_with_another_is_refused_by_inspect_as_by_the_reader(tmp_path: Path) -> None:
+    """cloneofsimo's U-Net, text encoder and word lie in three files."""
+    path, text, word = (tmp_path / f"a{end}" for end in (".pt", ".text_encoder.pt", ".ti.pt"))
+    torch.save([torch.ones(3, 2), torch.ones(2, 3)] * 4, path)
+    torch.save([torch.ones(5, 2), torch.ones(2, 5)] * 4, text)
+    torch.save({"<tok>": torch.ones(7).to(torch.float8_e5m2)}, word)
+    # This one is a text encoder itself, so nothing is read with it.
+    assert "cannot be used" not in inspect_file(path).facts
+    unet = drafts()["cloneofsimo, unet keys"].tensors
+    torch.save([tensor for key, tensor in unet.items() if key != "<tok>"], path)
+    file = read_adapter_file(path)
+    assert len(file.layers) == 144 + 4
+    assert file.embeddings["<tok>"]["any"].dtype == torch.float16
+    for other, damaged in (
+        (text, [torch.ones(3, 2), torch.ones(2, 3).bool()] * 4),
+        (word, {"<tok>": torch.tensor(1j)}),
+    ):
+        sound = other.read_bytes()
+        torch.save(damaged, other)
+        with pytest.raises(AdapterError, match=re.escape(str(other))) as caught:
+            read_adapter_file(path)
+        assert inspect_file(path).facts["cannot be used"] == caught.value.problem
+        other.write_bytes(sound)
+    assert "cannot be used" not in inspect_file(path).facts

@@ -14,7 +14,15 @@ import torch
 from loraloom.formats.dialects import FOREIGN_SUFFIXES, Shaped, kind_of, rank_of
 from loraloom.formats.entries import TensorInfo, show
 
-__all__ = ["EIGHT_BIT_FLOATS", "Doubt", "doubts_about", "foreign_kinds", "problem_of_layer", "widened"]
+__all__ = [
+    "EIGHT_BIT_FLOATS",
+    "Doubt",
+    "doubts_about",
+    "foreign_kinds",
+    "problem_of_layer",
+    "problem_of_vectors",
+    "widened",
+]
 
 EIGHT_BIT_FLOATS: Mapping[torch.dtype, torch.dtype] = {
     getattr(torch, name): wider
@@ -80,6 +88,16 @@ def problem_of_layer(name: str, keys: Mapping[str, str], infos: Mapping[str, Ten
         if left in roles and not _fits(roles, left, right, core):
             shapes = [f"{role} {tuple(roles[role].shape)}" for role in (left, core, right) if role in roles]
             return f"the factors of layer {name} do not fit one another: {', '.join(shapes)}"
+    return None
+
+
+def problem_of_vectors(key: str, info: TensorInfo) -> str | None:
+    """Why a tensor holds no vectors of textual inversion, (n, width) or (width,), or None."""
+    if info.dtype not in _FLOATS:
+        kind = str(info.dtype).removeprefix("torch.")
+        return f"{show(key)} holds {kind} values; the vectors of a word are floating-point numbers"
+    if len(info.shape) not in (1, 2) or info.numel == 0:
+        return f"{show(key)} has shape {tuple(info.shape)}, where the vectors of a word belong"
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from loraloom.errors import AdapterError
-from loraloom.formats.adapter_checks import Doubt, doubts_about, widened
+from loraloom.formats.adapter_checks import Doubt, doubts_about, problem_of_vectors, widened
 from loraloom.formats.cloneofsimo import companions
 from loraloom.formats.dialects import CLONEOFSIMO, KOHYA, PEFT, Dialect, is_text_layer
 from loraloom.formats.file_hashes import compute_hashes
@@ -99,7 +99,10 @@ def read_adapter_file(path: Path) -> AdapterFile:
     for other in companions(path):
         if other.stem.endswith(".ti"):
             tensors = open_tensors(other)
-            vectors = {word: {"any": tensors[word]} for word in tensors}
+            for word in tensors:
+                if problem := problem_of_vectors(word, tensors.info(word)):
+                    raise AdapterError(f"{other}: {problem}", f"move it away to use {path.name} without it")
+            vectors = {word: {"any": widened(tensors[word])} for word in tensors}
             file = replace(file, embeddings={**file.embeddings, **vectors}, beside=(*file.beside, other))
         elif _is_of_text(text := _read_one(other)):
             file = replace(file, layers={**file.layers, **text.layers}, beside=(*file.beside, other))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loraloom.formats.adapter_checks import foreign_kinds, problem_of_layer
+from loraloom.formats.adapter_checks import foreign_kinds, problem_of_layer, problem_of_vectors
 from loraloom.formats.cloneofsimo import is_numbered_list, layer_names, numbered_key, pairs_of_list
 from loraloom.formats.dialects import CLONEOFSIMO, Dialect, adapter_name, dialect_of
 from loraloom.formats.entries import TensorInfo, show
@@ -84,7 +84,7 @@ def lora_keys(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> L
     if not layers:
         return None
     ordered = tuple(dialects[name] for name, _ in spoken.most_common())
-    problem = _problem(infos, ordered[0], layers, unknown, twice)
+    problem = _problem(infos, ordered[0], layers, embeddings, unknown, twice)
     return LoraKeys(ordered[0], ordered, layers, embeddings, tuple(unknown), problem)
 
 
@@ -92,6 +92,7 @@ def _problem(
     infos: Mapping[str, TensorInfo],
     dialect: Dialect,
     layers: Mapping[str, Mapping[str, str]],
+    embeddings: Mapping[str, Mapping[str, str]],
     unknown: Sequence[str],
     twice: Sequence[tuple[str, str]],
 ) -> str | None:
@@ -110,7 +111,10 @@ def _problem(
         if len(names) > 1:
             return f"holds several adapters ({', '.join(map(show, names))}); save one of them to a file of its own"
         return f"names one tensor twice: {show(twice[0][0])} and {show(twice[0][1])}"
-    return next((problem for name, keys in layers.items() if (problem := problem_of_layer(name, keys, infos))), None)
+    vectors = (key for places in embeddings.values() for key in places.values())
+    problems = [problem_of_layer(name, keys, infos) for name, keys in layers.items()]
+    problems += [problem_of_vectors(key, infos[key]) for key in vectors]
+    return next((problem for problem in problems if problem), None)
 
 
 def _numbered(
@@ -129,5 +133,5 @@ def _numbered(
             unknown += [key for roles in ordered for key in roles.values()]
         else:
             layers.update(zip(names, ordered, strict=True))
-    problem = _problem(infos, CLONEOFSIMO, layers, unknown, [])
+    problem = _problem(infos, CLONEOFSIMO, layers, embeddings, unknown, [])
     return LoraKeys(CLONEOFSIMO, (CLONEOFSIMO,), layers, embeddings, tuple(unknown), problem)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loraloom.errors import AdapterError
+from loraloom.errors import AdapterError, LoraloomError
 from loraloom.formats.adapter_checks import doubts_about, foreign_kinds, widened
 from loraloom.formats.adapter_file import content_hash, read_adapter_file
 from loraloom.formats.cloneofsimo import companions
@@ -273,7 +273,7 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
         told["cannot be used"] = keys.problem
     elif damaged:
         told["cannot be used"] = f"the alpha of layer {damaged[0]} is {stored[damaged[0]]}"
-    elif misfit:
+    elif misfit := misfit or _companion_problem(tensors.path, keys):
         told["cannot be used"] = misfit
     else:
         told |= {doubt.what: doubt.sentence for doubt in doubts_about(layers, stored.__getitem__)}
@@ -309,6 +309,17 @@ def _peft_scales(tensors: TensorFile, layers: Layers, keys: LoraKeys) -> tuple[M
         return peft_scales(tensors.path, layers, tensors.metadata), ""
     except AdapterError as error:
         return {}, error.problem
+
+
+def _companion_problem(path: Path, keys: LoraKeys) -> str:
+    """Why the files that belong to cloneofsimo's cannot be read with it; empty where they can, or there are none."""
+    if keys.dialect is not CLONEOFSIMO or not companions(path):
+        return ""
+    try:
+        read_adapter_file(path)
+    except LoraloomError as error:
+        return error.problem
+    return ""
 
 
 def _stored_alpha(tensors: TensorFile, infos: Infos, key: str | None) -> float | None:
