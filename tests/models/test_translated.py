@@ -170,3 +170,20 @@ def test_a_merge_writes_the_checkpoints_own_names(tmp_path: Path) -> None:
     written = open_checkpoint(tmp_path / "b.safetensors")
     assert set(written) == set(toy_tensors("sd1"))
     assert all(torch.equal(written[name], tensor) for name, tensor in toy_tensors("sd1").items())
+
+
+@pytest.mark.parametrize("ends", [("lora_A.weight", "lora_B.weight"), ("lora.down.weight", "lora.up.weight")])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_a_lora_of_all_attention_is_no_checkpoint(family: str, ends: tuple[str, str], tmp_path: Path) -> None:
+    """Its layers have the names of a U-Net in diffusers: every command calls it a LoRA."""
+    whole = all_of_diffusers(family)
+    layers = {name.removesuffix(".weight"): whole[name] for name in whole if ".attn" in name and whole[name].ndim == 2}
+    down, up = ends
+    tensors = {"unet.conv_in.bias": whole["unet.conv_in.bias"]} if up == "lora_B.weight" else {}
+    tensors |= {f"{name}.{down}": tensor.new_ones(3, tensor.shape[1]) for name, tensor in layers.items()}
+    tensors |= {f"{name}.{up}": tensor.new_ones(tensor.shape[0], 3) for name, tensor in layers.items()}
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    assert inspect_file(tmp_path / "a.safetensors").kind == "LoRA"
+    assert identify(tmp_path / "a.safetensors").kind == "lora"
+    with pytest.raises(CheckpointError, match="LoRA"):
+        open_checkpoint(tmp_path / "a.safetensors")

@@ -166,6 +166,9 @@ _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _OTHER_VAE_NAME = re.compile(
     r"(?:en|de)coder\.(?:mid\.attn_\d+\.(?!(?:norm|[qkv]|proj_out)\.)|mid_block|(?:down|up)_blocks)\.?"
 )
+# What only a whole part has: a LoRA's layers have the names of many others.
+_OF_A_UNET = ("conv_in.weight", "time_embedding.linear_1.weight")
+_OF_A_VAE = ("encoder.conv_in.weight", "decoder.conv_in.weight")
 _TABLE = "embeddings.token_embedding.weight"
 _TEXT_FOLDERS = MappingProxyType(
     {
@@ -178,10 +181,11 @@ _TEXT_FOLDERS = MappingProxyType(
 def _foreign_parts(infos: Infos) -> Iterator[tuple[PartKind, str, str]]:
     """(kind, prefix in the file, prefix in a checkpoint) of each part with names that a checkpoint does not have."""
     for prefix in (_UNET, "unet."):
-        if any(name.startswith(f"{prefix}down_blocks.") for name in infos):
+        if all(prefix + name in infos for name in _OF_A_UNET):
             yield "unet", prefix, _UNET
     for prefix in (_VAE, "vae."):
-        if any(name.startswith(prefix) and _OTHER_VAE_NAME.match(name, len(prefix)) for name in infos):
+        other = any(name.startswith(prefix) and _OTHER_VAE_NAME.match(name, len(prefix)) for name in infos)
+        if other and any(prefix + name in infos for name in _OF_A_VAE):
             yield "vae", prefix, _VAE
     for part in _family(infos).text_parts:
         own = part.prefixes[0]
