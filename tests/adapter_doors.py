@@ -39,7 +39,7 @@ from loraloom.weights.merge import LoraWeight, merge
 from loraloom.weights.metadata import edit_metadata, write_sidecars
 from loraloom.weights.resize import resize_lora
 
-__all__ = ["DOORS", "LIGHT_DOORS", "Bench", "Fault", "examine", "remembered_names"]
+__all__ = ["DOORS", "LIGHT_DOORS", "READING_DOORS", "Bench", "Fault", "examine", "remembered_names"]
 
 TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 """What ``inspect`` calls the families."""
@@ -336,7 +336,8 @@ DOORS: Mapping[str, Callable[[_Visit], Any]] = {
     "side files": _sidecars,
     "library": _library,
 }
-LIGHT_DOORS = ("read", "inspect", "inspect layers", "identify", "is LoRA", "generate")
+READING_DOORS = ("read", "inspect", "inspect layers", "identify", "is LoRA")
+LIGHT_DOORS = (*READING_DOORS, "generate")
 """Those that write nothing."""
 
 

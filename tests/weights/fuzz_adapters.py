@@ -2,6 +2,8 @@
 
 ``python tests/weights/fuzz_adapters.py --count 200000 --progress FILE`` runs the long campaign, and goes on where it
 was stopped; ``--only INDEX`` does one file again and says all about it. ``test_fuzz_adapters.py`` runs a short one.
+With ``--tools 2`` every file is read and inspected, and brought to two of the tools, which two is drawn: a third of the
+time, in which each tool sees a sixth of the files.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adapter_doors import Bench, Fault, examine, remembered_names
+from adapter_doors import DOORS, READING_DOORS, Bench, Fault, examine, remembered_names
 from adapter_mutations import Seeds, mutate, write
 
 REPORT_EVERY = 500
@@ -70,13 +72,27 @@ def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-def run(progress: Progress, count: int, bench: Bench, *, path: Path | None, keep: Path | None) -> None:
+def doors_of(name: str, tools: int | None) -> list[str]:
+    """The doors for a file: all, or those that read and so many of the others, drawn by the file's name."""
+    others = [door for door in DOORS if door not in READING_DOORS]
+    if tools is None:
+        return list(DOORS)
+    drawn = random.Random(f"doors-{name}").sample(others, tools)
+    if "extract" in drawn and "merge" not in drawn:  # it takes apart what was merged
+        drawn.append("merge")
+    return [door for door in DOORS if door in READING_DOORS or door in drawn]
+
+
+def run(
+    progress: Progress, count: int, bench: Bench, *, tools: int | None, path: Path | None, keep: Path | None
+) -> None:
     """Examine the files from where the progress ends up to ``count``."""
     seeds = Seeds()
     for index in range(progress.done, count):
         began, worked = time.monotonic(), time.process_time()
-        draft = mutate(random.Random(f"{progress.seed}-{index}"), seeds)
-        for fault in examine(draft, bench, progress.outcomes):
+        name = f"{progress.seed}-{index}"
+        draft = mutate(random.Random(name), seeds)
+        for fault in examine(draft, bench, progress.outcomes, doors_of(name, tools)):
             if progress.add(index, fault):
                 _say(f"{index}: {fault.door} | {fault.where}\n    {fault.what}")
                 if keep is not None:
@@ -99,6 +115,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tools", type=int, help="how many of the tools each file is brought to; all, if left out")
     parser.add_argument("--only", type=int, help="the index of one file")
     parser.add_argument("--progress", type=Path, help="a file that keeps what was found, to go on from")
     parser.add_argument("--keep", type=Path, help="folder for the files that broke the rule")
@@ -110,7 +127,7 @@ def main() -> int:
         if options.only is not None:
             return _one(options.seed, options.only, bench, options.keep)
         progress = read_progress(options.progress, options.seed)
-        run(progress, options.count, bench, path=options.progress, keep=options.keep)
+        run(progress, options.count, bench, tools=options.tools, path=options.progress, keep=options.keep)
     _say(json.dumps(dict(sorted(progress.outcomes.items())), indent=1))
     return 1 if progress.faults else 0
 

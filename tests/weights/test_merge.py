@@ -354,7 +354,7 @@ def test_loras_that_do_not_fit(checkpoint: MakeFile, write_lora: MakeFile, tmp_p
         "wrong shape": (whole | {name: torch.ones(2, 7)}, r"\(2, 7\)"),
         "no number": (whole | {up: torch.full_like(whole[up], float("nan"))}, f"{layer} .*NaN"),
         "infinite": (whole | {name: torch.full_like(whole[name], float("inf"))}, f"{layer} .*infinite"),
-        "half a pair": ({key: value for key, value in whole.items() if key != up}, "no up matrix"),
+        "half a pair": ({key: value for key, value in whole.items() if key != up}, "no up tensor"),
         "a checkpoint": (toy_tensors("sd1"), "is not a LoRA file"),
         "too strong": ({key: value * 1e20 for key, value in whole.items()}, "beyond the range"),
     }
@@ -397,8 +397,9 @@ def test_requests_that_make_no_sense(checkpoint: MakeFile, write_lora: MakeFile,
 def test_what_has_no_effect_is_told(checkpoint: MakeFile, write_lora: MakeFile, tmp_path: Path) -> None:
     both = write_lora("both.safetensors", random_lora("sd1", 1))
     unet = write_lora("unet.safetensors", random_lora("sd1", 2, parts=["unet"]))
+    tensors = random_lora("sd1").file_tensors()
     empty = write_lora(
-        "empty.safetensors", {key: value * 0 for key, value in random_lora("sd1").file_tensors().items()}
+        "empty.safetensors", {key: value if key.endswith("alpha") else value * 0 for key, value in tensors.items()}
     )
 
     def notices(*loras: LoraWeight) -> list[str]:
