@@ -76,7 +76,7 @@ def test_what_follows_the_settings_is_no_negative_prompt() -> None:
         ("Model: toy, Clip skip: 2, VAE: a.pt", {"Model": "toy", "Clip skip": "2", "VAE": "a.pt"}, ""),
         ("see https://example.org/x\nNote: a\n  b", {"Note": "a\n  b"}, "see https://example.org/x"),
         ('Wildcard prompt: "one: two, three"', {"Wildcard prompt": "one: two, three"}, ""),
-        ("Seed: 9", {}, ""),
+        ("Seed: 9", {}, "Seed: 9"),
     ],
 )
 def test_lines_behind_the_settings(behind: str, fields: dict[str, str], rest: str) -> None:
@@ -211,3 +211,10 @@ def test_unknown_suffixes_and_oversized_comments_are_refused(tmp_path: Path) -> 
     with pytest.raises(OutputError, match="too long"):
         save_image(Image.new("RGB", (8, 8)), tmp_path / "a.jpg", "x" * 40_000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_behind_that_contradicts_the_settings_is_kept_apart() -> None:
+    settings = "Steps: 7, Sampler: Euler a, CFG scale: 7.5, Seed: 5"
+    found = parse_parameters(f"a cat\n{settings}\nSteps: the band played on, really\nSeed: 5")
+    assert (found.fields["Steps"], found.fields["Seed"]) == ("7", "5")
+    assert found.rest.startswith("Steps: the band played on")

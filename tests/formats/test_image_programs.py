@@ -58,6 +58,11 @@ def test_swarm_ui(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.jpg") == found
 
 
+def test_a_lora_that_swarm_ui_lists_because_of_its_tag_counts_once(tmp_path: Path) -> None:
+    told = {"prompt": "a <lora:ink/lines:0.7> cat", "loras": ["ink/lines", "dots"], "loraweights": ["0.7", "0.3"]}
+    assert read(tmp_path, parameters={"sui_image_params": told}).prompt == "a <lora:ink/lines:0.7> cat<lora:dots:0.3>"
+
+
 def test_fooocus(tmp_path: Path) -> None:
     told = {
         "prompt": "a cat", "full_prompt": ["a cat", "cinematic still"], "full_negative_prompt": ["blurry"],
@@ -101,6 +106,13 @@ def test_novel_ai(tmp_path: Path) -> None:
     assert len(found.remarks) == 3
     first = read(tmp_path, Software="NovelAI", Description="a cat", Comment={"uc": "dog", "steps": 28, "seed": 5})
     assert (first.prompt, first.negative_prompt, first.fields["Seed"], first.remarks) == ("a cat", "dog", "5", ())
+
+
+def test_prompts_of_novel_ais_characters_are_said(tmp_path: Path) -> None:
+    captions = {"base_caption": "a yard", "char_captions": [{"char_caption": "girl"}, {"char_caption": "dog"}, 3]}
+    comment = {"prompt": "a yard", "v4_prompt": {"caption": captions}}
+    found = read(tmp_path, Software="NovelAI", Description="a yard", Comment=comment)
+    assert [remark[-6:] for remark in found.remarks] == ["'girl'", " 'dog'"]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +173,21 @@ def test_invoke_ai_before_version_3(tmp_path: Path) -> None:
     found = read(tmp_path, Dream='"a \\"cat\\" [dog]" -s 50 -S3 -W 512 -H 704 -C 7.5 -A k_lms')
     assert (found.program, found.prompt, found.negative_prompt) == ("InvokeAI", 'a \\"cat\\"', "dog")
     assert found.fields == {"Steps": "50", "Seed": "3", "CFG scale": "7.5", "Sampler": "k_lms", "Size": "512x704"}
+
+
+@pytest.mark.parametrize("dream", ["a cat", '"a cat', '"a cat"', '"a cat" -', '"a cat -s x -S'])
+def test_a_command_line_of_invoke_ai_without_options(tmp_path: Path, dream: str) -> None:
+    found = read(tmp_path, Dream=dream)
+    assert found.prompt.strip('"').startswith("a cat")
+    assert found.fields == {}
+
+
+def test_a_blended_prompt_of_invoke_ai_is_said(tmp_path: Path) -> None:
+    prompts = [{"prompt": "a cat [dog]", "weight": 0.7}, {"prompt": "a bird", "weight": 0.3}]
+    found = read(tmp_path, **{"sd-metadata": {"image": {"prompt": prompts, "steps": 7}}})
+    assert (found.prompt, found.negative_prompt) == ("a cat", "dog")
+    assert found.remarks == ("it was blended with a second prompt, which is not taken over: 'a bird'",)
+    assert read(tmp_path, **{"sd-metadata": {"image": {"prompt": []}}}).prompt == ""
 
 
 def test_draw_things(tmp_path: Path) -> None:
@@ -246,6 +273,33 @@ def test_comfy_ui_through_other_nodes(tmp_path: Path) -> None:
     assert [word for word in words if not any(word in remark for remark in found.remarks)] == []
 
 
+def test_a_comfy_ui_prompt_made_by_unknown_nodes_is_said_with_what_stands_in_them(tmp_path: Path) -> None:
+    """An empty prompt without a word would be another picture that looks like success."""
+    sampler = graph()["3"]["inputs"]
+    nodes = graph(
+        **{
+            "3": {"class_type": "KSampler", "inputs": {**sampler, "seed": ["40", 0], "cfg": ["41", 0], "steps": None}},
+            "6": {"class_type": "CLIPTextEncode", "inputs": {"text": ["42", 0], "clip": ["4", 1]}},
+            "7": {"class_type": "CLIPTextEncode", "inputs": {"text": ["43", 0], "clip": ["4", 1]}},
+            "40": {"class_type": "Random Integer", "inputs": {"minimum": 3}},
+            "41": {"class_type": "Primitive", "inputs": {"value": ["41", 0]}},
+            "42": {"class_type": "StringConcat", "inputs": {"a": "a fox", "b": "in snow", "separator": ", "}},
+            "43": {"class_type": "ShowText", "inputs": {"text": ["43", 0]}},
+        }
+    )
+    found = read(tmp_path, prompt=nodes)
+    assert (found.prompt, found.negative_prompt) == ("<lora:ink:0.3:0.7>", "")
+    assert "Seed" not in found.fields and "CFG scale" not in found.fields
+    assert found.fields["Steps"] == "null"  # which is said where values are understood
+    assert found.remarks == (
+        "its CFG scale is made by the node Primitive, which is not read: give it yourself",
+        "its Seed is made by the node Random Integer, which is not read: give it yourself",
+        "the positive prompt is made by the node StringConcat, which is not read: give it yourself (in it stands "
+        "'a fox', 'in snow', ', ')",
+        "the negative prompt is made by the node ShowText, which is not read: give it yourself",
+    )
+
+
 def test_comfy_ui_from_a_picture(tmp_path: Path) -> None:
     sampler = {**graph()["3"]["inputs"], "latent_image": ["30", 0], "denoise": 0.6}
     nodes = graph(
@@ -285,6 +339,8 @@ def test_an_infotext_beside_a_graph_goes_first(tmp_path: Path) -> None:
         ({"invokeai_metadata": "[1]"}, "InvokeAI wrote into the image is no JSON object"),
         ({"prompt": {"1": {"class_type": "SamplerCustomAdvanced", "inputs": {}}}}, "SamplerCustomAdvanced"),
         ({"prompt": "{broken", "workflow": {}}, "ComfyUI wrote into the image is damaged"),
+        ({"prompt": json.dumps(graph())[:-9]}, "ComfyUI wrote into the image is damaged"),
+        ({"Model": "prompt:" + json.dumps(graph())[:-9]}, "ComfyUI wrote into the image is damaged"),
         ({"workflow": {"nodes": []}}, "ComfyUI (its workflow"),
         ({"Description": "a cat --v 5 Job ID: 0123"}, "Midjourney"),
         ({"parameters": {"any": "thing"}}, "JSON of a program that is not known"),

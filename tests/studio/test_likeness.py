@@ -114,7 +114,7 @@ def test_files_that_say_nothing(tmp_path: Path) -> None:
     cases: list[tuple[str, type[LoraloomError], str]] = [
         ("plain.png", FileFormatError, "says nothing of how it was made"),
         ("photo.jpg", FileFormatError, "no list of parameters: 'a holiday'"),
-        ("gone.png", MissingFileError, "does not exist"),
+        ("gone.png", MissingFileError, "there is no such file"),
     ]
     for name, kind, message in cases:
         with pytest.raises(kind, match=message):
@@ -204,3 +204,11 @@ def test_other_files_than_the_images_are_said(tmp_path: Path) -> None:
     assert len(told(old[:8], "large.ckpt")) == 2
     assert "not with" in told("925997e9", "large.ckpt")[0]
     assert "is not known" in told("blake3:0123", "model.ckpt")[0]
+
+
+def test_what_is_no_ordinary_file_and_text_of_nobody_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="is a folder, not a file"):
+        settings_like(tmp_path, [])
+    (tmp_path / "a.txt").write_text('{"prompt": "a cat", "any": "thing"}')
+    with pytest.raises(FileFormatError, match=r"a\.txt: the text inside is JSON of a program"):
+        settings_like(tmp_path / "a.txt", [])

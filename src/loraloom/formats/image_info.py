@@ -110,6 +110,9 @@ def parse_parameters(text: str) -> Parameters:
     behind, rest = _behind(lines[end:])
     if not negative:
         negative = behind.pop(_NEGATIVE.rstrip(":"), "")
+    # Another value of a setting is no setting: that of the line of settings counts.
+    again = [f"{key}: {value}" for key, value in behind.items() if fields.get(key, value) != value]
+    rest = "\n".join(filter(None, [rest, *again]))
     return Parameters(prompt, negative, {**behind, **fields}, rest)
 
 

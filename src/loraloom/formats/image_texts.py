@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from loraloom.errors import FileError, MissingFileError
+from loraloom.errors import FileError
 from loraloom.formats.user_comment import ByteOrder, decode_text, decode_user_comment
 from loraloom.reading import open_file
 
@@ -47,13 +47,12 @@ def is_image(path: Path) -> bool:
 
 
 def image_texts(path: Path) -> dict[str, str]:
-    """The texts inside an image; empty where there are none or the file is no image. MissingFileError.
+    """The texts inside an image; empty where there are none or the file is no image.
 
     PNG's chunks under their keywords, EXIF's comment as ``UserComment`` (from EXIF or from XMP), ``ImageDescription``,
-    ``Make``, ``Model``, ``Software``, and ``comment`` of a JPEG or GIF. An empty text is none.
+    ``Make``, ``Model``, ``Software``, and ``comment`` of a JPEG or GIF. An empty text is none. Raises MissingFileError,
+    and FileFormatError for a folder, a pipe or a device.
     """
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist", "check the path")
     texts: dict[str, str] = {}
     with open_file(path) as file:
         if file.read(8) == _SIGNATURE:

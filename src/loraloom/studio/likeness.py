@@ -78,7 +78,7 @@ def settings_like(path: Path, lora_folders: Sequence[Path], *, listener: Listene
 
 def _parameters(path: Path) -> Parameters:
     if path.suffix.lower() == ".txt":
-        return read_text_parameters(read_text(path, limit=_LARGEST_TEXT))
+        return _parameters_of_text(path)
     found = read_image(path)
     if found is None:
         raise FileFormatError(
@@ -91,6 +91,15 @@ def _parameters(path: Path) -> Parameters:
             "give the prompt and the settings yourself",
         )
     return found
+
+
+def _parameters_of_text(path: Path) -> Parameters:
+    try:
+        return read_text_parameters(read_text(path, limit=_LARGEST_TEXT))
+    except FileFormatError as error:
+        if path.name in error.problem:
+            raise
+        raise FileFormatError(f"{path}: {error.problem}", error.hint) from error
 
 
 def _with_found_loras(prompt: str, recalled: Recalled, folders: Sequence[Path], listener: Listener) -> str:

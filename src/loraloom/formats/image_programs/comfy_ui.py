@@ -66,8 +66,8 @@ class _Graph:
         sampler, others = self._sampler()
         inputs = _inputs(self.nodes[sampler])
         for key, title in _SAMPLER_FIELDS.items():
-            if (value := self._value(inputs.get(key))) is not None:
-                self.fields[title] = plain(value)
+            if key in inputs and not self._unread(inputs[key], f"its {title}"):
+                self.fields[title] = plain(self._value(inputs[key]))
         if self.fields.get("Sampler", "").startswith("uni_pc"):
             variant = "bh2" if self.fields["Sampler"].endswith("bh2") else "bh1"
             self.fields |= {"Sampler": "uni_pc", "UniPC variant": variant}
@@ -114,13 +114,33 @@ class _Graph:
 
     def _value(self, value: object) -> object:
         """An input's value; where another node gives it, that node's one plain value of the usual names."""
-        for _ in range(len(self.nodes)):
+        return self._followed(value)[0]
+
+    def _followed(self, value: object) -> tuple[object, Node | None]:
+        """The same, and the node at which the way to it ends unread: one of a kind that is not known, or a circle."""
+        node = None
+        for _ in range(len(self.nodes) + 1):
             other = self._linked(value)
             if other is None:
-                return value
-            inputs = _inputs(self.nodes[other])
-            value = next((inputs[name] for name in (*_TEXTS, "seed", "int", "float") if name in inputs), None)
-        return None
+                return value, None
+            node = self.nodes[other]
+            inputs = _inputs(node)
+            name = next((name for name in (*_TEXTS, "seed", "int", "float") if name in inputs), None)
+            if name is None:
+                return None, node
+            value = inputs[name]
+        return None, node
+
+    def _unread(self, value: object, what: str) -> bool:
+        """Whether a node that is not read gives an input; said, with the texts that stand in the node."""
+        _, node = self._followed(value)
+        if node is None:
+            return False
+        texts = [repr(plain(text)) for text in _inputs(node).values() if isinstance(text, str) and text.strip()]
+        standing = f" (in it stands {', '.join(texts)})" if texts else ""
+        kind = plain(node["class_type"])
+        self.remarks.append(f"{what} is made by the node {kind}, which is not read: give it yourself{standing}")
+        return True
 
     def _chain(self, key: str, name: str) -> Iterator[tuple[str, Node]]:
         """The nodes on the way back from an input, one after another."""
@@ -186,7 +206,10 @@ class _Graph:
         for key, node in self._chain(sampler, name):
             inputs = _inputs(node)
             if node["class_type"] in _ENCODERS:
-                said = next((self._value(inputs[name]) for name in ("text", "text_g") if name in inputs), "")
+                given = next((inputs[field] for field in ("text", "text_g") if field in inputs), "")
+                if self._unread(given, f"the {name} prompt"):
+                    return ""
+                said = self._value(given)
                 if "text_l" in inputs and self._value(inputs["text_l"]) != said:
                     self.remarks.append("its two text encoders had different prompts: that of the second is taken")
                 text = _EMBEDDING.sub(lambda match: model_name(match[1]), plain(said or ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from loraloom.formats.image_info import Parameters
@@ -60,12 +61,16 @@ def read_sd_metadata(text: str) -> Parameters:
     image = whole.get("image")
     data: Mapping[str, Any] = image if isinstance(image, dict) else {}
     prompts = data.get("prompt")
-    first = prompts[0] if isinstance(prompts, list) and prompts else prompts
-    said = plain((first.get("prompt") if isinstance(first, dict) else first) or "")
+    parts = prompts if isinstance(prompts, list) else [prompts]
+    said, *others = [plain((part.get("prompt") if isinstance(part, dict) else part) or "") for part in parts] or [""]
     fields = _fields({key: value for key, value in data.items() if key not in ("variations", "postprocessing")})
     if whole.get("model_weights"):
         fields["Model"] = model_name(whole["model_weights"])
-    return _parameters(*_parted(said), fields, "")
+    found = _parameters(*_parted(said), fields, "")
+    blended = tuple(
+        f"it was blended with a second prompt, which is not taken over: {text!r}" for text in others if text
+    )
+    return replace(found, remarks=(*found.remarks, *blended))
 
 
 def read_dream(text: str) -> Parameters:
@@ -86,7 +91,7 @@ def read_dream(text: str) -> Parameters:
 def _options(words: list[str]) -> dict[str, str]:
     """``-s 50`` and ``-s50``."""
     values: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if re.fullmatch(r"-[A-Za-z]", word):
             values[word[1]] = following
         elif re.fullmatch(r"-[A-Za-z]\S+", word):

@@ -44,12 +44,22 @@ def read_novel_ai(texts: Mapping[str, str]) -> Parameters:
     tags: list[str] = []
     prompt, negative = without_tags(prompt, tags), without_tags(negative, tags)
     remarks = tags + [text for key, (text, value) in _SAID.items() if _counts(data.get(key), value)]
+    remarks += _of_characters(data.get("v4_prompt"))
     if plain(data.get("uncond_scale", 1)) not in ("1", "0"):
         remarks.append(f"the negative prompt counted {plain(data['uncond_scale'])} times: that is not done here")
     translated, weighed = translate_emphasis(prompt), translate_emphasis(negative)
     if (translated, weighed) != (_escaped(prompt), _escaped(negative)):
         remarks.append("NovelAI's {} and [] are written as weights, 1.05 for each pair")
     return Parameters(translated, weighed, _fields(data, texts), remarks=tuple(remarks))
+
+
+def _of_characters(described: object) -> list[str]:
+    """A sentence for each prompt of a character, which version 4 keeps apart with its place in the picture."""
+    whole = described.get("caption") if isinstance(described, dict) else None
+    listed = whole.get("char_captions") if isinstance(whole, dict) else None
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    texts = [plain(entry["char_caption"]) for entry in entries if entry.get("char_caption")]
+    return [f"a character has a prompt of its own, which is not taken over: {text!r}" for text in texts]
 
 
 def translate_emphasis(prompt: str) -> str:

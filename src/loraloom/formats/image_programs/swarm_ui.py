@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
@@ -45,18 +46,21 @@ def read_swarm_ui(text: str) -> Parameters:
         fields["Clip skip"] = plain(values["clipstopatlayer"])
     if fields.get("VAE") in ("Automatic", "None"):
         del fields["VAE"]
+    prompt = plain(values.get("prompt", ""))
     # It paints with ComfyUI: noise of the CPU, and ComfyUI's weights.
     return Parameters(
-        plain(values.get("prompt", "")) + _lora_tags(values),
+        prompt + _lora_tags(values, prompt),
         plain(values.get("negativeprompt", "")),
         {**fields, "Emphasis": "Comfy", "RNG": "CPU"},
     )
 
 
-def _lora_tags(values: Mapping[str, Any]) -> str:
+def _lora_tags(values: Mapping[str, Any], prompt: str) -> str:
+    """Tags of the listed LoRAs; one whose tag stands in the prompt is listed because of it, and counts once."""
     names, weights = _listed(values.get("loras")), _listed(values.get("loraweights"))
     pairs = zip_longest(names, weights[: len(names)], fillvalue="1")
-    return "".join(lora_tag(name, [weight]) for name, weight in pairs)
+    tags = ((model_name(name), lora_tag(name, [weight])) for name, weight in pairs)
+    return "".join(tag for name, tag in tags if not re.search(rf"<lora:[^<>]*{re.escape(name)}\s*[:>]", prompt))
 
 
 def _listed(value: object) -> list[str]:

@@ -62,12 +62,11 @@ def _web_ui(texts: Texts) -> str | None:
 
 
 def _graph(texts: Texts) -> str | None:
-    """The graph; in WebP and JPEG it stands in a camera's fields, with its name in front."""
-    for text in texts.values():
-        bare = text.removeprefix("prompt:").removeprefix("Prompt:")
-        if is_graph(json_object(bare)):
-            return bare
-    return texts.get("prompt") if "workflow" in texts else None
+    """The graph, also a damaged one; in WebP and JPEG it stands in a camera's fields, with its name in front."""
+    bare = [text.removeprefix("prompt:").removeprefix("Prompt:") for text in texts.values()]
+    whole = next((text for text in bare if is_graph(json_object(text))), None)
+    damaged = next((text for text in bare if text.lstrip().startswith("{") and '"class_type"' in text), None)
+    return whole or damaged or (texts.get("prompt") if "workflow" in texts else None)
 
 
 PROGRAMS = (
