@@ -17,6 +17,7 @@ from torch import Tensor
 from adapter_corpus import Draft, drafts
 from loraloom.formats.entries import TensorInfo
 from loraloom.formats.safetensors_file import DTYPE_NAMES, safetensors_header, safetensors_order
+from loraloom.formats.tensors import bytes_of
 
 __all__ = ["Seeds", "mutate", "write"]
 
@@ -77,7 +78,7 @@ def _safetensors_bytes(draft: Draft) -> bytes:
     held = {key: t if t.dtype in DTYPE_NAMES else t.real.float() for key, t in draft.tensors.items()}
     infos = {key: TensorInfo(tensor.dtype, tuple(tensor.shape)) for key, tensor in held.items()}
     ordered = dict(sorted(infos.items(), key=lambda item: safetensors_order(*item)))
-    raw = [held[key].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for key in ordered]
+    raw = [bytes_of(held[key]).tobytes() for key in ordered]
     return safetensors_header(ordered, draft.metadata) + b"".join(raw)
 
 

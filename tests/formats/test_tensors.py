@@ -403,6 +403,18 @@ def test_views_that_only_promise_a_sign_are_written_with_it(suffix: str, tmp_pat
             assert_same(file["conjugate"], torch.tensor([1 - 2j, 3 + 4j, -5 - 6j]))
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_single_element_of_any_stride_is_written(suffix: str, tmp_path: Path) -> None:
+    """torch calls it contiguous, and then refuses to look at its bytes."""
+    one = torch.tensor([3.5, 7.0])[::2]
+    assert one.stride() == (2,) and one.is_contiguous()
+    write_tensors(tmp_path / f"x{suffix}", {"one": one, "none": torch.ones(3)[:0], "number": torch.tensor(2.5)})
+    with open_tensors(tmp_path / f"x{suffix}") as file:
+        assert_same(file["one"], torch.tensor([3.5]))
+        assert_same(file["none"], torch.ones(0))
+        assert_same(file["number"], torch.tensor(2.5))
+
+
 def test_more_tensors_than_a_reader_takes_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loraloom.formats.tensors.MAX_TENSORS", 7)
     one = torch.ones(1)

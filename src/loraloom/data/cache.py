@@ -22,7 +22,7 @@ from loraloom.errors import DatasetError, FileError, MissingFileError, OutputErr
 from loraloom.events import LatentsCached, Listener, Notice, ignore
 from loraloom.formats.memory_budget import MemoryBudget
 from loraloom.formats.pictures import picture_budget, quiet_decoders
-from loraloom.formats.tensors import open_tensors, write_tensors
+from loraloom.formats.tensors import bytes_of, open_tensors, write_tensors
 
 __all__ = ["Encode", "LatentCache", "TensorStore", "latent_key", "text_key"]
 
@@ -286,7 +286,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     digest = sha256()
     for _, part in sorted(tensors.items()):
         digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-        digest.update(part.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(part))
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ from loraloom.formats.foreign import what_it_is
 from loraloom.formats.lora_keys import lora_keys
 from loraloom.formats.peft_config import add_peft_scales
 from loraloom.formats.safetensors_file import safetensors_header
-from loraloom.formats.tensors import TensorInfo, open_tensors, write_tensors
+from loraloom.formats.tensors import TensorInfo, bytes_of, open_tensors, write_tensors
 
 __all__ = [
     "AdapterFile",
@@ -205,4 +205,4 @@ def content_hash(path: Path) -> str:
 
 def _raw_bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
     for tensor in tensors.values():
-        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        yield bytes_of(tensor).tobytes()

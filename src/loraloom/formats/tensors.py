@@ -25,7 +25,7 @@ from loraloom.formats.safetensors_file import (
 )
 from loraloom.formats.torch_file import looks_like_torch, read_torch, state_dict_pickle, write_torch_zip
 
-__all__ = ["TensorFile", "TensorInfo", "TensorSource", "is_finite", "open_tensors", "write_tensors"]
+__all__ = ["TensorFile", "TensorInfo", "TensorSource", "bytes_of", "is_finite", "open_tensors", "write_tensors"]
 
 _CHUNK = 1 << 24
 
@@ -315,6 +315,14 @@ def _checked_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]
     return dict(metadata)
 
 
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The elements of a tensor on any device, of any strides, one after the other."""
+    flat = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
+    if flat.stride() != (1,):  # one element counts as contiguous whatever its stride, and is then no row of bytes
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().data
+
+
 def _load_bytes(path: Path, source: TensorSource) -> memoryview:
     """The source's elements one after the other; the tensor must be what was announced."""
     tensor = source.load()
@@ -323,8 +331,7 @@ def _load_bytes(path: Path, source: TensorSource) -> memoryview:
             f"{path}: tensor {show(source.name)} came as {tensor.dtype} {tuple(tensor.shape)} "
             f"but {source.info.dtype} {source.info.shape} was announced"
         )
-    flat = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    return bytes_of(tensor)
 
 
 def _write_safetensors(

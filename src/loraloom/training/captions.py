@@ -11,6 +11,7 @@ from loraloom.data.cache import TensorStore, text_key
 from loraloom.data.caption_operations import Moment
 from loraloom.data.dataset import Sample
 from loraloom.events import Listener, Notice, ignore
+from loraloom.formats.tensors import bytes_of
 from loraloom.generation.prompts import parse_attention
 from loraloom.models.conditioning import CHUNK_TOKENS, Conditioning, Text
 from loraloom.models.loaded import LoadedModel
@@ -148,7 +149,7 @@ def parts_fingerprint(model: LoadedModel, parts: Sequence[str], compute: str) ->
     for part in parts:
         prefix = model.prefixes[part]
         for name in sorted(name for name in model.checkpoint if name.startswith(prefix)):
-            tensor = model.checkpoint[name].contiguous()
+            tensor = model.checkpoint[name]
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(bytes_of(tensor))
     return digest.hexdigest()

@@ -24,7 +24,7 @@ from loraloom.data.dataset import Dataset, Sample
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, ResumeError, SettingsError
 from loraloom.events import Listener, Notice
 from loraloom.formats.files import make_folder, sha256_of
-from loraloom.formats.tensors import open_tensors, write_tensors
+from loraloom.formats.tensors import bytes_of, open_tensors, write_tensors
 from loraloom.models.checkpoint import Checkpoint
 from loraloom.plain_data import shown
 from loraloom.training.settings import TrainSettings
@@ -303,8 +303,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -552,8 +551,7 @@ def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
     for name in sorted(checkpoint):
         tensor = checkpoint.mapped(name).reshape(-1)
         digest.update(f"{name}{tensor.dtype}{tuple(checkpoint.info(name).shape)}".encode())
-        chosen = tensor[:: max(1, len(tensor) // 64)][:64].contiguous()
-        digest.update(chosen.view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor[:: max(1, len(tensor) // 64)][:64]))
     return digest.hexdigest()
 
 
