@@ -110,3 +110,9 @@ def test_values_in_sentences(value: Any, text: str) -> None:
 )
 def test_text_that_steers_no_terminal(text: str, line: str) -> None:
     assert printable(text) == line
+
+
+@pytest.mark.parametrize("text", ["null", "5", "name"])
+def test_toml_that_ends_too_early_says_so(text: str) -> None:
+    with pytest.raises(FileFormatError, match="it ends too early"):
+        parse_toml(text, "a.toml")

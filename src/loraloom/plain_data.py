@@ -58,7 +58,7 @@ def parse_toml(text: str, what: str) -> dict[str, Any]:
     try:
         data: dict[str, Any] = tomlkit.parse(text).unwrap()
     except ParseError as error:
-        sentence = str(error).partition(" at line ")[0]
+        sentence = str(error).partition(" at line ")[0].replace(r"Unexpected character: '\x00'", "it ends too early")
         place = f"line {error.line} column {error.col}"
         hint = "text values need quotes; Windows paths single ones"
         raise FileFormatError(f"{what} is not valid TOML: {place}: {sentence}", hint) from error

@@ -1262,3 +1262,71 @@ def test_a_loras_name_is_taken_where_a_run_can_have_it(tmp_path: Path, name: str
     settings = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
     assert settings.name == (name if taken else "lora")
     assert ("ss_output_name" in dict(recipe.unmapped)) == (not taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.sh", "train_network.py --network_dim --max_train_epochs --learning_rate 3e-4\n"),
+        ("a.toml", "network_dim = true\nmax_train_epochs = false\n"),
+        ("a.json", '{"LoRA_type": "Standard", "network_dim": true, "epoch": true}'),
+    ],
+)
+def test_a_number_that_is_missing_is_not_one(tmp_path: Path, name: str, text: str) -> None:
+    """Python counts true as 1: a rank and a run of one epoch that nobody wrote."""
+    recipe = read_recipe(written(tmp_path, name, text))
+    assert recipe.get("adapter.rank") is None and recipe.get("epochs") is None
+    with pytest.raises(SettingsError, match=r"network_dim = true does not fit adapter\.rank: a number is needed"):
+        recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
+
+
+def test_of_several_commands_in_a_script_the_first_training_is_read(tmp_path: Path) -> None:
+    text = """python tag_images_by_wd14_tagger.py --batch_size=9 --recursive img
+accelerate launch train_network.py --network_dim=7 --clip_skip=2 --output_name=a
+accelerate launch train_network.py --network_dim=13 --flip_aug --output_name=b
+"""
+    recipe = read_recipe(written(tmp_path, "a.sh", text))
+    assert (recipe.get("adapter.rank"), recipe.get("clip_skip"), recipe.get("name")) == (7, 2, "a")
+    assert recipe.get("dataset.flip") is None
+    assert [key.split(" --")[0] for key, reason in recipe.unmapped if "another command" in reason] == [
+        "python tag_images_by_wd14_tagger.py",
+        "accelerate launch train_network.py",
+    ]
+
+
+def test_variables_of_a_shell_in_all_their_forms(tmp_path: Path) -> None:
+    text = """DIM=7
+MORE="--flip_aug --clip_skip 2"
+ARGS=(
+  --max_train_epochs 3
+)
+train_network.py --network_dim ${DIM:-4} $MORE --seed=${SEED:-42} --output_name=${OUT%.*} --network_alpha 3 "${ARGS[@]}"
+"""
+    recipe = read_recipe(written(tmp_path, "a.sh", text))
+    assert [recipe.get(path) for path in ("adapter.rank", "adapter.alpha", "seed", "epochs", "clip_skip", "name")] == [
+        7, 3.0, 42, 3, 2, None,
+    ]  # fmt: skip
+    assert dict(recipe.unmapped) == {"--output_name": "computed by the script while it runs"}
+
+
+def test_what_a_script_computes_is_not_called_not_given(tmp_path: Path) -> None:
+    recipe = read_recipe(
+        written(tmp_path, "a.sh", "N=3\ntrain_network.py --network_dim=$((N*2)) --learning_rate=3e-4\n")
+    )
+    notes = dict(recipe.changed)
+    assert notes["(network_dim)"] == "computed by the script, so not known here; instead: rank 4, as in sd-scripts"
+    assert notes["(network_alpha)"].startswith("not given")
+
+
+def test_a_part_of_a_list_without_a_name_is_a_problem_told_once(tmp_path: Path) -> None:
+    line = "train_network.py --network_args conv_dim=3 =5 --optimizer_args weight_decay\n"
+    recipe = read_recipe(written(tmp_path, "a.sh", line))
+    problems = [text.split("a.sh: ")[1] for _, text in recipe.problems]
+    assert problems == ["optimizer_args: 'weight_decay' is not name=value", "network_args: '=5' is not name=value"]
+    assert all(not key.endswith(": ") for key in recipe.keys)
+
+
+def test_the_kind_of_adapter_alone_says_that_a_file_is_kohya_ss(tmp_path: Path) -> None:
+    text = '{"LoRA_type": "LyCORIS/LoKr", "network_dim": 7, "epoch": 3}'
+    recipe = read_recipe(written(tmp_path, "a.json", text))
+    assert (recipe.program, recipe.get("adapter.kind"), recipe.get("epochs")) == ("kohya_ss' GUI", "lokr", 3)

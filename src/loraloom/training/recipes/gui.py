@@ -94,7 +94,7 @@ _INTERFACE = {
 
 def is_gui_file(data: Any) -> bool:
     """Whether parsed JSON is what the GUI saves."""
-    return isinstance(data, Mapping) and len(_MARKS & set(data)) >= 3
+    return isinstance(data, Mapping) and ("LoRA_type" in data or len(_MARKS & set(data)) >= 3)
 
 
 def take_gui_file(data: Mapping[str, Any], recipe: Recipe) -> None:

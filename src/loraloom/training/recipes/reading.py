@@ -51,6 +51,8 @@ def read_recipe(path: Path, *, only_lora: bool = False) -> Recipe:
         return recipe
     for name in dict.fromkeys(script.computed):
         recipe.skip(f"--{name}", "computed by the script while it runs")
+    for command in script.others:
+        recipe.skip(command, "another command, no part of this training: put a second training into a file of its own")
     for name in script.unused:
         recipe.skip(f"${name}", "a variable of the script that no argument uses")
     _SCRIPT_READERS[program.reader](script, recipe)
@@ -85,6 +87,16 @@ def _take_sd_scripts_command(script: Script, recipe: Recipe) -> None:
     elif "textual_inversion" in script.program:
         recipe.problem("method", f"{script.program} trains an embedding, which is not offered")
     take_arguments(items, recipe, whole=script.program if script.program in _FOR_WHOLE_MODELS else "")
+    computed = {f"({name})" for name in script.computed}
+    recipe.changed = [
+        (
+            key,
+            note.replace("not given", "computed by the script, so not known here; instead", 1)
+            if key in computed
+            else note,
+        )
+        for key, note in recipe.changed
+    ]
 
 
 def _take_sd_scripts_file(data: Mapping[str, Any], recipe: Recipe) -> None:

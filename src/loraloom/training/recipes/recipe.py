@@ -74,6 +74,10 @@ class Recipe:
         if reason:
             self.skip(key, reason)
             return False
+        if isinstance(value, bool) and _is_numeric(field_rows()[path].type):
+            wrong = f"{key} = {shown(value)} does not fit {path}: a number is needed; the value is missing or no number"
+            self.problem(path, wrong)
+            return False
         try:
             plain = _coerced(path, value, self.folders)
         except ValidationError as error:
@@ -237,6 +241,11 @@ def _adapter(path: str) -> TypeAdapter[Any]:
     found = cls.model_fields[leaf]
     annotated: Any = Annotated
     return TypeAdapter(annotated[(found.annotation, *found.metadata)] if found.metadata else found.annotation)
+
+
+def _is_numeric(kind: str) -> bool:
+    """Whether a setting takes numbers and no true or false, which Python would count as 1 and 0."""
+    return "number" in kind and "true | false" not in kind
 
 
 def _coerced(path: str, value: Any, folders: Sequence[Path]) -> Any:

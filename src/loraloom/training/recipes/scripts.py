@@ -21,7 +21,10 @@ _ASSIGNED = {
     "shell": re.compile(r"^\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)(?P<plus>\+?)=(?P<value>.*?)\s*;?\s*$"),
 }
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)|%(\w+)%")
-_COMPUTED = re.compile(r"\$\(")
+_WITH_DEFAULT = re.compile(r"\$\{(\w+):?[-=]([^{}$]*)\}")
+_COMPUTED = re.compile(r"\$\(|\$\{(?!\w+\})")
+_ALL_OF_A_LIST = re.compile(r"\$(?:\{\w+\[[@*]\]\}|[@*])")
+_TRAINS = re.compile(r"[\w-]*(?:train|fine_tune)[\w-]*\.py\b")
 _ARITHMETIC = re.compile(r"([\d.eE+-]+)\s*([*/])\s*([\d.eE+-]+)")
 _PROGRAM = re.compile(r"\.py\"?$")
 ONLY_IN_SCRIPTS = {
@@ -50,6 +53,8 @@ class Script:
     computed: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     """Variables that are no argument's name and stand in no argument."""
+    others: list[str] = field(default_factory=list)
+    """Command lines of further trainings, which are not part of this one."""
     program: str = ""
     """The Python program that is called: ``train_network.py``."""
 
@@ -60,6 +65,7 @@ def read_script(text: str, path: Path, recipe: Recipe) -> Script:
     lines = _joined(text, language)
     variables: dict[str, Any] = {}
     commands: list[str] = []
+    options: list[str] = []
     depth = 0
     for line in lines:
         assigned = _ASSIGNED[language].match(line)
@@ -67,15 +73,19 @@ def read_script(text: str, path: Path, recipe: Recipe) -> Script:
         if re.search(r"(?:^|[\s\"'`])--\w", value) and not _talks(line):
             if _always_said(line, assigned, depth):
                 commands.append(_without_quotes(value) if assigned else value)
+                options += [name] if name else []
         elif assigned and depth == 0 and name not in variables:
             known, found = _value(value, variables, language)
             if known:
                 variables[name] = found
         depth += _braces(line) if language == "powershell" else 0
     script = Script()
+    commands, script.others = _first_training(commands)
     script.program = _called(commands) or _called(line for line in lines if not _talks(line))
     used: set[str] = set()
     for command in commands:
+        command = _without_variables(command, options)  # what is in them is a command of its own here
+        command = _WITH_DEFAULT.sub(lambda match: _or_default(match, variables, used), command)
         for name, argument in command_arguments(command, language, recipe):
             value, computed = _substituted(argument, variables, used)
             if computed:
@@ -85,7 +95,8 @@ def read_script(text: str, path: Path, recipe: Recipe) -> Script:
                 whole = _VARIABLE.fullmatch(argument) if isinstance(argument, str) else None
                 if whole:
                     script.labels[name] = argument
-    _take_variables(variables, used, script)
+    standing = {name for command in commands for name in re.findall(r"[$%]\{?(\w+)", command)}
+    _take_variables(variables, used, standing, script)
     if language == "powershell":
         script.labels |= {
             name: f"${name}" for name, _ in script.pairs if name in variables and name not in script.labels
@@ -95,6 +106,27 @@ def read_script(text: str, path: Path, recipe: Recipe) -> Script:
             f"{path} holds no arguments", "a command line has --name=value, a script variables or such a line"
         )
     return script
+
+
+def _first_training(commands: list[str]) -> tuple[list[str], list[str]]:
+    """The commands that belong to the first training, and those that train again or call another program."""
+    first = next((command for command in commands if _TRAINS.search(command)), None)
+    if first is None:
+        return commands, []
+    others = [command for command in commands if command is not first and re.search(r"\.py\b", command)]
+    return [command for command in commands if command not in others], others
+
+
+def _without_variables(command: str, names: list[str]) -> str:
+    """A command without ``$NAME`` where that stands for itself between its words."""
+    words = "|".join(map(re.escape, names))
+    return re.sub(rf'(?<!\S)"?(?:\$\{{?|%)(?:{words})[}}%]?"?(?!\S)', "", command) if names else command
+
+
+def _or_default(match: re.Match[str], variables: dict[str, Any], used: set[str]) -> str:
+    """``${NAME:-value}``: the variable, or the value where it is not set in the script."""
+    used.add(match[1])
+    return str(variables[match[1]]) if match[1] in variables else match[2]
 
 
 def _called(lines: Iterable[str]) -> str:
@@ -119,7 +151,8 @@ def command_arguments(command: str, language: str, recipe: Recipe) -> list[tuple
         for follower in words[index + 1 :]:
             if re.match(r"--\w", follower) or _PROGRAM.search(follower):
                 break
-            values.append(follower)
+            if not _ALL_OF_A_LIST.fullmatch(follower):  # more options, which are read where they are put into the list
+                values.append(follower)
         found: Any = True if not values else values[0] if len(values) == 1 else values
         if program is not None and index < program and name != "mixed_precision":
             reason = REASONS.get(name, "an option of accelerate, which is not used")
@@ -262,8 +295,11 @@ def _substituted(value: Any, variables: dict[str, Any], used: set[str]) -> tuple
     return _VARIABLE.sub(put, value), unknown
 
 
-def _take_variables(variables: dict[str, Any], used: set[str], script: Script) -> None:
-    """Variables named as arguments are (the guide's script names them so) where no argument said it already."""
+def _take_variables(variables: dict[str, Any], used: set[str], standing: set[str], script: Script) -> None:
+    """Variables named as arguments are (the guide's script names them so) where no argument said it already.
+
+    ``standing``: those that stand anywhere in the commands, for which nothing is said.
+    """
     known = {*TRAIN_NETWORK_ARGUMENTS, *marked(), *SPELLINGS, *ONLY_IN_SCRIPTS, *REASONS}
     said = {SPELLINGS.get(name, name) for name, _ in script.pairs}
     order = list(variables)
@@ -278,7 +314,7 @@ def _take_variables(variables: dict[str, Any], used: set[str], script: Script) -
                 script.pairs.append((name, str(variables[name]).strip() not in ("0", "", "False")))
         elif name in known and SPELLINGS.get(name, name) not in said:
             script.pairs.append((name, variables[name]))
-        elif name not in used:
+        elif name not in used | standing:
             script.unused.append(name)
 
 

@@ -181,9 +181,9 @@ def arguments(value: Any, key: str, recipe: Recipe) -> dict[str, Any]:
     found = {}
     for part in parts:
         name, equals, text = str(part).strip().strip("\"'").partition("=")
-        if equals:
+        if equals and name.strip():
             found[name.strip()] = text.strip().strip("\"'")
-        elif name:
+        elif name or equals:
             recipe.problem("", f"{key}: {shown(part)} is not name=value")
     return found
 
@@ -264,7 +264,8 @@ def _optimizer(items: Items, recipe: Recipe) -> None:
         _named_optimizer(named, recipe)
     if options is None:
         return
-    for name, text in arguments(options.value, options.key, recipe).items():
+    told = arguments(options.value, options.key, recipe)
+    for name, text in told.items():
         key, value = f"{options.key}: {name}", _literal(text)
         betas = _BETAS.fullmatch(str(text))
         if name == "betas" and betas:
@@ -277,7 +278,7 @@ def _optimizer(items: Items, recipe: Recipe) -> None:
             recipe.set(path, {**(recipe.get(path) or {}), name: value}, key)
         else:
             recipe.skip(key, "this optimizer takes no such argument here")
-    if not arguments(options.value, options.key, recipe):
+    if not told:
         recipe.rest(options.key)
 
 
