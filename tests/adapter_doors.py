@@ -100,8 +100,13 @@ def remembered_names() -> Iterator[None]:
         Family.all_targets = listed  # type: ignore[method-assign]
 
 
-def examine(draft: Draft, bench: Bench, outcomes: Counter[str], doors: Iterable[str] = ()) -> list[Fault]:
-    """Bring the file to these doors, or to all. Returns the faults; ``outcomes`` counts what became of it at each."""
+def examine(
+    draft: Draft, bench: Bench, outcomes: Counter[str], doors: Iterable[str] = (), *, refused_too: bool = True
+) -> list[Fault]:
+    """Bring the file to these doors, or to all. Returns the faults; ``outcomes`` counts what became of it at each.
+
+    Without ``refused_too`` a file that the reader refuses is not brought to the tools, which ask the same reader.
+    """
     folder = bench.case()
     path = write(draft, folder, "lora")
     before = path.read_bytes()
@@ -109,6 +114,8 @@ def examine(draft: Draft, bench: Bench, outcomes: Counter[str], doors: Iterable[
     answers: dict[str, Any] = {}
     faults: list[Fault] = []
     for door in doors or DOORS:
+        if not refused_too and door not in READING_DOORS and isinstance(answers.get("read"), LoraloomError):
+            continue
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
