@@ -293,3 +293,60 @@ def test_any_bytes_give_a_table_or_an_error(data: bytes) -> None:
             CaptionTable.read(path).of(Path(folder), Path("a.png"))
         except LoraloomError:
             return
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file_name,text,text\none.png,a fox,a cat\n", "has the column 'text' twice"),
+        ("File Name,file_name,text\none.png,two.png,a cat\n", "has the column 'file_name' twice"),
+        ('{"file_name": "one.png", "text": "a fox", "text": "a cat"}\n', "holds 'text' twice"),
+        (LINES + '{"file_name": "three.png", "text": "a", "text": "b"}\n', "line 4: holds 'text' twice"),
+        ('{"one.png": "a fox", "one.png": "a cat"}', "holds 'one.png' twice"),
+        ('{"file_name": "one.png", "captions": [{"xyz": "a fox"}]}\n', "caption and tags are text"),
+        ("file_name,text\n", "has no row with a picture"),
+    ],
+)
+def test_what_would_lose_a_caption_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "table").write_text(text, encoding="utf-8")
+    with pytest.raises(FileFormatError) as error:
+        CaptionTable.read(tmp_path / "table")
+    assert said in error.value.problem
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        ('{"captions": ["a fox", null, 7]}', ("a fox", "7")),
+        ('{"sentences": [{"raw": "a fox", "tokens": ["a", "fox"]}, {"caption": "foxy"}]}', ("a fox", "foxy")),
+    ],
+)
+def test_lists_of_texts_in_all_their_forms(value: str, lines: tuple[str, ...], folder: Path) -> None:
+    (folder / "metadata.jsonl").write_text('{"file_name": "one.png", ' + value[1:], encoding="utf-8")
+    (sample,) = [sample for sample in load(folder).samples if sample.path.name == "one.png"]
+    assert sample.lines == lines
+
+
+def kinds(dataset: Dataset, path: Path) -> list[str]:
+    return [problem.kind for problem in dataset.problems if problem.path == path]
+
+
+def test_what_a_table_says_and_is_not_used_is_told(folder: Path) -> None:
+    table = folder / "metadata.csv"
+    table.write_bytes('file_name,text\none.png,"a café\nby night"\ntwo.png,a\ntwo.png,b\n'.encode("latin-1"))
+    assert kinds(load(folder), table) == ["caption-encoding", "caption-lines"]
+    (told,) = [problem for problem in load(folder).problems if problem.kind == "caption-lines"]
+    assert told.problem == "has several lines for 2 pictures, such as one.png; the first are used"
+    assert kinds(load(folder, captions={"lines": "random"}), table) == ["caption-encoding"]
+    (folder / "metadata.jsonl").write_text(LINES, encoding="utf-8")
+    assert kinds(load(folder), table) == ["caption-table"]
+    assert kinds(load(folder, captions={"table": folder / "metadata.jsonl"}), table) == []
+
+
+def test_a_text_file_that_is_named_as_the_table_belongs_to_all_pictures(folder: Path) -> None:
+    table = folder / "captions.txt"
+    table.write_text("one.png\ta fox\ntwo.png\ta cat\n", encoding="utf-8")
+    assert kinds(load(folder), table) == ["captions-nearby"]
+    dataset = load(folder, captions={"table": table})
+    assert kinds(dataset, table) == []
+    assert captions(dataset)["one.png"] == "a fox"

@@ -235,3 +235,13 @@ def test_a_resolution_off_the_grid_is_told(tmp_path: Path) -> None:
     dataset = load(tmp_path, resolution=100, buckets=False)
     assert dataset.samples[0].bucket == (96, 96)
     assert kinds(dataset) == ["resolution"]
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".pcx", ".TGA"])
+def test_pictures_of_forms_that_are_not_read_are_listed(suffix: str, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / f"a{suffix}")
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.png")
+    problems = load_dataset(DatasetSettings(folder=tmp_path, resolution=64)).problems
+    assert [problem.path.name for problem in problems if problem.kind == "image"] == [f"a{suffix}"]
+    told = {".ppm": "is a PPM file", ".pcx": "is a PCX file"}.get(suffix, "is not an image")
+    assert any(told in problem.problem for problem in problems)

@@ -58,8 +58,9 @@ class CaptionTable:
     ``problems``: what was odd about it.
     """
 
-    def __init__(self, path: Path, rows: Iterable[_Row]) -> None:
+    def __init__(self, path: Path, rows: Iterable[_Row], encoding: str = "UTF-8") -> None:
         self.path = path
+        self._encoding = encoding
         self._rows: dict[str, str] = {}
         for row in rows:
             key = _posix(row.picture)
@@ -89,13 +90,16 @@ class CaptionTable:
         except FileError as error:
             raise type(error)(f"captions.table: {error.problem}", _HINT) from error
         try:
-            rows = list(_rows(decode_text(data)[0]))
+            text, encoding = decode_text(data)
+            rows = list(_rows(text))
+            if not rows:
+                raise ValueError("has no row with a picture below its first line")
             if not any(row.caption for row in rows):
                 columns = dict.fromkeys(column for row in rows for column in row.columns)
                 raise ValueError(f"gives no picture a caption; its columns are {_quoted(columns)}")
         except (ValueError, csv.Error, RecursionError) as error:
             raise FileFormatError(f"captions.table: {path}: {error}", _HINT) from error
-        return cls(path, rows)
+        return cls(path, rows, encoding)
 
     def of(self, folder: Path, relative: Path) -> tuple[str, ...] | None:
         """The lines of a picture's caption, ("",) for an empty one; None if the table does not have the picture."""
@@ -123,6 +127,8 @@ class CaptionTable:
         return [key for key in self._rows if key not in self._used]
 
     def _odd(self) -> Iterator[Problem]:
+        if "UTF" not in self._encoding:
+            yield Problem("warning", "caption-encoding", self.path, f"is read as {self._encoding}", "save it as UTF-8")
         empty = [key for key, text in self._rows.items() if not text.strip()]
         if empty:
             note = (
@@ -156,14 +162,28 @@ def _rows(text: str) -> Iterator[_Row]:
         return _separated_rows(text)
     first = text.lstrip().splitlines()[0]
     try:
-        row = json.loads(first)
+        row = _json(first)
     except ValueError:
         row = None
     several = bool(text.lstrip()[len(first) :].strip())
     is_row = isinstance(row, dict) and not all(isinstance(value, (dict, list)) for value in row.values())
     if is_row and (several or any(_plain(key) in _NAMES for key in row)):
         return _json_lines(text)
-    return _json_rows(json.loads(text))
+    return _json_rows(_json(text))
+
+
+def _json(text: str) -> Any:
+    """JSON of which no object has a key twice: only one of two captions could be used. ValueError."""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise ValueError(f"holds {readable(key)!r} twice, with different values")
+        found[key] = value
+    return found
 
 
 def _json_lines(text: str) -> Iterator[_Row]:
@@ -171,7 +191,7 @@ def _json_lines(text: str) -> Iterator[_Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = _json(line)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
         yield _named_row(row, f"line {number}")
@@ -235,6 +255,7 @@ def _separated_rows(text: str) -> Iterator[_Row]:
     if any(_plain(cell) in _NAMES for cell in first):
         header = next(reader)
         start = reader.line_num
+        _check_columns(header)
     elif len(first) > 1 and _PICTURE.search(first[0].strip()):
         header = ["file_name", "text"]
     else:
@@ -245,6 +266,14 @@ def _separated_rows(text: str) -> Iterator[_Row]:
         start = reader.line_num
         if any(cell.strip() for cell in cells):
             yield _named_row(_joined(header, cells, delimiter, where), where)
+
+
+def _check_columns(header: Sequence[str]) -> None:
+    """Of two columns of one name only one could be used: ValueError, unless nothing is read from them."""
+    names = [_plain(cell) for cell in header]
+    for name in (*_NAMES, *_CAPTIONS, *_TAGS):
+        if names.count(name) > 1:
+            raise ValueError(f"has the column {name!r} twice; give one of them another name")
 
 
 def _understood(cells: Sequence[str]) -> tuple[int, int]:
@@ -324,13 +353,25 @@ def _first_text(row: Mapping[str, Any], columns: Sequence[str], between: str, wh
     for value in (row[column] for column in columns if column in row):
         if value is None or value != value:  # JSON's null, and NaN for it
             continue
-        text = between.join(map(str, value)) if isinstance(value, list) else value
+        text = between.join(_texts_of(value, where)) if isinstance(value, list) else value
         if not isinstance(text, str):
             raise ValueError(f"{where}: caption and tags are text")
         if text.strip():
             return text.strip()
         found = ""
     return found
+
+
+def _texts_of(values: Sequence[Any], where: str) -> Iterator[str]:
+    """The texts of a list: texts, numbers, or objects with a text (``raw`` in Karpathy's split of COCO)."""
+    for value in values:
+        if isinstance(value, Mapping):
+            named = {_plain(key): text for key, text in value.items()}
+            value = next((named[name] for name in ("raw", *_CAPTIONS) if isinstance(named.get(name), str)), value)
+        if isinstance(value, (Mapping, list, bool)):
+            raise ValueError(f"{where}: caption and tags are text")
+        if value is not None and value == value:
+            yield str(value)
 
 
 def _plain(column: Any) -> str:

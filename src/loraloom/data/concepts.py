@@ -34,7 +34,25 @@ REGULARIZATION_NAMES = ("regularization_images", "regularization", "reg_images",
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 _FOREIGN_SUFFIXES = frozenset(
     {".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".apng", ".psd", ".xcf", ".svg"}
-    | {".ico", ".tga", ".dds", ".exr", ".qoi", ".pdf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+    | {
+        ".ico",
+        ".tga",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".pcx",
+        ".dds",
+        ".exr",
+        ".qoi",
+        ".pdf",
+        ".raw",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+    }
     | {".mp4", ".mov", ".webm", ".avi"}
 )
 MASK_ENDINGS = ("-masklabel", ".mask")

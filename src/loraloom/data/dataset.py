@@ -196,7 +196,10 @@ def load_dataset(
         listed.append((concept, list_files(concept, layout, settings.caption_extensions, beside=beside)))
     problems = list(layout.problems)
     found = _find_pictures(listed, settings, problems, progress)
-    problems.extend(_without_captions(listed, found, settings))
+    near = list(_without_captions(listed, found, settings))
+    offered = {problem.path for problem in near if problem.kind == "captions-nearby"}
+    problems = [problem for problem in problems if problem.kind != "caption-orphan" or problem.path not in offered]
+    problems.extend(near)
     if not allow_empty:
         _require_tables(problems)
     if not any(not picture.concept.is_regularization for picture in found):
@@ -213,7 +216,7 @@ def load_dataset(
         regularization_folder=layout.regularization_folder,
         concepts=tuple(layout.concepts),
         samples=samples,
-        problems=tuple(worst_first(problems)),
+        problems=tuple(worst_first(dict.fromkeys(problems))),
     )
 
 
@@ -228,6 +231,7 @@ def _find_pictures(
     found: list[_Found] = []
     masks = MaskFiles(settings)
     tables: dict[Path, CaptionTable | FileError] = {}
+    several: dict[Path, list[Path]] = {}
     text_path: Path | None
     for concept, files in listed:
         problems.extend(files.problems)
@@ -248,13 +252,19 @@ def _find_pictures(
             in_table = None if table is None else table.of(concept.folder, relative)
             if table is not None and in_table is not None and (named is not None or not captions.of(relative)):
                 lines, text_path = in_table, table.path
+                if len(lines) > 1 and own.lines == "first":
+                    several.setdefault(table.path, []).append(relative)
             else:
                 lines, text_path = _lines(concept, relative, captions, own, settings.caption_extensions, problems)
             mask = _mask(masks.of(concept, relative, files), source, path, result, concept, settings, problems)
             alpha = source == "alpha" and result.alpha != "none"
             found.append(_Found(concept, relative, result, lines[0], text_path, lines, own, mask, alpha))
         if own.source == "file":
-            problems.extend(_orphan(concept.folder / text) for text in files.texts if text not in used)
+            orphans = (concept.folder / text for text in files.texts if text not in used)
+            problems.extend(
+                _orphan(path) for path in orphans if named is None or path.absolute() != named.expanduser().absolute()
+            )
+        problems.extend(_passed_over(concept, named, own))
         problems.extend(_unusable_tables(concept, named, own, tables, found))
         problems.extend(_shared_names(concept, files))
         if files.masks and source != "beside":
@@ -264,6 +274,9 @@ def _find_pictures(
     for read in tables.values():
         if isinstance(read, CaptionTable):
             problems.extend(_table_problems(read))
+    for path, pictures in several.items():
+        note = f"has several lines for {len(pictures)} pictures, such as {readable(pictures[0])}; the first are used"
+        problems.append(Problem("warning", "caption-lines", path, note, "set captions.lines to use the others"))
     return found
 
 
@@ -290,11 +303,26 @@ def _table_path(concept: Concept, named: Path | None, settings: CaptionSettings)
         return None
     if named is not None:
         return named.expanduser().absolute()
+    return next(iter(_lying_tables(concept)), None)
+
+
+def _lying_tables(concept: Concept) -> list[Path]:
+    """Tables in a concept's folder that are found by their names, the one to use first."""
     try:
         lying = {path.name.casefold(): path for path in concept.folder.iterdir()}
     except OSError:
-        return None
-    return next((lying[name].absolute() for name in FOUND_BY_THEMSELVES if name in lying), None)
+        return []
+    return [lying[name].absolute() for name in FOUND_BY_THEMSELVES if name in lying]
+
+
+def _passed_over(concept: Concept, named: Path | None, settings: CaptionSettings) -> Iterable[Problem]:
+    """Tables that lie beside the one that is used."""
+    if settings.source != "file" or named is not None:
+        return
+    first, *others = _lying_tables(concept) or [concept.folder]
+    for path in others:
+        note = f"is not used, because {readable(first.name)} lies beside it"
+        yield Problem("warning", "caption-table", path, note, "keep one of them, or set captions.table")
 
 
 def _unusable_tables(

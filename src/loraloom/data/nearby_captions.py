@@ -53,10 +53,11 @@ def captions_nearby(folder: Path, pictures: Sequence[Path], extensions: Collecti
 
     ``extensions``: the endings of caption files that were looked for.
     """
-    yield from _tables(folder, pictures)
+    tables = list(_tables(folder, pictures))
+    yield from tables
     yield from _other_endings(folder, pictures, extensions)
     yield from _other_folders(folder, pictures)
-    yield from _other_names(folder, pictures, extensions)
+    yield from _other_names(folder, pictures, extensions, {problem.path for problem in tables})
     yield from _words_in_names(folder, pictures)
 
 
@@ -132,11 +133,13 @@ def _other_folders(folder: Path, pictures: Sequence[Path]) -> Iterator[Problem]:
         yield _nearby(path, note, f"copy them into {readable(folder.name)}")
 
 
-def _other_names(folder: Path, pictures: Sequence[Path], extensions: Collection[str]) -> Iterator[Problem]:
-    """Caption files whose names are not those of the pictures."""
+def _other_names(
+    folder: Path, pictures: Sequence[Path], extensions: Collection[str], tables: Collection[Path]
+) -> Iterator[Problem]:
+    """Caption files whose names are not those of the pictures, and that are no ``tables``."""
     stems = {name for picture in pictures for name in _names_of(picture)}
     texts = [path for path in _files(folder) if path.suffix.lower() in extensions and _stem(path.name) not in stems]
-    texts = [path for path in texts if path.name.lower() not in _EVERYDREAM]
+    texts = [path for path in texts if path.name.lower() not in _EVERYDREAM and path not in tables]
     if texts:
         note = f"is one of {len(texts)} caption files that have the name of no picture"
         hint = f"give each the name of its picture; one picture is called {readable(pictures[0].name)}"

@@ -138,6 +138,8 @@ _MARKS = {
     b"\0\0\x01\0": "icon",
     b"DDS ": "DDS",
     b"qoif": "QOI",
+    **{f"P{number}\n".encode(): "PPM" for number in range(1, 8)},
+    b"\n\x05\x01": "PCX",
     b"v/1\x01": "OpenEXR",
     b"IIRO": "camera raw",
     b"IIU\0": "camera raw",
