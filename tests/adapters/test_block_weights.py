@@ -26,7 +26,9 @@ def test_block_names_agree_with_the_module_paths(family: str) -> None:
             wanted = "MID"
         else:
             wanted = f"OUT{index - sections.down - sections.mid:02d}"
-        for name in (target.name, *target.aliases, f"unet.{target.diffusers_name}"):
+        spelled = [f"{start}{target.diffusers_name}" for start in ("unet.", "base_model.model.", "")]
+        spelled += [f"diffusion_model.{target.module}", f"lycoris_{target.diffusers_name.replace('.', '_')}"]
+        for name in (target.name, *target.aliases, *spelled):
             assert block_name(name) == wanted, name
         names.add(wanted)
     assert len(names) > 5

@@ -10,6 +10,7 @@ import torch
 
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import read_adapter_file
+from loraloom.formats.dialects import is_text_layer, part_of_layer
 from loraloom.formats.entries import TensorInfo
 from loraloom.formats.foreign import what_it_is
 from loraloom.formats.lora_keys import lora_keys
@@ -55,6 +56,10 @@ def test_an_alpha_belongs_to_the_layer_of_its_factors(start: str, layer: str) ->
         ("text_encoder_2.module.mid.a.lora_{}.weight", "text_encoder_2.mid.a"),
         ("base_model.model.mid_block.a.lora_{}.x.weight", "base_model.model.mid_block.a"),
         ("diffusion_model.middle_block.1.a.lora_{}.weight", "diffusion_model.middle_block.1.a"),
+        ("unet._orig_mod.mid.a.lora_{}.weight", "unet.mid.a"),
+        ("text_encoder.module._orig_mod.mid.a.lora_{}.x.weight", "text_encoder.mid.a"),
+        ("lora_unet_mid_a.lora_{}.weight", "lora_unet_mid_a"),
+        ("lora_te2_mid_a.lora_{}.weight", "lora_te2_mid_a"),
     ],
 )
 def test_names_of_adapters_and_wrappers(start: str, layer: str) -> None:
@@ -62,6 +67,62 @@ def test_names_of_adapters_and_wrappers(start: str, layer: str) -> None:
     found = lora_keys(keys_of((down, up)), {})
     assert found is not None and found.problem is None
     assert found.layers == {layer: {"down": down, "up": up}}
+
+
+@pytest.mark.parametrize("layer", ["unet.mid_block.a", "text_encoder.mid.a", "base_model.model.up_blocks.0.a"])
+def test_factors_of_kohya_behind_the_layers_of_diffusers(layer: str) -> None:
+    """ComfyUI reads every pair of the two."""
+    down, up, alpha = (f"{layer}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha"))
+    found = lora_keys(keys_of((down, up)) | {alpha: TensorInfo(torch.float32, ())}, {})
+    assert found is not None and found.problem is None
+    assert found.layers == {layer: {"down": down, "up": up, "alpha": alpha}}
+
+
+@pytest.mark.parametrize(("more", "kind"), [("unet.a.lora_E", "AdaLoRA"), ("unet.a.lora_B.bias", "LoRA with biases")])
+def test_kinds_of_peft_that_are_refused_by_name(more: str, kind: str) -> None:
+    infos = keys_of(("unet.a.lora_A.weight", "unet.a.lora_B.weight")) | {more: TensorInfo(torch.float32, (2, 1))}
+    found = lora_keys(infos, {})
+    assert found is not None and found.problem is not None
+    assert f"holds {kind} layers ({more})" in found.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1", "text_encoder"),
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1", "text_encoder_2"),
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1", "text_encoder"),
+        ("text_encoders.clip_h.transformer.text_model.encoder.layers.0.mlp.fc1", "text_encoder"),
+        ("text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc1", "text_encoder_2"),
+        ("text_encoder_2.encoder.layers.0.mlp.fc1", "text_encoder_2"),
+        ("base_model.model.text_model.encoder.layers.0.mlp.fc1", "text_encoder"),
+        ("base_model.model.encoder.layers.0.mlp.fc1", "text_encoder"),
+        ("base_model.model.mid_block.attentions.0.proj_in", "unet"),
+        ("base_model.model.time_embedding.linear_1", "unet"),
+        ("lycoris_text_model_encoder_layers_0_mlp_fc1", "text_encoder"),
+        ("lycoris_encoder_layers_0_mlp_fc1", "text_encoder"),
+        ("lycoris_down_blocks_0_attentions_0_proj_in", "unet"),
+        ("lycoris_conv_in", "unet"),
+        ("diffusion_model.input_blocks.1.1.proj_in", "unet"),
+        ("up_blocks.1.attentions.0.proj_in", "unet"),
+        ("transformer.single_blocks.0.linear1", ""),
+    ],
+)
+def test_the_part_of_a_layer(name: str, part: str) -> None:
+    """One answer for the weights of the two parts, the families, and what ``inspect`` counts."""
+    assert part_of_layer(name) == part
+    assert is_text_layer(name) == part.startswith("text")
+
+
+@pytest.mark.parametrize(
+    "layer", ["lycoris_te_text_model_encoder_layers_0_mlp_fc1", "base_model.model.model.diffusion_model.out.2"]
+)
+def test_inspect_names_layers_of_no_known_model(layer: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    infos = keys_of(*((f"{name}.lora_A.weight", f"{name}.lora_B.weight") for name in (layer, "unet.mid_block.a")))
+    write_tensors(path, {key: torch.ones(info.shape, dtype=info.dtype) for key, info in infos.items()})
+    told = inspect_file(path).facts["no such layers"]
+    assert told.startswith(f"1 of 2 layers have names that are in no model which is known here, the first is '{layer}'")
 
 
 def test_products_with_a_name() -> None:

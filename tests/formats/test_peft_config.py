@@ -17,10 +17,11 @@ from loraloom.weights.inspect import inspect_file
 LAYER = "down_blocks.0.attentions.1.to_q"
 
 
-def alpha_of(folder: Path, patterns: dict[str, float]) -> float:
+def alpha_of(folder: Path, patterns: dict[str, float], **more: object) -> float:
     path = folder / "x.safetensors"
     tensors = {f"unet.{LAYER}.lora_A.weight": torch.ones(2, 5), f"unet.{LAYER}.lora_B.weight": torch.ones(3, 2)}
     config = {"unet.lora_alpha": 7.0, "unet.alpha_pattern": patterns}
+    config |= {f"unet.{key}": value for key, value in more.items()}
     write_tensors(path, tensors, metadata={"lora_adapter_metadata": json.dumps(config)})
     return float(read_adapter_file(path).layers[f"unet.{LAYER}"]["alpha"])
 
@@ -59,6 +60,20 @@ def test_an_alpha_that_no_layer_can_have(alpha: object, tmp_path: Path) -> None:
     facts = inspect_file(tmp_path / "x.safetensors", layers=True).facts
     assert "in PEFT's configuration" in facts["cannot be used"]
     assert "configuration" not in facts["alpha"]
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_7", "OLoRA", "loftq", "corda", "lora_ga"])
+def test_factors_of_a_changed_model_are_refused(start: str, tmp_path: Path) -> None:
+    """PEFT changed the weights that these factors are added to; on a checkpoint's they paint something else."""
+    with pytest.raises(AdapterError, match=f"init_lora_weights='{start}': its training changed") as caught:
+        alpha_of(tmp_path, {}, init_lora_weights=start)
+    assert "path_initial_model_for_weight_conversion" in caught.value.hint
+    assert "its training changed" in inspect_file(tmp_path / "x.safetensors").facts["cannot be used"]
+
+
+@pytest.mark.parametrize("start", ["gaussian", "eva", "orthogonal", True, False, None])
+def test_other_ways_to_begin_change_nothing_else(start: object, tmp_path: Path) -> None:
+    assert alpha_of(tmp_path, {}, init_lora_weights=start) == 7
 
 
 def test_inspect_shows_the_alphas_that_act(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loraloom.errors import AdapterError, SettingsError
+from loraloom.formats.dialects import part_of_layer
 
 __all__ = ["LISTS", "PRESETS", "BlockWeights", "block_name", "parse_block_weights"]
 
@@ -54,25 +55,28 @@ PRESETS = tuple(_SD1)
 """Names that stand for a list; those of SDXL divide its blocks by resolution as those of SD 1 do."""
 
 _PLACES = (
-    (re.compile(r"lora_unet_down_blocks_(\d+)_(?:attentions|resnets)_(\d+)_"), "IN", 1),
-    (re.compile(r"lora_unet_down_blocks_(\d+)_downsamplers_(\d+)_"), "IN", 3),
-    (re.compile(r"lora_unet_up_blocks_(\d+)_(?:attentions|resnets)_(\d+)_"), "OUT", 0),
-    (re.compile(r"lora_unet_up_blocks_(\d+)_upsamplers_(\d+)_"), "OUT", 2),
+    (re.compile(r"down_blocks_(\d+)_(?:attentions|resnets)_(\d+)_"), "IN", 1),
+    (re.compile(r"down_blocks_(\d+)_downsamplers_(\d+)_"), "IN", 3),
+    (re.compile(r"up_blocks_(\d+)_(?:attentions|resnets)_(\d+)_"), "OUT", 0),
+    (re.compile(r"up_blocks_(\d+)_upsamplers_(\d+)_"), "OUT", 2),
 )
+_IN_FRONT = re.compile(r"^(?:lora_unet_|unet_|diffusion_model_|base_model_model_|lycoris_)")
+"""What stands before a layer's own path."""
 _SECTIONS = (
-    (re.compile(r"lora_unet_input_blocks_(\d+)_"), "IN"),
-    (re.compile(r"lora_unet_output_blocks_(\d+)_"), "OUT"),
+    (re.compile(r"input_blocks_(\d+)_"), "IN"),
+    (re.compile(r"output_blocks_(\d+)_"), "OUT"),
 )
 
 
 def block_name(layer: str) -> str:
-    """The block (``BASE``, ``IN04``, ``MID``, ``OUT11``) of a layer by its kohya name or diffusers path.
+    """The block (``BASE``, ``IN04``, ``MID``, ``OUT11``) of a layer by its name in a file of any dialect.
 
     Layers outside of the numbered blocks (time embedding, first and last convolution) count as ``BASE``.
     """
-    name = layer.replace(".", "_")
-    name = f"lora_{name}" if name.startswith("unet_") else name
-    if name.startswith(("lora_unet_mid_block", "lora_unet_middle_block")):
+    if part_of_layer(layer) != "unet":
+        return "BASE"
+    name = _IN_FRONT.sub("", layer.replace(".", "_"))
+    if name.startswith(("mid_block_", "middle_block_")):
         return "MID"
     for pattern, section in _SECTIONS:
         if found := pattern.match(name):

@@ -28,6 +28,7 @@ __all__ = [
     "dialect_of",
     "is_text_layer",
     "kind_of",
+    "part_of_layer",
     "rank_of",
     "recognise",
     "title_of",
@@ -101,8 +102,8 @@ _ADAPTER_NAME = re.compile(
     r"(\.(?:lora_[AB]|lora_magnitude_vector|hada_[wt][0-9a-z_]*|lokr_[wt][0-9a-z_]*))\.((?!weight$)[^.]+)(\.weight)?$"
 )
 """``.lora_A.my_style.weight``: what PEFT writes where the adapter has a name of its own."""
-_WRAPPERS = re.compile(r"^((?:unet|text_encoder|text_encoder_2)\.)(?:base_model\.model\.|module\.)+")
-"""What PEFT and torch put around a part that was wrapped before it was saved."""
+_WRAPPERS = re.compile(r"^((?:unet|text_encoder|text_encoder_2)\.)(?:base_model\.model\.|module\.|_orig_mod\.)+")
+"""What PEFT and torch (for several GPUs, or compiled) put around a part that was wrapped before it was saved."""
 
 
 def adapter_name(key: str) -> str | None:
@@ -111,14 +112,18 @@ def adapter_name(key: str) -> str | None:
     return None if found is None else found[2]
 
 
+_PEFT_FACTORS = {".lora_A.weight": "down", ".lora_B.weight": "up"}
+_KOHYA_FACTORS = {".lora_down.weight": "down", ".lora_up.weight": "up"}
+"""Written behind the layer names of the other one, too: ComfyUI reads every pair of the two."""
+
 KOHYA = Dialect(
     "kohya",
     "kohya sd-scripts, AUTOMATIC1111, ComfyUI",
     ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lycoris_"),
     {
-        ".lora_down.weight": "down",
-        ".lora_up.weight": "up",
+        **_KOHYA_FACTORS,
         ".lora_mid.weight": "mid",
+        **_PEFT_FACTORS,
         ".alpha": "alpha",
         **{f".{role}": role for role in (*_PRODUCTS, "dora_scale", "diff", "diff_b", "w_norm", "b_norm", "on_input")},
         ".weight": "weight",
@@ -133,8 +138,8 @@ PEFT = Dialect(
     "diffusers with PEFT",
     ("unet.", "text_encoder.", "text_encoder_2.", "base_model.model.", *_BARE_UNET),
     {
-        ".lora_A.weight": "down",
-        ".lora_B.weight": "up",
+        **_PEFT_FACTORS,
+        **_KOHYA_FACTORS,
         ".lora.down.weight": "down",
         ".lora.up.weight": "up",
         ".alpha": "alpha",
@@ -176,11 +181,7 @@ COMFY = Dialect(
     "comfy",
     "ComfyUI (the checkpoint's own names)",
     ("diffusion_model.", "text_encoders."),
-    {
-        **{suffix: role for suffix, role in KOHYA.roles.items() if role not in ("weight", "on_input")},
-        ".lora_A.weight": "down",
-        ".lora_B.weight": "up",
-    },
+    {suffix: role for suffix, role in KOHYA.roles.items() if role not in ("weight", "on_input")},
     dotted=True,
 )
 """(IA)3's ``.weight`` is left out: with it every U-Net would be a LoRA."""
@@ -196,6 +197,8 @@ FOREIGN_SUFFIXES: Mapping[str, str] = {
     ".oft_R": "OFT",
     ".a1.weight": "GLoRA",
     ".ia3_l": "(IA)3 of PEFT",
+    ".lora_E": "AdaLoRA",
+    ".lora_B.bias": "LoRA with biases",
 }
 """Suffixes of adapter kinds that a reader must refuse by name instead of dropping silently."""
 
@@ -258,9 +261,32 @@ def alpha_in_use(stored: float | None, rank: int) -> float:
     return float(rank) if stored is None else stored
 
 
+_UNET_STARTS = (*_BARE_UNET, "conv_in", "conv_out", "time_embedding.", "add_embedding.")
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "text_encoder_2": ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g."),
+    "text_encoder": (
+        *("lora_te_", "lora_te1_", "text_encoder.", "text_encoders."),
+        *("base_model.model.text_model.", "base_model.model.encoder.layers."),
+        *("lycoris_text_model_", "lycoris_encoder_layers_"),
+    ),
+    "unet": (
+        *("lora_unet_", "unet.", "diffusion_model."),
+        *(f"base_model.model.{start}" for start in _UNET_STARTS),
+        *(f"lycoris_{start.replace('.', '_')}" for start in _UNET_STARTS),
+        *_BARE_UNET,
+    ),
+}
+"""How the names of a part's layers begin, in files of every dialect."""
+
+
+def part_of_layer(name: str) -> str:
+    """The part (``unet``, ``text_encoder``, ``text_encoder_2``) of a layer by its name in a file; empty if unknown."""
+    return next((part for part, starts in _PARTS.items() if name.startswith(starts)), "")
+
+
 def is_text_layer(name: str) -> bool:
     """Whether a layer, by its name in a file of any dialect, is a text encoder's."""
-    return name.startswith(("lora_te", "text_encoder"))
+    return part_of_layer(name).startswith("text_encoder")
 
 
 def title_of(roles: Iterable[str]) -> str:

@@ -81,6 +81,7 @@ def _is_peft(name: str) -> bool:
 
 
 def _scale(name: str, roles: Mapping[str, Shaped], config: Mapping[str, Any]) -> PeftScale | None:
+    _check_start(config)
     told = _by_pattern(config, "alpha_pattern", name, config.get("lora_alpha", config.get("alpha")))
     if told is None:
         return None
@@ -95,6 +96,22 @@ def _scale(name: str, roles: Mapping[str, Shaped], config: Mapping[str, Any]) ->
         return None
     divisor = _number(told, f"the rank of layer {name}")
     return PeftScale(factor=_number(alpha / divisor, f"the scale of layer {name}")) if divisor > 0 else None
+
+
+_CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Ways to begin (with what may follow the name) for which PEFT changes the weights of the model as well."""
+
+
+def _check_start(config: Mapping[str, Any]) -> None:
+    """AdapterError for factors that mean nothing beside the weights that a checkpoint has."""
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE):
+        raise AdapterError(
+            f"PEFT's configuration says init_lora_weights={show(start)}: its training changed the model's own weights "
+            "too, and without those the factors mean something else",
+            "have PEFT convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...) writes a LoRA "
+            "for the unchanged model",
+        )
 
 
 def _number(value: object, what: str) -> float:

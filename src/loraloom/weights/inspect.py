@@ -13,7 +13,8 @@ from loraloom.errors import AdapterError, LoraloomError
 from loraloom.formats.adapter_checks import doubts_about, foreign_kinds, widened
 from loraloom.formats.adapter_file import content_hash, read_adapter_file
 from loraloom.formats.cloneofsimo import companions
-from loraloom.formats.dialects import CLONEOFSIMO, PEFT, rank_of, title_of
+from loraloom.formats.dialects import CLONEOFSIMO, PEFT, part_of_layer, rank_of, title_of
+from loraloom.formats.entries import show
 from loraloom.formats.files import old_hash, sha256_of, size_text
 from loraloom.formats.foreign import what_it_is
 from loraloom.formats.image_programs import read_image
@@ -276,6 +277,7 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
     elif misfit := misfit or _companion_problem(tensors.path, keys):
         told["cannot be used"] = misfit
     else:
+        told |= _strangers(layers)
         told |= {doubt.what: doubt.sentence for doubt in doubts_about(layers, stored.__getitem__)}
     told |= {label: tensors.metadata[key] for key, label in _RECIPE if tensors.metadata.get(key, "None") != "None"}
     if tags := tag_counts(tensors.metadata).most_common(_TAGS_SHOWN):
@@ -346,19 +348,30 @@ def _common(values: Iterable[str]) -> str:
     )
 
 
+def _strangers(layers: Layers) -> dict[str, str]:
+    """What to say of layers whose names are in no model: every checkpoint refuses them."""
+    strange = [name for name in layers if not part_of_layer(name)]
+    if not strange:
+        return {}
+    several = f"{len(strange)} of {len(layers)} layers have names that are in no model which is known here"
+    return {"no such layers": f"{several}, the first is {show(strange[0])}: no checkpoint takes this LoRA"}
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _layers_of_parts(layers: Layers) -> dict[str, int]:
-    prefixes = {
-        "U-Net": ("lora_unet_", "unet."),
-        "text encoder 2": ("lora_te2_", "text_encoder_2."),
-        "text encoder": ("lora_te_", "lora_te1_", "text_encoder."),
-    }
-    counts = {part: sum(name.startswith(starts) for name in layers) for part, starts in prefixes.items()}
-    counts["unknown part"] = len(layers) - sum(counts.values())
-    return {part: count for part, count in counts.items() if count}
+    counts = Counter(part_of_layer(name) for name in layers)
+    return {title: counts[part] for part, title in _PART_TITLES.items() if counts[part]}
+
+
+_PART_TITLES: Mapping[str, str] = {
+    "unet": "U-Net",
+    "text_encoder_2": "text encoder 2",
+    "text_encoder": "text encoder",
+    "": "unknown part",
+}
 
 
 def _lora_hash(tensors: TensorFile, *, compute: bool) -> dict[str, str]:
