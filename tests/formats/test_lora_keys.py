@@ -163,6 +163,17 @@ def test_two_names_for_one_tensor(infos: dict[str, TensorInfo], words: str, tmp_
         read_adapter_file(path)
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (4, 2, 1)])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_numbered_layers_that_are_no_matrices(part: str, shape: tuple[int, ...]) -> None:
+    down = TensorInfo(torch.float32, (2, 4))
+    infos = {f"{part}:{number}:{role}": down for number in range(144) for role in ("up", "down")}
+    infos[f"{part}:7:up"] = TensorInfo(torch.float32, shape)
+    found = lora_keys(infos, {})
+    assert found is not None and found.problem is not None
+    assert "belong to no LoRA layer" in found.problem
+
+
 PIECES = (
     "lora_unet_a", "unet.a", "text_encoder.a", "diffusion_model.a", "model.diffusion_model.a", "x", "unet:0", "0", "1",
     "base_model.model.a", "bundle_emb.w", "first_stage_model.a", "lycoris_a", "transformer.a",

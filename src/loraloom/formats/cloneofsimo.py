@@ -49,6 +49,8 @@ def pairs_of_list(infos: Mapping[str, Shaped]) -> tuple[str, dict[int, dict[str,
 
 def layer_names(part: str, shapes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[str] | None:
     """kohya's names of numbered layers with these shapes of (up, down); None where they are in no known order."""
+    if any(len(up) not in (2, 4) or len(down) not in (2, 4) for up, down in shapes):
+        return None
     if part == "text_encoder":
         if len(shapes) % 4 or not shapes:
             return None
