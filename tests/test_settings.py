@@ -155,3 +155,32 @@ def test_settings_that_do_not_go_together_are_told_without_their_values() -> Non
     with pytest.raises(SettingsError) as caught:
         Whole.parse({"pair": {"low": 7, "high": 3}})
     assert caught.value.problems == ("settings: pair: low must be below high",)
+
+
+class Measured(Settings):
+    """Settings of several types, for what is said of a wrong value."""
+
+    share: int | float | None = None
+    """A number."""
+    many: int | list[int | tuple[int, int]] = 1
+    """One or several."""
+    words: tuple[str, ...] = ()
+    """Several words."""
+    on: bool | int = False
+    """A switch or a number."""
+
+
+@pytest.mark.parametrize("override", ["share=true", "many=false"])
+def test_true_is_no_number(override: str) -> None:
+    """Python counts it as 1."""
+    with pytest.raises(SettingsError, match="a number is needed, not true or false"):
+        Measured.load(None, [override])
+    assert Measured.load(None, ["on=true"]).on is True
+
+
+def test_a_wrong_value_is_told_once_and_in_words() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Measured.load(None, ["many=[x]", "words=film"])
+    first, second = sorted(caught.value.problems)
+    assert "'many.0' = 'x': " in first or "'many' = " in first
+    assert second.endswith("'words' = 'film': a list is needed, such as [\"a\", \"b\"] or [1, 2]")

@@ -19,14 +19,23 @@ from pathlib import Path
 from typing import Any, Self, cast, get_args, get_origin
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from loraloom.errors import FileFormatError, SettingsError, nearest
 from loraloom.plain_data import LARGEST_WHOLE, parse_toml, shown, too_large
 from loraloom.reading import read_text
 
-__all__ = ["ClassPath", "Kohya", "SettingRow", "Settings", "apply_overrides", "read_toml", "setting_rows"]
+__all__ = [
+    "ClassPath",
+    "Kohya",
+    "SettingRow",
+    "Settings",
+    "apply_overrides",
+    "number_not_truth",
+    "read_toml",
+    "setting_rows",
+]
 
 MAX_TOML_BYTES = 4 * 2**20
 
@@ -75,12 +84,27 @@ class SettingRow:
     """Set where the value may be the path of a class."""
 
 
+def number_not_truth(kind: str, value: Any) -> Any:
+    """The value; ValueError for true or false where ``kind`` (see :class:`SettingRow`) is a number.
+
+    Python counts them as 1 and 0, and nobody means a rank of true.
+    """
+    if isinstance(value, bool) and "number" in kind and "true | false" not in kind:
+        raise ValueError("a number is needed, not true or false (an option without its value counts as true)")
+    return value
+
+
 class Settings(BaseModel):
     """Base of every settings class: frozen, no unknown keys, defaults validated, docstrings are the help."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return number_not_truth(_type_name(cls.model_fields[str(info.field_name)].annotation), value)
 
     @field_validator("*")
     @classmethod
@@ -228,7 +252,10 @@ def _all_problems(cls: type[Settings], data: Mapping[str, Any], error: Validatio
     while True:
         items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
         fresh = [item for item in items if not any(item["loc"][: len(path)] == path for path in wrong)]
-        for item in fresh:
+        places = [_place(item) for item in fresh]
+        for index, item in enumerate(fresh):
+            if item["loc"] and places[index] in places[:index]:
+                continue  # another type that it is not either
             if not wrong or not (item["type"] == "missing" or names.intersection(re.findall(r"\w+", item["msg"]))):
                 problems.append(_problem(cls, item, source))
         if not fresh or any(not item["loc"] for item in items):  # nothing new, or the checks of the whole were reached
@@ -262,8 +289,14 @@ def _take_out(cls: type[Settings], data: dict[str, Any], item: dict[str, Any]) -
     return str(key)
 
 
+def _place(item: dict[str, Any]) -> str:
+    """The path of a wrong value. Where a setting may be of several types, pydantic adds the type it tried."""
+    tried = re.compile(r"[a-z-]+\[.*\]|constrained-\w+|int|float|str|bool")
+    return ".".join(str(part) for part in item["loc"] if not tried.fullmatch(str(part)))
+
+
 def _problem(cls: type[Settings], item: dict[str, Any], source: str) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+    path = _place(item)
     if item["type"] == "extra_forbidden":
         rows = list(setting_rows(cls))
         leaf = path.rpartition(".")[2]
@@ -277,6 +310,8 @@ def _problem(cls: type[Settings], item: dict[str, Any], source: str) -> str:
     if item["type"] == "missing":
         return f"{source}: {path!r} is required"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] in ("tuple_type", "list_type"):
+        message = 'a list is needed, such as ["a", "b"] or [1, 2]'
     if isinstance(item["input"], (Mapping, Settings)) and item["type"] == "value_error":
         return f"{source}: {path}: {message}" if path else f"{source}: {message}"  # settings that do not go together
     return f"{source}: {path!r} = {shown(item['input'])}: {message}" if path else f"{source}: {message}"

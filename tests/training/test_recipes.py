@@ -1280,6 +1280,17 @@ def test_a_number_that_is_missing_is_not_one(tmp_path: Path, name: str, text: st
         recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
 
 
+def test_a_number_of_a_subset_is_not_one_either(tmp_path: Path) -> None:
+    text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\nnum_repeats = true\nkeep_tokens = true\n"
+    text += "[[datasets]]\nresolution = 3\n[[datasets.subsets]]\nimage_dir = 'b'\nresolution = 5\n"
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    with pytest.raises(SettingsError) as caught:
+        recipe.finished(["checkpoint=a.ckpt"])
+    assert "keep_tokens = true: a number is needed" in caught.value.problem
+    assert "'dataset.concepts.0.repeats' = true: a number is needed" in caught.value.problem
+    assert "constrained" not in caught.value.problem and "tuple" not in caught.value.problem
+
+
 def test_of_several_commands_in_a_script_the_first_training_is_read(tmp_path: Path) -> None:
     text = """python tag_images_by_wd14_tagger.py --batch_size=9 --recursive img
 accelerate launch train_network.py --network_dim=7 --clip_skip=2 --output_name=a

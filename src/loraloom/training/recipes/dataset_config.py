@@ -231,7 +231,9 @@ def _take_subset(subset: _Subset, base: Items, recipe: Recipe, told: set[str]) -
         try:
             value = _coerced(path, item.value, recipe.folders)
         except ValidationError as error:
-            recipe.problem("", f"{item.key} = {shown(item.value)}: {error.errors()[0]['msg']}")
+            recipe.problem(
+                "", f"{item.key} = {shown(item.value)}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+            )
             told.add(item.key)
             continue
         if name == "metadata_file":

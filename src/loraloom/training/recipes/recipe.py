@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any
 
 import tomlkit
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from loraloom.errors import SettingsError
 from loraloom.plain_data import LARGEST_WHOLE, printable, shown, too_large
-from loraloom.settings import SettingRow, Settings, apply_overrides, setting_rows
+from loraloom.settings import SettingRow, Settings, apply_overrides, number_not_truth, setting_rows
 from loraloom.training.settings import TrainSettings
 
 __all__ = ["Item", "Items", "Mapped", "Recipe", "exists", "field_rows", "is_nothing", "listed", "resolved"]
@@ -73,10 +73,6 @@ class Recipe:
         reason = self._not_for_a_file_to_say(path, value)
         if reason:
             self.skip(key, reason)
-            return False
-        if isinstance(value, bool) and _is_numeric(field_rows()[path].type):
-            wrong = f"{key} = {shown(value)} does not fit {path}: a number is needed; the value is missing or no number"
-            self.problem(path, wrong)
             return False
         try:
             plain = _coerced(path, value, self.folders)
@@ -240,12 +236,8 @@ def _adapter(path: str) -> TypeAdapter[Any]:
         cls = cls.model_fields[parent].annotation
     found = cls.model_fields[leaf]
     annotated: Any = Annotated
-    return TypeAdapter(annotated[(found.annotation, *found.metadata)] if found.metadata else found.annotation)
-
-
-def _is_numeric(kind: str) -> bool:
-    """Whether a setting takes numbers and no true or false, which Python would count as 1 and 0."""
-    return "number" in kind and "true | false" not in kind
+    check = BeforeValidator(partial(number_not_truth, field_rows()[path].type))
+    return TypeAdapter(annotated[(found.annotation, *found.metadata, check)])
 
 
 def _coerced(path: str, value: Any, folders: Sequence[Path]) -> Any:
