@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 from loraloom.errors import FileError, MissingFileError
 from loraloom.events import Event, Notice
@@ -124,6 +125,21 @@ def test_hashes_on_request(models: Path, index: Path) -> None:
     digest = sha256_of(models / "ink.safetensors")
     assert names(library.show(digest[:10], index=index)) == ["ink.safetensors"]
     assert library.scan([models], hashes=True, index=index).read == 0
+
+
+def test_a_file_that_its_checksums_call_damaged_is_broken(tmp_path: Path, index: Path) -> None:
+    """Seen once the content is read for the hashes; what is found by a hash is whole."""
+    path, marks = tmp_path / "x.pt", torch.full((3, 5), 0.3)
+    torch.save({"lora_unet_mid_block_a.lora_down.weight": marks, "lora_unet_mid_block_a.lora_up.weight": marks.T}, path)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(marks.numpy().tobytes()) + 7] ^= 4
+    path.write_bytes(raw)
+    library.scan([tmp_path], index=index)
+    assert [entry.kind for entry in library.search([], index=index)] == ["lora"]
+    library.scan([tmp_path], hashes=True, index=index)
+    (entry,) = library.search([], index=index)
+    assert entry.kind == "broken"
+    assert "is damaged (it holds the tensor" in entry.problem
 
 
 def test_forget(models: Path, index: Path) -> None:

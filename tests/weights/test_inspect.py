@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from loraloom.adapters.attach import create_adapters
 from loraloom.adapters.settings import AdapterSettings
-from loraloom.errors import CheckpointError, FileFormatError, MissingFileError
-from loraloom.formats.adapter_file import write_adapter_file
+from loraloom.errors import CheckpointError, FileFormatError, LoraloomError, MissingFileError
+from loraloom.formats.adapter_file import read_adapter_file, write_adapter_file
 from loraloom.formats.image_info import save_image
 from loraloom.formats.tensors import TensorFile, write_tensors
 from loraloom.models.family import FAMILIES
@@ -149,6 +149,33 @@ def test_a_lora_with_its_recipe(tmp_path: Path, no_data: list[str]) -> None:
     assert "float16" in facts["in all"]
     assert facts["hash"].startswith(report.metadata["sshs_model_hash"][:12] + " (as the file says")
     assert all(name.endswith(".alpha") for name in no_data)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_flipped_bit_is_told_with_the_hashes(wrapped: bool, tmp_path: Path) -> None:
+    """``--hash`` has read the whole file, so it knows what the checksums of its zip say."""
+    path, marks = tmp_path / "x.pt", torch.full((3, 5), 0.3)
+    layer = "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {f"{layer}.lora_down.weight": marks, f"{layer}.lora_up.weight": torch.ones(7, 3)}
+    torch.save({"state_dict": tensors} if wrapped else tensors, path)
+    assert "damaged" not in inspect_file(path, hashes=True).facts
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(marks.numpy().tobytes()) + 7] ^= 4
+    path.write_bytes(raw)
+    report = inspect_file(path, hashes=True)
+    assert report.kind == "LoRA"
+    assert "is damaged (it holds the tensor 'lora_unet_mid_block" in report.facts["damaged"]
+    assert "hash" in report.facts
+    assert "damaged" not in inspect_file(path).facts
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors"])
+def test_a_folder_of_peft_names_the_file_in_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    for read in (inspect_file, read_adapter_file):
+        with pytest.raises(LoraloomError, match="is a folder") as caught:
+            read(tmp_path)
+        assert caught.value.hint.endswith(str(tmp_path / name))
 
 
 def test_hashes_are_compared_with_the_content(tmp_path: Path) -> None:

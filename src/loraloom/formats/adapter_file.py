@@ -26,6 +26,7 @@ __all__ = [
     "AdapterTarget",
     "content_hash",
     "layer_keys",
+    "loras_in",
     "model_hashes",
     "read_adapter_file",
     "write_adapter_file",
@@ -109,12 +110,24 @@ def read_adapter_file(path: Path) -> AdapterFile:
     return file
 
 
+_NAMES_IN_FOLDERS = ("pytorch_lora_weights", "adapter_model")
+"""What diffusers and PEFT call the LoRA in a folder of theirs."""
+
+
+def loras_in(folder: Path) -> list[Path]:
+    """The LoRAs in a folder that diffusers or PEFT wrote, so that an error can name them; empty for any other."""
+    paths = (folder / f"{name}{suffix}" for name in _NAMES_IN_FOLDERS for suffix in (".safetensors", ".bin"))
+    return [path for path in paths if path.is_file()]
+
+
 def _is_of_text(file: AdapterFile) -> bool:
     """Whether the file changes a text encoder and nothing else."""
     return all(is_text_layer(name) for name in file.layers)
 
 
 def _read_one(path: Path) -> AdapterFile:
+    if path.is_dir() and (inside := loras_in(path)):
+        raise AdapterError(f"{path} is a folder", f"give the LoRA in it: {inside[0]}")
     tensors = open_tensors(path)
     infos = {key: tensors.info(key) for key in tensors}
     keys = lora_keys(infos, tensors.metadata)

@@ -89,6 +89,11 @@ class TensorFile(Mapping[str, torch.Tensor]):
         if part is not None and part.start not in self._checked:
             self._check_part(source, part, name)
 
+    def check_all(self) -> None:
+        """Read every tensor against the checksums of the file; FileFormatError for the first that differs."""
+        for name in self._entries:
+            self.check(name)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from loraloom.diffusion.objectives import Prediction
 from loraloom.errors import CheckpointError, MissingFileError
 from loraloom.events import Notice
+from loraloom.formats.adapter_file import loras_in
 from loraloom.formats.foreign import what_it_is
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models.diffusers_folder import FolderTensors, is_diffusers_folder
@@ -134,6 +135,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir() and not is_diffusers_folder(path):
+        if inside := loras_in(path):
+            raise CheckpointError(f"{path} is a folder with a LoRA, not a checkpoint", f"give the LoRA: {inside[0]}")
         raise MissingFileError(
             f"{path} is a folder, but not a Diffusers folder",
             "give a .safetensors or .ckpt file, or a folder with unet, vae and text_encoder in it",

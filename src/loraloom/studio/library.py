@@ -241,8 +241,12 @@ def _read(path: str, size: int, stamp: str, *, hashes: bool) -> LibraryEntry:
 
 
 def _with_hashes(entry: LibraryEntry) -> LibraryEntry:
+    """With the hashes of the content. Raises FileFormatError where the file's own checksums say that it is damaged."""
     from loraloom.formats.file_hashes import file_hashes
+    from loraloom.formats.tensors import open_tensors
 
+    with open_tensors(Path(entry.path)) as tensors:
+        tensors.check_all()
     hashes = file_hashes(Path(entry.path))
     return replace(entry, sha256=hashes.sha256, autov3=hashes.content[:12])
 

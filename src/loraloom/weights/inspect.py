@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loraloom.errors import AdapterError, LoraloomError
+from loraloom.errors import AdapterError, FileFormatError, LoraloomError
 from loraloom.formats.adapter_checks import doubts_about, foreign_kinds, widened
 from loraloom.formats.adapter_file import content_hash, read_adapter_file
 from loraloom.formats.cloneofsimo import companions
@@ -88,7 +88,7 @@ def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> F
         return _image_report(path)
     with open_tensors(path) as tensors:
         infos = {name: tensors.info(name) for name in tensors}
-        facts = _file_facts(tensors, infos)
+        facts = _file_facts(tensors, infos) | (_damage(tensors) if hashes else {})
         keys = lora_keys(infos, tensors.metadata)
         if (checkpoint := as_checkpoint(path, tensors)) is not None:
             digest = {"hash": f"{sha256_of(path)[:10]} (AutoV2)"} if hashes else {}
@@ -119,6 +119,15 @@ def _image_report(path: Path) -> FileReport:
 def _file_facts(tensors: TensorFile, infos: Infos) -> dict[str, str]:
     size = tensors.path.stat().st_size
     return {"container": f"{_CONTAINERS.get(tensors.kind, tensors.kind)}, {size_text(size)}", "in all": _amount(infos)}
+
+
+def _damage(tensors: TensorFile) -> dict[str, str]:
+    """What the checksums that the file carries say against its content, which has to be read for them."""
+    try:
+        tensors.check_all()
+    except FileFormatError as error:
+        return {"damaged": error.problem}
+    return {}
 
 
 def _folder_facts(path: Path) -> dict[str, str]:

@@ -260,9 +260,10 @@ def _load(
 
 def kept_broken(source: Checkpoint, names: Sequence[str]) -> Notice:
     """What to say of tensors that hold NaN or infinite values, and that a merge leaves as they are."""
-    count = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+    several = f"{len(names)} tensors that this merge leaves alone hold"
+    count = "1 tensor that this merge leaves alone holds" if len(names) == 1 else several
     return Notice(
-        f"{source.path}: {count} that this merge leaves alone hold NaN or infinite values, the first is {names[0]}: "
+        f"{source.path}: {count} NaN or infinite values, the first is {names[0]}: "
         "they are written as they are, and the model may paint nothing but black",
         "warning",
     )
