@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from loraloom.adapters.attach import attach, read_adapters
-from loraloom.errors import MissingFileError
+from loraloom.adapters.settings import AdapterSettings
+from loraloom.errors import FileError, MissingFileError
 from loraloom.events import Event, Notice, StepFinished
 from loraloom.formats.adapter_file import read_adapter_file, write_adapter_file
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
-from loraloom.training.base_loras import merge_base_loras
+from loraloom.training.base_loras import merge_base_loras, origin_metadata
 from loraloom.training.plan import Memory, predict_memory
 from loraloom.training.settings import TrainSettings
 from loraloom.training.trainer import train
@@ -155,3 +156,10 @@ def test_no_change_is_longer_than_max_norm(make_settings: MakeSettings, tmp_path
     model = load_model(make_settings().checkpoint, device=CPU)
     norms = [float(adapter.delta().norm()) for _, adapter in read_adapters(path, model.targets).items()]
     assert max(norms) == pytest.approx(0.05, rel=1e-4)
+
+
+@pytest.mark.parametrize("setting", ["start_from", "base_loras"])
+def test_a_folder_is_called_one(setting: str, tmp_path: Path) -> None:
+    value = (f"{tmp_path}:0.7",) if setting == "base_loras" else tmp_path
+    with pytest.raises(FileError, match=rf"adapter\.{setting}: .* is a folder, not a file"):
+        origin_metadata(AdapterSettings.model_validate({setting: value}))

@@ -1341,3 +1341,18 @@ def test_the_kind_of_adapter_alone_says_that_a_file_is_kohya_ss(tmp_path: Path) 
     text = '{"LoRA_type": "LyCORIS/LoKr", "network_dim": 7, "epoch": 3}'
     recipe = read_recipe(written(tmp_path, "a.json", text))
     assert (recipe.program, recipe.get("adapter.kind"), recipe.get("epochs")) == ("kohya_ss' GUI", "lokr", 3)
+
+
+def test_a_checkpoint_and_a_picture_are_no_recipes(tmp_path: Path) -> None:
+    import torch
+    from PIL import Image
+
+    from loraloom.formats.tensors import write_tensors
+
+    weight = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(3, 4, 3, 3)}
+    write_tensors(tmp_path / "model.safetensors", weight, metadata={"modelspec.title": "a base"})
+    with pytest.raises(FileFormatError, match="is not a LoRA file: it "):
+        read_recipe(tmp_path / "model.safetensors")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(FileFormatError, match="is a picture, no recipe"):
+        read_recipe(tmp_path / "a.png")

@@ -88,7 +88,7 @@ class CaptionTable:
         except MissingFileError as error:
             raise MissingFileError(f"captions.table: {path} does not exist", "check the path") from error
         except FileError as error:
-            raise type(error)(f"captions.table: {error.problem}", _HINT) from error
+            raise type(error)(f"captions.table: {error.problem}", error.hint) from error
         try:
             text, encoding = decode_text(data)
             rows = list(_rows(text))

@@ -73,7 +73,8 @@ class MaskFiles:
     def _listed(self, root: Path) -> dict[str, Path]:
         if root not in self._found:
             if not root.is_dir():
-                raise DatasetError(f"mask folder {readable(root)} does not exist", "check dataset.mask_folder")
+                what = "is no folder" if root.exists() else "does not exist"
+                raise DatasetError(f"mask folder {readable(root)} {what}", "check dataset.mask_folder")
             masks: dict[str, Path] = {}
             for folder, inner, names in os.walk(root):
                 inner.sort()

@@ -9,13 +9,14 @@ from torch import nn
 
 from loraloom.adapters.attach import match_layers, read_adapters
 from loraloom.adapters.settings import AdapterSettings, parse_base_lora
-from loraloom.errors import MissingFileError
+from loraloom.errors import FileError, MissingFileError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.files import sha256_of
 from loraloom.generation.live_merge import LiveMerge
 from loraloom.generation.loras import AppliedLora
 from loraloom.models.loaded import LoadedModel
+from loraloom.reading import check_readable
 
 __all__ = ["changed_weights", "check_origins", "merge_base_loras", "origin_metadata"]
 
@@ -76,5 +77,10 @@ def origin_metadata(settings: AdapterSettings) -> dict[str, str]:
 
 
 def _exists(path: Path, setting: str) -> None:
-    if not path.is_file():
-        raise MissingFileError(f"{setting}: {path} does not exist", "check the path; write file:weight")
+    try:
+        check_readable(path)
+    except MissingFileError as error:
+        raise MissingFileError(f"{setting}: {path} does not exist", "check the path; write file:weight") from error
+    except FileError as error:
+        hint = "give the file of a LoRA inside it" if path.is_dir() else error.hint
+        raise type(error)(f"{setting}: {error.problem}", hint) from error

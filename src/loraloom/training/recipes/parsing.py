@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from loraloom import plain_data
 from loraloom.errors import FileFormatError
+from loraloom.formats.image_texts import is_image
 from loraloom.plain_data import parse_toml
 from loraloom.reading import open_file, read_text
 
@@ -41,6 +42,8 @@ def read_document(path: Path) -> Document:
     """Tell what a file is and parse it. Errors name the line and the column."""
     if _holds_tensors(path):
         return Document(path, "lora")
+    if is_image(path):
+        raise FileFormatError(f"{path} is a picture, no recipe", f"loraloom generate --like {path} paints one like it")
     text = read_text(path, limit=MAX_BYTES)
     bare = _without_comments(text).strip()
     if not bare:

@@ -70,10 +70,17 @@ def _script_of(document: Document, recipe: Recipe) -> tuple[Script | None, FileF
 
 
 def _of_lora(path: Path) -> Recipe:
+    from loraloom.formats.foreign import what_it_is
+    from loraloom.formats.lora_keys import lora_keys
     from loraloom.formats.tensors import open_tensors
 
     recipe = Recipe(path, "a LoRA file's metadata")
-    take_metadata(dict(open_tensors(path).metadata), recipe)
+    tensors = open_tensors(path)
+    infos = {key: tensors.info(key) for key in tensors}
+    told = any(key.startswith("ss_") for key in tensors.metadata)
+    if not told and lora_keys(infos, tensors.metadata) is None:
+        raise FileFormatError(f"{path} is not a LoRA file: it {what_it_is(infos)}", "give the file of a LoRA")
+    take_metadata(dict(tensors.metadata), recipe)
     return recipe
 
 
