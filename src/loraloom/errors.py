@@ -45,6 +45,7 @@ __all__ = [
     "UnknownNameError",
     "UnsafeFileError",
     "nearest",
+    "one_line",
     "while_handling",
 ]
 
@@ -58,7 +59,7 @@ _UNSHOWN = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066
 """Controls, ends of lines, and what turns the direction of text."""
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """The text with such characters as escapes: names in strangers' files must not steer a terminal."""
     return _UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
 
@@ -70,8 +71,8 @@ class LoraloomError(Exception):
     """
 
     def __init__(self, problem: str, hint: str = "") -> None:
-        self.problem = _one_line(problem)
-        self.hint = _one_line(hint)
+        self.problem = one_line(problem)
+        self.hint = one_line(hint)
         super().__init__(self.problem)
 
     def __str__(self) -> str:
@@ -99,7 +100,7 @@ class SettingsError(LoraloomError):
 
     def __init__(self, problems: Sequence[str], hint: str = "") -> None:
         super().__init__("", hint)
-        self.problems = tuple(map(_one_line, problems))
+        self.problems = tuple(map(one_line, problems))
         self.problem = "\n".join(self.problems)
         self.args = (self.problem,)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from loraloom.formats.tensors import open_tensors
+from loraloom.formats.tensors import open_tensors, write_tensors
 
 Command = Callable[..., Any]
 
@@ -80,6 +81,34 @@ def test_metadata(command: Command, files: Path) -> None:
     assert "modelspec.title" not in command("metadata", "named.safetensors").out
     assert "where should the result go" in command("metadata", lora, "--trigger", "x").err
     assert "not KEY=VALUE" in command("metadata", lora, "--set", "x", "--in-place").err
+
+
+def test_what_a_file_says_of_itself_steers_no_terminal(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A title of escape characters, colours or turned text: shown as such by all that print metadata."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    said = {
+        "modelspec.title": "a\x1b]0;own\x07b",
+        "modelspec.trigger_phrase": "\u202egnp",
+        "modelspec.description": "first\nsecond\x9b2J",
+        "key\x1b[2J": "x",
+    }
+    layer = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    ones = {f"{layer}.lora_down.weight": torch.ones(2, 3), f"{layer}.lora_up.weight": torch.ones(5, 2)}
+    path = tmp_path / "models" / "x.safetensors"
+    path.parent.mkdir()
+    write_tensors(path, ones, metadata=said)
+    printed = [
+        command("inspect", path, "--metadata").out,
+        command("metadata", path).out,
+        command("library", "scan", path.parent).out + command("library", "search", "x").out,
+        command("library", "show", "x").out,
+    ]
+    for text in printed:
+        assert not set(text) & set("\x1b\x07\x9b\u202e")
+        assert "\\u202egnp" in text
+    assert "first\nsecond\\x9b2J" in printed[1]
 
 
 def test_library(command: Command, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from loraloom.cli.output import visible
+
 __all__ = ["app"]
 
 app = typer.Typer(help="An index of the checkpoints and LoRAs on this machine.", no_args_is_help=True)
@@ -32,9 +34,9 @@ def scan(
     with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
         report = scan_folders(folders, hashes=hashes, index=index, listener=display)
     for before, after in report.moved:
-        typer.echo(f"moved: {before} -> {after}")
+        typer.echo(visible(f"moved: {before} -> {after}"))
     for path, reason in report.broken:
-        typer.echo(f"cannot be used: {reason if path in reason else f'{path}: {reason}'}")
+        typer.echo(visible(f"cannot be used: {reason if path in reason else f'{path}: {reason}'}"))
     typer.echo(
         f"{report.files} files: {report.read} read, {report.added} new, {report.changed} changed, "
         f"{len(report.moved)} moved, {report.removed} gone, {len(report.broken)} broken"
@@ -61,7 +63,7 @@ def search(
             entry.rank and f"rank {entry.rank}",
         ]
         told = [", ".join(fact for fact in facts if fact), entry.title, entry.triggers and f"trigger: {entry.triggers}"]
-        typer.echo(f"{entry.path}  [{'; '.join(text for text in told if text)}]")
+        typer.echo(visible(f"{entry.path}  [{'; '.join(text for text in told if text)}]"))
     typer.echo(f"{len(found)} found")
 
 
@@ -73,10 +75,10 @@ def show(
     from loraloom.studio.library import show as show_file
 
     for entry in show_file(name, index=index):
-        typer.echo(entry.path)
+        typer.echo(visible(entry.path))
         for fact in _FACTS:
             if value := getattr(entry, fact):
-                typer.echo(f"  {fact}: {value}")
+                typer.echo(visible(f"  {fact}: {value}"))
 
 
 @app.command()

@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-__all__ = ["ForgivingStream", "forgive_output", "lost_output", "takes_all_letters"]
+from loraloom.errors import one_line
+
+__all__ = ["ForgivingStream", "forgive_output", "lost_output", "takes_all_letters", "visible"]
 
 _FOR_GOOD = {errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.EIO, errno.EINVAL}
 """Failures after which nobody will read again: a reader that is gone, a closed file, a terminal that hung up."""
@@ -87,6 +89,11 @@ def lost_output() -> OSError | ValueError | None:
     stream.flush()
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw.failure if isinstance(raw, ForgivingStream) and not raw.readers_gone else None
+
+
+def visible(text: str) -> str:
+    """What a stranger's file says, for a terminal: what would steer it becomes escapes, and lines stay lines."""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def takes_all_letters() -> bool:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from loraloom.cli.output import visible
 from loraloom.events import (
     Event,
     ImageSaved,
@@ -106,7 +107,7 @@ class ProgressDisplay:
                 pass
 
     def _say(self, text: str, style: str = "") -> None:
-        self._progress.console.print(Text(text, style=style), soft_wrap=True)
+        self._progress.console.print(Text(visible(text), style=style), soft_wrap=True)
 
     def _bar(self, name: str, done: int, total: int | None, status: str = "") -> None:
         if name not in self._tasks:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from loraloom.cli.output import visible
 from loraloom.cli.weights import CheckWithDiffusers, Names, Precision, Target, check_with_diffusers
 from loraloom.errors import SettingsError
 
@@ -214,7 +215,7 @@ def metadata(
         raise SettingsError(["nothing to change"], "--set, --trigger, --description, --notes, --preview, --remove")
     elif not sidecar:
         for key, value in sorted(inspect_file(file).metadata.items()):
-            typer.echo(f"{key} = {value if len(value) <= 2000 else value[:2000] + ' ...'}")
+            typer.echo(visible(f"{key} = {value if len(value) <= 2000 else value[:2000] + ' ...'}"))
     if sidecar:
         for path in write_sidecars(target, preview=preview):
             typer.echo(f"wrote {path}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraloom.cli.failures import show_failure
-from loraloom.cli.output import takes_all_letters
+from loraloom.cli.output import takes_all_letters, visible
 from loraloom.errors import LoraloomError, SettingsError
 
 if TYPE_CHECKING:
@@ -169,15 +169,15 @@ def inspect(
         if as_json:
             reports.append({**asdict(report), "path": str(path)})
             continue
-        console.print(Text.assemble((str(path), "bold"), f": {report.title}"), soft_wrap=True)
+        console.print(Text.assemble((visible(str(path)), "bold"), f": {visible(report.title)}"), soft_wrap=True)
         width = max((len(label) for label in report.facts), default=0)
         for label, value in report.facts.items():
-            console.print(Text(f"  {label:<{width}}  {value}"), soft_wrap=True)
+            console.print(Text(f"  {visible(label):<{width}}  {visible(value)}"), soft_wrap=True)
         if report.anatomy is not None:
             console.print(_block_table([vars(block) for block in report.anatomy.blocks]))
         if metadata:
             for key, value in sorted(report.metadata.items()):
-                console.print(Text(f"  {key} = {value}", style="dim"), soft_wrap=True)
+                console.print(Text(visible(f"  {key} = {value}"), style="dim"), soft_wrap=True)
         elif report.metadata:
             console.print(Text(f"  metadata: {len(report.metadata)} entries (--metadata prints them)", style="dim"))
     if as_json:
