@@ -175,12 +175,13 @@ def try_command(command: Command, fault: str, inputs: Path, scratch: Path) -> Ro
     out, home = scratch / "out", Path(tempfile.mkdtemp(dir=scratch, prefix="home-"))
     with disk(out, fault):
         code, said = _run(command, fault, typed(command, inputs, out), out, home)
-        row = Row(command.name, fault, code, _last_words(said), _left(out, home), "")
+        row = Row(command.name, fault, code, _without_places(_last_words(said), home), _left(out, home), "")
         row.faults += ["a traceback was printed"] if "Traceback" in said else []
         row.faults += [f"the exit code {code} is not documented"] if code not in CODES else []
         row.faults += [f"{path.name} is half-written" for path in out.rglob("*.safetensors") if not _is_whole(path)]
-        row.faults += [f"{path} stayed" for path in out.rglob(".tmp-*")]
-        row.goes_on = _goes_on(command, code, inputs, out, home) if fault not in FAULTS[:2] else "-"
+        row.faults += [f"{path.name} stayed" for path in out.rglob(".tmp-*")]
+        goes_on = _goes_on(command, code, inputs, out, home) if fault not in FAULTS[:2] else "-"
+        row.goes_on = _without_places(goes_on, home)
     shutil.rmtree(home, ignore_errors=True)
     return row
 
@@ -265,7 +266,12 @@ def _left(out: Path, home: Path) -> str:
 def _last_words(said: str) -> str:
     lines = [" ".join(line.split()) for line in said.replace("\r", "\n").splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("error:", "hint:", "then:", "stopped", "stopping"))]
-    return (" / ".join(told) if told else lines[-1] if lines else "").replace("|", "¦")[-330:]
+    return (" / ".join(told) if told else lines[-1] if lines else "").replace("|", "¦")
+
+
+def _without_places(said: str, home: Path) -> str:
+    """Without where the table was made: paths begin at its working folder, and none is cut before that is done."""
+    return said.replace(f"{home}/", "home/").replace(f"{home.parent}/", "")[-330:]
 
 
 def table(rows: list[Row]) -> str:
@@ -288,6 +294,9 @@ def main(say: Callable[[str], object] = print) -> int:
     commands = [one for one in COMMANDS if not given.only or one.name in given.only.split(",")]
     faults = [one for one in FAULTS if not given.faults or one in given.faults.split(",")]
     rows: list[Row] = []
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # what nohup or a shell ignores for us, the commands would ignore too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="fault-table-") as name:
         inputs = Path(name) / "in"
         inputs.mkdir()
