@@ -30,7 +30,7 @@ from loraloom.studio.demo import make_checkpoint
 FAULTS = ("full disk", "read-only disk", "closed pipe", "SIGHUP", "SIGTERM", "SIGINT")
 CODES = {0, 1, 129, 130, 143}
 ROOM_KB = 900
-"""Of the full disk: enough for folders and logs, too little for any result."""
+"""Of the full disk: enough for folders and logs, too little for most results."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Command:
     again: bool = True
     """Whether the same command is given again to see that it goes on."""
     resume: tuple[str, ...] = ()
+    room_kb: int = ROOM_KB
+    """Of the full disk; less where the result is small, so that it becomes full in the middle of the work."""
 
 
 TRAIN = ("checkpoint=IN/base.safetensors", "dataset.folder=IN/pictures", "dataset.resolution=64", "adapter.rank=4")
@@ -62,16 +64,19 @@ COMMANDS = (
         "generate",
         ("generate", "IN/base.safetensors", "a cat", *PAINT, "count=30", "seed=1", "output_folder=OUT/images"),
         "/images/0*.png",
+        room_kb=60,
     ),
     Command(
         "grid",
         ("grid", "IN/base.safetensors", "a cat", *PAINT, "-x", "seed=1-30", "-o", "OUT/grid", "--batch-size", "1"),
         "/grid/images/*.png",
+        room_kb=60,
     ),
     Command(
         "class-images",
         ("dataset", "class-images", "IN/base.safetensors", "IN/pictures", "a cat", *PAINT, "--count=30", "-oOUT/class"),
         "/class/*.png",
+        room_kb=60,
     ),
     Command("dataset check", ("dataset", "check", "IN/many", "resolution=64"), "@_imaging"),
     Command("merge", ("merge", "IN/base.safetensors", "IN/lora.safetensors:0.7", "-o", "OUT/m.safetensors"), "/.tmp-*"),
@@ -91,12 +96,16 @@ COMMANDS = (
             "--no-read-back",
         ),
     ),
-    Command("resize", ("resize", "IN/big.safetensors", "-o", "OUT/r.safetensors", "--rank", "2", "--no-read-back")),
+    Command(
+        "resize",
+        ("resize", "IN/big.safetensors", "-o", "OUT/r.safetensors", "--rank", "2", "--no-read-back"),
+        room_kb=60,
+    ),
     Command("convert", ("convert", "IN/big.safetensors", "-o", "OUT/d.safetensors", "--to", "diffusers")),
-    Command("library scan", ("library", "scan", "IN", "--hash", "--index", "OUT/index.sqlite")),
+    Command("library scan", ("library", "scan", "IN", "--hash", "--index", "OUT/index.sqlite"), room_kb=8),
     Command("plan", ("plan", *TRAIN, "name=p", "epochs=2"), again=False),
     Command("demo", ("demo", "OUT/demo", "--epochs", "1"), "steps per epoch", again=False),
-    Command("import", ("import", "IN/recipe.toml")),
+    Command("import", ("import", "IN/recipe.toml", "-o", "OUT/run.toml"), "@pydantic_core", room_kb=4),
 )
 
 
@@ -156,10 +165,10 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def disk(folder: Path, fault: str) -> Iterator[None]:
+def disk(folder: Path, fault: str, room_kb: int) -> Iterator[None]:
     """A disk of memory at ``folder``: small, or read-only, or with room."""
     folder.mkdir()
-    size = f"{ROOM_KB}k" if fault == "full disk" else "600m"
+    size = f"{room_kb}k" if fault == "full disk" else "600m"
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
     try:
         if fault == "read-only disk":
@@ -173,7 +182,7 @@ def disk(folder: Path, fault: str) -> Iterator[None]:
 def try_command(command: Command, fault: str, inputs: Path, scratch: Path) -> Row:
     """Run a command under a fault."""
     out, home = scratch / "out", Path(tempfile.mkdtemp(dir=scratch, prefix="home-"))
-    with disk(out, fault):
+    with disk(out, fault, command.room_kb):
         code, said = _run(command, fault, typed(command, inputs, out), out, home)
         row = Row(command.name, fault, code, _without_places(_last_words(said), home), _left(out, home), "")
         row.faults += ["a traceback was printed"] if "Traceback" in said else []

@@ -83,6 +83,7 @@ def test_without_any_folder_the_traceback_is_printed(
         (MemoryError(), "not enough memory", "batch_size"),
         (OSError(errno.ENOSPC, "No space left on device", "a.bin"), "a.bin: No space left", "free some space"),
         (OSError(errno.EROFS, "Read-only file system", "b.bin"), "b.bin: Read-only", "another folder"),
+        (OSError(errno.ENOENT, "No such file", "c.png"), "c.png: No such file", "removed while the command ran"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe", "--debug"),
         (TimeoutError(), "TimeoutError", "--debug"),
     ],

@@ -66,7 +66,8 @@ def test_new_file_replaces_the_old_one(tmp_path: Path) -> None:
     ("number", "words"),
     [
         (errno.ENOSPC, "no space left on the disk, 5.0 MB needed"),
-        (errno.EROFS, "no permission"),
+        (errno.EROFS, "mounted read-only"),
+        (errno.EACCES, "no permission"),
         (errno.EIO, "cannot be written"),
     ],
 )

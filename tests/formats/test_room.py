@@ -57,7 +57,7 @@ def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("loraloom.formats.room.unfinished_file", refuse)
-    with pytest.raises(OutputError, match="no permission to write here") as caught:
+    with pytest.raises(OutputError, match="the disk is mounted read-only") as caught:
         require_room([Need(tmp_path / "grid", 0, "images")])
     assert str(tmp_path / "grid") in caught.value.problem
 

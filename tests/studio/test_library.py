@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -177,6 +180,40 @@ def test_an_index_that_is_none(tmp_path: Path, models: Path) -> None:
     (tmp_path / "broken.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(FileError, match="index of the library"):
         library.scan([models], index=tmp_path / "broken.sqlite")
+
+
+class _Full(sqlite3.Connection):
+    def execute(self, sql: str, *args: object) -> sqlite3.Cursor:  # type: ignore[override]
+        if sql.startswith("CREATE"):
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        return super().execute(sql, *args)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_is_not_the_fault_of_the_index(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraloom.studio.library.sqlite3.connect", partial(sqlite3.connect, factory=_Full))
+    with pytest.raises(FileError, match="database or disk is full") as caught:
+        library.scan([models], index=tmp_path / "index.sqlite")
+    assert "free some space" in caught.value.hint and "deleted" not in caught.value.hint
+
+
+def test_an_index_that_cannot_be_made_says_why(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite only says that it cannot open the file."""
+
+    def read_only(folder: Path) -> NoReturn:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def refuse(*args: object, **options: object) -> NoReturn:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr("loraloom.formats.room.unfinished_file", read_only)
+    monkeypatch.setattr("loraloom.studio.library.sqlite3.connect", refuse)
+    with pytest.raises(FileError, match="the disk is mounted read-only") as caught:
+        library.scan([models], index=tmp_path / "index.sqlite")
+    assert "--index" in caught.value.hint
 
 
 def test_large_files_are_known_by_samples(tmp_path: Path) -> None:

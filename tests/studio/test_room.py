@@ -85,7 +85,7 @@ def test_a_read_only_disk_is_found_out_first(name: str, inputs: Path, monkeypatc
     before = sorted(inputs.iterdir())
     monkeypatch.setattr("loraloom.formats.room.unfinished_file", refuse)
     monkeypatch.setattr(first, begun)
-    with pytest.raises(OutputError, match="no permission to write here"):
+    with pytest.raises(OutputError, match="the disk is mounted read-only"):
         work(inputs)
     assert sorted(inputs.iterdir()) == before
 

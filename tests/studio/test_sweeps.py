@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from loraloom.errors import HardwareError, SettingsError
 from loraloom.events import Event, Notice, StepFinished
 from loraloom.formats.tensors import write_tensors
 from loraloom.generation.sheets import lay_out_sheet
-from loraloom.studio.sweeps import Combination, plan_sweep, run_sweep, split_axes
+from loraloom.studio.sweeps import Combination, SweepResult, plan_sweep, run_sweep, split_axes
 from loraloom.studio.training import run_training
 from toys import toy_tensors
 
@@ -110,6 +111,25 @@ def test_a_run_that_fails_does_not_keep_the_others(plan: Plan) -> None:
         rows = {row["combination"]: row for row in csv.DictReader(file)}
     assert rows["lr 1e-3"]["problem"] == "" and rows["lr 1e-3"]["file"]
     assert "exploded" in rows["lr 1e30"]["problem"] and rows["lr 1e30"]["file"] == ""
+    failure = result.failure()
+    assert failure is not None and "finished runs are kept" in failure.hint
+    assert failure.problem.startswith("1 of 2 runs of the sweep failed; lr 1e30: the training has exploded")
+
+
+def test_the_last_words_of_a_sweep_give_the_reasons(plan: Plan, tmp_path: Path) -> None:
+    combinations = plan("optimizer.lr=1,2,3,4,5")
+    failures = tuple((combination, f"reason {index}") for index, combination in enumerate(combinations))
+    result = SweepResult(tmp_path, (), failures, tmp_path / "table.csv", None)
+    failure = result.failure()
+    assert failure is not None
+    assert failure.problem.split("; ") == [
+        "5 of 5 runs of the sweep failed",
+        "lr 1: reason 0",
+        "lr 2: reason 1",
+        "lr 3: reason 2",
+        f"and 2 more: {tmp_path / 'table.csv'}, column problem",
+    ]
+    assert replace(result, failures=()).failure() is None
 
 
 def test_changed_settings_make_new_runs(plan: Plan) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,23 @@ def test_with_steps_the_last_epoch_is_cut(make_settings: MakeSettings) -> None:
     assert sum(work.images.values()) == 6 + 2
 
 
+@pytest.mark.parametrize("length", ["epochs=1000000007", "steps=3000000022"])
+def test_a_run_of_any_length_is_counted(
+    length: str, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going through all of its epochs would take days."""
+    monkeypatch.setattr("loraloom.training.plan._LOOKED_AT", 20)
+    settings = make_settings(length)
+    work = count_work(settings, load_dataset(settings.dataset))
+    if settings.steps is None:
+        assert (work.steps, work.epochs) == (3 * 1_000_000_007, 1_000_000_007)
+        assert work.images == {"1_blue": 2 * 1_000_000_007, "2_red": 4 * 1_000_000_007}
+    else:
+        assert (work.steps, work.epochs) == (3_000_000_022, 1_000_000_008)
+        assert sum(work.images.values()) == 2 * 3_000_000_022
+    assert work.share_of_largest == pytest.approx(work.steps)
+
+
 def test_the_parts_of_the_memory(make_settings: MakeSettings) -> None:
     settings = make_settings()
     checkpoint = open_checkpoint(settings.checkpoint)
@@ -223,6 +241,8 @@ def test_the_plan_in_words(make_settings: MakeSettings) -> None:
     timed, _ = plan_run(settings)
     assert timed.timed
     assert "from two real steps" in "\n".join(describe(timed))
+    full = "\n".join(describe(replace(timed, free_disk=2**20 * 3 // 10)))
+    assert "too much, only 0.3 MiB are free: set output to a folder on another disk" in full
     assert timed.seconds_per_batch > 0
     assert not settings.output.exists()
 

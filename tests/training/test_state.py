@@ -272,6 +272,19 @@ def test_an_explosion_is_called_one(precision: str, make_settings: MakeSettings,
     assert any("was not kept, the training has exploded" in event.text for event in of(events, Notice))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "float"])
+def test_a_result_that_exploded_in_the_last_step_is_a_failure(
+    precision: str, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """Types with a large range can hold it, so it is written; nobody should take it for a LoRA that was learned."""
+    settings = make_settings(*WILD, "steps=1", f"saving.precision={precision}")
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    with pytest.raises(NotFiniteError, match="the training has exploded: after step 1 its weights reach") as caught:
+        train(settings, tmp_path / "run")
+    (left,) = (tmp_path / "run" / "weights").iterdir()
+    assert f"{left}, is useless" in caught.value.problem
+
+
 def test_the_last_sound_state_stays_and_is_named(make_settings: MakeSettings, tmp_path: Path) -> None:
     sane = make_settings("epochs=3", "saving.every_epochs=0", "saving.state_every_steps=2", "saving.keep_states=1")
     for part in ("weights", "previews"):
@@ -289,6 +302,7 @@ def test_the_last_sound_state_stays_and_is_named(make_settings: MakeSettings, tm
         prepared.loop(jolt)
     assert [step for step, _ in saved_states(tmp_path / "run" / "state")] == [2]
     assert f"the last sound state is that of step 2, {tmp_path / 'run' / 'state'}" in caught.value.hint
+    assert f"`loraloom train --branch {tmp_path / 'run'}@2`" in caught.value.hint
     go(sane, tmp_path / "run", resume=True)
     assert [step for step, _ in saved_states(tmp_path / "run" / "state")] == [9]
 

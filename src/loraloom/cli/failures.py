@@ -23,6 +23,8 @@ _SYSTEM = {
     errno.EACCES: "check the rights of the file, or take another folder",
     errno.EMFILE: "too many files are open at once; `ulimit -n 4096` allows more",
     errno.EIO: "the disk, its cable or a network drive may be failing",
+    errno.ENOENT: "it was removed while the command ran; give the same command again",
+    getattr(errno, "ESTALE", errno.EIO): "the disk, its cable or a network drive may be failing",
 }
 _GOES_ON = {
     "train": "what was saved before stays in the run folder; `loraloom train --resume RUN` goes on from there",

@@ -107,9 +107,16 @@ def describe(plan: Plan) -> list[str]:
     parts += [f"previews {_mib(disk.previews)}"] if disk.previews else []
     parts += [f"latent cache {_mib(disk.latents)}"] if disk.latents else []
     parts += [f"log {_mib(disk.log)}"]
-    room = f"; {_gib(plan.free_disk)} are free" if plan.free_disk is not None else ""
-    lines.append(f"disk       {_mib(disk.total)}: {', '.join(parts)}{room}")
+    lines.append(f"disk       {_mib(disk.total)}: {', '.join(parts)}{_room(plan)}")
     return lines
+
+
+def _room(plan: Plan) -> str:
+    if plan.free_disk is None:
+        return ""
+    if plan.free_disk < plan.disk.total:
+        return f"; too much, only {_mib(plan.free_disk)} are free: set output to a folder on another disk"
+    return f"; {_gib(plan.free_disk)} are free"
 
 
 def advice(plan: Plan, changes: list[Change], limit: int) -> list[str]:

@@ -66,5 +66,5 @@ def sweep(
     if result.sheet is not None:
         console.print(f"sheet: {result.sheet}", markup=False, soft_wrap=True)
     console.print(f"table: {result.table}", markup=False, soft_wrap=True)
-    if result.failures:
-        raise typer.Exit(1)
+    if (failure := result.failure()) is not None:
+        raise failure

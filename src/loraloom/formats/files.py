@@ -108,7 +108,9 @@ def require_space(folder: Path, nbytes: int) -> None:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise output_error(Path(folder) / "file", error, nbytes) from error
+        if not Path(folder).is_dir():
+            raise OutputError(f"{folder}: the folder does not exist", "create it or choose another one") from error
+        raise output_error(Path(folder), error, nbytes) from error
     if free < nbytes:
         raise OutputError(
             f"{folder}: not enough space, {size_text(nbytes)} needed and {size_text(free)} free",
@@ -151,6 +153,8 @@ def output_error(path: Path, error: OSError, nbytes: int | None = None) -> Outpu
     if error.errno in _NO_SPACE:
         needed = f", {size_text(nbytes)} needed" if nbytes else ""
         return OutputError(f"{path}: no space left on the disk{needed}", "free some space or choose another folder")
+    if error.errno == errno.EROFS:
+        return OutputError(f"{path}: the disk is mounted read-only", "choose a folder on another disk")
     if error.errno in _NO_PERMISSION:
         return OutputError(f"{path}: no permission to write here", "choose another folder, or close its other users")
     if not path.parent.is_dir():

@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from loraloom.errors import FileError, LoraloomError, MissingFileError, SettingsError
+from loraloom.errors import FileError, LoraloomError, MissingFileError, OutputError, SettingsError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.folders import data_folder
 from loraloom.formats.files import make_folder
+from loraloom.formats.room import Need, require_room
 from loraloom.formats.unfinished import remove_leftovers
 
 __all__ = ["LibraryEntry", "ScanReport", "forget", "index_path", "scan", "search", "show"]
@@ -22,6 +23,16 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 BATCH = 500
 HASH_DIGITS = 8
 _VERSION = 2
+_REMEDIES = {
+    sqlite3.SQLITE_CANTOPEN: "name another file with --index",
+    sqlite3.SQLITE_READONLY: "name another file with --index",
+    sqlite3.SQLITE_PERM: "name another file with --index",
+    sqlite3.SQLITE_FULL: "free some space, or name a file on another disk with --index",
+    sqlite3.SQLITE_IOERR: "free some space, or name a file on another disk with --index",
+    sqlite3.SQLITE_BUSY: "another command writes to it: wait until that has ended",
+    sqlite3.SQLITE_LOCKED: "another command writes to it: wait until that has ended",
+}
+"""What to do when the index fails for a reason that has nothing to do with what it holds."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ def _opened(index: Path | None) -> Iterator[sqlite3.Connection]:
         make_folder(path.parent)
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
-        raise FileError(f"{path}: the index of the library cannot be opened, {error}") from error
+        raise _index_error(path, error) from error
     try:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > _VERSION:
@@ -99,11 +110,21 @@ def _opened(index: Path | None) -> Iterator[sqlite3.Connection]:
             connection.execute(f"PRAGMA user_version = {_VERSION}")
         yield connection
     except sqlite3.Error as error:
-        raise FileError(
-            f"{path}: the index of the library failed, {error}", "it can be deleted: a scan makes it anew"
-        ) from error
+        raise _index_error(path, error) from error
     finally:
         connection.close()
+
+
+def _index_error(path: Path, error: OSError | sqlite3.Error) -> FileError:
+    """What the index refuses, in words, with what to do: only one that is damaged has to go."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CANTOPEN) & 0xFF  # the rest says where it happened
+    reason, hint = str(error), _REMEDIES.get(code, "it can be deleted: a scan makes it anew")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        try:
+            require_room([Need(path.parent, 0, "the index of the library")])
+        except OutputError as refused:
+            reason = refused.problem
+    return FileError(f"{path}: the index of the library failed, {reason}", hint)
 
 
 def _bring_up_to_date(connection: sqlite3.Connection) -> None:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Axis", "Combination", "Outcome", "SweepResult", "plan_sweep", "run_sweep", "split_axes"]
 
+_TOLD = 3
+"""Runs that failed, of which the last words of a sweep give the reason; all reasons are in the table."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -76,6 +79,18 @@ class SweepResult:
     failures: tuple[tuple[Combination, str], ...]
     table: Path
     sheet: Path | None
+
+    def failure(self) -> LoraloomError | None:
+        """Which runs failed and why, as an error to end with; None where all went well."""
+        if not self.failures:
+            return None
+        total = len(self.outcomes) + len(self.failures)
+        lines = [f"{len(self.failures)} of {total} runs of the sweep failed"]
+        lines += [f"{combination.label}: {problem}" for combination, problem in self.failures[:_TOLD]]
+        if len(self.failures) > _TOLD:
+            lines.append(f"and {len(self.failures) - _TOLD} more: {self.table}, column problem")
+        finished = "finished runs are kept; " if self.outcomes else ""
+        return LoraloomError("; ".join(lines), f"{finished}the same command again trains what is missing")
 
 
 def split_axes(overrides: Sequence[str]) -> tuple[list[str], list[Axis]]:

@@ -92,8 +92,15 @@ class Work:
     """All batches of the run, in units of the largest."""
 
 
+_LOOKED_AT = 100_000
+"""Pictures that are counted one by one; a run of a million epochs would take hours to go through."""
+
+
 def count_work(settings: TrainSettings, dataset: Dataset) -> Work:
-    """Go through the run's epochs as the trainer does."""
+    """Go through the run's epochs as the trainer does; after the first many pictures, the others are as those were.
+
+    Which picture is in which batch differs from epoch to epoch, how many there are of each concept does not.
+    """
     first = _epoch(settings, dataset, 0)
     size = settings.gradient_accumulation
     images: Counter[str] = Counter()
@@ -110,6 +117,12 @@ def count_work(settings: TrainSettings, dataset: Dataset) -> Work:
             units += math.prod(_shape(batch)) / math.prod(largest)
         steps += math.ceil(len(batches) / size)
         epoch += 1
+        more = _whole_epochs_left(settings, steps, epoch)
+        if images.total() >= _LOOKED_AT and more:
+            images = Counter({label: count + count * more // epoch for label, count in images.items()})
+            units += units / epoch * more
+            steps += steps // epoch * more
+            epoch += more
     buckets = Counter("{}x{}".format(*batch[0].sample.bucket) for batch in first)
     return Work(
         steps=steps,
@@ -120,6 +133,13 @@ def count_work(settings: TrainSettings, dataset: Dataset) -> Work:
         largest=largest,
         share_of_largest=units,
     )
+
+
+def _whole_epochs_left(settings: TrainSettings, steps: int, epoch: int) -> int:
+    """How many epochs of the run are still whole, after ``epoch`` of them took ``steps``."""
+    if settings.steps is None:
+        return settings.epochs - epoch
+    return max(settings.steps - steps, 0) // (steps // epoch)
 
 
 def _epoch(settings: TrainSettings, dataset: Dataset, epoch: int) -> list[list[Draw]]:

@@ -308,11 +308,17 @@ class TrainingRun(RunParts):
             finally:
                 self.save_state(last=True)
             self._prove_state()
+            self._check_result(final)
         if not has_preview and not stopped:
             self._preview(epoch=epoch)
         average = sum(self.losses) / max(len(self.losses), 1)
         self.listener(RunFinished(self.step, self.seconds, stopped, average))
         return final
+
+    def _check_result(self, final: Path) -> None:
+        """A result that has exploded is kept, where its type could hold it, but the run has failed."""
+        if reason := unsound(dict(self.adapters.state_dict()), {}):
+            raise self._explosion(reason, f"; the LoRA that it left, {final}, is useless")
 
     def _announce(self, total: int) -> None:
         if self.resumed is not None and not self.resumed.branch:
@@ -546,7 +552,11 @@ class TrainingRun(RunParts):
         known = [(step, path) for step, path in saved_states(self.folder / "state") if step != self._unproven]
         if not known:
             return ""
-        return f"; the last sound state is that of step {known[-1][0]}, {known[-1][1]}: branch from it"
+        step, path = known[-1]
+        return (
+            f"; the last sound state is that of step {step}, {path}: "
+            f"`loraloom train --branch {self.folder}@{step}` with a lower rate goes on from it"
+        )
 
     def _exploded(self) -> str:
         """Why nobody should go on from the weights as they are now; an empty text where they are sound."""
