@@ -150,3 +150,11 @@ def test_a_fault_in_a_thread(
     assert "Traceback" not in said
     (report,) = (tmp_path / "crash-reports").iterdir()
     assert "in a thread" in report.read_text(encoding="utf-8")
+
+
+def test_no_part_of_a_message_becomes_an_emoji(raising: Callable[[BaseException], None], command: Command) -> None:
+    """``:a:`` is in prompts and LoRA tags, and is shown as it was written."""
+    raising(LoraloomError("<lora:a:nan>: no weight", "write <lora:cat:0.8>, not :smiley:"))
+    err = command("inspect", "x").err
+    assert "<lora:a:nan>" in err
+    assert "<lora:cat:0.8>, not :smiley:" in err

@@ -20,6 +20,7 @@ from loraloom.models.family import Family
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.saving import save_checkpoint
 from loraloom.models.vae_file import replace_vae
+from loraloom.weights.inspect import inspect_file
 from toys import toy_tensors
 
 CPU = torch.device("cpu")
@@ -371,3 +372,35 @@ def test_a_flipped_bit_in_a_part_of_a_folder_is_found_on_loading(tmp_path: Path)
     flip(weights.with_suffix(".bin"), toy_tensors("sd1")[UNET_WEIGHT])
     with pytest.raises(FileFormatError, match="is damaged"):
         load_model(folder, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("model.diffusion_model.out.2.weight", None, "is missing"),
+        ("model.diffusion_model.input_blocks.1.0.out_layers.3.weight", None, "is missing"),
+        ("model.diffusion_model.out.2.bias", lambda tensor: tensor[:3], "would fit its neighbours"),
+        ("first_stage_model.decoder.conv_out.bias", None, "is missing"),
+        ("model.diffusion_model.out.2.weight", lambda tensor: tensor.to(torch.int8), "holds int8, not floating-point"),
+        ("first_stage_model.decoder.conv_in.weight", lambda tensor: tensor != 0, "holds bool, not floating-point"),
+        (
+            "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+            lambda tensor: tensor.to(torch.int32),
+            "holds int32, not floating-point",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_tensor_names_the_file(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor] | None, words: str, tmp_path: Path
+) -> None:
+    """Whole numbers are what a program's own quantization left: as weights they would paint something else."""
+    path, tensors = tmp_path / "named.safetensors", dict(toy_tensors("sd1"))
+    if change is None:
+        del tensors[name]
+    else:
+        tensors[name] = change(tensors[name])
+    write_tensors(path, tensors)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_model(path, device=torch.device("cpu"))
+    assert caught.value.problem.startswith(f"{path}: ")
+    assert words in inspect_file(path).facts["cannot be used"]

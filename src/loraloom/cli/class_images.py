@@ -39,7 +39,7 @@ def class_images(
     data: dict[str, Any] = apply_overrides({"dataset": {"folder": str(dataset)}, "prompt": prompt}, overrides or [])
     data_settings = DatasetSettings.parse(data.pop("dataset"), source="the command line")
     settings = GenerateSettings.parse(data, source="the command line")
-    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
         result = make_class_images(
             checkpoint, data_settings, settings, count=count, folder=output, trigger=trigger, listener=display
         )

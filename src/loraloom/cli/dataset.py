@@ -47,10 +47,10 @@ def check(
     data = apply_overrides({"folder": str(folder)}, overrides or [])
     settings = DatasetSettings.parse(data, source="the command line")
     columns = (TextColumn("reading pictures"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True, emoji=False), transient=True) as bar:
         task = bar.add_task("", total=None)
         report = check_dataset(settings, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    show_report(report, Console(), everything=everything)
+    show_report(report, Console(emoji=False), everything=everything)
     if not report.clean:
         raise typer.Exit(1)
 
@@ -80,7 +80,7 @@ def captions(
     data = apply_overrides({"folder": str(folder)}, overrides or [])
     settings = DatasetSettings.parse(data, source="the command line")
     previews = preview_captions(settings, draws=draws, seed=seed)
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(Text("Each time: " + ", ".join(previews.operations), "dim"), soft_wrap=True)
     for picture in previews.pictures[: images or None]:
         console.print(Text(readable(picture.name), "bold"), soft_wrap=True)

@@ -32,7 +32,7 @@ def demo(
     from loraloom.studio.demo import CHARACTER, RESOLUTION_PX, STYLE, run_demo
     from loraloom.studio.stopping import StopRequest, stop_on_signals
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     folder = folder or Path("loraloom-demo-character" if character else "loraloom-demo")
 
     def show_dataset(path: Path) -> None:

@@ -50,7 +50,7 @@ def show_failure(error: LoraloomError) -> None:
     from loraloom.plain_data import printable
 
     problem, hint = ("\n".join(map(printable, text.split("\n"))) for text in (error.problem, error.hint))
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     console.print("error:", style="bold red", end=" ")
     console.print(problem, markup=False)
     if hint:
@@ -87,7 +87,7 @@ def show_interruption(command: str) -> None:
 
     left = _GOES_ON.get(command, "" if command in _CHANGES_NOTHING else _NOTHING)
     text = f"stopped: {left}" if left else "stopped"
-    Console(stderr=True, highlight=False).print(Text(text, "yellow"), soft_wrap=True)
+    Console(stderr=True, highlight=False, emoji=False).print(Text(text, "yellow"), soft_wrap=True)
 
 
 def show_unforeseen(error: BaseException, arguments: Sequence[str], *, where: str = "") -> None:

@@ -85,7 +85,7 @@ def generate(
     given = apply_overrides({name: value for name, value in options.items() if value is not None}, overrides)
     done: list[str] = []
 
-    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
 
         def listen(event: Event) -> None:
             display(event)

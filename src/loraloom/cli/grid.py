@@ -41,7 +41,7 @@ def grid(
     given = {name: value for name, value in options.items() if value is not None}
     axes = [read_axis(text) for text in (x, y, z) if text]
     axes, cells = plan_grid(checkpoint, apply_overrides(given, overrides or []), axes, run=run)
-    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
         result = run_grid(output, axes, cells, title=title, batch_size=batch_size, listener=display)
     typer.echo(f"{len(result.cells)} images, {result.painted} of them painted now")
     for sheet in result.sheets:

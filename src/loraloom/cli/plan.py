@@ -47,7 +47,7 @@ def plan(
     limit = parse_size(memory) if memory else None
     path, overrides = split_arguments(arguments or [])
     settings = TrainSettings.load(path, overrides)
-    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
         found, changes = plan_run(settings, dry=dry, limit=limit, listener=display)
     if json:
         import json as writer

@@ -35,7 +35,7 @@ class ProgressDisplay:
     """The listener of a terminal. Use it as a context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        self._console = console or Console(highlight=False, emoji=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

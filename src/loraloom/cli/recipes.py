@@ -46,13 +46,13 @@ def import_recipe(
     try:
         recipe.finished(stand_in)
     except SettingsError:
-        show_account(recipe, Console(stderr=True, highlight=False))
+        show_account(recipe, Console(stderr=True, highlight=False, emoji=False))
         raise
     if output is None:
         typer.echo(recipe.to_toml(given), nl=False)
     else:
         write_settings(recipe, output, given)
-    console = Console(stderr=output is None, highlight=False)
+    console = Console(stderr=output is None, highlight=False, emoji=False)
     show_account(recipe, console)
     for path in missing:
         known = recipe.why_missing(path)

@@ -95,7 +95,7 @@ def _show(found: list[RunStatus]) -> None:
             Path(run.last_preview).name if run.last_preview else "",
         )
         table.add_row(*map(Text, row))
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(table)
     for run in found:
         if run.problem:

@@ -41,7 +41,7 @@ def settings(
     rows = [row for row in setting_rows(cls) if _matches(row, search)]
     if not rows:
         raise UnknownNameError("setting", search, [row.path for row in setting_rows(cls)])
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     for row in rows:
         default = "required" if row.required else f"default {_shown(row.default)}"
         console.print(Text.assemble((row.path, "bold"), f"  {row.type}, {default}"))

@@ -44,7 +44,7 @@ def sweep(
                 ["a sweep under torchrun"], "start it without torchrun; --workers trains several runs at once"
             )
     combinations = plan_sweep(*split_arguments(arguments))
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     stop = StopRequest()
     with ProgressDisplay(console) as display, stop_on_signals(stop, display):
         result = run_sweep(combinations, workers=workers, address=ray_address, listener=display, stop=stop)

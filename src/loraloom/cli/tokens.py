@@ -30,7 +30,7 @@ def tokens(
 
     given = {"prompt": prompt, **({} if negative is None else {"negative_prompt": negative})}
     settings = GenerateSettings.parse(apply_overrides(given, overrides or []), source="the command line")
-    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
         found = count_tokens(model, settings, listener=display)
     wanted = [text for text in found if not text.is_negative]
     most = longest(wanted)

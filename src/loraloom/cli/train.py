@@ -159,7 +159,7 @@ def _by_recipe(path: Path | None, recipe: Path | None, like: Path | None, overri
         raise SettingsError([f"settings come from one file; these were given: {', '.join(given)}"], "name one of them")
     found = read_recipe(recipe or like or Path(), only_lora=like is not None)
     if is_leader():
-        show_account(found, Console(stderr=True, highlight=False))
+        show_account(found, Console(stderr=True, highlight=False, emoji=False))
     return found.finished(overrides)
 
 

@@ -71,7 +71,7 @@ def merge_checkpoints(
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.studio.weights import merge_checkpoints as merge
 
-    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
         report = merge(
             checkpoints,
             output,
@@ -109,7 +109,7 @@ def extract(
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.studio.weights import extract_lora
 
-    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
         report = extract_lora(
             base,
             tuned,

@@ -57,7 +57,7 @@ def check_with_diffusers(path: Path, *, wanted: bool) -> None:
     from loraloom.studio.read_back import read_back_now
 
     if wanted:
-        with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+        with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
             read_back_now([path], display)
 
 
@@ -127,7 +127,7 @@ def merge(
     if rank is not None or conv_rank is not None or to is not None:
         given = "--to" if to is not None else "--rank"
         raise SettingsError([f"{given} is for LoRAs merged into a LoRA"], f"{first} is a checkpoint")
-    with ProgressDisplay(Console(stderr=True, highlight=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
         report = merge_loras(Path(first), loras, output, block_weights=blocks, precision=said, listener=display)
     for lora in report.loras:
         typer.echo(f"{lora.path}: {lora.applied} of {lora.layers} layers applied")
@@ -154,7 +154,7 @@ def inspect(
 
     from loraloom.studio.weights import inspect_file
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     failed = False
     reports = []
     for path in files:

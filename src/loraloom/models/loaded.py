@@ -547,13 +547,23 @@ def _built(checkpoint: Checkpoint, plan: _PartPlan) -> tuple[str, nn.Module]:
     if prefix is None:
         raise plan.missing
     names = [name for name in checkpoint if name.startswith(prefix)]
-    with torch.device("meta"):
-        module = plan.build({name.removeprefix(prefix): checkpoint.info(name).shape for name in names})
+    shapes = {name.removeprefix(prefix): checkpoint.info(name).shape for name in names}
+    try:
+        with torch.device("meta"):
+            module = plan.build(shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error.problem}", error.hint) from error
     for name, expected in module.state_dict().items():
         info = checkpoint.info(prefix + name) if prefix + name in checkpoint else None
         if info is None or info.shape != tuple(expected.shape):
             found = "is missing" if info is None else f"has the shape {info.shape} instead of {tuple(expected.shape)}"
             raise CheckpointError(f"{checkpoint.path}: the tensor {prefix + name} {found}", "the file is incomplete")
+        if expected.is_floating_point() and not info.dtype.is_floating_point:
+            kind = str(info.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{checkpoint.path}: the tensor {prefix + name} holds {kind}, not floating-point numbers",
+                "it was quantized by another program, whose scales are needed: use the file it was made from",
+            )
     return prefix, module
 
 
