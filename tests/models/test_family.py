@@ -121,3 +121,15 @@ def test_metadata_of_families() -> None:
 def test_the_table_of_families_imports_no_torch() -> None:
     code = "import sys, loraloom.models.family as f; list(f.FAMILIES); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("end", ["input_blocks.0.0.weight", "token_embedding.weight"])
+def test_a_name_alone_makes_no_checkpoint(layout: str, end: str) -> None:
+    """A file of strangers may call a single number by the name of a weight."""
+    infos = infos_of_layout(layout)
+    named = [key for key in infos if key.endswith(end)]
+    assert named
+    for key in named:
+        infos[key] = TensorInfo(torch.float32, ())
+    assert recognise(infos) is None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loraloom.formats.adapter_file import AdapterTarget
     from loraloom.formats.tensors import TensorInfo
 
-__all__ = ["FAMILIES", "SIZE_CHANNELS", "SIZE_COUNT", "Family", "Infos", "TextPart", "recognise"]
+__all__ = ["FAMILIES", "SIZE_CHANNELS", "SIZE_COUNT", "Family", "Infos", "TextPart", "has_axes", "recognise"]
 
 SIZE_COUNT = 6
 """Picture sizes that an SDXL U-Net is told: original height and width, crop top and left, target height and width."""
@@ -61,6 +61,11 @@ class TextPart:
         """The prefix that this file uses, None when the encoder is not in it."""
         return next((prefix for prefix in self.prefixes if prefix + self._table in names), None)
 
+    def is_in(self, infos: Infos) -> bool:
+        """Whether the file holds the encoder's table of words, and not only a tensor of that name."""
+        prefix = self.prefix(infos)
+        return prefix is not None and has_axes(infos, prefix + self._table, 2)
+
     def layers(self, infos: Infos) -> int | None:
         """How many layers the file has of it, None when it is not in the file."""
         prefix = self.prefix(infos)
@@ -73,6 +78,11 @@ class TextPart:
         """How wide the vectors of its tokens are, None when the encoder is not in the file."""
         prefix = self.prefix(infos)
         return None if prefix is None else infos[prefix + self._table].shape[1]
+
+
+def has_axes(infos: Infos, name: str, axes: int) -> bool:
+    """Whether there is a tensor of that name with so many axes: a file of strangers may call anything by any name."""
+    return name in infos and len(infos[name].shape) == axes
 
 
 class Family(ABC):

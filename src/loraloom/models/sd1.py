@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraloom.models.family import Family, Infos, TextPart
+from loraloom.models.family import Family, Infos, TextPart, has_axes
 from loraloom.models.layouts import (
     FULL_VAE,
     UNetSizes,
@@ -45,8 +45,8 @@ class SD1(Family):
     )
 
     def recognise(self, infos: Infos) -> bool:
-        has_unet = f"{self.unet_prefix}input_blocks.0.0.weight" in infos
-        return has_unet and self.text_parts[0].prefix(infos) is not None
+        has_unet = has_axes(infos, f"{self.unet_prefix}input_blocks.0.0.weight", 4)
+        return has_unet and self.text_parts[0].is_in(infos)
 
     def attention_heads(self, channels: int) -> int:
         return eight_heads(channels)

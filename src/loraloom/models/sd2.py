@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraloom.models.family import Family, Infos, Prediction, TextPart
+from loraloom.models.family import Family, Infos, Prediction, TextPart, has_axes
 from loraloom.models.layouts import (
     FULL_VAE,
     UNetSizes,
@@ -52,8 +52,8 @@ class SD2(Family):
         return 768 if prediction == "v" else self.default_resolution
 
     def recognise(self, infos: Infos) -> bool:
-        has_unet = f"{self.unet_prefix}input_blocks.0.0.weight" in infos
-        return has_unet and self.text_parts[0].prefix(infos) is not None
+        has_unet = has_axes(infos, f"{self.unet_prefix}input_blocks.0.0.weight", 4)
+        return has_unet and self.text_parts[0].is_in(infos)
 
     def attention_heads(self, channels: int) -> int:
         return heads_of_64(channels)

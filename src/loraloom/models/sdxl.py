@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from loraloom.diffusion.samplers import ALIGNED_SDXL
-from loraloom.models.family import SIZE_CHANNELS, SIZE_COUNT, Family, Infos, TextPart
+from loraloom.models.family import SIZE_CHANNELS, SIZE_COUNT, Family, Infos, TextPart, has_axes
 from loraloom.models.layouts import (
     FULL_VAE,
     UNetSizes,
@@ -61,8 +61,9 @@ class SDXL(Family):
     )
 
     def recognise(self, infos: Infos) -> bool:
-        has_unet = f"{self.unet_prefix}label_emb.0.0.weight" in infos
-        return has_unet and all(part.prefix(infos) is not None for part in self.text_parts)
+        has_unet = has_axes(infos, f"{self.unet_prefix}input_blocks.0.0.weight", 4)
+        has_label = has_axes(infos, f"{self.unet_prefix}label_emb.0.0.weight", 2)
+        return has_unet and has_label and all(part.is_in(infos) for part in self.text_parts)
 
     def attention_heads(self, channels: int) -> int:
         return heads_of_64(channels)
