@@ -1,7 +1,13 @@
 """``python -m loraloom`` is the ``loraloom`` command."""
 
 import os
+import signal
 import sys
+
+# Ctrl-C while the modules are being loaded ends the program as it ends any other, without a traceback.
+# `main` then listens for it. In the background a shell ignores it for the program, and so it stays.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Python looks for modules in the present folder first, and a folder of strangers' files may hold a torch.py.
 # The installed command does not look there, so it is the same here: a class of one's own is installed or in PYTHONPATH.

@@ -32,6 +32,9 @@ CODES = {0, 1, 129, 130, 143}
 ROOM_KB = 900
 """Of the full disk: enough for folders and logs, too little for most results."""
 
+LONGEST = 400
+"""Letters of what a command said; of more, the first and the last."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -280,7 +283,8 @@ def _last_words(said: str) -> str:
 
 def _without_places(said: str, home: Path) -> str:
     """Without where the table was made: paths begin at its working folder, and none is cut before that is done."""
-    return said.replace(f"{home}/", "home/").replace(f"{home.parent}/", "")[-330:]
+    said = said.replace(f"{home}/", "home/").replace(f"{home.parent}/", "")
+    return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} ... {said[-LONGEST // 2 :]}"
 
 
 def table(rows: list[Row]) -> str:

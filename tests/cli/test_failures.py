@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -96,6 +96,20 @@ def test_what_the_system_refuses_is_no_fault(
     outcome = command("inspect", "x")
     assert outcome.code == 1
     assert problem in outcome.error_lines[0] and hint in outcome.error_lines[1]
+
+
+@pytest.mark.parametrize("place", ["typer.main.get_command", "typer.core.TyperGroup.make_context"])
+def test_an_interruption_before_the_command_begins(
+    place: str, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """The commands are put together and the words are read in the first tenths of a second."""
+
+    def stopped(*arguments: object, **options: object) -> NoReturn:
+        raise Interrupted(15)
+
+    monkeypatch.setattr(place, stopped)
+    outcome = command("inspect", "x")
+    assert (outcome.code, outcome.err.strip()) == (143, "stopped")
 
 
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (1, 129)])

@@ -104,3 +104,15 @@ def test_a_listener_that_heeds_a_stop() -> None:
     with pytest.raises(Interrupted) as caught:
         listen(Notice("two"))
     assert (len(heard), caught.value.number) == (2, signal.SIGTERM)
+
+
+def test_work_that_leaves_before_there_is_anything_to_save_ends_by_the_signal() -> None:
+    """Encoding knows of the wish only that it was made."""
+    stop = StopRequest()
+    stop.set(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught, stop_on_signals(stop, ignore):
+        raise KeyboardInterrupt
+    assert caught.value.number == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt) as other, stop_on_signals(StopRequest(), ignore):
+        raise KeyboardInterrupt
+    assert not isinstance(other.value, Interrupted)

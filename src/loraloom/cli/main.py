@@ -36,6 +36,13 @@ class _PassedError(Exception):
 class _Commands(TyperGroup):
     """All commands; what they raise reaches :func:`main`."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the words of the command line."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except (KeyboardInterrupt, EOFError, OSError) as error:
+            raise _PassedError(error) from None
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
         try:
@@ -157,6 +164,8 @@ def _exit_code(arguments: list[str], *, debug: bool) -> int:
         return code or _with_its_output(arguments)
     except _PassedError as passed:
         error: BaseException = passed.error
+    except KeyboardInterrupt as early:  # while the commands are put together
+        error = early
     except Exception as other:  # noqa: BLE001 (the last net)
         error = other
     if isinstance(error, KeyboardInterrupt):

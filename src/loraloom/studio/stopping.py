@@ -86,6 +86,8 @@ def interrupt_on_signals() -> Iterator[None]:
 def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
     """Inside: the first signal asks for a clean stop, which ``listener`` hears of; a second Ctrl-C interrupts at once.
 
+    Work that is left because of the wish, before there is anything to save, ends as :class:`Interrupted` by that
+    signal.
     Under torchrun a second one is not heard: torchrun passes on the Ctrl-C that the terminal has already sent.
     """
     alone = launched_together() == 1
@@ -110,6 +112,10 @@ def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
     try:
         with _signals_to(handle):
             yield
+    except KeyboardInterrupt as left:
+        if isinstance(left, Interrupted) or not stop():
+            raise
+        raise Interrupted(stop.number) from left
     finally:
         wishes.put(False)
         announcer.join()
