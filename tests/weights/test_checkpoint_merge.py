@@ -20,6 +20,9 @@ from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.models.checkpoint import Checkpoint
 from loraloom.models.names import is_extra, pairs_from_checkpoint
 from loraloom.weights.checkpoint_merge import RECIPE_KEY, CheckpointWeight, merge_checkpoints
+from loraloom.weights.extract import extract_lora
+from loraloom.weights.merge import LoraWeight, merge
+from random_loras import random_lora, targets_of
 from toys import toy_tensors
 
 Write = Callable[..., Path]
@@ -138,6 +141,27 @@ def test_names_that_differ_are_told(written: Write, checkpoint: Write, tmp_path:
     assert report.left_out == {str(path): ("model.more",)}
     assert len(heard) == 2
     assert torch.equal(open_tensors(tmp_path / "out.safetensors")[gone], toy_tensors("sd1")[gone])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool], ids=str)
+def test_weights_of_whole_numbers_are_refused_by_every_tool(
+    dtype: torch.dtype, written: Write, checkpoint: Write, write_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Another program quantized them, and only it knows their scales."""
+    name = next(t.tensor for t in targets_of("sd1") if t.name.endswith("attn1_to_q"))
+    odd = written("odd.safetensors", {**toy_tensors("sd1"), name: toy_tensors("sd1")[name].to(dtype)})
+    sound, output = checkpoint("sd1"), tmp_path / "out.safetensors"
+    lora = write_lora("lora.safetensors", random_lora("sd1", 4))
+    for run in (
+        lambda: merge(odd, [LoraWeight(lora, 0.3, 0.3)], output),
+        lambda: merge_checkpoints(odd, [CheckpointWeight(sound, 0.3)], output),
+        lambda: merge_checkpoints(sound, [CheckpointWeight(odd, 0.3)], output),
+        lambda: extract_lora(sound, odd, output, rank=3),
+        lambda: extract_lora(odd, sound, output, rank=3),
+    ):
+        with pytest.raises(CheckpointError, match=rf"odd\.safetensors: the tensor {re.escape(name)} holds"):
+            run()
+        assert not output.exists()
 
 
 def test_what_cannot_be_merged(written: Write, checkpoint: Write, tmp_path: Path) -> None:

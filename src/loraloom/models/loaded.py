@@ -43,7 +43,7 @@ from loraloom.models.tokenizer import Tokenizer, clip_tokenizer
 from loraloom.models.unet import UNet, timestep_embedding
 from loraloom.models.vae import VAE
 
-__all__ = ["LoadedModel", "ModelTensors", "load_model", "not_finite", "part_problems"]
+__all__ = ["LoadedModel", "ModelTensors", "check_is_weight", "load_model", "not_finite", "part_problems"]
 
 _PIXELS_PER_LATENT = 8
 _LATENT_CHANNELS = 4
@@ -558,12 +558,8 @@ def _built(checkpoint: Checkpoint, plan: _PartPlan) -> tuple[str, nn.Module]:
         if info is None or info.shape != tuple(expected.shape):
             found = "is missing" if info is None else f"has the shape {info.shape} instead of {tuple(expected.shape)}"
             raise CheckpointError(f"{checkpoint.path}: the tensor {prefix + name} {found}", "the file is incomplete")
-        if expected.is_floating_point() and not info.dtype.is_floating_point:
-            kind = str(info.dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{checkpoint.path}: the tensor {prefix + name} holds {kind}, not floating-point numbers",
-                "it was quantized by another program, whose scales are needed: use the file it was made from",
-            )
+        if expected.is_floating_point():
+            check_is_weight(checkpoint.path, prefix + name, info.dtype)
     return prefix, module
 
 
@@ -617,6 +613,15 @@ def _loaded_weight(
         f"{checkpoint.path}: the tensor {name} ({kept}) holds values beyond the range of {wanted}",
         "compute in bf16 or float",
     )
+
+
+def check_is_weight(path: Path, name: str, dtype: torch.dtype) -> None:
+    """Raise CheckpointError for a weight of whole numbers: only the program that made them knows their scales."""
+    if not dtype.is_floating_point:
+        raise CheckpointError(
+            f"{path}: the tensor {name} holds {str(dtype).removeprefix('torch.')}, not floating-point numbers",
+            "it was quantized by another program, whose scales are needed: use the file it was made from",
+        )
 
 
 def not_finite(path: Path, name: str, tensor: Tensor) -> CheckpointError:

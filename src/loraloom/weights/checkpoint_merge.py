@@ -18,7 +18,7 @@ from loraloom.formats.files import sha256_of
 from loraloom.formats.tensors import TensorInfo, TensorSource, is_finite, write_tensors
 from loraloom.hardware import keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
-from loraloom.models.loaded import not_finite
+from loraloom.models.loaded import check_is_weight, not_finite
 from loraloom.models.names import is_extra
 from loraloom.models.prediction import prediction_metadata, read_signs
 from loraloom.models.saving import saved_dtype
@@ -93,9 +93,10 @@ def merge_checkpoints(
         load: Callable[[], Tensor]
         if vae is not None and name in baked:
             load = partial(_cast, baked[name], wanted, vae, name)
-        elif is_extra(name) or not info.dtype.is_floating_point:
+        elif is_extra(name) or not (info.dtype.is_floating_point or name.endswith((".weight", ".bias"))):
             load = partial(_own, source, name, wanted, broken)
         else:
+            check_is_weight(source.path, name, info.dtype)
             terms = _terms(source, name, merged_with, subtracted, blocks, missing)
             merged += bool(terms)
             load = (
@@ -165,6 +166,7 @@ def _terms(
             continue
         for checkpoint, there in ((other, found), (minuend, old)):
             _check_shape(source, name, checkpoint, there)
+            check_is_weight(checkpoint.path, there, checkpoint.info(there).dtype)
         terms += [(other, found, strength), (minuend, old, -strength)]
     return terms
 

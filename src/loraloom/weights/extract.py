@@ -17,7 +17,7 @@ from loraloom.formats.adapter_file import AdapterTarget
 from loraloom.formats.adapter_writer import check_output, write_lora
 from loraloom.formats.tensors import is_finite
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
-from loraloom.models.loaded import not_finite
+from loraloom.models.loaded import check_is_weight, not_finite
 from loraloom.models.names import is_extra
 from loraloom.models.prediction import read_signs
 from loraloom.weights.lora_layers import network_facts
@@ -156,6 +156,8 @@ def _matched(first: Checkpoint, second: Checkpoint) -> list[tuple[AdapterTarget,
                 f"layer {target.name} has shape {target.shape} in {first.path} and {other.shape} in {second.path}",
                 "the two models differ in size",
             )
+        for checkpoint, tensor in ((first, target.tensor), (second, other.tensor)):
+            check_is_weight(checkpoint.path, tensor, checkpoint.info(tensor).dtype)
         pairs.append((target, other))
     return pairs
 

@@ -24,7 +24,7 @@ from loraloom.formats.tensors import TensorInfo, TensorSource, is_finite, write_
 from loraloom.hardware import keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.family import Family
-from loraloom.models.loaded import not_finite
+from loraloom.models.loaded import check_is_weight, not_finite
 from loraloom.models.names import is_extra
 from loraloom.models.prediction import prediction_metadata, read_signs
 from loraloom.models.saving import saved_dtype
@@ -117,6 +117,8 @@ def merge(
     for notice in _without_effect(loras, sets, merged):
         listener(notice)
     changes = _changes(loras, sets, source)
+    for name in changes:
+        check_is_weight(source.path, name, source.info(name).dtype)
     dtype = PRECISIONS[precision] if precision else None
     changed: set[str] = set()
     broken: list[str] = []
