@@ -270,7 +270,8 @@ def _left(out: Path, home: Path) -> str:
         for path in place.rglob("*"):
             if path.is_file():
                 inside = path.relative_to(place).parts
-                kind = f"{inside[-2] if len(inside) > 1 else '.'}/*{path.suffix or path.name}{mark}"
+                folder = "latents" if "latents" in inside else inside[-2] if len(inside) > 1 else "."
+                kind = f"{folder}/*{path.suffix or path.name}{mark}"
                 counts[kind] = counts.get(kind, 0) + 1
     return ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())) or "nothing"
 
