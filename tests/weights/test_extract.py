@@ -90,4 +90,7 @@ def test_pairs_that_make_no_lora(checkpoint: Write, tmp_path: Path) -> None:
     write_tensors(tmp_path / "nan.safetensors", tensors | {name: tensors[name] * float("nan")})
     with pytest.raises(CheckpointError, match="NaN"):
         extract_lora(checkpoint("sd1"), tmp_path / "nan.safetensors", output)
+    write_tensors(tmp_path / "huge.safetensors", tensors | {name: torch.full_like(tensors[name], 3e38)})
+    with pytest.raises(CheckpointError, match=r"huge\.safetensors: the tensor .* by more than float32 can add up"):
+        extract_lora(checkpoint("sd1"), tmp_path / "huge.safetensors", output)
     assert not output.exists()

@@ -130,6 +130,10 @@ def extract_lora(
     return ExtractReport(output, tuple(layers), unchanged, residual, share)
 
 
+_LARGEST_NORM = 1e18
+"""Of a difference: its square is what singular values are found from, and float32 ends at 3.4e38."""
+
+
 def _check_options(output: Path, rank: int, conv_rank: int | None, to_residual: float | None) -> None:
     check_output(output)
     if rank < 1 or (conv_rank is not None and conv_rank < 0):
@@ -172,6 +176,12 @@ def _difference(first: Checkpoint, before: AdapterTarget, second: Checkpoint, af
     if not bool(torch.isfinite(delta).all()):
         source, target = (second, after) if bool(torch.isfinite(old).all()) else (first, before)
         raise not_finite(source.path, target.tensor, source[target.tensor])
+    if float(torch.linalg.vector_norm(delta.double())) > _LARGEST_NORM:
+        raise CheckpointError(
+            f"{second.path}: the tensor {after.tensor} differs from that of {first.path} by more than float32 "
+            "can add up",
+            "one of the two is damaged: get another copy or version",
+        )
     return delta
 
 
