@@ -173,7 +173,9 @@ def _cut(chance: Chance, tensor: Tensor) -> Tensor:
     if not tensor.ndim:
         return tensor
     axis = _axis(chance, tensor)
-    return tensor.narrow(axis, 0, chance.choice((0, 1, max(0, tensor.shape[axis] - 1), tensor.shape[axis])))
+    return tensor.narrow(
+        axis, 0, chance.choice((0, min(1, tensor.shape[axis]), max(0, tensor.shape[axis] - 1), tensor.shape[axis]))
+    )
 
 
 def _grown(chance: Chance, tensor: Tensor) -> Tensor:
