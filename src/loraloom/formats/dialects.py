@@ -30,7 +30,6 @@ __all__ = [
     "kind_of",
     "part_of_layer",
     "rank_of",
-    "recognise",
     "title_of",
 ]
 
@@ -308,11 +307,3 @@ def dialect_of(key: str) -> tuple[Dialect, str, str] | None:
         return None
     dialect, (before, suffix) = max(spoken, key=lambda one: len(one[1][1]))
     return dialect, before + dialect.endings.get(suffix, ""), dialect.roles[suffix]
-
-
-def recognise(keys: Iterable[str]) -> Dialect | None:
-    """The dialect that most keys speak, None when none speaks any of them."""
-    keys, named = list(keys), [dialect for dialect in DIALECTS.values() if dialect.roles]
-    counted = [(sum(dialect.split(key) is not None for key in keys), dialect) for dialect in named]
-    count, dialect = max(counted, key=lambda pair: pair[0])
-    return dialect if count else None

@@ -15,9 +15,9 @@ from PIL import Image
 
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, SettingsError
 from loraloom.formats.adapter_file import model_hashes
-from loraloom.formats.dialects import recognise
 from loraloom.formats.files import write_bytes, write_text
 from loraloom.formats.header_edit import write_with_metadata
+from loraloom.formats.lora_keys import lora_keys
 from loraloom.formats.peft_config import peft_configs
 from loraloom.formats.pictures import rgb_of, rgb_picture
 from loraloom.formats.tensors import open_tensors
@@ -91,7 +91,8 @@ def edit_metadata(
             raise SettingsError(problems, "`loraloom metadata FILE` lists what is there")
         after = {key: value for key, value in (before | wanted).items() if key not in gone}
         touched = {key for key in (*wanted, *gone) if before.get(key) != after.get(key)}
-        if "sshs_legacy_hash" in before and any(key.startswith("ss_") for key in touched) and recognise(tensors):
+        is_lora = lora_keys({key: tensors.info(key) for key in tensors}, before) is not None
+        if "sshs_legacy_hash" in before and any(key.startswith("ss_") for key in touched) and is_lora:
             after["sshs_legacy_hash"] = model_hashes(tensors, after)[1]
     write_with_metadata(path, output, after)
     return MetadataEdit(output, tuple(key for key in wanted if key in touched), tuple(gone))
