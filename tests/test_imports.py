@@ -13,7 +13,7 @@ import loraloom
 
 ROOT = Path(loraloom.__file__).parent
 GROUND = {"errors", "settings", "registry", "events", "hardware", "randomness", "folders", "reading"}
-GROUND |= {"plain_data", "file_names"}
+GROUND |= {"control", "plain_data", "file_names"}
 ACTIVITIES = {"formats", "diffusion", "models", "adapters", "data", "training", "generation", "weights"}
 ALLOWED = {
     "formats": set(),

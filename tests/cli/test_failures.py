@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import pytest
 
 from loraloom.cli.failures import report_threads
+from loraloom.control import Interrupted
 from loraloom.errors import LoraloomError, OutputError, while_handling
-from loraloom.studio.stopping import Interrupted
 
 Command = Callable[..., Any]
 

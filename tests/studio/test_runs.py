@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from loraloom.control import Request
 from loraloom.errors import MissingFileError, ResumeError
 from loraloom.events import (
     Event,
@@ -27,7 +28,6 @@ from loraloom.events import (
 from loraloom.studio.project import EventLog, RunFolder
 from loraloom.studio.run_control import FolderControl, RunLock, ask, is_trained
 from loraloom.studio.runs import find_run, list_runs, read_status
-from loraloom.training.control import Request
 
 STARTED = RunStarted("x", 20, 5, 4, 4, 100)
 

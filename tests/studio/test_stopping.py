@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
+from loraloom.control import Interrupted
 from loraloom.events import Event, Notice, ignore
-from loraloom.studio.stopping import Interrupted, StopRequest, heeding, interrupt_on_signals, stop_on_signals
+from loraloom.studio.stopping import StopRequest, heeding, interrupt_on_signals, stop_on_signals
 
 HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)
 ENDING = sorted({signal.SIGINT, signal.SIGTERM, HANG_UP})

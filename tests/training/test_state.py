@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from loraloom.control import Request
 from loraloom.errors import FileFormatError, NotFiniteError, OutputError, ResumeError
 from loraloom.events import (
     Event,
@@ -31,7 +32,6 @@ from loraloom.events import (
 )
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.tensors import write_tensors
-from loraloom.training.control import Request
 from loraloom.training.previews import parse_prompt, preview_prompts
 from loraloom.training.saving import remove_older
 from loraloom.training.settings import PreviewSettings, TrainSettings

@@ -15,6 +15,7 @@ from statistics import fmean
 
 from PIL import Image, ImageChops, ImageStat
 
+from loraloom.control import Interrupted
 from loraloom.errors import OutputError
 from loraloom.events import Event, Listener, PreviewSaved, ignore
 from loraloom.formats.files import make_folder, size_text, write_text
@@ -28,7 +29,7 @@ from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.studio.curves import CURVES_NAME, read_curves, sparkline
 from loraloom.studio.embedded import write_checkpoint
 from loraloom.studio.project import RunFolder
-from loraloom.studio.stopping import Interrupted, StopRequest, heeding
+from loraloom.studio.stopping import StopRequest, heeding
 from loraloom.studio.training import run_training
 from loraloom.studio.weights import merge_loras
 from loraloom.training.settings import TrainSettings

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from loraloom.control import Request
 from loraloom.errors import OutputError, ResumeError
 from loraloom.formats.files import write_text
 from loraloom.formats.locks import try_lock, unlock
-from loraloom.training.control import Request
 
 __all__ = ["CONTROL_FILES", "FolderControl", "Request", "RunLock", "ask", "is_trained"]
 

@@ -14,23 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from loraloom.control import Interrupted
 from loraloom.events import Event, Listener, Notice
 from loraloom.training.team import launched_together
 
-__all__ = ["Interrupted", "StopRequest", "heeding", "interrupt_on_signals", "stop_on_signals"]
+__all__ = ["StopRequest", "heeding", "interrupt_on_signals", "stop_on_signals"]
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """Ctrl-C, a polite kill, a closed terminal, Ctrl-Break; those that the system knows."""
 _HURRIED = ("SIGINT", "SIGBREAK")
 """Asked again by these, work is left at once. A terminal that is closed sends the others more than once by itself."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Work was left because a signal came; ``number`` says which."""
-
-    def __init__(self, number: int = signal.SIGINT) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 class StopRequest:

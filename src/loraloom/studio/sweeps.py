@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraloom.control import Interrupted
 from loraloom.errors import HardwareError, LoraloomError, SettingsError
 from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeasured, WeightsSaved, ignore
 from loraloom.formats.files import make_folder, write_text
 from loraloom.formats.room import Need, require_room
 from loraloom.studio.crash_report import write_report
 from loraloom.studio.project import RunFolder, check_run_name, with_absolute_paths
-from loraloom.studio.stopping import Interrupted, StopRequest, heeding
+from loraloom.studio.stopping import StopRequest, heeding
 from loraloom.studio.training import resume_training, run_training
 from loraloom.training.settings import TrainSettings
 

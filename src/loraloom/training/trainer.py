@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loraloom.control import Control, Request, keep_going
 from loraloom.data.dataset import Dataset, Sample
 from loraloom.errors import FileError, LoraloomError, NotFiniteError, OutputError, ResumeError, while_handling
 from loraloom.events import (
@@ -32,7 +33,6 @@ from loraloom.events import (
 )
 from loraloom.hardware import explained_memory_errors
 from loraloom.training.batching import BatchMaker, size_conditioning
-from loraloom.training.control import Control, Request, keep_going
 from loraloom.training.ema import Ema
 from loraloom.training.lr_schedules import LrSchedule, create_lr_schedule
 from loraloom.training.optimizers import evaluating

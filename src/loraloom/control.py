@@ -1,0 +1,73 @@
+"""What work that takes long can be asked: to wait, to end. One noun for all of it, whoever asks and from wherever.
+
+A :class:`Request` is a wish, a :data:`Control` is whom the work asks for it. A signal, a file in a run's folder, a
+button are controls; :func:`first_of` makes one of several. Work that can simply be left between two pieces calls
+:func:`heed` there. A training run asks the control itself, because it has something to save first. No torch here.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from enum import Enum
+
+__all__ = ["Control", "Interrupted", "Request", "first_of", "heed", "keep_going"]
+
+POLL_S = 0.2
+"""How often work that waits looks whether it may go on."""
+
+
+class Request(Enum):
+    """A wish of the person at the work."""
+
+    GO = "go"
+    PAUSE = "pause"
+    """Wait in memory until asked otherwise."""
+    LEAVE = "leave"
+    """Keep what is needed to go on later and end the process, which frees everything; a run writes no LoRA file."""
+    STOP = "stop"
+    """Save what there is, then end."""
+    DISCARD = "discard"
+    """End at once and write nothing more."""
+
+
+Control = Callable[[], Request]
+"""Asked between two pieces of work, so it must cost next to nothing."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work was left because it was asked to end; ``number`` is the signal that asked, where it was one."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def keep_going() -> Request:
+    """The control of work that nobody controls."""
+    return Request.GO
+
+
+def first_of(*controls: Control) -> Control:
+    """The control that passes on the first wish of several that is not to go on."""
+
+    def asked() -> Request:
+        for control in controls:
+            request = control()
+            if request is not Request.GO:
+                return request
+        return Request.GO
+
+    return asked
+
+
+def heed(control: Control, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Stand between two pieces of work that can be left here: wait out a pause, go on, or raise Interrupted.
+
+    What is finished stays; whoever calls undoes or keeps the piece in progress as for any other error.
+    """
+    while (request := control()) is Request.PAUSE:
+        sleep(POLL_S)
+    if request is not Request.GO:
+        raise Interrupted(getattr(control, "number", signal.SIGINT))
