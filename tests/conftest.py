@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
@@ -16,6 +18,10 @@ os.environ |= {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from loraloom.formats.tensors import write_tensors  # noqa: E402
+from toys import toy_tensors  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -34,6 +40,33 @@ def _no_second_reader(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     """Files are read back by diffusers, in a process that takes seconds, only where a test is about that."""
     if request.path.name != "test_read_back.py":
         monkeypatch.setattr("loraloom.studio.read_back.reader_installed", lambda: False)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Toy checkpoint file of a family, written once a session."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def path(family: str) -> Path:
+        file = folder / f"{family}.safetensors"
+        if not file.exists():
+            write_tensors(file, toy_tensors(family))
+        return file
+
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Four 64 px pictures in two concept folders, two of them without a caption file."""
+    colours = {"2_red": ["#d02020", "#e05050"], "1_blue": ["#2030c0", "#4060e0"]}
+    for folder, shades in colours.items():
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+        for index, shade in enumerate(shades):
+            Image.new("RGB", (64, 64), shade).save(tmp_path / "pictures" / folder / f"{index}.png")
+    (tmp_path / "pictures" / "2_red" / "0.txt").write_text("a red square, bright", encoding="utf-8")
+    (tmp_path / "pictures" / "2_red" / "1.txt").write_text("a pale red square", encoding="utf-8")
+    return tmp_path / "pictures"
 
 
 LONGEST_FIRST = (

@@ -14,7 +14,7 @@ import loraloom
 ROOT = Path(loraloom.__file__).parent
 GROUND = {"errors", "settings", "registry", "events", "hardware", "randomness", "folders", "reading"}
 GROUND |= {"control", "plain_data", "file_names"}
-ACTIVITIES = {"formats", "diffusion", "models", "adapters", "data", "training", "generation", "weights"}
+ACTIVITIES = {"formats", "diffusion", "models", "adapters", "data", "training", "generation", "weights", "recipes"}
 ALLOWED = {
     "formats": set(),
     "diffusion": set(),
@@ -24,6 +24,7 @@ ALLOWED = {
     "generation": {"formats", "diffusion", "models", "adapters"},
     "training": {"formats", "diffusion", "models", "adapters", "data", "generation"},
     "weights": {"formats", "models", "adapters"},
+    "recipes": {"formats", "diffusion", "adapters", "training"},
     "studio": ACTIVITIES,
     "cli": {"studio"},
 }
@@ -111,7 +112,7 @@ WHERE_A_NAME_RUNS_CODE = {
     "registry.py",  # targets written in this package, and entry points of packages that a person installed
     "training/optimizers.py",  # optimizer.name, which data may not choose freely: see settings.ClassPath
     "training/lr_schedules.py",  # lr_schedule.name, likewise
-    "training/recipes/sd_scripts.py",  # find_class: classes of two libraries that are named in the code
+    "recipes/sd_scripts.py",  # find_class: classes of two libraries that are named in the code
 }
 
 

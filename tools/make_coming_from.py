@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraloom.training.recipes.dreambooth import CONFIG_NAMES
-from loraloom.training.recipes.gui import GUI_NAMES
-from loraloom.training.recipes.names import (
+from loraloom.recipes.dreambooth import CONFIG_NAMES
+from loraloom.recipes.gui import GUI_NAMES
+from loraloom.recipes.names import (
     COMBINED,
     NETWORK_REASONS,
     SPELLINGS,

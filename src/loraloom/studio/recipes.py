@@ -7,8 +7,8 @@ from pathlib import Path
 
 from loraloom.errors import OutputError
 from loraloom.formats.files import write_text
-from loraloom.training.recipes.reading import read_recipe
-from loraloom.training.recipes.recipe import Recipe
+from loraloom.recipes.reading import read_recipe
+from loraloom.recipes.recipe import Recipe
 
 __all__ = ["Recipe", "read_recipe", "write_settings"]
 

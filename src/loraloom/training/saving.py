@@ -30,7 +30,7 @@ from loraloom.models.saving import save_checkpoint
 from loraloom.training.lr_schedules import steps_of
 from loraloom.training.optimizers import optimizer_title
 from loraloom.training.parameter_groups import rate_metadata
-from loraloom.training.recipes.record import recorded_settings
+from loraloom.training.record import recorded_settings
 from loraloom.training.settings import TrainSettings
 
 __all__ = [

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from loraloom.errors import FileFormatError
-from loraloom.training.recipes.names import ACCELERATE, REASONS, SPELLINGS, TRAIN_NETWORK_ARGUMENTS, marked
-from loraloom.training.recipes.recipe import Recipe
+from loraloom.recipes.names import ACCELERATE, REASONS, SPELLINGS, TRAIN_NETWORK_ARGUMENTS, marked
+from loraloom.recipes.recipe import Recipe
 
 __all__ = ["ONLY_IN_SCRIPTS", "Script", "command_arguments", "read_script"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from loraloom.training.recipes.diffusers_scripts import SCRIPTS
-from loraloom.training.recipes.reading import read_recipe
-from loraloom.training.recipes.recipe import Recipe, listed
+from loraloom.recipes.diffusers_scripts import SCRIPTS
+from loraloom.recipes.reading import read_recipe
+from loraloom.recipes.recipe import Recipe, listed
 from loraloom.training.settings import TrainSettings
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loraloom.plain_data import shown
-from loraloom.training.recipes.dataset_config import take_dataset_config
-from loraloom.training.recipes.recipe import Item, Items, Recipe, listed
-from loraloom.training.recipes.sd_scripts import items_of, take_arguments
+from loraloom.recipes.dataset_config import take_dataset_config
+from loraloom.recipes.recipe import Item, Items, Recipe, listed
+from loraloom.recipes.sd_scripts import items_of, take_arguments
 
 __all__ = ["is_easy_scripts", "take_easy_scripts"]
 

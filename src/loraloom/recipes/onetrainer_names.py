@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loraloom.training.recipes.recipe import listed
+from loraloom.recipes.recipe import listed
 
 __all__ = [
     "DEFAULTS",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from loraloom.errors import nearest
-from loraloom.training.recipes.recipe import field_rows, listed
+from loraloom.recipes.recipe import field_rows, listed
 
 __all__ = [
     "ACCELERATE",

@@ -12,10 +12,10 @@ from typing import Any
 
 from loraloom.errors import LoraloomError
 from loraloom.plain_data import finite, shown
-from loraloom.training.recipes.names import unknown
-from loraloom.training.recipes.parsing import parse_json, read_document
-from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, exists, is_nothing, resolved
-from loraloom.training.recipes.sd_scripts import take_arguments
+from loraloom.recipes.names import unknown
+from loraloom.recipes.parsing import parse_json, read_document
+from loraloom.recipes.recipe import Item, Items, Mapped, Recipe, exists, is_nothing, resolved
+from loraloom.recipes.sd_scripts import take_arguments
 
 __all__ = ["CONFIG_NAMES", "CONFIG_REASONS", "is_concepts_list", "is_db_config", "take_concepts", "take_db_config"]
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from loraloom.errors import FileFormatError
-from loraloom.training.recipes.dataset_config import take_dataset_config
-from loraloom.training.recipes.diffusers_scripts import take_diffusers_script
-from loraloom.training.recipes.dreambooth import take_concepts, take_db_config
-from loraloom.training.recipes.easy_scripts import take_easy_scripts
-from loraloom.training.recipes.gui import take_gui_file
-from loraloom.training.recipes.metadata import take_metadata
-from loraloom.training.recipes.onetrainer import take_onetrainer
-from loraloom.training.recipes.parsing import Document, flattened, read_document
-from loraloom.training.recipes.recipe import Item, Items, Recipe
-from loraloom.training.recipes.recognising import Evidence, Reader, recognise, refusal
-from loraloom.training.recipes.scripts import Script, read_script
-from loraloom.training.recipes.sd_scripts import dataset_defaults, items_of, take_arguments
+from loraloom.recipes.dataset_config import take_dataset_config
+from loraloom.recipes.diffusers_scripts import take_diffusers_script
+from loraloom.recipes.dreambooth import take_concepts, take_db_config
+from loraloom.recipes.easy_scripts import take_easy_scripts
+from loraloom.recipes.gui import take_gui_file
+from loraloom.recipes.metadata import take_metadata
+from loraloom.recipes.onetrainer import take_onetrainer
+from loraloom.recipes.parsing import Document, flattened, read_document
+from loraloom.recipes.recipe import Item, Items, Recipe
+from loraloom.recipes.recognising import Evidence, Reader, recognise, refusal
+from loraloom.recipes.scripts import Script, read_script
+from loraloom.recipes.sd_scripts import dataset_defaults, items_of, take_arguments
 
 __all__ = ["read_recipe"]
 
@@ -28,7 +28,7 @@ _FOR_WHOLE_MODELS = ("train_db.py", "fine_tune.py", "sdxl_train.py")
 def read_recipe(path: Path, *, only_lora: bool = False) -> Recipe:
     """A recipe of another program, or of a LoRA file, in our settings.
 
-    Whose file it is gets decided first (:mod:`~loraloom.training.recipes.recognising`). Raises MissingFileError, or
+    Whose file it is gets decided first (:mod:`~loraloom.recipes.recognising`). Raises MissingFileError, or
     FileFormatError (with line and column where there are some) for what is no recipe, or one that is not read;
     values that do not fit wait in ``problems`` until :meth:`Recipe.finished`.
     """

@@ -14,16 +14,16 @@ from functools import cache
 from typing import Any, Literal
 
 from loraloom.errors import FileFormatError
-from loraloom.training.recipes.dataset_config import is_dataset_config
-from loraloom.training.recipes.diffusers_scripts import SCRIPTS
-from loraloom.training.recipes.dreambooth import is_concepts_list, is_db_config
-from loraloom.training.recipes.easy_scripts import is_easy_scripts
-from loraloom.training.recipes.gui import is_gui_file
-from loraloom.training.recipes.names import REASONS, SPELLINGS, TRAIN_NETWORK_ARGUMENTS, WHOLE_MODEL_RATES
-from loraloom.training.recipes.onetrainer import is_onetrainer
-from loraloom.training.recipes.parsing import Document, flattened
-from loraloom.training.recipes.recipe import listed
-from loraloom.training.recipes.scripts import Script
+from loraloom.recipes.dataset_config import is_dataset_config
+from loraloom.recipes.diffusers_scripts import SCRIPTS
+from loraloom.recipes.dreambooth import is_concepts_list, is_db_config
+from loraloom.recipes.easy_scripts import is_easy_scripts
+from loraloom.recipes.gui import is_gui_file
+from loraloom.recipes.names import REASONS, SPELLINGS, TRAIN_NETWORK_ARGUMENTS, WHOLE_MODEL_RATES
+from loraloom.recipes.onetrainer import is_onetrainer
+from loraloom.recipes.parsing import Document, flattened
+from loraloom.recipes.recipe import listed
+from loraloom.recipes.scripts import Script
 
 __all__ = ["PROGRAMS", "READ", "Evidence", "Program", "Reader", "recognise", "refusal"]
 

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from loraloom.errors import AdapterError, FileFormatError, MissingFileError, SettingsError
-from loraloom.settings import SettingRow, read_toml
-from loraloom.training.recipes.names import (
+from loraloom.recipes.names import (
     COMBINED,
     NETWORK_REASONS,
     REASONS,
@@ -26,10 +25,11 @@ from loraloom.training.recipes.names import (
     marked,
     reason_for,
 )
-from loraloom.training.recipes.reading import read_recipe
-from loraloom.training.recipes.recipe import Recipe, field_rows, listed
-from loraloom.training.recipes.record import RECORD, recorded_settings
-from loraloom.training.recipes.scripts import ONLY_IN_SCRIPTS
+from loraloom.recipes.reading import read_recipe
+from loraloom.recipes.recipe import Recipe, field_rows, listed
+from loraloom.recipes.scripts import ONLY_IN_SCRIPTS
+from loraloom.settings import SettingRow, read_toml
+from loraloom.training.record import RECORD, recorded_settings
 from loraloom.training.settings import TrainSettings
 
 FILES = Path(__file__).parents[1] / "data_files" / "recipes"

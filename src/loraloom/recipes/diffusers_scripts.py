@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from loraloom.plain_data import finite, shown
-from loraloom.training.recipes.names import REASONS, unknown
-from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, exists, is_nothing, listed, resolved
-from loraloom.training.recipes.scripts import Script
-from loraloom.training.recipes.sd_scripts import take_arguments
+from loraloom.recipes.names import REASONS, unknown
+from loraloom.recipes.recipe import Item, Items, Mapped, Recipe, exists, is_nothing, listed, resolved
+from loraloom.recipes.scripts import Script
+from loraloom.recipes.sd_scripts import take_arguments
 
 __all__ = ["SCRIPTS", "take_diffusers_script"]
 

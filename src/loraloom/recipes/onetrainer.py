@@ -10,12 +10,12 @@ from typing import Any
 
 from loraloom.errors import FileFormatError, LoraloomError
 from loraloom.plain_data import finite, shown
-from loraloom.training.recipes import onetrainer_names as tables
-from loraloom.training.recipes.names import unknown
-from loraloom.training.recipes.onetrainer_concepts import read_sizes, take_concept
-from loraloom.training.recipes.parsing import read_document
-from loraloom.training.recipes.recipe import Item, Recipe, is_nothing, resolved
-from loraloom.training.recipes.sd_scripts import take_arguments
+from loraloom.recipes import onetrainer_names as tables
+from loraloom.recipes.names import unknown
+from loraloom.recipes.onetrainer_concepts import read_sizes, take_concept
+from loraloom.recipes.parsing import read_document
+from loraloom.recipes.recipe import Item, Recipe, is_nothing, resolved
+from loraloom.recipes.sd_scripts import take_arguments
 
 __all__ = ["is_onetrainer", "take_onetrainer"]
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from loraloom.errors import AdapterError
 from loraloom.file_names import check_name
-from loraloom.training.recipes.names import REASONS, TRAIN_NETWORK_ARGUMENTS, marked, unknown
-from loraloom.training.recipes.recipe import Item, Items, Recipe, field_rows, is_nothing, listed
-from loraloom.training.recipes.record import RECORD, take_record
-from loraloom.training.recipes.sd_scripts import take_arguments
+from loraloom.recipes.names import REASONS, TRAIN_NETWORK_ARGUMENTS, marked, unknown
+from loraloom.recipes.recipe import Item, Items, Recipe, field_rows, is_nothing, listed
+from loraloom.recipes.record import take_record
+from loraloom.recipes.sd_scripts import take_arguments
+from loraloom.training.record import RECORD
 
 __all__ = ["METADATA_NAMES", "take_metadata"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraloom.training.recipes.reading import read_recipe
+from loraloom.recipes.reading import read_recipe
 
 SAVED = """
 [[subsets]]

@@ -10,8 +10,8 @@ from typing import Any
 from loraloom.errors import FileError
 from loraloom.plain_data import shown
 from loraloom.reading import read_text
-from loraloom.training.recipes.names import unknown
-from loraloom.training.recipes.recipe import Recipe, is_nothing, resolved
+from loraloom.recipes.names import unknown
+from loraloom.recipes.recipe import Recipe, is_nothing, resolved
 
 __all__ = ["read_sizes", "take_concept"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loraloom.errors import FileFormatError
-from loraloom.training.recipes.reading import read_recipe
-from loraloom.training.recipes.recognising import PROGRAMS
+from loraloom.recipes.reading import read_recipe
+from loraloom.recipes.recognising import PROGRAMS
 
 AI_TOOLKIT = """
 ---

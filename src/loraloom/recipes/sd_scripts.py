@@ -11,8 +11,8 @@ from typing import Any
 from loraloom.errors import FileError, LoraloomError, UnknownNameError
 from loraloom.plain_data import finite, shown
 from loraloom.reading import read_text
-from loraloom.training.recipes.dataset_config import take_dataset_config
-from loraloom.training.recipes.names import (
+from loraloom.recipes.dataset_config import take_dataset_config
+from loraloom.recipes.names import (
     KINDS_NOT_OFFERED,
     KOHYA_SAMPLERS,
     SPELLINGS,
@@ -21,8 +21,8 @@ from loraloom.training.recipes.names import (
     reason_for,
     unknown,
 )
-from loraloom.training.recipes.parsing import flattened, read_document
-from loraloom.training.recipes.recipe import (
+from loraloom.recipes.parsing import flattened, read_document
+from loraloom.recipes.recipe import (
     Item,
     Items,
     Mapped,

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from loraloom.cli.main import app
 from loraloom.errors import FileFormatError, LoraloomError, SettingsError
-from loraloom.training.recipes import onetrainer_names as tables
-from loraloom.training.recipes.reading import read_recipe
-from loraloom.training.recipes.recipe import Recipe, field_rows
+from loraloom.recipes import onetrainer_names as tables
+from loraloom.recipes.reading import read_recipe
+from loraloom.recipes.recipe import Recipe, field_rows
 from loraloom.training.settings import TrainSettings
 
 FILES = Path(__file__).parents[1] / "data_files" / "recipes" / "onetrainer"

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from loraloom.errors import FileFormatError
 from loraloom.plain_data import shown
-from loraloom.training.recipes.names import marked, reason_for, unknown
-from loraloom.training.recipes.recipe import Item, Items, Mapped, Recipe, _coerced, is_nothing, resolved
+from loraloom.recipes.names import marked, reason_for, unknown
+from loraloom.recipes.recipe import Item, Items, Mapped, Recipe, _coerced, is_nothing, resolved
 
 __all__ = ["is_dataset_config", "take_dataset_config"]
 
@@ -288,7 +288,7 @@ def _once_for_all(subsets: list[_Subset], base: Items, recipe: Recipe, told: set
 
     ``base``: what holds for a dataset that says nothing.
     """
-    from loraloom.training.recipes.sd_scripts import take_one
+    from loraloom.recipes.sd_scripts import take_one
 
     taken: dict[str, Item] = {}
     for subset in subsets:
