@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from loraloom.data.audit import audit, concept_shares
-from loraloom.data.dataset import Dataset, load_dataset
+from loraloom.data.dataset import load_dataset
 from loraloom.data.problems import Problem, worst_first
+from loraloom.data.sample import Dataset
 from loraloom.data.settings import DatasetSettings
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loraloom.data.batches import Draw, plan_epoch
 from loraloom.data.concepts import Concept
-from loraloom.data.dataset import Dataset, Sample
+from loraloom.data.sample import Dataset, Sample
 from loraloom.data.settings import ConceptSettings, DatasetSettings
 
 BUCKETS = [(64, 64), (80, 48), (48, 80)]

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from loraloom.data.cache import LatentCache, latent_key
-from loraloom.data.dataset import Sample, load_dataset
-from loraloom.data.images import load_pixels
+from loraloom.data.cache import LatentCache, latent_key, load_pixels
+from loraloom.data.dataset import load_dataset
+from loraloom.data.sample import Sample
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, OutputError
 from loraloom.events import Event, LatentsCached, Notice

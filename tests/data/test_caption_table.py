@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loraloom.data.caption_table import CaptionTable
-from loraloom.data.dataset import Dataset, load_dataset
+from loraloom.data.dataset import load_dataset
+from loraloom.data.sample import Dataset
 from loraloom.data.settings import ConceptSettings, DatasetSettings
 from loraloom.errors import DatasetError, FileError, FileFormatError, LoraloomError, MissingFileError
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loraloom.data.captions import CaptionFiles, decode_text, read_caption
-from loraloom.data.dataset import Dataset, load_dataset
+from loraloom.data.dataset import load_dataset
+from loraloom.data.sample import Dataset
 from loraloom.data.settings import DatasetSettings
 
 # bytes of the file -> (text that is used, kinds of problems that are reported)

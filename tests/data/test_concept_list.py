@@ -10,7 +10,8 @@ from PIL import Image
 
 from loraloom.data.audit import concept_shares
 from loraloom.data.batches import Draw, plan_epoch
-from loraloom.data.dataset import Dataset, load_dataset
+from loraloom.data.dataset import load_dataset
+from loraloom.data.sample import Dataset
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, SettingsError
 from loraloom.settings import apply_overrides

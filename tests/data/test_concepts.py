@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from loraloom.data.dataset import Dataset, load_dataset
+from loraloom.data.dataset import load_dataset
+from loraloom.data.sample import Dataset
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError
 

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from loraloom.data.dataset import Dataset, Sample, load_dataset
-from loraloom.data.images import inspect_image, load_picture, load_pixels
+from loraloom.data.cache import load_pixels
+from loraloom.data.dataset import load_dataset
+from loraloom.data.images import inspect_image, load_picture
+from loraloom.data.sample import Dataset, Sample
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, FileError
 from loraloom.formats.pictures import SUFFIXES, quiet_decoders, signature

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from loraloom.data.dataset import Dataset, Sample, load_dataset
+from loraloom.data.dataset import load_dataset
 from loraloom.data.masks import MaskCache, load_mask
+from loraloom.data.sample import Dataset, Sample
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, SettingsError
 
@@ -122,7 +123,7 @@ def test_a_mask_is_cut_where_its_picture_is(tmp_path: Path) -> None:
     )
     settings: dict[str, object] = {"random_crop": True, "random_crop_zoom": 1.5, "buckets": False, "variants": 4}
     (sample,) = load(tmp_path, masks="folder", mask_folder=tmp_path / "m", **settings).samples
-    from loraloom.data.images import load_pixels
+    from loraloom.data.cache import load_pixels
 
     for variant in range(4):
         pixels = load_pixels(sample, flipped=True, variant=variant).mean(0) / 2 + 0.5

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from loraloom.data.batches import plan_epoch
-from loraloom.data.cache import LatentCache, latent_key
-from loraloom.data.dataset import Dataset, load_dataset
-from loraloom.data.images import load_pixels
+from loraloom.data.cache import LatentCache, latent_key, load_pixels
+from loraloom.data.dataset import load_dataset
+from loraloom.data.sample import Dataset
 from loraloom.data.settings import DatasetSettings
 from loraloom.data.variants import Colours, Variation, colours_of, fit_of, with_colours
 

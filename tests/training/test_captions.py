@@ -10,7 +10,7 @@ import torch
 
 from loraloom.data.caption_operations import Moment
 from loraloom.data.concepts import Concept
-from loraloom.data.dataset import Sample
+from loraloom.data.sample import Sample
 from loraloom.data.settings import CaptionSettings
 from loraloom.events import Event, Notice
 from loraloom.models.checkpoint import open_checkpoint

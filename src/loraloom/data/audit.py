@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from loraloom.data.concepts import Concept
-from loraloom.data.dataset import Dataset, Sample
 from loraloom.data.problems import Problem, Severity, normal_name, readable, worst_first
+from loraloom.data.sample import Dataset, Sample
 
 __all__ = ["ConceptShare", "Measure", "audit", "concept_shares"]
 

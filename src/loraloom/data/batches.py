@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loraloom.data.dataset import Dataset, Sample
+from loraloom.data.sample import Dataset, Sample
 from loraloom.errors import DatasetError
 from loraloom.randomness import seed_of, shuffled, uniform
 

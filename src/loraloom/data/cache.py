@@ -13,18 +13,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from loraloom.data.dataset import Sample
-from loraloom.data.images import load_pixels
+from loraloom.data.images import load_picture
+from loraloom.data.sample import Sample
+from loraloom.data.variants import with_colours
 from loraloom.errors import DatasetError, FileError, MissingFileError, OutputError
 from loraloom.events import LatentsCached, Listener, Notice, ignore
 from loraloom.formats.memory_budget import MemoryBudget
 from loraloom.formats.pictures import picture_budget, quiet_decoders
 from loraloom.formats.tensors import bytes_of, open_tensors, write_tensors
 
-__all__ = ["Encode", "LatentCache", "TensorStore", "latent_key", "text_key"]
+__all__ = ["Encode", "LatentCache", "TensorStore", "latent_key", "load_pixels", "text_key"]
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pixels (B, 3, H, W) in [-1, 1] to the latents' mean and standard deviation, (B, C, h, w) each."""
@@ -67,6 +70,29 @@ def text_key(caption: str, *, encoder_key: str, weighted: bool, chunks: int, cli
     """
     parts = ("text", _FORMAT, encoder_key, str(weighted), str(chunks), str(clip_skip), caption)
     return sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def load_pixels(sample: Sample, *, flipped: bool, variant: int = 0, budget: MemoryBudget | None = None) -> Tensor:
+    """The sample's pixels, (3, height, width) float32 in [-1, 1], mirrored left to right if ``flipped``.
+
+    Raises DatasetError if the file was removed, damaged or replaced since the dataset was read.
+    """
+    image = load_picture(
+        sample.path,
+        bucket=sample.bucket,
+        background=sample.background,
+        orientation=sample.orientation,
+        digest=sample.digest,
+        placed=sample.fit_of(variant) if variant else None,
+        budget=budget,
+    )
+    colours = sample.colours_of(variant)
+    if colours is not None:
+        image = with_colours(image, colours)
+    if flipped:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+    return pixels.to(torch.float32).div_(127.5).sub_(1.0).contiguous()
 
 
 class TensorStore:

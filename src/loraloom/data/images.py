@@ -13,14 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import numpy as np
 from PIL import Image
 
 from loraloom.data.buckets import Fit, Size, fit
 from loraloom.data.problems import readable
-from loraloom.data.variants import with_colours
 from loraloom.errors import DatasetError, FileError
 from loraloom.formats.memory_budget import MemoryBudget
 from loraloom.formats.pictures import (
@@ -36,12 +34,7 @@ from loraloom.formats.pictures import (
     upright,
 )
 
-if TYPE_CHECKING:
-    import torch
-
-    from loraloom.data.dataset import Sample
-
-__all__ = ["ImageFacts", "inspect_image", "load_grey", "load_picture", "load_pixels"]
+__all__ = ["ImageFacts", "inspect_image", "load_grey", "load_picture"]
 
 
 @dataclass(frozen=True)
@@ -138,31 +131,6 @@ def _named_errors(path: Path) -> Iterator[None]:
             yield
     except FileError as error:
         raise DatasetError(error.problem, error.hint) from error
-
-
-def load_pixels(sample: Sample, *, flipped: bool, variant: int = 0, budget: MemoryBudget | None = None) -> torch.Tensor:
-    """The sample's pixels, (3, height, width) float32 in [-1, 1], mirrored left to right if ``flipped``.
-
-    Raises DatasetError if the file was removed, damaged or replaced since the dataset was read.
-    """
-    import torch
-
-    image = load_picture(
-        sample.path,
-        bucket=sample.bucket,
-        background=sample.background,
-        orientation=sample.orientation,
-        digest=sample.digest,
-        placed=sample.fit_of(variant) if variant else None,
-        budget=budget,
-    )
-    colours = sample.colours_of(variant)
-    if colours is not None:
-        image = with_colours(image, colours)
-    if flipped:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
-    return pixels.to(torch.float32).div_(127.5).sub_(1.0).contiguous()
 
 
 def _alpha_bytes(image: Image.Image) -> int:

@@ -18,13 +18,12 @@ from PIL import Image
 from loraloom.data.concepts import IMAGE_SUFFIXES, MASK_ENDINGS, Concept, Files, orphan_mask
 from loraloom.data.images import load_grey
 from loraloom.data.problems import Problem, normal_name, readable
+from loraloom.data.sample import Sample
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError
 
 if TYPE_CHECKING:
     import torch
-
-    from loraloom.data.dataset import Sample
 
 __all__ = ["MaskCache", "MaskFiles", "load_mask", "mask_problems"]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from loraloom.data.dataset import Sample, load_dataset
+from loraloom.data.dataset import load_dataset
+from loraloom.data.sample import Sample
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, FileError, SettingsError
 from loraloom.events import ImageSaved, Listener, Notice, ignore

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from loraloom.data.audit import ConceptShare, audit, concept_shares
 from loraloom.data.buckets import Size
-from loraloom.data.dataset import Dataset, load_dataset
+from loraloom.data.dataset import load_dataset
 from loraloom.data.problems import Problem, readable
+from loraloom.data.sample import Dataset
 from loraloom.data.settings import DatasetSettings
 
 __all__ = [

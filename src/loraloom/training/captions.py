@@ -9,7 +9,7 @@ import torch
 
 from loraloom.data.cache import TensorStore, text_key
 from loraloom.data.caption_operations import Moment
-from loraloom.data.dataset import Sample
+from loraloom.data.sample import Sample
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.tensors import bytes_of
 from loraloom.generation.prompts import parse_attention

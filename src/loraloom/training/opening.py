@@ -15,8 +15,9 @@ import torch
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import choose_targets, create_adapters
 from loraloom.data.concepts import find_layout
-from loraloom.data.dataset import Dataset, Sample, load_dataset
+from loraloom.data.dataset import load_dataset
 from loraloom.data.problems import Problem
+from loraloom.data.sample import Dataset, Sample
 from loraloom.diffusion.schedules import NoiseSchedule
 from loraloom.errors import LoraloomError, SettingsError
 from loraloom.events import Listener, Notice

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from loraloom.adapters.attach import AdapterSet, attach, create_adapters
 from loraloom.data.batches import Draw, plan_epoch
-from loraloom.data.dataset import Dataset
+from loraloom.data.sample import Dataset
 from loraloom.errors import LoraloomError, OutputError
 from loraloom.events import Listener, MemoryMeasured, MemoryPredicted, Notice, ignore
 from loraloom.formats.room import Need, free_bytes, picture_bytes, require_room

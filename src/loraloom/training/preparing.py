@@ -14,7 +14,7 @@ from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adap
 from loraloom.adapters.readers import reader_remark
 from loraloom.adapters.settings import adapter_notices
 from loraloom.data.cache import LatentCache
-from loraloom.data.dataset import Dataset, Sample
+from loraloom.data.sample import Dataset, Sample
 from loraloom.errors import SettingsError
 from loraloom.events import Event, Listener, Notice
 from loraloom.hardware import Precision, keep_freed_memory, return_freed_memory

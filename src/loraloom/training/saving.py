@@ -18,7 +18,7 @@ import torch
 import loraloom
 from loraloom.adapters.attach import AdapterSet
 from loraloom.adapters.metadata import network_args, network_metadata
-from loraloom.data.dataset import Dataset
+from loraloom.data.sample import Dataset
 from loraloom.errors import FileError, OutputError
 from loraloom.events import Listener, Notice
 from loraloom.folders import data_folder

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from loraloom.data.dataset import Dataset, Sample
+from loraloom.data.sample import Dataset, Sample
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, ResumeError, SettingsError
 from loraloom.events import Listener, Notice
 from loraloom.formats.files import make_folder, sha256_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from loraloom.data.batches import Draw, plan_epoch
-from loraloom.data.dataset import Dataset
+from loraloom.data.sample import Dataset
 from loraloom.training.settings import TrainSettings
 
 __all__ = ["Share", "Step", "StepPlan"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.control import Control, Request, keep_going
-from loraloom.data.dataset import Dataset, Sample
+from loraloom.data.sample import Dataset, Sample
 from loraloom.errors import FileError, LoraloomError, NotFiniteError, OutputError, ResumeError, while_handling
 from loraloom.events import (
     Listener,

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from loraloom.data.batches import Draw
 from loraloom.data.cache import LatentCache
-from loraloom.data.dataset import Dataset, Sample, load_dataset
+from loraloom.data.dataset import load_dataset
 from loraloom.data.problems import Problem, readable
+from loraloom.data.sample import Dataset, Sample
 from loraloom.diffusion import objectives
 from loraloom.errors import DatasetError
 from loraloom.formats.files import write_text

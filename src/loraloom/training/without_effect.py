@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from loraloom.data.dataset import Dataset
+from loraloom.data.sample import Dataset
 from loraloom.settings import Settings
 from loraloom.training.lr_schedules import steps_of
 from loraloom.training.optimizers import find_recipe
