@@ -573,7 +573,7 @@ def test_no_file_chooses_a_module(tmp_path: Path, trap: None, optimizer: str, sc
 
 
 def test_what_the_registry_is_made_of_may_be_named(tmp_path: Path) -> None:
-    from loraloom.training.optimizers import OPTIMIZERS
+    from loraloom.training.optimizer_names import OPTIMIZERS
 
     mark = field_rows()["optimizer.name"].class_path
     assert mark is not None

@@ -11,14 +11,8 @@ from transformers import get_scheduler, get_wsd_schedule
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup, get_inverse_sqrt_schedule
 
 from loraloom.errors import SettingsError, UnknownNameError
-from loraloom.training.lr_schedules import (
-    LR_SCHEDULES,
-    ScheduleShape,
-    create_lr_schedule,
-    find_schedule,
-    lr_factor,
-    schedule_remarks,
-)
+from loraloom.training.lr_schedule_names import LR_SCHEDULES, find_schedule
+from loraloom.training.lr_schedules import ScheduleShape, create_lr_schedule, lr_factor, schedule_remarks
 from loraloom.training.settings import LrScheduleSettings
 
 TOTAL = 40

@@ -12,16 +12,8 @@ import pytest
 import torch
 
 from loraloom.errors import HardwareError, SettingsError, UnknownNameError
-from loraloom.training.optimizers import (
-    OPTIMIZERS,
-    create_optimizer,
-    evaluating,
-    find_optimizer,
-    find_recipe,
-    is_adaptive,
-    optimizer_title,
-    try_optimizer,
-)
+from loraloom.training.optimizer_names import OPTIMIZERS, find_optimizer, find_recipe, is_adaptive
+from loraloom.training.optimizers import create_optimizer, evaluating, optimizer_title, try_optimizer
 from loraloom.training.parameter_groups import optimizer_remarks
 from loraloom.training.settings import OptimizerSettings, TrainSettings
 from loraloom.training.state import load_optimizer, optimizer_options, optimizer_values
@@ -307,7 +299,7 @@ def test_a_missing_library_is_named_with_the_command(
     def missing(module: str, package: str | None = None) -> Any:
         raise ModuleNotFoundError(f"No module named {module!r}", name=module.partition(".")[0])
 
-    monkeypatch.setattr("loraloom.training.optimizers.import_module", missing)
+    monkeypatch.setattr("loraloom.training.optimizer_names.import_module", missing)
     monkeypatch.setattr("loraloom.registry.import_module", builtins.__import__("importlib").import_module)
     with pytest.raises(SettingsError) as caught:
         try_optimizer(OptimizerSettings(name=name), CPU)

@@ -16,10 +16,10 @@ from loraloom.formats.adapter_file import AdapterTarget, read_adapter_file
 from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.family import FAMILIES
+from loraloom.training.block_shapes import block_weights
 from loraloom.training.lr_schedules import create_lr_schedule
 from loraloom.training.optimizers import create_optimizer
 from loraloom.training.parameter_groups import (
-    block_weights,
     parameter_groups,
     plan_groups,
     rates_at,

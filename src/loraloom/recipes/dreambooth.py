@@ -606,7 +606,7 @@ def _sanity(left: dict[str, Item], recipe: Recipe) -> None:
 
 def _adaptation(left: dict[str, Item], recipe: Recipe) -> None:
     """Arguments of the optimizers that find their rate; saved with every other one too."""
-    from loraloom.training.optimizers import is_adaptive
+    from loraloom.training.optimizer_names import is_adaptive
 
     names = [name for name in ("beta1", "beta2", "d0", "eps") if f"adaptation_{name}" in left]
     found = {name: left.pop(f"adaptation_{name}") for name in names}

@@ -289,7 +289,7 @@ _SAME_METHODS = frozenset(
 
 
 def _named_optimizer(named: Item, recipe: Recipe) -> None:
-    from loraloom.training.optimizers import find_class, find_optimizer, find_recipe
+    from loraloom.training.optimizer_names import find_class, find_optimizer, find_recipe
 
     if not isinstance(named.value, str):
         recipe.problem("optimizer.name", f"{named.key} = {shown(named.value)} is no name of an optimizer")
@@ -343,7 +343,7 @@ def _adafactor(items: Items, recipe: Recipe) -> None:
 
 
 def _lr_schedule(items: Items, recipe: Recipe) -> None:
-    from loraloom.training.lr_schedules import LR_SCHEDULES
+    from loraloom.training.lr_schedule_names import LR_SCHEDULES
 
     named, typed = items.pop("lr_scheduler", None), items.pop("lr_scheduler_type", None)
     options = items.pop("lr_scheduler_args", None)

@@ -12,26 +12,23 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from loraloom.errors import SettingsError, UnknownNameError
-from loraloom.registry import Entry, Registry
+from loraloom.training.lr_schedule_names import (
+    LR_SCHEDULES,
+    OPTIONS,
+    USES,
+    find_schedule,
+    read_rules,
+    registered_name,
+    steps_of,
+)
 
 if TYPE_CHECKING:
     from loraloom.training.settings import LrScheduleSettings
 
-__all__ = [
-    "LR_SCHEDULES",
-    "LrSchedule",
-    "ScheduleShape",
-    "check_settings",
-    "create_lr_schedule",
-    "find_schedule",
-    "lr_factor",
-    "schedule_remarks",
-    "steps_of",
-]
+__all__ = ["LrSchedule", "ScheduleShape", "create_lr_schedule", "lr_factor", "schedule_remarks"]
 
 LrSchedule = Callable[[int], float]
 """Factor on the base rate by step."""
@@ -137,125 +134,25 @@ def rex(step: int, total: int, shape: ScheduleShape) -> float:
 
 def piecewise_constant(step: int, total: int, shape: ScheduleShape) -> float:
     """Factors by step as ``rules`` say, on top of the warm-up."""
-    boundaries, factors = _read_rules(shape.rules)
+    boundaries, factors = read_rules(shape.rules)
     factor = factors[bisect_right(boundaries, step)]
     rising = _rising(step, shape)
     return factor if rising is None else factor * rising
 
 
-def _read_rules(rules: str) -> tuple[list[int], list[float]]:
-    """``1:10,0.1:20,0.01`` -> ([10, 20], [1, 0.1, 0.01]); raises ValueError."""
-    *pieces, last = (piece.strip() for piece in rules.split(","))
-    wrong = ValueError(f"lr_schedule.rules = {rules!r} is not like 1:100,0.1:200,0.01 (factor:step, ..., last factor)")
-    try:
-        pairs = [piece.split(":") for piece in pieces]
-        boundaries = [int(boundary) for _, boundary in pairs]
-        factors = [float(factor) for factor, _ in pairs] + [float(last)]
-    except ValueError as error:
-        raise wrong from error
-    if any(later <= earlier for earlier, later in pairwise(boundaries)) or not all(0 <= f < math.inf for f in factors):
-        raise wrong
-    return boundaries, factors
-
-
-# Which settings of LrScheduleSettings each schedule looks at.
-_FALLING = ("warmup_steps", "min_lr_ratio")
-_USES: dict[str, tuple[str, ...]] = {
-    "constant": (),
-    "constant_with_warmup": ("warmup_steps",),
-    "linear": _FALLING,
-    "cosine": _FALLING,
-    "cosine_with_restarts": (*_FALLING, "cycles"),
-    "polynomial": (*_FALLING, "power"),
-    "inverse_sqrt": ("warmup_steps", "timescale"),
-    "cosine_with_min_lr": _FALLING,
-    "warmup_stable_decay": (*_FALLING, "decay_steps"),
-    "rex": _FALLING,
-    "piecewise_constant": ("warmup_steps", "rules"),
-}
-_OPTIONS = ("warmup_steps", "decay_steps", "cycles", "power", "timescale", "min_lr_ratio", "rules", "args")
-
-LR_SCHEDULES = Registry(
-    "lr schedule",
-    {
-        name: Entry(f"loraloom.training.lr_schedules:{'cosine' if name == 'cosine_with_min_lr' else name}", summary)
-        for name, summary in (
-            ("constant", "the same rate throughout"),
-            ("constant_with_warmup", "rises, then stays"),
-            ("linear", "falls in a straight line to zero"),
-            ("cosine", "falls slowly, fast, slowly to zero"),
-            ("cosine_with_restarts", "cosine, several times"),
-            ("polynomial", "falls to zero along a power"),
-            ("inverse_sqrt", "falls ever more slowly and never ends"),
-            ("cosine_with_min_lr", "cosine to a share of the rate"),
-            ("warmup_stable_decay", "rises, stays, falls at the end"),
-            ("rex", "stays high, falls fast at the end"),
-            ("piecewise_constant", "steps that you write down"),
-        )
-    },
-    aliases={
-        "linear_with_warmup": "linear",
-        "cosine_with_warmup": "cosine",
-        "cosine_annealing": "cosine",
-        "cosine_annealing_with_restarts": "cosine_with_restarts",
-        "cosine_with_hard_restarts": "cosine_with_restarts",
-        "cosine_with_hard_restarts_with_warmup": "cosine_with_restarts",
-        "polynomial_with_warmup": "polynomial",
-        "wsd": "warmup_stable_decay",
-    },
-)
-
-
-def find_schedule(name: str) -> str:
-    """``name`` in lower case, or a class path as it is; raises UnknownNameError."""
-    if "." in name:
-        return name
-    for candidate in (name, name.lower()):
-        if candidate in LR_SCHEDULES:
-            return candidate
-    LR_SCHEDULES[name]  # raises
-    return name
-
-
-def check_settings(settings: LrScheduleSettings) -> None:
-    """Raise ValueError for a schedule that lacks what it cannot do without. Unknown names are reported elsewhere."""
-    name = settings.name.lower()
-    if name == "piecewise_constant":
-        if not settings.rules:
-            raise ValueError("piecewise_constant needs lr_schedule.rules, for example 1:100,0.1:200,0.01")
-        _read_rules(settings.rules)
-    if name == "cosine_with_min_lr" and not settings.min_lr_ratio:
-        raise ValueError("cosine_with_min_lr needs lr_schedule.min_lr_ratio, for example 0.1")
-    for key in ("warmup_steps", "decay_steps"):
-        value = getattr(settings, key)
-        if value is not None and value >= 1 and value != int(value):
-            raise ValueError(f"{key} = {value}: a share of the run is below 1, a number of steps is whole")
-
-
-def steps_of(value: float, total: int) -> int:
-    """A number of steps that is given as such, or below 1 as a share of ``total``."""
-    return round(value * total) if value < 1 else int(value)
-
-
 def schedule_remarks(settings: LrScheduleSettings) -> list[str]:
     """One line for every setting that the schedule does not look at."""
     name = find_schedule(settings.name)
-    uses = ("warmup_steps", "args") if "." in name else _USES.get(_resolved(name), _OPTIONS)
+    uses = ("warmup_steps", "args") if "." in name else USES.get(registered_name(name), OPTIONS)
     remarks = []
-    for option in _OPTIONS:
+    for option in OPTIONS:
         default = type(settings).model_fields[option].get_default(call_default_factory=True)
         if option in uses or getattr(settings, option) == default:
             continue
         others = "constant_with_warmup uses it" if name == "constant" and option == "warmup_steps" else ""
-        others = others or f"used by {', '.join(key for key, used in _USES.items() if option in used) or 'class paths'}"
+        others = others or f"used by {', '.join(key for key, used in USES.items() if option in used) or 'class paths'}"
         remarks.append(f"lr_schedule.{option} has no effect with {settings.name}; {others}")
     return remarks
-
-
-def _resolved(name: str) -> str:
-    """The name whose entry ``name`` leads to."""
-    entry = LR_SCHEDULES[name]
-    return next((own for own in LR_SCHEDULES if LR_SCHEDULES[own] is entry), name)
 
 
 def create_lr_schedule(settings: LrScheduleSettings, total: int) -> LrSchedule:
@@ -263,7 +160,7 @@ def create_lr_schedule(settings: LrScheduleSettings, total: int) -> LrSchedule:
     name = find_schedule(settings.name)
     warmup = steps_of(settings.warmup_steps, total)
     decay = steps_of(0.2 if settings.decay_steps is None else settings.decay_steps, total)
-    if name in LR_SCHEDULES and _resolved(name) == "warmup_stable_decay" and warmup + decay > total:
+    if name in LR_SCHEDULES and registered_name(name) == "warmup_stable_decay" and warmup + decay > total:
         raise SettingsError(
             [f"lr_schedule: {warmup} steps of warm-up and {decay} of decay do not fit into a run of {total}"],
             "lower lr_schedule.warmup_steps or lr_schedule.decay_steps",

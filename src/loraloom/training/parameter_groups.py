@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from loraloom.adapters.blocks import BLOCK_SECTIONS, BlockSections, block_index
 from loraloom.errors import SettingsError
-from loraloom.training.lr_schedules import LrSchedule, find_schedule, schedule_remarks
-from loraloom.training.optimizers import find_optimizer, find_recipe
+from loraloom.training.block_shapes import block_weights
+from loraloom.training.lr_schedule_names import find_schedule
+from loraloom.training.lr_schedules import LrSchedule, schedule_remarks
+from loraloom.training.optimizer_names import find_optimizer, find_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = [
     "PlannedGroup",
     "block_factors",
-    "block_weights",
     "optimizer_remarks",
     "parameter_groups",
     "part_rates",
@@ -37,27 +37,6 @@ __all__ = [
 
 UP = "up"
 """Last part of the name of an adapter's parameter that LoRA+ speeds up: the factor that starts at zero."""
-
-SHAPES: dict[str, Callable[[float], float]] = {
-    "sine": lambda x: math.sin(math.pi / 2 * x),
-    "cosine": lambda x: math.sin(math.pi / 2 * (1 - x)),
-    "linear": lambda x: x,
-    "reverse_linear": lambda x: 1 - x,
-    "zeros": lambda x: 0.0,
-}
-"""sd-scripts' shapes of block learning rates, for 0 (first block of a section) to 1 (last)."""
-
-
-def block_weights(shape: str, count: int) -> tuple[float, ...]:
-    """The factors of a named shape for ``count`` blocks: ``sine``, ``zeros+0.5``. Raises ValueError."""
-    name, plus, base = shape.partition("+")
-    try:
-        raised = float(base) if plus else 0.0
-    except ValueError as error:
-        raise ValueError(f"{shape!r}: what is behind + must be a number") from error
-    if name not in SHAPES:
-        raise ValueError(f"{shape!r} is no shape; known: {', '.join(SHAPES)}, with +number behind it, or a list")
-    return tuple(SHAPES[name](index / max(count - 1, 1)) + raised for index in range(count))
 
 
 def block_factors(settings: OptimizerSettings, family: str) -> list[float] | None:

@@ -27,7 +27,7 @@ from loraloom.formats.files import make_folder, old_hash, sha256_of
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import LoadedModel
 from loraloom.models.saving import save_checkpoint
-from loraloom.training.lr_schedules import steps_of
+from loraloom.training.lr_schedule_names import steps_of
 from loraloom.training.optimizers import optimizer_title
 from loraloom.training.parameter_groups import rate_metadata
 from loraloom.training.record import recorded_settings

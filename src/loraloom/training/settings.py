@@ -13,6 +13,9 @@ from loraloom.data.settings import DatasetSettings
 from loraloom.errors import UnknownNameError
 from loraloom.file_names import check_name
 from loraloom.settings import ClassPath, Kohya, Settings
+from loraloom.training.block_shapes import block_weights
+from loraloom.training.lr_schedule_names import check_values, find_schedule
+from loraloom.training.optimizer_names import find_optimizer, is_adaptive
 
 __all__ = [
     "EmaSettings",
@@ -67,8 +70,6 @@ class BlockLrSettings(Settings):
     @field_validator("down", "mid", "up")
     @classmethod
     def _shape_exists(cls, value: tuple[float, ...] | str | None, info: ValidationInfo) -> Any:
-        from loraloom.training.parameter_groups import block_weights
-
         if isinstance(value, str):
             if info.field_name == "mid":
                 raise ValueError("the middle takes numbers, not a shape")
@@ -130,15 +131,11 @@ class OptimizerSettings(Settings):
     @field_validator("name")
     @classmethod
     def _name_exists(cls, value: str) -> str:
-        from loraloom.training.optimizers import find_optimizer
-
         return _known(find_optimizer, value)
 
     @model_validator(mode="before")
     @classmethod
     def _rate_of_adaptive(cls, data: Any) -> Any:
-        from loraloom.training.optimizers import is_adaptive
-
         name = data.get("name") if isinstance(data, dict) and "lr" not in data else None
         if isinstance(name, str) and is_adaptive(name):
             return {**data, "lr": 1.0}
@@ -179,15 +176,17 @@ class LrScheduleSettings(Settings):
     @field_validator("name")
     @classmethod
     def _name_exists(cls, value: str) -> str:
-        from loraloom.training.lr_schedules import find_schedule
-
         return _known(find_schedule, value)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        from loraloom.training.lr_schedules import check_settings
-
-        check_settings(self)
+        check_values(
+            self.name,
+            rules=self.rules,
+            min_lr_ratio=self.min_lr_ratio,
+            warmup_steps=self.warmup_steps,
+            decay_steps=self.decay_steps,
+        )
         return self
 
 

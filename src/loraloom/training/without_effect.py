@@ -12,8 +12,8 @@ from typing import Any
 
 from loraloom.data.sample import Dataset
 from loraloom.settings import Settings
-from loraloom.training.lr_schedules import steps_of
-from loraloom.training.optimizers import find_recipe
+from loraloom.training.lr_schedule_names import steps_of
+from loraloom.training.optimizer_names import find_recipe
 from loraloom.training.previews import preview_prompts
 from loraloom.training.settings import PreviewSettings, TrainSettings
 
