@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
-__all__ = ["Control", "Interrupted", "Request", "first_of", "heed", "keep_going"]
+__all__ = ["Control", "Interrupted", "Request", "first_of", "heed", "keep_going", "number_of", "wait_out"]
 
 POLL_S = 0.2
 """How often work that waits looks whether it may go on."""
@@ -39,9 +39,10 @@ Control = Callable[[], Request]
 class Interrupted(KeyboardInterrupt):
     """Work was left because it was asked to end; ``number`` is the signal that asked, where it was one."""
 
-    def __init__(self, number: int = signal.SIGINT) -> None:
+    def __init__(self, number: int = signal.SIGINT, request: Request = Request.STOP) -> None:
         super().__init__(number)
         self.number = number
+        self.request = request
 
 
 def keep_going() -> Request:
@@ -49,17 +50,35 @@ def keep_going() -> Request:
     return Request.GO
 
 
-def first_of(*controls: Control) -> Control:
-    """The control that passes on the first wish of several that is not to go on."""
+def number_of(control: Control) -> int:
+    """The signal by which a control asks, SIGINT for one that is no signal's."""
+    return int(getattr(control, "number", signal.SIGINT))
 
-    def asked() -> Request:
-        for control in controls:
+
+class _FirstOf:
+    def __init__(self, controls: tuple[Control, ...]) -> None:
+        self._controls = controls
+        self.number = int(signal.SIGINT)
+
+    def __call__(self) -> Request:
+        for control in self._controls:
             request = control()
             if request is not Request.GO:
+                self.number = number_of(control)
                 return request
         return Request.GO
 
-    return asked
+
+def first_of(*controls: Control) -> Control:
+    """The control that passes on the first wish of several that is not to go on, and the signal that it came by."""
+    return _FirstOf(controls)
+
+
+def wait_out(control: Control, *, sleep: Callable[[float], None] = time.sleep) -> Request:
+    """What is asked once nobody asks to wait any more."""
+    while (request := control()) is Request.PAUSE:
+        sleep(POLL_S)
+    return request
 
 
 def heed(control: Control, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -67,7 +86,6 @@ def heed(control: Control, *, sleep: Callable[[float], None] = time.sleep) -> No
 
     What is finished stays; whoever calls undoes or keeps the piece in progress as for any other error.
     """
-    while (request := control()) is Request.PAUSE:
-        sleep(POLL_S)
+    request = wait_out(control, sleep=sleep)
     if request is not Request.GO:
-        raise Interrupted(getattr(control, "number", signal.SIGINT))
+        raise Interrupted(number_of(control), request)

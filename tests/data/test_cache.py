@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from loraloom.control import Interrupted, Request
 from loraloom.data.cache import LatentCache, latent_key, load_pixels
 from loraloom.data.dataset import load_dataset
 from loraloom.data.sample import Sample
@@ -94,6 +95,32 @@ def test_an_interrupted_cache_goes_on(samples: tuple[Sample, ...], tmp_path: Pat
         for name in ("latents", "whole")
     )
     assert interrupted == whole
+
+
+def test_a_wish_to_end_is_heard_between_two_batches(samples: tuple[Sample, ...], tmp_path: Path) -> None:
+    encoder = Encoder()
+    with pytest.raises(Interrupted):
+        cache(encoder, tmp_path / "latents").prepare(
+            samples, batch_size=2, control=lambda: Request.STOP if encoder.pictures >= 3 else Request.GO
+        )
+    assert encoder.pictures == 4
+    assert len(list((tmp_path / "latents").rglob("*.safetensors"))) == 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_processes_that_share_the_encoding_ask_equally_often(samples: tuple[Sample, ...], count: int) -> None:
+    """Seven pictures do not go round; an answer that only some of them hear would leave the others waiting."""
+    asked = []
+    for number in range(count):
+        answers: list[Request] = []
+
+        def control(answers: list[Request] = answers) -> Request:
+            answers.append(Request.GO)
+            return Request.GO
+
+        cache(Encoder(), None).prepare(samples, share=(number, count), control=control)
+        asked.append(len(answers))
+    assert len(set(asked)) == 1 and asked[0] * count >= 7
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip a bit", "empty", "swap", "another file"])

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from loraloom.control import Interrupted
+from loraloom.control import Interrupted, Request
 from loraloom.events import Event, Notice, ignore
 from loraloom.studio.stopping import StopRequest, heeding, interrupt_on_signals, stop_on_signals
 
@@ -21,7 +21,7 @@ def test_the_first_signal_asks_and_a_second_ctrl_c_interrupts() -> None:
     stop, heard = StopRequest(), list[Event]()
     with stop_on_signals(stop, heard.append):
         signal.raise_signal(signal.SIGTERM)
-        assert stop() and stop.number == signal.SIGTERM
+        assert stop() is Request.STOP and stop.number == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert len(heard) == 1
@@ -34,7 +34,7 @@ def test_a_closing_terminal_hangs_up_more_than_once() -> None:
     with stop_on_signals(stop, ignore):
         for number in (HANG_UP, HANG_UP, signal.SIGTERM, HANG_UP):
             signal.raise_signal(number)  # none of them interrupts the save
-    assert stop() and stop.number == HANG_UP
+    assert stop() is Request.STOP and stop.number == HANG_UP
 
 
 def test_the_words_do_not_come_from_the_handler() -> None:
@@ -78,7 +78,7 @@ def test_nohup_is_obeyed() -> None:
         stop = StopRequest()
         with stop_on_signals(stop, ignore):
             signal.raise_signal(HANG_UP)
-        assert not stop()
+        assert stop() is Request.GO
         assert signal.getsignal(HANG_UP) is signal.SIG_IGN
     finally:
         signal.signal(HANG_UP, before)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loraloom.control import Request
 from loraloom.data.caption_operations import Moment
 from loraloom.data.concepts import Concept
 from loraloom.data.sample import Sample
@@ -68,6 +69,26 @@ def test_each_caption_is_encoded_once(
     encode(["c"], lambda: ["d", "a"])
     assert encoded == ["a", "b", "c", "d"]
     encode(["d"], lambda: pytest.fail("nothing is missing"))
+
+
+@pytest.mark.parametrize("wish", [Request.PAUSE, Request.STOP])
+def test_nothing_is_encoded_ahead_once_something_is_asked(
+    wish: Request, model: LoadedModel, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[object] = []
+    original = model.encode_text
+    monkeypatch.setattr(model, "encode_text", lambda texts, **more: (encoded.extend(texts), original(texts, **more))[1])
+    encode = CaptionEncoder(
+        model,
+        make_settings(),
+        chunks=1,
+        trained=False,
+        control=lambda: wish if len(encoded) >= 4 else Request.GO,
+    )
+    first = encode(["a", "b"], lambda: ["c", "d", "e", "a"])
+    assert encoded == ["a", "b", "c", "d"] and len(first.context) == 2
+    encode(["f", "e"], lambda: ["g"])
+    assert encoded[4:] == ["f", "e"], "what the step needs is encoded whatever is asked"
 
 
 def test_memory_is_bounded_and_results_are_right_all_the_same(

@@ -73,7 +73,7 @@ def go(
 
     def control() -> Request:
         steps = [event.step for event in events if isinstance(event, StepFinished)]
-        return request if stop_at is not None and steps[-1] == stop_at else Request.GO
+        return request if stop_at is not None and steps[-1:] == [stop_at] else Request.GO
 
     state = find_state(folder / "state", events.append) if resume else None
     train(
@@ -138,14 +138,14 @@ def test_the_loss_scale_goes_on(make_settings: MakeSettings, tmp_path: Path) -> 
         return run
 
     whole = prepared("whole")
-    whole.loop(lambda: False)
+    whole.loop()
     cut = prepared("cut")
-    cut.loop(lambda: cut.step == 3)
+    cut.loop(lambda: Request.STOP if cut.step == 3 else Request.GO)
     state = find_state(tmp_path / "cut" / "state", ignore)
     assert state is not None and state.values["scaler"]["scale"] == 8.0
     again = prepared("cut")
     again.restore(ResumePoint(state))
-    again.loop(lambda: False)
+    again.loop()
     assert again.scaler.state_dict() == whole.scaler.state_dict()
     assert same(tmp_path / "whole", tmp_path / "cut")
 
@@ -193,13 +193,17 @@ def test_a_pause_changes_nothing_and_is_not_counted(
     events: list[Event] = []
     clock = Clock()
     monkeypatch.setattr("loraloom.training.trainer.time", clock)
-    train(settings, tmp_path / "run", listener=events.append, control=lambda: next(answers, Request.GO))
+
+    def control() -> Request:
+        return next(answers, Request.GO) if of(events, StepFinished) else Request.GO
+
+    train(settings, tmp_path / "run", listener=events.append, control=control)
     assert losses(events) == losses(whole) and same(tmp_path / "whole", tmp_path / "run")
     order = [type(event) for event in events if isinstance(event, (StateSaved, RunPaused, RunResumed))][:3]
     assert order == [StateSaved, RunPaused, RunResumed]
     (finished,) = of(events, RunFinished)
-    assert clock.slept == 3  # a look at the control file before each
-    assert finished.seconds == pytest.approx(clock.now - 3 * 3600.0, abs=1.0)  # what lies between the steps
+    assert clock.slept == 4  # one behind each look at the control file
+    assert finished.seconds == pytest.approx(clock.now - 4 * 3600.0, abs=1.0)  # what lies between the steps
 
 
 def test_the_state_survives_an_error_between_steps(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -232,7 +236,7 @@ def test_no_state_is_kept_of_a_broken_update(make_settings: MakeSettings, tmp_pa
 
     prepared.optimizer.step = half_a_step  # type: ignore[assignment, method-assign]
     with pytest.raises(RuntimeError):
-        prepared.loop(lambda: False)
+        prepared.loop()
     assert saved_states(tmp_path / "run" / "state") == []
 
 
@@ -241,10 +245,10 @@ def test_the_state_before_nan_is_kept(make_settings: MakeSettings, tmp_path: Pat
     (tmp_path / "run" / "weights").mkdir(parents=True)
     prepared = TrainingRun.prepare(settings, tmp_path / "run", ignore)
 
-    def poison() -> bool:
+    def poison() -> Request:
         if prepared.step == 2:
             prepared.objective.schedule.signal.fill_(float("nan"))
-        return False
+        return Request.GO
 
     with pytest.raises(NotFiniteError):
         prepared.loop(poison)
@@ -291,12 +295,12 @@ def test_the_last_sound_state_stays_and_is_named(make_settings: MakeSettings, tm
         (tmp_path / "run" / part).mkdir(parents=True)
     prepared = TrainingRun.prepare(sane, tmp_path / "run", ignore)
 
-    def jolt() -> bool:
+    def jolt() -> Request:
         if prepared.step == 3:
             with torch.no_grad():
                 for parameter in prepared.adapters.parameters():
                     parameter.mul_(1e8).add_(1e8)
-        return False
+        return Request.GO
 
     with pytest.raises(NotFiniteError, match="exploded") as caught:
         prepared.loop(jolt)
@@ -313,11 +317,11 @@ def test_moments_that_are_not_finite_are_no_state(make_settings: MakeSettings, t
         (tmp_path / "run" / part).mkdir(parents=True)
     prepared = TrainingRun.prepare(settings, tmp_path / "run", ignore)
 
-    def jolt() -> bool:
+    def jolt() -> Request:
         if prepared.step == 5:
             for state in prepared.optimizer.state.values():
                 state["exp_avg_sq"].fill_(torch.inf)
-        return False
+        return Request.GO
 
     prepared.loop(jolt)  # Adam stands still from then on: the weights stay finite
     assert [step for step, _ in saved_states(tmp_path / "run" / "state")] == [3]
@@ -341,7 +345,7 @@ def test_a_state_is_replaced_only_when_a_step_was_taken_from_the_next(
 
     prepared.listener = look
     with pytest.raises(NotFiniteError, match="the loss of step 7 is nan") as caught:
-        prepared.loop(lambda: False)
+        prepared.loop()
     assert kept == [[3], [3, 6]]
     assert [step for step, _ in saved_states(tmp_path / "run" / "state")] == [3, 6]
     assert "the last sound state is that of step 3" in caught.value.hint
@@ -643,7 +647,7 @@ def test_a_branch_may_have_other_settings(make_settings: MakeSettings, tmp_path:
     run = TrainingRun.prepare(settings, tmp_path / "branch", events.append, resume=ResumePoint(state, branch=True))
     assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.5, 0.5]
     assert all(len(run.optimizer.state[p]) > 0 for group in run.optimizer.param_groups for p in group["params"])
-    path = run.loop(lambda: False)
+    path = run.loop()
     assert path is not None
     steps = of(events, StepFinished)
     assert [event.step for event in steps] == [3, 4, 5, 6]

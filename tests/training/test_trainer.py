@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from loraloom.adapters.attach import read_adapters
+from loraloom.control import Interrupted, Request
 from loraloom.errors import DatasetError, NotFiniteError, OutputError, PromptError, SettingsError
 from loraloom.events import (
     Event,
@@ -19,14 +20,19 @@ from loraloom.events import (
     Notice,
     PreviewSaved,
     RunFinished,
+    RunPaused,
+    RunResumed,
     RunStarted,
     StepFinished,
+    ValidationMeasured,
     WeightsSaved,
+    ignore,
 )
 from loraloom.formats.image_info import read_parameters
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.training import saving
 from loraloom.training.settings import TrainSettings
+from loraloom.training.state import ResumePoint, find_state
 from loraloom.training.trainer import TrainingRun, train
 
 MakeSettings = Callable[..., TrainSettings]
@@ -109,7 +115,7 @@ def test_bf16_trains_the_checkpoint_in_bf16_and_the_adapter_in_fp32(
     prepared = TrainingRun.prepare(settings, tmp_path / "half", lambda event: None)
     assert {parameter.dtype for parameter in prepared.model.unet.parameters()} == {torch.bfloat16}
     assert {parameter.dtype for parameter in prepared.adapters.parameters()} == {torch.float32}
-    half = load_file(prepared.loop(lambda: False))
+    half = load_file(prepared.loop())
     one, other = (torch.cat([tensors[key].flatten() for key in sorted(tensors)]) for tensors in (load_file(full), half))
     assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.99
 
@@ -194,7 +200,7 @@ def test_stop_saves_and_ends_after_the_step(make_settings: MakeSettings, tmp_pat
         make_settings("epochs=50"),
         tmp_path / "run",
         listener=events.append,
-        stop=lambda: len(only(events, StepFinished)) == 2,
+        control=lambda: Request.STOP if len(only(events, StepFinished)) == 2 else Request.GO,
     )
     (finished,) = only(events, RunFinished)
     assert finished.stopped and finished.step == 2  # type: ignore[attr-defined]
@@ -202,12 +208,159 @@ def test_stop_saves_and_ends_after_the_step(make_settings: MakeSettings, tmp_pat
         assert file.metadata()["ss_steps"] == "2"
 
 
-def test_stop_while_images_are_encoded(make_settings: MakeSettings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wish", [Request.STOP, Request.DISCARD])
+def test_stop_while_images_are_encoded(wish: Request, make_settings: MakeSettings, tmp_path: Path) -> None:
     events: list[Event] = []
-    with pytest.raises(KeyboardInterrupt):
-        train(make_settings(), tmp_path / "run", listener=events.append, stop=lambda: True)
-    assert len(only(events, LatentsCached)) == 1
+
+    def control() -> Request:
+        return wish if len(only(events, LatentsCached)) == 3 else Request.GO
+
+    with pytest.raises(Interrupted) as caught:
+        train(make_settings(), tmp_path / "run", listener=events.append, control=control)
+    assert caught.value.request is wish
+    assert len(only(events, LatentsCached)) == 3
     assert only(events, StepFinished) == []
+
+
+def test_a_stop_before_anything_is_loaded(make_settings: MakeSettings, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with pytest.raises(Interrupted):
+        train(make_settings(), tmp_path / "run", listener=events.append, control=lambda: Request.STOP)
+    assert only(events, LatentsCached) == []
+
+
+def test_a_pause_while_images_are_encoded(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings("steps=3", "saving.precision=float")
+    whole, _ = run(settings, tmp_path / "whole")
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    events: list[Event] = []
+    waits = iter([Request.PAUSE] * 3)
+
+    def control() -> Request:
+        return next(waits, Request.GO) if only(events, LatentsCached) else Request.GO
+
+    path = train(settings, tmp_path / "run", listener=events.append, control=control)
+    told = [event for event in events if isinstance(event, (LatentsCached, RunPaused, RunResumed, RunStarted))]
+    assert told[:4] == [LatentsCached(1, 4), RunPaused(0), RunResumed(0), LatentsCached(2, 4)]
+    assert path is not None and path.read_bytes() == whole.read_bytes()
+
+
+def test_a_run_that_is_left_before_its_first_step_keeps_nothing_and_is_paused(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+
+    def control() -> Request:
+        return Request.LEAVE if only(events, LatentsCached) else Request.GO
+
+    assert train(make_settings(), tmp_path / "run", listener=events.append, control=control) is None
+    assert events[-1] == RunPaused(0, freed=True)
+    assert not (tmp_path / "run").exists()
+
+
+BETWEEN = ("epochs=2", "saving.precision=float", "saving.every_epochs=0", "validation.share=0.25")
+PAINTED = ("preview.prompts=['x', 'y']", "preview.steps=2")
+
+
+class AskedDuring:
+    """A control that wishes something when a validation or a preview is on its way, as ``look`` sees it begin."""
+
+    def __init__(self, *wishes: Request, last: Request, at: int, times: int) -> None:
+        self._wishes, self._last, self._at, self._times = iter(wishes), last, at, times
+        self.step, self.begun = 0, 0
+
+    def __call__(self) -> Request:
+        if self.step != self._at or self.begun < self._times:
+            return Request.GO
+        return next(self._wishes, self._last)
+
+
+def watched(
+    monkeypatch: pytest.MonkeyPatch, what: str, settings: TrainSettings, folder: Path, control: AskedDuring
+) -> tuple[Path | None, list[Event]]:
+    """Train, counting how often ``what`` (a function of the trainer or of the validator) has begun at this step."""
+    from loraloom.training import previews, validation
+
+    for part in ("weights", "previews"):
+        (folder / part).mkdir(parents=True)
+    events: list[Event] = []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, StepFinished):
+            control.step, control.begun = event.step, 0
+
+    place: Any = validation.Validator if what == "_losses" else previews
+    original = getattr(place, what)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        control.begun += 1
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(place, what, counted)
+    return train(settings, folder, listener=listen, control=control), events
+
+
+@pytest.mark.parametrize(("what", "extra"), [("_losses", ()), ("text_to_image", PAINTED)])
+def test_a_pause_between_two_steps_changes_nothing(
+    what: str, extra: tuple[str, ...], make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(*BETWEEN, *extra, "batch_size=1")
+    whole, plain = run(settings, tmp_path / "whole")
+    epoch = only(plain, RunStarted)[0].steps_per_epoch
+    control = AskedDuring(Request.PAUSE, Request.PAUSE, Request.PAUSE, last=Request.GO, at=epoch, times=1)
+    path, events = watched(monkeypatch, what, settings, tmp_path / "run", control)
+    assert [event.step for event in only(events, RunPaused)] == [epoch]
+    assert [event.step for event in only(events, RunResumed)] == [epoch]
+    assert only(events, ValidationMeasured) == only(plain, ValidationMeasured)
+    painted = {Path(event.path).name for event in only(plain, PreviewSaved)}
+    assert {Path(event.path).name for event in only(events, PreviewSaved)} == painted
+    assert path is not None and path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("wish", [Request.STOP, Request.LEAVE, Request.DISCARD])
+@pytest.mark.parametrize(("what", "extra"), [("_losses", ()), ("text_to_image", PAINTED)])
+def test_the_end_between_two_steps_is_heard_there(
+    what: str,
+    extra: tuple[str, ...],
+    wish: Request,
+    make_settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = make_settings(*BETWEEN, *extra, "batch_size=1")
+    whole, plain = run(settings, tmp_path / "whole")
+    epoch = only(plain, RunStarted)[0].steps_per_epoch
+    control = AskedDuring(last=wish, at=epoch, times=1)
+    path, events = watched(monkeypatch, what, settings, tmp_path / "run", control)
+    assert [event.step for event in only(events, StepFinished)] == list(range(1, epoch + 1))
+    (told,) = [event.text for event in only(events, Notice) if "was left out" in event.text]
+    assert f"of step {epoch} was left out: the run was asked to end" in told
+    assert control.begun == 1, "the rest was neither measured nor painted"
+    if wish is Request.LEAVE:
+        assert events[-1] == RunPaused(epoch, freed=True)
+    else:
+        assert only(events, RunFinished)[0].stopped
+    assert (path is not None) == (wish is Request.STOP)
+    if wish is Request.DISCARD:
+        return
+    state = find_state(tmp_path / "run" / "state", ignore)
+    assert state is not None and state.step == epoch
+    monkeypatch.undo()
+    again = train(settings, tmp_path / "run", listener=events.append, resume=ResumePoint(state))
+    assert again is not None
+    first, second = load_file(whole), load_file(again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_end_before_the_first_step_is_heard_in_its_validation(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = AskedDuring(last=Request.STOP, at=0, times=2)
+    with pytest.raises(Interrupted):
+        watched(monkeypatch, "_losses", make_settings(*BETWEEN, "batch_size=1"), tmp_path / "run", control)
+    assert control.begun == 2
+    assert not list((tmp_path / "run" / "weights").iterdir())
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_weights(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -216,10 +369,10 @@ def test_nan_stops_the_run_and_keeps_the_last_good_weights(make_settings: MakeSe
     (folder / "weights").mkdir(parents=True)
     prepared = TrainingRun.prepare(settings, folder, lambda event: None)
 
-    def poison() -> bool:
+    def poison() -> Request:
         if prepared.step == 2:
             prepared.objective.schedule.signal.fill_(float("nan"))
-        return False
+        return Request.GO
 
     with pytest.raises(NotFiniteError, match="the loss of step 3 is nan") as caught:
         prepared.loop(poison)

@@ -53,7 +53,7 @@ def demo(
             say=say,
             show_dataset=show_dataset,
             epochs=epochs,
-            stop=stop,
+            control=stop,
         )
 
     say(f"Everything is in {result.folder}, made in {result.seconds:.0f} s. To look at first:")

@@ -47,7 +47,7 @@ def sweep(
     console = Console(highlight=False, emoji=False)
     stop = StopRequest()
     with ProgressDisplay(console) as display, stop_on_signals(stop, display):
-        result = run_sweep(combinations, workers=workers, address=ray_address, listener=display, stop=stop)
+        result = run_sweep(combinations, workers=workers, address=ray_address, listener=display, control=stop)
     table = Table("combination", title="Losses", title_justify="left")
     for heading in ("training", "validation", "best", "at epoch"):
         table.add_column(heading, justify="right")

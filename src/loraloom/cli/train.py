@@ -94,10 +94,10 @@ def _watched(start: Callable[..., TrainingResult]) -> None:
     stop = StopRequest()
     if not is_leader():
         with stop_on_signals(stop, ignore):
-            start(listener=ignore, stop=stop)
+            start(listener=ignore, control=stop)
         return
     with ProgressDisplay() as display, stop_on_signals(stop, display):
-        result = start(listener=display, stop=stop)
+        result = start(listener=display, control=stop)
     typer.echo(f"run folder: {result.folder}")
 
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.data.images import load_picture
 from loraloom.data.sample import Sample
 from loraloom.data.variants import with_colours
@@ -177,12 +178,14 @@ class LatentCache:
         *,
         share: tuple[int, int] = (0, 1),
         exchange: Callable[[Any], Sequence[Any]] = lambda own: [own],
+        control: Control = keep_going,
     ) -> None:
         """Encode whatever is missing; with ``flips`` the mirrored pictures too (a sample's own ``flip`` decides).
 
         Batches are cut from all the samples, not from the missing ones, and encoded whole: a cache that was
         interrupted ends up bit-identical to one that was not. ``share``: this is the i-th (from 0) of n processes,
         which encode every n-th batch and give it to the others through ``exchange`` (own value in, everybody's out).
+        ``control`` is heeded before each batch, equally often in all of them; what is encoded stays.
         Raises DatasetError naming a picture that can no longer be read or whose latent is not finite; OutputError if
         the folder cannot be written.
         """
@@ -207,9 +210,13 @@ class LatentCache:
                 part = todo[start : start + _TOGETHER * count]
                 encoded: dict[int, list[Latent]] = {}
                 own = part[number::count]
-                for index, (batch, pixels) in zip(
-                    own, _ahead(pool, [batches[i] for i in own], self._budget), strict=True
-                ):
+                ahead = zip(own, _ahead(pool, [batches[i] for i in own], self._budget), strict=True)
+                for _ in range(0, len(part), count):
+                    heed(control)
+                    turn = next(ahead, None)
+                    if turn is None:  # the last turn may not go round
+                        break
+                    index, (batch, pixels) = turn
                     encoded[index] = self._keep(batch, pixels)
                     done += len(batch)
                     listener(LatentsCached(done, len(wanted)))

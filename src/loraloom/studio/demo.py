@@ -15,7 +15,7 @@ from statistics import fmean
 
 from PIL import Image, ImageChops, ImageStat
 
-from loraloom.control import Interrupted
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import OutputError
 from loraloom.events import Event, Listener, PreviewSaved, ignore
 from loraloom.formats.files import make_folder, size_text, write_text
@@ -29,7 +29,7 @@ from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.studio.curves import CURVES_NAME, read_curves, sparkline
 from loraloom.studio.embedded import write_checkpoint
 from loraloom.studio.project import RunFolder
-from loraloom.studio.stopping import StopRequest, heeding
+from loraloom.studio.stopping import heeding
 from loraloom.studio.training import run_training
 from loraloom.studio.weights import merge_loras
 from loraloom.training.settings import TrainSettings
@@ -169,17 +169,16 @@ class _Doors:
     listener: Listener
     say: Callable[[str], None]
     show_dataset: Callable[[Path], None]
-    stop: StopRequest
+    control: Control
 
     @property
     def heeding(self) -> Listener:
         """The listener of all but the training, which ends well by itself: a stop that is asked for is heard."""
-        return heeding(self.listener, self.stop)
+        return heeding(self.listener, self.control)
 
     def go_on(self) -> None:
-        """Raise Interrupted when a stop was asked for."""
-        if self.stop():
-            raise Interrupted(self.stop.number)
+        """Wait out a pause, and raise Interrupted when the end was asked for."""
+        heed(self.control)
 
 
 def run_demo(
@@ -190,18 +189,19 @@ def run_demo(
     say: Callable[[str], None] = lambda text: None,
     show_dataset: Callable[[Path], None] = lambda folder: None,
     epochs: int | None = None,
-    stop: StopRequest | None = None,
+    control: Control = keep_going,
 ) -> DemoResult:
     """Prepare a dataset, train a LoRA on it, use it on the fly, merge it; everything lands in ``folder``, a new one.
 
     ``say`` gets the explanations, ``show_dataset`` is asked to show the report on the dataset. Left out, ``epochs``
-    are those of the plan. Raises Interrupted at the next event once ``stop`` was asked for; what is finished stays.
+    are those of the plan. Raises Interrupted at the next event once ``control`` asks for the end; what is finished
+    stays.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists already", "name another folder: loraloom demo FOLDER")
     require_room([Need(folder, DEMO_BYTES, "checkpoints, LoRAs, pictures")], listener)
     make_folder(folder)
-    doors = _Doors(listener, say, show_dataset, stop or StopRequest())
+    doors = _Doors(listener, say, show_dataset, control)
     return _whole_job(folder, plan, epochs or plan.epochs, doors)
 
 
@@ -318,7 +318,7 @@ def _train(
 
     settings = training_settings(plan, checkpoint, dataset, folder / "runs", epochs=epochs, previews=True)
     with one_thread():
-        result = run_training(settings, listener=listen, stop=doors.stop)
+        result = run_training(settings, listener=listen, control=doors.control)
     doors.go_on()
     if result.lora is None:
         raise OutputError("the training was ended without a LoRA", "run the demo again in another folder")

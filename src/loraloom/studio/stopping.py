@@ -1,8 +1,8 @@
 """How work is asked to end: Ctrl-C, the end of a session, a closed terminal. One place turns signals into a wish.
 
-Work that ends well by itself (a training run finishes its step and saves) asks a :class:`StopRequest` now and then,
-with :func:`stop_on_signals` around it. All other work is left by :class:`Interrupted`, raised between two lines of
-Python: files are written whole or not at all, so what is finished stays and nothing is half-written.
+Work that ends well by itself (a training run finishes its step and saves) asks a :class:`StopRequest`, a control, with
+:func:`stop_on_signals` around it. All other work is left by :class:`Interrupted`, raised between two lines of Python:
+files are written whole or not at all, so what is finished stays and nothing is half-written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from loraloom.control import Interrupted
+from loraloom.control import Control, Interrupted, Request, number_of
 from loraloom.events import Event, Listener, Notice
 from loraloom.training.team import launched_together
 
@@ -27,32 +27,32 @@ _HURRIED = ("SIGINT", "SIGBREAK")
 
 
 class StopRequest:
-    """A flag that any thread or signal may raise; the run ends after the step in progress.
+    """The control of a flag that any thread or signal may raise; a run ends after the step in progress.
 
     No lock is taken, so a signal that comes while the flag is being asked for cannot wait for itself.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.is_set = False
         self.number = int(signal.SIGINT)
         """The signal that asked, where it was one."""
 
-    def __call__(self) -> bool:
-        return self._asked
+    def __call__(self) -> Request:
+        return Request.STOP if self.is_set else Request.GO
 
     def set(self, number: int = signal.SIGINT) -> None:
         """Ask the run to stop."""
         self.number = number
-        self._asked = True
+        self.is_set = True
 
 
-def heeding(listener: Listener, stop: StopRequest) -> Listener:
-    """``listener``, which leaves by :class:`Interrupted` at the first event after a stop was asked for."""
+def heeding(listener: Listener, control: Control) -> Listener:
+    """``listener``, which leaves by :class:`Interrupted` at the first event after the end was asked for."""
 
     def listen(event: Event) -> None:
         listener(event)
-        if stop():
-            raise Interrupted(stop.number)
+        if control() not in (Request.GO, Request.PAUSE):
+            raise Interrupted(number_of(control))
 
     return listen
 
@@ -94,7 +94,7 @@ def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
             listener(Notice(f"stopping after this step, then saving; {hint}", "warning"))
 
     def handle(number: int) -> None:
-        if not stop():
+        if not stop.is_set:
             stop.set(number)
             wishes.put(True)
         elif alone and number in _numbers(_HURRIED):
@@ -106,7 +106,7 @@ def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
         with _signals_to(handle):
             yield
     except KeyboardInterrupt as left:
-        if isinstance(left, Interrupted) or not stop():
+        if isinstance(left, Interrupted) or not stop.is_set:
             raise
         raise Interrupted(stop.number) from left
     finally:

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraloom.control import Interrupted
+from loraloom.control import Control, Request, heed, keep_going, wait_out
 from loraloom.errors import HardwareError, LoraloomError, SettingsError
 from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeasured, WeightsSaved, ignore
 from loraloom.formats.files import make_folder, write_text
 from loraloom.formats.room import Need, require_room
 from loraloom.studio.crash_report import write_report
 from loraloom.studio.project import RunFolder, check_run_name, with_absolute_paths
-from loraloom.studio.stopping import StopRequest, heeding
+from loraloom.studio.stopping import heeding
 from loraloom.studio.training import resume_training, run_training
 from loraloom.training.settings import TrainSettings
 
@@ -146,15 +146,14 @@ def run_sweep(
     workers: int = 0,
     address: str | None = None,
     listener: Listener = ignore,
-    stop: StopRequest | None = None,
+    control: Control = keep_going,
 ) -> SweepResult:
     """Train what is missing, then write the table and the sheet.
 
     ``workers`` above 0 trains that many runs at once in processes of Ray, ``address`` on a Ray cluster (whose machines
     see the same folders). A run that fails is reported and does not keep the others from running. Interrupted when
-    ``stop`` was asked for: everything finished so far is kept.
+    ``control`` asks for the end: everything finished so far is kept.
     """
-    stop = stop or StopRequest()
     folder = combinations[0].settings.output
     missing = [combination for combination in combinations if _finished(combination) is None]
     if len(missing) < len(combinations):
@@ -164,16 +163,15 @@ def run_sweep(
         require_room([Need(folder, 0, "the runs")], listener)
     failures: list[tuple[Combination, str]] = []
     train_all = _train_here if workers == 0 and address is None else _train_with_ray(workers, address)
-    for combination, problem in train_all(missing, listener, stop):
-        if not problem and not stop() and _finished(combination) is None:
+    for combination, problem in train_all(missing, listener, control):
+        if not problem and not _is_to_end(control) and _finished(combination) is None:
             problem = f"it was stopped before its end, or its folder is not in {folder}, which all machines must share"
         if problem:
             failures.append((combination, problem))
             listener(Notice(f"{combination.label}: {problem}", "warning"))
         else:
             listener(Notice(f"{combination.label}: finished"))
-    if stop():
-        raise Interrupted(stop.number)
+    heed(control)
     outcomes = [outcome for combination in combinations if (outcome := _finished(combination)) is not None]
     table = folder / "table.csv"
     make_folder(folder)
@@ -185,7 +183,7 @@ def run_sweep(
         from loraloom.formats.image_info import save_image
 
         sheet = folder / "sheet.png"
-        save_image(_sheet(outcomes, heeding(listener, stop)), sheet, "")
+        save_image(_sheet(outcomes, heeding(listener, control)), sheet, "")
     elif outcomes:
         listener(Notice("no sheet: set preview.prompts to see what each combination paints"))
     return SweepResult(folder, tuple(outcomes), tuple(failures), table, sheet)
@@ -196,22 +194,27 @@ def run_sweep(
 Trained = Iterator[tuple[Combination, str]]
 
 
-def _train_here(missing: Sequence[Combination], listener: Listener, stop: StopRequest) -> Trained:
+def _train_here(missing: Sequence[Combination], listener: Listener, control: Control) -> Trained:
     for combination in missing:
-        if stop():
+        if wait_out(control) is not Request.GO:
             return
         listener(Notice(f"training with {combination.label}"))
-        yield combination, _train(combination, listener, stop)
+        yield combination, _train(combination, listener, control)
 
 
-def _train(combination: Combination, listener: Listener, stop: StopRequest) -> str:
+def _is_to_end(control: Control) -> bool:
+    """Whether the end of the sweep was asked for; a pause is none."""
+    return control() not in (Request.GO, Request.PAUSE)
+
+
+def _train(combination: Combination, listener: Listener, control: Control) -> str:
     """Train one combination, or go on with it; what went wrong, or an empty text."""
     try:
         folder = _newest(combination)
         if folder is not None:
-            resume_training(folder, listener=listener, stop=stop)
+            resume_training(folder, listener=listener, control=control)
         else:
-            run_training(combination.settings, listener=listener, stop=stop)
+            run_training(combination.settings, listener=listener, control=control)
     except (LoraloomError, OSError) as error:
         return str(error)
     return ""
@@ -225,7 +228,7 @@ def _train_with_ray(workers: int, address: str | None) -> Callable[..., Trained]
             ["several workers need the package ray, which is not installed"], 'pip install "loraloom[ray]"'
         ) from error
 
-    def train_all(missing: Sequence[Combination], listener: Listener, stop: StopRequest) -> Trained:
+    def train_all(missing: Sequence[Combination], listener: Listener, control: Control) -> Trained:
         import torch
 
         if address is None:
@@ -241,7 +244,7 @@ def _train_with_ray(workers: int, address: str | None) -> Callable[..., Trained]
         try:
             train = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0)(_train_in_worker)
             running = {train.remote(combination): combination for combination in missing}
-            while running and not stop():
+            while running and not _is_to_end(control):
                 done, _ = ray.wait(list(running), timeout=1.0)
                 for reference in done:
                     try:
@@ -269,7 +272,7 @@ def _train_in_worker(combination: Combination) -> str:
 
     torch.set_num_threads(1)
     try:
-        return _train(combination, ignore, StopRequest())
+        return _train(combination, ignore, keep_going)
     except Exception as error:  # noqa: BLE001 (the last net of a process of its own)
         report = write_report(error, ["train", f"name={combination.name}", "(by a worker of a sweep)"])
         where = f"the traceback is in {report}" if report is not None else "no folder would take its traceback"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraloom.control import Control, first_of, keep_going
 from loraloom.errors import LoraloomError, OutputError, ResumeError, SettingsError, while_handling
 from loraloom.events import (
     Event,
@@ -23,7 +24,6 @@ from loraloom.events import (
 from loraloom.formats.files import write_bytes
 from loraloom.studio.project import EventLog, RunFolder
 from loraloom.studio.run_control import FolderControl, RunLock
-from loraloom.studio.stopping import StopRequest
 from loraloom.training.settings import TrainSettings
 from loraloom.training.team import Team, is_leader, joined_team, launched_together, one_voice
 
@@ -50,14 +50,17 @@ class TrainingResult:
 
 
 def run_training(
-    settings: TrainSettings, *, listener: Listener = ignore, stop: StopRequest | None = None
+    settings: TrainSettings, *, listener: Listener = ignore, control: Control = keep_going
 ) -> TrainingResult:
     """Train in a new run folder. Errors are recorded in the run's log before they are raised.
+
+    ``control`` is asked, and so is the folder: whoever wishes something first is obeyed. Interrupted when the run is to
+    end before its first step.
 
     A run that fails before its first step (a checkpoint or dataset that cannot be used) leaves no folder.
     """
     with joined_team() as team:
-        return _train_new(settings, None, listener, stop, team)
+        return _train_new(settings, None, listener, control, team)
 
 
 def resume_training(
@@ -66,7 +69,7 @@ def resume_training(
     *,
     force: bool = False,
     listener: Listener = ignore,
-    stop: StopRequest | None = None,
+    control: Control = keep_going,
 ) -> TrainingResult:
     """Go on with a run in its folder, from its newest state that is whole; without any, from the beginning.
 
@@ -76,14 +79,14 @@ def resume_training(
     with joined_team() as team:
         if not team.leads:
             return _follow(None, run, team)
-        return _resume(RunFolder(run), overrides, listener, stop, force, team)
+        return _resume(RunFolder(run), overrides, listener, control, force, team)
 
 
 def _resume(
     folder: RunFolder,
     overrides: Sequence[str],
     listener: Listener,
-    stop: StopRequest | None,
+    control: Control,
     force: bool,
     team: Team,
 ) -> TrainingResult:
@@ -103,7 +106,7 @@ def _resume(
         point = ResumePoint(state, force=force) if state is not None else None
         if settings != before:
             record.when_begun = lambda: _replace_settings(folder, settings, state.step if state else 0)
-        lora = _train(settings, folder, record, stop, point, team)
+        lora = _train(settings, folder, record, control, point, team)
     return TrainingResult(folder.path, lora)
 
 
@@ -114,7 +117,7 @@ def branch_training(
     *,
     force: bool = False,
     listener: Listener = ignore,
-    stop: StopRequest | None = None,
+    control: Control = keep_going,
 ) -> TrainingResult:
     """A new run that goes on from a state (``step``; None: the newest) of another one, with other settings."""
     from loraloom.training.state import ResumePoint, find_state
@@ -127,11 +130,11 @@ def branch_training(
         if state is None:
             raise ResumeError(f"{run} has kept no state to branch from", "saving.state=true keeps them")
         settings = given.model_copy(update={"branched_from": f"{run.name}@{state.step}"})
-        return _train_new(settings, ResumePoint(state, branch=True, force=force), listener, stop, team)
+        return _train_new(settings, ResumePoint(state, branch=True, force=force), listener, control, team)
 
 
 def _train_new(
-    settings: TrainSettings, point: ResumePoint | None, listener: Listener, stop: StopRequest | None, team: Team
+    settings: TrainSettings, point: ResumePoint | None, listener: Listener, control: Control, team: Team
 ) -> TrainingResult:
     if not team.leads:
         return _follow(settings, settings.output, team)
@@ -139,7 +142,7 @@ def _train_new(
     with _recorded(folder, listener, settings, new=True) as record, RunLock(folder.path):
         if settings.branched_from and point is not None:
             record(Notice(f"branched from {settings.branched_from}"))
-        lora = _train(settings, folder, record, stop, point, team)
+        lora = _train(settings, folder, record, control, point, team)
     return TrainingResult(folder.path, lora)
 
 
@@ -171,7 +174,7 @@ def _train(
     settings: TrainSettings,
     folder: RunFolder,
     record: _Recorder,
-    stop: StopRequest | None,
+    control: Control,
     point: ResumePoint | None,
     team: Team,
 ) -> Path | None:
@@ -182,8 +185,7 @@ def _train(
         settings,
         folder.path,
         listener=record,
-        stop=stop or StopRequest(),
-        control=FolderControl(folder.path),
+        control=first_of(control, FolderControl(folder.path)),
         resume=point,
         team=team,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from loraloom.control import Control, Request, keep_going
 from loraloom.data.cache import TensorStore, text_key
 from loraloom.data.caption_operations import Moment
 from loraloom.data.sample import Sample
@@ -53,7 +54,8 @@ class CaptionEncoder:
     """Conditioning of captions: encoded once each while no text encoder is trained, else in every step.
 
     What was encoded is kept in memory up to a limit, and in files if ``dataset.cache_text_to_disk`` says so. The first
-    damaged files are told to ``listener``; they are written anew.
+    damaged files are told to ``listener``; they are written anew. Once ``control`` asks for anything, nothing more is
+    encoded ahead, so that the step in progress is soon over.
     """
 
     def __init__(
@@ -64,9 +66,11 @@ class CaptionEncoder:
         chunks: int,
         trained: bool,
         listener: Listener = ignore,
+        control: Control = keep_going,
     ) -> None:
         self._model = model
         self._listener = listener
+        self._control = control
         self._damage_is_told = False
         self._clip_skip = settings.clip_skip
         self._chunks = chunks
@@ -87,13 +91,17 @@ class CaptionEncoder:
             return self._model.encode_text(texts, clip_skip=self._clip_skip, max_chunks=self._chunks)
         found = {self._key(text): self._read(self._key(text)) for text in texts}
         if any(encoded is None for encoded in found.values()):
-            found.update(self.remember([*texts, *upcoming()]))
+            found.update(self.remember(texts, upcoming()))
         known = [found[self._key(text)] for text in texts]
         return Conditioning.stack([encoded for encoded in known if encoded is not None]).to(self._model.device)
 
-    def remember(self, texts: Iterable[Text]) -> dict[str, Conditioning]:
-        """Encode the texts that are not known yet, in one visit to the text encoder; what they are, by key."""
-        by_key = {self._key(text): text for text in texts}
+    def remember(self, texts: Iterable[Text], ahead: Iterable[Text] = ()) -> dict[str, Conditioning]:
+        """Encode the texts that are not known yet, in one visit to the text encoder; what they are, by key.
+
+        Those ``ahead`` are not needed yet, and may be left for another time.
+        """
+        needed = {self._key(text): text for text in texts}
+        by_key = {**needed, **{self._key(text): text for text in ahead}}
         found = {key: self._read(key) for key in by_key}
         self._tell_damage()
         result = {key: encoded for key, encoded in found.items() if encoded is not None}
@@ -102,6 +110,8 @@ class CaptionEncoder:
             return result
         with torch.no_grad(), self._model.using("text_encoder", "text_encoder_2"):
             for key, text in new:
+                if key not in needed and self._control() is not Request.GO:
+                    break
                 encoded = self._model.encode_text([text], clip_skip=self._clip_skip, max_chunks=self._chunks)
                 result[key] = encoded.to(torch.device("cpu"))
                 self._write(key, result[key])

@@ -13,10 +13,11 @@ import torch
 from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adapters
 from loraloom.adapters.readers import reader_remark
 from loraloom.adapters.settings import adapter_notices
+from loraloom.control import Control, heed, keep_going
 from loraloom.data.cache import LatentCache
 from loraloom.data.sample import Dataset, Sample
 from loraloom.errors import SettingsError
-from loraloom.events import Event, Listener, Notice
+from loraloom.events import Listener, Notice
 from loraloom.hardware import Precision, keep_freed_memory, return_freed_memory
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.training.base_loras import merge_base_loras, origin_metadata
@@ -32,6 +33,7 @@ from loraloom.training.state import ResumePoint, check_alike, identity_of
 from loraloom.training.step import Objective, objective_notices
 from loraloom.training.team import ALONE, Team
 from loraloom.training.whole import WholeModel, WholeView, whole_groups, whole_notices, whole_parts
+from loraloom.training.wishes import Wishes
 from loraloom.training.without_effect import without_effect
 
 __all__ = ["RunParts", "prepare_parts"]
@@ -72,7 +74,7 @@ def prepare_parts(
     settings: TrainSettings,
     folder: Path,
     listener: Listener,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = keep_going,
     resume: ResumePoint | None = None,
     *,
     watch: MemoryWatch | None = None,
@@ -82,10 +84,11 @@ def prepare_parts(
     """Read the dataset, load the checkpoint, cache latents, put a new LoRA on the model.
 
     ``watch`` is told what the run is before anything is loaded; ``narrowed`` leaves a part of the dataset. ``resume``
-    is only checked here. Raises KeyboardInterrupt when ``stop`` says yes while images are encoded: there is nothing to
-    save yet.
+    is only checked here. ``control`` is heeded between the stages and between the batches of images that are encoded:
+    a pause is waited out, and Interrupted raised where the run is to end, since there is nothing to save yet.
     """
     started = time.time()
+    wishes = Wishes(control, team, listener, step=resume.state.step if resume is not None else 0)
     team.check(settings.batch_size, settings.gradient_accumulation)
     opened = open_run(settings, listener, device=team.device(settings.device), leads=team.leads)
     settings, device, precision = opened.settings, opened.device, opened.precision
@@ -112,6 +115,7 @@ def prepare_parts(
     if watch is not None:
         own = math.ceil(settings.batch_size / team.size)  # the largest share of a batch
         watch.start(settings.model_copy(update={"batch_size": own}), checkpoint, dataset)
+    heed(wishes)
     model = load_model(
         checkpoint,
         device=device,
@@ -141,10 +145,12 @@ def prepare_parts(
             [*dataset.samples, *held_out],
             settings.dataset.flip,
             batch_size,
-            _interruptible(listener, stop),
+            listener,
             share=(team.rank, team.size),
             exchange=team.exchange,
+            control=wishes,
         )
+    heed(wishes)
     if freed := model.rest("vae"):
         listener(Notice(f"the VAE rests in the file until it is needed: {freed / 2**20:.0f} MiB less"))
     if device.type == "cpu":
@@ -171,7 +177,14 @@ def prepare_parts(
         adapters=adapters,
         attachment=attachment,
         cache=cache,
-        encode=CaptionEncoder(model, settings, chunks=max_token_length // 75, trained=trained_text, listener=listener),
+        encode=CaptionEncoder(
+            model,
+            settings,
+            chunks=max_token_length // 75,
+            trained=trained_text,
+            listener=listener,
+            control=control,
+        ),
         objective=objective,
         optimizer=create_optimizer(
             whole_groups(adapters, settings.optimizer)
@@ -233,15 +246,6 @@ def _checked_objective(settings: TrainSettings, dataset: Dataset, model: LoadedM
     for text in notices + check_trigger(settings, [sample.fullest_caption for sample in dataset.training]):
         listener(Notice(text, "warning"))
     return objective
-
-
-def _interruptible(listener: Listener, stop: Callable[[], bool]) -> Listener:
-    def listen(event: Event) -> None:
-        listener(event)
-        if stop():
-            raise KeyboardInterrupt
-
-    return listen
 
 
 def vae_fingerprint(model: LoadedModel) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from loraloom.adapters.attach import AdapterSet, Attachment
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import FileError, SettingsError
 from loraloom.events import Listener, PreviewSaved, PreviewSheetSaved
 from loraloom.formats.image_info import save_image
@@ -145,12 +146,14 @@ def paint_previews(
     size: tuple[int, int],
     listener: Listener,
     best_step: int = 0,
+    control: Control = keep_going,
 ) -> list[Path]:
     """Paint every prompt at every weight into ``folder``; ``size``: (width, height) unless the settings give one.
 
     Files are named by the epoch (``NAME_e000003_00.png``) or, with ``by_step``, by the step
     (``NAME_s00000500_00.png``); a weight other than 1 is added (``_w0.5``). Weight 0 is the checkpoint alone, the same
     at any time: painted once. ``best_step`` is that of the best validation loss so far, 0 where none is measured.
+    ``control`` is heeded before each picture.
     """
     preview = settings.preview
     was_training = {module: module.training for module in adapters.modules()}
@@ -163,6 +166,7 @@ def paint_previews(
                 tail = "" if weight == 1 else f"_w{weight:g}"
                 if weight == 0 and any(folder.glob(f"{_literal(settings.name)}_*_{index:02d}_w0.png")):
                     continue
+                heed(control)
                 attachment.set_weights(unet=weight, text_encoder=weight)
                 generate = preview_image_settings(prompt, preview, index, size, settings.clip_skip, prompt.text)
                 image = text_to_image(model, generate)[0]

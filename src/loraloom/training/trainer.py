@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from loraloom.control import Control, Request, keep_going
+from loraloom.control import Control, Interrupted, Request, keep_going, wait_out
 from loraloom.data.sample import Dataset, Sample
 from loraloom.errors import FileError, LoraloomError, NotFiniteError, OutputError, ResumeError, while_handling
 from loraloom.events import (
@@ -78,13 +78,13 @@ from loraloom.training.validation import (
     write_image_losses,
 )
 from loraloom.training.whole import WholeModel
+from loraloom.training.wishes import Leaving, Wishes
 
 __all__ = ["TrainingRun", "train"]
 
+T = TypeVar("T")
 MAX_SKIPPED_STEPS = 20
 """fp16 steps in a row whose gradients may overflow before the run is called broken; each halves the loss scale."""
-PAUSE_POLL_S = 0.2
-"""How often a paused run looks whether it may go on."""
 
 
 def train(
@@ -92,37 +92,42 @@ def train(
     folder: Path,
     *,
     listener: Listener = ignore,
-    stop: Callable[[], bool] = lambda: False,
     control: Control = keep_going,
     resume: ResumePoint | None = None,
     team: Team = ALONE,
 ) -> Path | None:
     """Train as ``settings`` say; LoRA files go to ``folder/weights``, previews to ``folder/previews``.
 
-    ``stop`` and ``control`` are asked after every step; when ``stop`` says yes the run saves and ends cleanly, what
-    ``control`` may say is in :class:`Request`. ``resume``: go on from a saved state, exactly (ResumeError when that is
-    not possible). ``team``: the processes that train together; the first one writes, is asked and listens. Returns the
-    final LoRA file, None for a run that was left or discarded.
+    ``control`` is asked after every step, and between two pieces of whatever lies between them: batches of images that
+    are encoded or measured, previews. A run that is to end before its first step has nothing to save and raises
+    Interrupted. ``resume``: go on from a saved state, exactly (ResumeError when that is not possible). ``team``: the
+    processes that train together; the first one writes, is asked and listens. Returns the final LoRA file, None for a
+    run that was left or discarded.
     """
     with MemoryWatch(listener) as watch:
-        return _train(settings, folder, listener, stop, control, resume, watch, team)
+        try:
+            return _train(settings, folder, listener, control, resume, watch, team)
+        except Interrupted as left:
+            if left.request is not Request.LEAVE:
+                raise
+            listener(RunPaused(resume.state.step if resume is not None else 0, freed=True))
+            return None
 
 
 def _train(
     settings: TrainSettings,
     folder: Path,
     listener: Listener,
-    stop: Callable[[], bool],
     control: Control,
     resume: ResumePoint | None,
     watch: MemoryWatch,
     team: Team,
 ) -> Path | None:
     with explained_memory_errors("loading the checkpoint and encoding the images"):
-        run = TrainingRun.prepare(settings, folder, listener, stop, resume, watch=watch, team=team)
+        run = TrainingRun.prepare(settings, folder, listener, control, resume, watch=watch, team=team)
     try:
         with explained_memory_errors(f"training on {run.model.device}"):
-            return run.loop(stop, control)
+            return run.loop(control)
     finally:
         run.attachment.detach()
 
@@ -152,6 +157,10 @@ class TrainingRun(RunParts):
         self._last_state = (-1, time.monotonic())
         self._unproven: int | None = None
         """Step of a state from which no further step was taken yet; until then older ones stay."""
+        self._control: Control = keep_going
+        self._wishes = Wishes(keep_going, self.team, self.listener)
+        self._heard = Request.GO
+        """How the run was asked to end."""
         self._trained = [parameter for parameter in self.adapters.parameters() if parameter.requires_grad]
 
     @classmethod
@@ -160,7 +169,7 @@ class TrainingRun(RunParts):
         settings: TrainSettings,
         folder: Path,
         listener: Listener,
-        stop: Callable[[], bool] = lambda: False,
+        control: Control = keep_going,
         resume: ResumePoint | None = None,
         *,
         watch: MemoryWatch | None = None,
@@ -168,7 +177,7 @@ class TrainingRun(RunParts):
         team: Team = ALONE,
     ) -> TrainingRun:
         """A run before its first step, or where ``resume`` says; see :func:`prepare_parts`."""
-        parts = prepare_parts(settings, folder, listener, stop, resume, watch=watch, narrowed=narrowed, team=team)
+        parts = prepare_parts(settings, folder, listener, control, resume, watch=watch, narrowed=narrowed, team=team)
         run = cls(**vars(parts))
         if resume is not None:
             run.restore(resume)
@@ -233,19 +242,21 @@ class TrainingRun(RunParts):
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
-    def loop(self, stop: Callable[[], bool], control: Control = keep_going) -> Path | None:
+    def loop(self, control: Control = keep_going) -> Path | None:
         """All steps that are left, with previews and saves between them. Returns the final LoRA file, if any."""
+        self._control = control
+        self._wishes = Wishes(control, self.team, self.listener, step=self.step, before_pause=self.save_state)
         # Every step needs these parts: with low_memory they would else travel to the device and back each time.
         try:
             with self.model.using(*{"unet", *self.adapters.parts()}):
-                return self._all_steps(lambda: Request.STOP if stop() else control())
+                return self._all_steps()
         except Exception as error:
             if self._sound and self.step:
                 with while_handling(error, f"the state of step {self.step}"):
                     self.save_state()
             raise
 
-    def _all_steps(self, control: Control) -> Path | None:
+    def _all_steps(self) -> Path | None:
         total, settings = self.total_steps, self.settings
         self.losses = deque(self.losses, maxlen=max(self.steps_per_epoch, 1))
         self._announce(total)
@@ -253,22 +264,28 @@ class TrainingRun(RunParts):
             self._preview(epoch=0)
         if not self.step:
             self._validate(epoch=0)
-        epoch, request, previewed = self.epoch, Request.GO, -1
+        if self._heard is not Request.GO:
+            raise Interrupted(self._wishes.number, self._heard)
+        epoch, previewed = self.epoch, -1
         for step in self.plan.remaining(self.step):
             epoch = step.epoch + 1
             self._take_step(step)
-            request = self._asked(control) if self.step < total else Request.GO
-            if request is not Request.GO or self.step == total:
+            if self.step == total:
+                break
+            self._heard = self._asked()
+            if self._heard is not Request.GO:
                 break
             tick = time.monotonic()
             self._validate_if_due(epoch, step.ends_epoch)
-            if self.patience.is_over:
+            if self._heard is not Request.GO or self.patience.is_over:
                 break
             self._save_if_due(epoch, step.ends_epoch)
             if self._preview_if_due(epoch, step.ends_epoch):
                 previewed = self.step
+            if self._heard is not Request.GO:
+                break
             self.seconds += time.monotonic() - tick
-        return self._finish(request, epoch, has_preview=previewed == self.step)
+        return self._finish(epoch, has_preview=previewed == self.step)
 
     def _take_step(self, step: Step) -> None:
         """One step with everything that counts it."""
@@ -283,6 +300,7 @@ class TrainingRun(RunParts):
         if self.skipped > MAX_SKIPPED_STEPS:
             raise self._not_finite(f"the gradients overflowed fp16 in {self.skipped} steps in a row")
         self.step += 1
+        self._wishes.step = self.step
         self.losses.append(loss)
         self._sound = True
         self._prove_state()
@@ -291,8 +309,9 @@ class TrainingRun(RunParts):
         self.seconds += seconds
         self.listener(StepFinished(self.step, step.epoch + 1, loss, average, rates, seconds))
 
-    def _finish(self, request: Request, epoch: int, *, has_preview: bool) -> Path | None:
-        """What is left to do after the last step, in ``epoch`` (from 1); ``request`` says why it was the last."""
+    def _finish(self, epoch: int, *, has_preview: bool) -> Path | None:
+        """What is left to do after the last step, in ``epoch`` (from 1)."""
+        request = self._heard
         if request is Request.LEAVE:
             self.save_state(last=True)
             self.listener(RunPaused(self.step, freed=True))
@@ -300,6 +319,8 @@ class TrainingRun(RunParts):
         stopped, final = request is not Request.GO, None
         if request is Request.GO and not self.patience.is_over:
             self._validate(epoch=epoch)
+        if self._heard is Request.DISCARD:
+            request = Request.DISCARD
         self._tell_of_best()
         if request is not Request.DISCARD:
             self._write_image_losses()
@@ -356,21 +377,33 @@ class TrainingRun(RunParts):
         )
         self.listener(Notice(text, "warning"))
 
-    def _asked(self, control: Control) -> Request:
-        """What to do after this step; a pause is waited out in here. The leading process is asked, and all do the same.
+    def _asked(self) -> Request:
+        """What to do after this step, once nobody asks to wait any more; all processes do the same."""
+        return wait_out(self._wishes, sleep=time.sleep)
 
-        The others hear of every look at a pause: none waits for a message that comes after hours.
+    def _interlude(self, what: str, work: Callable[[Control], T]) -> T | None:
+        """What ``work`` of the leading process between two steps comes to, in every process.
+
+        It is left as soon as anything is asked: after a pause it is done anew, and where the run is to end it is given
+        up with a notice that names ``what``. None then.
         """
-        request = self.team.from_leader(control)
-        if request is not Request.PAUSE:
-            return request
-        self.save_state()
-        self.listener(RunPaused(self.step))
-        while (request := self.team.from_leader(control)) is Request.PAUSE:
-            time.sleep(PAUSE_POLL_S)
-        if request is Request.GO:
-            self.listener(RunResumed(self.step))
-        return request
+        while self._heard is Request.GO:
+            is_done, result = self.team.from_leader(lambda: self._attempt(work))
+            if is_done:
+                return result
+            self._heard = self._asked()
+        self.listener(Notice(f"{what} of step {self.step} was left out: the run was asked to end", "warning"))
+        return None
+
+    def _attempt(self, work: Callable[[Control], T]) -> tuple[bool, T | None]:
+        """Whether the work came to its end, and what it came to."""
+        control = Leaving(self._control)
+        try:
+            return True, work(control)
+        except Interrupted:
+            if not control.heard:  # a person who hurries, not a wish
+                raise
+            return False, None
 
     def _save_if_due(self, epoch: int, ends_epoch: bool) -> None:
         """Save what this step, or the end of this epoch (from 1), asks for; the state last, when the rest is there."""
@@ -410,12 +443,12 @@ class TrainingRun(RunParts):
         validation, batch_size = self.settings.validation, self.settings.batch_size
         return Validator(self.model, self.cache, self.encode, size_conditioning, samples, validation, batch_size)
 
-    def _measure(self, samples: Sequence[Sample]) -> Losses:
+    def _measure(self, samples: Sequence[Sample], control: Control) -> Losses:
         was_training = self.adapters.training
         self.adapters.eval()
         try:
             with self.as_shown():
-                return self.validator(samples).measure()
+                return self.validator(samples).measure(control)
         finally:
             self.adapters.train(was_training)
 
@@ -432,7 +465,9 @@ class TrainingRun(RunParts):
         """Measure the loss on the held-out pictures; the best so far (the bare checkpoint's not counted) is kept."""
         if not self.held_out:
             return
-        losses = self.team.from_leader(lambda: self._measure(self.held_out))
+        losses = self._interlude("the validation", lambda control: self._measure(self.held_out, control))
+        if losses is None:
+            return
         best = self.step > 0 and self.patience.heard(losses.mean, step=self.step, epoch=epoch)
         by_timestep = {str(timestep): loss for timestep, loss in losses.by_timestep.items()}
         self.listener(ValidationMeasured(self.step, epoch, losses.mean, by_timestep, best))
@@ -452,20 +487,25 @@ class TrainingRun(RunParts):
 
     def _write_image_losses(self) -> None:
         """Which training picture was learned, and how well."""
-        if not self.settings.validation.image_losses or not self.team.leads:
+        if not self.settings.validation.image_losses:
             return
-        samples = self.dataset.training
-        after = self._measure(samples)
-        with without_adapters(self.attachment):
-            before = self._measure(samples)
+        losses = self._interlude("what was learned of every picture", self._image_losses)
+        if losses is None or not self.team.leads:
+            return
         path = self.folder / "image-losses.csv"
-        losses = [ImageLosses(name, before.by_image[name], loss) for name, loss in after.by_image.items()]
         try:
             write_image_losses(path, losses)
         except OutputError as error:
             self.listener(Notice(f"the losses of the pictures were not written: {error}", "warning"))
             return
         self.listener(Notice(f"losses of every training picture: {path}"))
+
+    def _image_losses(self, control: Control) -> list[ImageLosses]:
+        samples = self.dataset.training
+        after = self._measure(samples, control)
+        with without_adapters(self.attachment):
+            before = self._measure(samples, control)
+        return [ImageLosses(name, before.by_image[name], loss) for name, loss in after.by_image.items()]
 
     def optimizer_step(self, step: Step) -> tuple[float, bool]:
         """One update from one or several batches: the mean loss of its images, and whether it was applied.
@@ -705,14 +745,22 @@ class TrainingRun(RunParts):
         self.resumed = point
 
     def _preview(self, *, epoch: int, by_step: bool = False) -> None:
-        if not self.preview_prompts or not self.team.leads:
-            return
+        preview = self.settings.preview
+        if preview.prompts or preview.file is not None:
+            self._interlude("a preview", lambda control: self._paint_previews(epoch, by_step, control))
+
+    def _paint_previews(self, epoch: int, by_step: bool, control: Control) -> bool:
+        """Whether they were saved; a disk that takes none must not end the run."""
         try:
-            self._paint_previews(epoch, by_step=by_step)
+            self._paint_prompts(epoch, by_step, control)
         except OutputError as error:
             self.listener(Notice(f"the previews of step {self.step} were not saved: {error}", "warning"))
+            return False
+        return True
 
-    def _paint_previews(self, epoch: int, *, by_step: bool) -> None:
+    def _paint_prompts(self, epoch: int, by_step: bool, control: Control) -> None:
+        if not self.preview_prompts:
+            return
         with torch.no_grad(), self.as_shown():
             paint_previews(
                 self.model,
@@ -728,4 +776,5 @@ class TrainingRun(RunParts):
                 size=self.settings.dataset.size,
                 listener=self.listener,
                 best_step=self.patience.best_step,
+                control=control,
             )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.data.batches import Draw
 from loraloom.data.cache import LatentCache
 from loraloom.data.dataset import load_dataset
@@ -69,8 +70,8 @@ class Validator:
         return [int((index + 0.5) * count / self.settings.timesteps) for index in range(self.settings.timesteps)]
 
     @torch.no_grad()
-    def measure(self) -> Losses:
-        """Ask everything. The caller has put the adapters into eval mode."""
+    def measure(self, control: Control = keep_going) -> Losses:
+        """Ask everything. The caller has put the adapters into eval mode. ``control`` is heeded before each batch."""
         asked = [
             (sample, timestep, draw)
             for sample in self.samples
@@ -84,6 +85,7 @@ class Validator:
         at: dict[int, list[float]] = {timestep: [] for timestep in self.timesteps}
         for questions in by_bucket.values():
             for start in range(0, len(questions), self.batch_size):
+                heed(control)
                 part = questions[start : start + self.batch_size]
                 for (sample, timestep, _), loss in zip(part, self._losses(part).tolist(), strict=True):
                     sums[sample.identity].append(loss)
