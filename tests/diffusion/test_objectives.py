@@ -158,6 +158,13 @@ def test_drawing_inverts_the_cumulative_distribution() -> None:
     assert uniform.tolist() == list(range(1000))
 
 
+def test_drawing_is_exact_to_the_last_bit_below_an_edge() -> None:
+    """Numbers nearer to an edge than float32 can tell, whatever the precision that the density comes in."""
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        density = torch.tensor([0.125, 0.5, 0.0, 0.375], dtype=dtype)
+        assert draw_timesteps(density, [0.125 - 1e-12, 0.125, 0.625 - 1e-12, 0.625]).tolist() == [0, 1, 1, 3]
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_the_linear_denoiser_is_the_best_linear_one(prediction: Prediction) -> None:
     """Against a simulation of Gaussian pictures with that spectrum, each wave denoised by least squares."""
