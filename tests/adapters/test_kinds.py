@@ -107,6 +107,20 @@ def test_shortened_to_a_norm(case: str, layer_and_input: tuple[nn.Module, torch.
         assert float(adapter.norm()) == pytest.approx(before / 3, rel=1e-4)
 
 
+def test_max_norm_of_several_adapters() -> None:
+    """Norms on both sides of the limit and one at it; the mean is of the norms afterwards."""
+    layer = LAYERS["linear"]()
+    adapters = {
+        spot(layer, f"lora_unet_{n}"): randomise(made(layer, {}), n, size) for n, size in enumerate((0.1, 0.3, 0.7))
+    }
+    norms = [float(adapter.norm()) for adapter in adapters.values()]
+    limit = norms[1]
+    assert norms[0] < limit < norms[2]
+    scaled, mean = AdapterSet(adapters).apply_max_norm(limit)
+    assert (scaled, mean) == (1, pytest.approx((norms[0] + 2 * limit) / 3, rel=1e-5))
+    assert [float(a.delta().norm()) for a in adapters.values()] == pytest.approx([norms[0], limit, limit], rel=1e-5)
+
+
 def test_max_norm_of_a_lora_is_that_of_sd_scripts() -> None:
     """There the product is built: both matrices are multiplied by the root of limit / norm."""
     layer = LAYERS["conv3"]()

@@ -145,6 +145,9 @@ def test_fit_covers_and_centres() -> None:
     assert fit((1500, 1000), (624, 416)) == Fit((624, 416), (0, 0))
     assert fit((300, 200), (96, 96)) == Fit((144, 96), (0, 24))
     assert fit((100, 300), (96, 96)) == Fit((96, 288), (96, 0))
+    # Odd rests, 51 pixels: the smaller half comes off at the top and the left, in whole pixels.
+    assert fit((307, 200), (96, 96)) == Fit((147, 96), (0, 25))
+    assert fit((200, 307), (96, 96)) == Fit((96, 147), (25, 0))
 
 
 @given(st.tuples(sides, sides), st.tuples(st.integers(1, 64), st.integers(1, 64)))

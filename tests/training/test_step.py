@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from loraloom.diffusion.objectives import Prediction
 from loraloom.diffusion.schedules import NoiseSchedule
 from loraloom.errors import SettingsError
 from loraloom.models.conditioning import Conditioning
+from loraloom.randomness import normal, uniform
 from loraloom.training.settings import ObjectiveSettings, TrainSettings
 from loraloom.training.step import (
     UNIFORM_SHARE,
@@ -131,6 +133,26 @@ def test_multires_noise_is_coarser_and_of_unit_size_for_each_image() -> None:
     noise = coarse.noise(given)
     torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.ones(64))
     assert float(noise.mean(dim=(2, 3)).std()) > 3 * float(plain.mean(dim=(2, 3)).std())
+
+
+def test_multires_noise_by_hand() -> None:
+    """The i-th layer is smaller by r**i on sides of unlike length, down to the first that has a side of one value."""
+    given = batch(3, (24, 10))
+    plain = objective().noise(given)
+    found = objective(multires_noise_iterations=9, multires_noise_discount=0.7).noise(given)
+    sizes = set()
+    for row, key in enumerate(given.keys):
+        total = plain[row]
+        for index in range(9):
+            shrink = (2 + 2 * uniform(7, "coarse noise size", index, *key)) ** index
+            size = max(1, int(24 / shrink)), max(1, int(10 / shrink))
+            layer = normal((4, *size), 7, "coarse noise", index, *key)
+            total = total + 0.7**index * interpolate(layer[None], size=(24, 10), mode="bilinear")[0]
+            sizes.add(size)
+            if 1 in size:
+                break
+        torch.testing.assert_close(found[row], total / total.std())
+    assert (24, 10) in sizes and len(sizes) > 4, "layers of several sizes, not the same for every image"
 
 
 def test_input_perturbation_is_seen_but_not_asked_for() -> None:

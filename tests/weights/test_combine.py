@@ -209,6 +209,64 @@ def test_layers_without_a_rank_stay_as_they_are(write_lora: Write, tmp_path: Pat
         combine_loras([LoraWeight(alone), LoraWeight(write_lora("c.safetensors", random_lora("sd1", 2)))], output)
 
 
+def test_differences_of_whole_weights_and_norms_add_up(write_lora: Write, tmp_path: Path) -> None:
+    """Three files with weights of their own for each part; one layer is in two of them only."""
+    norm, whole = "lora_te_text_model_encoder_layers_0_layer_norm1", "lora_unet_mid_block_attentions_0_proj_out"
+    shape = next(target.shape for target in targets_of("sd1") if target.name == whole)
+    files = [
+        {
+            f"{norm}.w_norm": torch.randn(32), f"{norm}.b_norm": torch.randn(32),
+            f"{whole}.diff": torch.randn(shape), f"{whole}.diff_b": torch.randn(shape[0]),
+        }
+        for _ in range(3)
+    ]  # fmt: skip
+    del files[1][f"{norm}.w_norm"], files[1][f"{norm}.b_norm"]
+    weights = [(0.7, 0.3), (-0.4, 5.0), (1.3, -0.9)]
+    loras = [
+        LoraWeight(write_lora(f"{index}.safetensors", tensors), *weight)
+        for index, (tensors, weight) in enumerate(zip(files, weights, strict=True))
+    ]
+    combine_loras(loras, tmp_path / "sum.safetensors")
+    stored = open_tensors(tmp_path / "sum.safetensors")
+    assert set(stored) == set(files[0])
+    for key in files[0]:
+        part = 0 if key.startswith("lora_unet") else 1
+        wanted = sum(
+            tensors[key] * weight[part] for tensors, weight in zip(files, weights, strict=True) if key in tensors
+        )
+        torch.testing.assert_close(stored[key], wanted)
+    other = {**files[2], f"{whole}.diff": torch.randn(shape[0], 7)}
+    odd = LoraWeight(write_lora("odd.safetensors", other))
+    with pytest.raises(AdapterError, match=r"odd\.safetensors: layer \S+proj_out: diff has another shape"):
+        combine_loras([loras[0], odd], tmp_path / "no.safetensors")
+
+
+def test_only_layers_above_the_rank_are_cut_and_the_rest_lost_is_of_the_whole(
+    write_lora: Write, tmp_path: Path
+) -> None:
+    """One file has ranks 2 everywhere, another only the U-Net: of the text encoder nothing is lost at rank 3."""
+    loras = [
+        LoraWeight(write_lora("a.safetensors", random_lora("sd1", 1)), 0.6, 1.7),
+        LoraWeight(write_lora("b.safetensors", random_lora("sd1", 2, parts=["unet"])), -1.1),
+    ]
+    report = combine_loras(loras, tmp_path / "out.safetensors", rank=3)
+    dense = [deltas(lora.path) for lora in loras]
+    lost = whole = 0.0
+    for name, first in dense[0].items():
+        second = dense[1].get(name)
+        total = first * (1.7 if second is None else 0.6) - (0 if second is None else 1.1 * second)
+        values = torch.linalg.svdvals(total.flatten(1).double())
+        cut, size = float((values[3:] ** 2).sum()), float((values**2).sum())
+        assert report.residuals[name] == pytest.approx((cut / size) ** 0.5, rel=1e-3, abs=1e-6)
+        assert report.ranks[name] == (2 if second is None else 3)
+        lost, whole = lost + cut, whole + size
+    assert report.residual == pytest.approx((lost / whole) ** 0.5, rel=1e-4)
+    with pytest.raises(AdapterError, match="conv rank 0 is below 1"):
+        combine_loras(loras, tmp_path / "no.safetensors", rank=3, conv_rank=0)
+    with pytest.raises(AdapterError, match="^rank 0 is below 1"):
+        combine_loras(loras, tmp_path / "no.safetensors", rank=0, conv_rank=3)
+
+
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "ia3"])
 def test_kinds_without_a_pair_of_factors_are_refused(kind: str, write_lora: Write, tmp_path: Path) -> None:
     targets = [target for target in targets_of("sd1") if target.kind == "linear"][:2]
