@@ -160,6 +160,44 @@ def test_dropouts_depend_on_the_step_alone_and_are_off_in_eval(
             setattr(adapter, name, 0.0)
 
 
+@pytest.mark.parametrize("case", ["lora", "dora", "loha", "full"])
+def test_the_share_of_steps_that_leave_a_layer_out(case: str) -> None:
+    """At 0.3, where leaving out and keeping cannot be taken for one another."""
+    layer, x = LAYERS["narrow"](), torch.randn(1, 12)
+    adapter = randomise(made(layer, SETTINGS[case]))
+    adapter.module_dropout = 0.3
+    adapters = AdapterSet({spot(layer): adapter}).train()
+    left_out = 0
+    with torch.no_grad(), attach(adapters, {"lora_unet_a_b": layer}):
+        plain = layer.forward(x)
+        for step in range(1000):
+            adapters.seed_step(8, step)
+            left_out += torch.equal(layer(x), plain)
+    assert left_out / 1000 == pytest.approx(0.3, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv3"])
+@pytest.mark.parametrize("case", ["loha", "lokr", "lokr both", "ia3", "full"])
+def test_dropped_channels_of_kinds_without_a_thin_activation(case: str, name: str) -> None:
+    """Each output channel is left out in 0.3 of the steps, and 1 / 0.7 as large in the others."""
+    layer, x = LAYERS[name](), torch.randn(INPUTS[name])
+    adapter = randomise(made(layer, SETTINGS[case]))
+    adapters = AdapterSet({spot(layer): adapter}).train()
+    with torch.no_grad():
+        whole = adapter.branch(x, layer)
+        adapter.rank_dropout = 0.3
+        kept = 0
+        for step in range(100):
+            adapters.seed_step(step)
+            side = adapter.branch(x, layer)
+            channels = side.movedim(1 if name == "conv3" else -1, 0).flatten(1)
+            wanted = whole.movedim(1 if name == "conv3" else -1, 0).flatten(1) / 0.7
+            on = channels.abs().sum(dim=1) > 0
+            torch.testing.assert_close(channels[on], wanted[on], atol=1e-6, rtol=1e-5)
+            kept += int(on.sum())
+    assert kept / (100 * 20) == pytest.approx(0.7, abs=0.04)
+
+
 def test_rank_dropout_keeps_the_mean() -> None:
     layer, x = LAYERS["linear"](), torch.randn(INPUTS["linear"])
     adapter = randomise(made(layer, {"kind": "lora", "rank": 4}))
