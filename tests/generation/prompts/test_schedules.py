@@ -73,6 +73,15 @@ def test_a_second_pass_counts_on() -> None:
     assert states("a [b:14] c", earlier_steps=10) == [(4, "a  c"), (10, "a b c")]
 
 
+def test_a_second_pass_of_other_length_counts_from_the_end_of_the_first() -> None:
+    """7 steps, then 10, with two calls a step: the first pass has had 14 of them."""
+    assert states("a [b:17] c", earlier_steps=7) == [(10, "a  c")]
+    assert states("a [b:16] c", earlier_steps=7) == [(9, "a  c"), (10, "a b c")]
+    assert states("a [b:17] c", earlier_steps=7, calls_per_step=2) == [(3, "a  c"), (20, "a b c")]
+    assert states("a [b:1.35] c", earlier_steps=7, calls_per_step=2) == [(7, "a  c"), (20, "a b c")]
+    assert states("a [b:6] c", earlier_steps=7, compatibility="a1111-1.5") == [(6, "a  c"), (10, "a b c")]
+
+
 def test_second_order_samplers_count_calls() -> None:
     assert states("[a:b:0.5]", calls_per_step=2) == [(10, "a"), (20, "b")]
     assert states("[a:b:4]", calls_per_step=2) == [(4, "a"), (20, "b")]

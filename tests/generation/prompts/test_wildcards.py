@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,43 @@ def test_all_choices_are_as_likely_as_they_should_be() -> None:
     assert all(abs(number - 500) < 100 for number in even.values())
     weighed = drawn("{3::a|1::b}", count=2000)
     assert abs(weighed["a"] - 1500) < 100
+
+
+def test_two_of_three_weighed_choices_come_in_the_order_of_their_weights() -> None:
+    """Drawn one after the other without putting back: P(x, y) = w(x) / W * w(y) / (W - w(x)). ``c`` weighs 1."""
+    weights = {"a": 0.5, "b": 2.5, "c": 1.0, "d": 0.0}
+    found = drawn("{2$$0.5::a|2.5::b|c|0::d}", count=4000)
+    for first, own in weights.items():
+        for second, other in weights.items():
+            wanted = 0.0 if first == second else own / 4 * other / (4 - own)
+            assert found[f"{first}, {second}"] / 4000 == pytest.approx(wanted, abs=0.025), (first, second)
+
+
+def test_how_many_are_drawn_is_even_over_the_range() -> None:
+    found = Counter(text.count("+") + 1 for text in drawn("{1-3$$+$$a|b|c|d}", count=3000).elements())
+    assert set(found) == {1, 2, 3}
+    assert all(abs(number - 1000) < 120 for number in found.values())
+    assert set(drawn("{2-9$$+$$a|b|c}")) == {"+".join(p) for n in (2, 3) for p in permutations("abc", n)}
+
+
+def test_lines_of_a_file_have_weights_in_a_range_only(tmp_path: Path) -> None:
+    """``{1$$__name__}`` takes a line by its weight; ``__name__`` takes any line as it is."""
+    (tmp_path / "sky.txt").write_text("0.5::grey\n3::blue\n0::green\n", encoding="utf-8")
+    folders = WildcardFolders([tmp_path])
+    found = drawn("{1$$__sky__}", folders, count=1400)
+    assert found["grey"] / 1400 == pytest.approx(1 / 7, abs=0.04)
+    assert set(found) == {"grey", "blue"}
+    plain = drawn("__sky__", folders, count=900)
+    assert all(abs(plain[line] - 300) < 75 for line in ("0.5::grey", "3::blue", "0::green"))
+
+
+def test_earlier_folders_and_shorter_paths_win(tmp_path: Path) -> None:
+    for path, text in {"one/deep/a": "deep", "one/a": "flat", "one/deep/b": "in the first", "two/b": "second"}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{path}.txt").write_text(text, encoding="utf-8")
+    folders = WildcardFolders([tmp_path / "one", tmp_path / "two"])
+    assert [folders.lines(name) for name in ("a", "deep/a", "b")] == [("flat",), ("deep",), ("in the first",)]
+    assert folders.lines("deep/*") == ("deep", "in the first")
 
 
 def test_a_draw_is_a_function_of_seed_and_place_alone() -> None:
