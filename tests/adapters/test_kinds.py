@@ -273,3 +273,55 @@ def test_factors_around_a_core_may_be_those_of_1x1_convolutions(kind: str) -> No
     plain = adapter.from_tensors(tensors, target).delta()
     assert torch.equal(adapter.from_tensors(wide, target).delta(), plain)
     assert float(plain.norm()) > 0.1
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 3, 3), (2, 3, 3, 3), (2, 2, 3)])
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_a_core_that_fits_only_one_of_its_factors_is_refused(kind: str, shape: tuple[int, ...]) -> None:
+    target = spot(nn.Conv2d(6, 4, 3))
+    tensors = {
+        "loha": {"hada_w1_a": torch.ones(2, 4), "hada_w1_b": torch.ones(2, 6), "hada_t1": torch.ones(shape)}
+        | {"hada_w2_a": torch.ones(4, 3), "hada_w2_b": torch.ones(3, 54)},
+        "lokr": {"lokr_w1": torch.ones(2, 3), "lokr_w2_a": torch.ones(2, 2), "lokr_w2_b": torch.ones(2, 2)}
+        | {"lokr_t2": torch.ones(shape)},
+    }[kind]
+    with pytest.raises(AdapterError, match="a core of shape .* does not fit factors of shape"):
+        ADAPTERS.load(kind).from_tensors(tensors, target)
+
+
+def test_the_values_that_loha_starts_with() -> None:
+    """As in LyCORIS: normal, 0.1 wide for the first left factor and 1 for the right ones; a zero for the second."""
+    tensors = made(nn.Linear(700, 400, bias=False), {"kind": "loha", "rank": 7}).tensors()
+    stds = {role: float(tensor.std()) for role, tensor in tensors.items() if role != "alpha"}
+    assert stds == {
+        "hada_w1_a": pytest.approx(0.1, rel=0.05),
+        "hada_w1_b": pytest.approx(1.0, rel=0.05),
+        "hada_w2_a": 0.0,
+        "hada_w2_b": pytest.approx(1.0, rel=0.05),
+    }
+    assert not torch.equal(tensors["hada_w1_b"], tensors["hada_w2_b"])
+
+
+@pytest.mark.parametrize(
+    ("rank", "settings", "bounds"),
+    [
+        # 600 = 24 * 25 and 1400 = 35 * 40: w1 is (24, 35), w2 is (25, 40); a side is factored below half its longer side
+        (19, {}, {"lokr_w1": 35, "lokr_w2_a": 19, "lokr_w2_b": None}),
+        (20, {}, {"lokr_w1": 35, "lokr_w2": None}),
+        (17, {"lokr_decompose_both": True}, {"lokr_w1_a": 17, "lokr_w1_b": 35, "lokr_w2_a": 17, "lokr_w2_b": None}),
+        (18, {"lokr_decompose_both": True}, {"lokr_w1": 35, "lokr_w2_a": 18, "lokr_w2_b": None}),
+        (5, {"lokr_decompose_both": True, "lokr_full_matrix": True}, {"lokr_w1": 35, "lokr_w2": None}),
+    ],
+)
+def test_the_values_that_lokr_starts_with(
+    rank: int, settings: dict[str, object], bounds: dict[str, int | None]
+) -> None:
+    """Uniform within 1/sqrt(fan in), spread over all of that range; what comes last is zero."""
+    layer = nn.Linear(1400, 600, bias=False)
+    tensors = made(layer, {"kind": "lokr", "rank": rank, "lokr_factor": -1, **settings}, alpha=0.3).tensors()
+    assert set(tensors) == set(bounds) | {"alpha"}
+    for role, fan_in in bounds.items():
+        largest, bound = float(tensors[role].abs().max()), 0.0 if fan_in is None else fan_in**-0.5
+        assert largest <= bound
+        assert largest == pytest.approx(bound, rel=0.05)
+        assert float(tensors[role].mean()) == pytest.approx(0.0, abs=0.15 * bound)
