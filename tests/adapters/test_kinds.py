@@ -285,7 +285,7 @@ def test_a_core_that_fits_only_one_of_its_factors_is_refused(kind: str, shape: t
         "lokr": {"lokr_w1": torch.ones(2, 3), "lokr_w2_a": torch.ones(2, 2), "lokr_w2_b": torch.ones(2, 2)}
         | {"lokr_t2": torch.ones(shape)},
     }[kind]
-    with pytest.raises(AdapterError, match="a core of shape .* does not fit factors of shape"):
+    with pytest.raises(AdapterError, match=r"a core of shape .* does not fit factors of shape"):
         ADAPTERS.load(kind).from_tensors(tensors, target)
 
 
@@ -305,7 +305,7 @@ def test_the_values_that_loha_starts_with() -> None:
 @pytest.mark.parametrize(
     ("rank", "settings", "bounds"),
     [
-        # 600 = 24 * 25 and 1400 = 35 * 40: w1 is (24, 35), w2 is (25, 40); a side is factored below half its longer side
+        # 600 = 24 * 25 and 1400 = 35 * 40: w1 is (24, 35), w2 (25, 40); a side is factored below half its longer side
         (19, {}, {"lokr_w1": 35, "lokr_w2_a": 19, "lokr_w2_b": None}),
         (20, {}, {"lokr_w1": 35, "lokr_w2": None}),
         (17, {"lokr_decompose_both": True}, {"lokr_w1_a": 17, "lokr_w1_b": 35, "lokr_w2_a": 17, "lokr_w2_b": None}),
