@@ -263,7 +263,7 @@ def test_only_layers_above_the_rank_are_cut_and_the_rest_lost_is_of_the_whole(
     assert report.residual == pytest.approx((lost / whole) ** 0.5, rel=1e-4)
     with pytest.raises(AdapterError, match="conv rank 0 is below 1"):
         combine_loras(loras, tmp_path / "no.safetensors", rank=3, conv_rank=0)
-    with pytest.raises(AdapterError, match="^rank 0 is below 1"):
+    with pytest.raises(AdapterError, match=r"^rank 0 is below 1"):
         combine_loras(loras, tmp_path / "no.safetensors", rank=0, conv_rank=3)
 
 
