@@ -90,6 +90,36 @@ def test_file_round_trip(case: str, layer_and_input: tuple[nn.Module, torch.Tens
     assert not any(parameter.requires_grad for parameter in read.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_file_in_half_precision_is_reckoned_with_in_single(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    layer = LAYERS["conv3"]()
+    adapter, path, place = randomise(made(layer, SETTINGS[case])), tmp_path / "x.safetensors", spot(layer)
+    write_adapter_file(path, AdapterSet({place: adapter}).file_tensors(), metadata={}, dtype=dtype)
+    ((_, read),) = read_adapters(path, [place]).items()
+    assert {parameter.dtype for parameter in read.parameters()} == {torch.float32}
+    base = layer.weight.detach()  # type: ignore[operator,union-attr]
+    exact = ("dora_scale",)  # lengths are not rounded
+    kept = {role: t if role in exact else t.to(dtype).float() for role, t in adapter.tensors().items()}
+    found = read.delta(base).detach()
+    torch.testing.assert_close(found, type(adapter).from_tensors(kept, place).delta(base).detach())
+    assert not torch.equal(found, adapter.delta(base).detach()), "half precision has lost nothing"
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(3, 0.7), (3, 5.0), (7, 2.0)])
+@pytest.mark.parametrize("name", ["linear", "conv3"])
+def test_principal_factors_are_the_best_approximation_whatever_the_alpha(name: str, rank: int, alpha: float) -> None:
+    """At the start ``alpha / rank * up @ down`` is the weight cut to that rank, shared evenly between both factors."""
+    layer = LAYERS[name]()
+    adapter = made(layer, {"kind": "lora", "init": "pissa", "rank": rank}, alpha=alpha)
+    assert isinstance(adapter, LoraAdapter)
+    down, up = adapter.down.detach().flatten(1), adapter.up.detach().flatten(1)
+    left, values, right = torch.linalg.svd(layer.weight.detach().flatten(1), full_matrices=False)  # type: ignore[operator,union-attr]
+    best = left[:, :rank] * values[:rank] @ right[:rank]
+    torch.testing.assert_close(up @ down * (alpha / rank), best, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(up.norm(dim=0), down.norm(dim=1), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("case", SETTINGS)
 def test_shortened_to_a_norm(case: str, layer_and_input: tuple[nn.Module, torch.Tensor]) -> None:
     layer, _ = layer_and_input
