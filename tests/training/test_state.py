@@ -367,6 +367,40 @@ def test_an_exploded_state_of_an_earlier_version_is_passed_over(tmp_path: Path) 
     assert read_state(tmp_path / "step-00000006.safetensors").step == 6  # asked for by its number it is read
 
 
+@pytest.mark.parametrize(
+    ("weights", "moments", "sound"),
+    [
+        ({"a": [0.5], "b": [0.1, -999.0], "c": [0.2]}, {"exp_avg": [-1e30, 0.5]}, True),
+        ({"a": [0.5], "b": [0.1, -1000.0], "c": [0.2]}, {"exp_avg": [0.5, 0.5]}, False),
+        ({"a": [0.5], "b": [0.1, 0.3], "c": [1000.5]}, {"exp_avg": [0.5, 0.5]}, False),
+        ({"a": [0.5, 0.2]}, {"exp_avg": [0.5, float("-inf")], "d": [0.1]}, False),
+        ({"a": [0.5, 0.2]}, {"exp_avg": [0.5, 0.1], "d": [float("inf")]}, True),  # one number: not begun
+        ({"a": [float("nan"), 0.2]}, {"exp_avg": [0.5, 0.1]}, False),
+        ({"a": [0.5, 0.2], "empty": []}, {}, True),
+    ],
+)
+def test_what_is_sound(
+    weights: dict[str, list[float]], moments: dict[str, list[float]], sound: bool, tmp_path: Path
+) -> None:
+    """A magnitude below 1000, of either sign and in any of the tensors; whole numbers may be as large as they like."""
+    write_state(tmp_path, 2, {"adapters": {"a": torch.ones(1)}, "optimizer": {}})
+    adapters = {name: torch.tensor(values) for name, values in weights.items()}
+    state = {name: torch.tensor(values) for name, values in moments.items()} | {"codes": torch.tensor([70_000, 3])}
+    write_state(tmp_path, 7, {"adapters": adapters, "optimizer": {"state": {"p": state}}})
+    found = find_state(tmp_path, ignore)
+    assert found is not None and found.step == (7 if sound else 2)
+
+
+def test_of_states_written_again_only_older_ones_go(tmp_path: Path) -> None:
+    """After going on from an earlier state there are later ones: they are not of this step, and no older ones."""
+    for step in (3, 5, 9, 14):
+        write_state(tmp_path, step, VALUES)
+    write_state(tmp_path, 9, VALUES, keep=2)
+    assert [step for step, _ in saved_states(tmp_path)] == [5, 9, 14]
+    write_state(tmp_path, 9, VALUES, keep=1)
+    assert [step for step, _ in saved_states(tmp_path)] == [9, 14]
+
+
 def test_a_state_that_fails_after_a_failure_does_not_hide_it(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -534,6 +568,28 @@ def test_moments_keep_their_own_type_and_changed_options_win() -> None:
     assert state["codes"].dtype == torch.uint8 and state["half"].dtype == torch.bfloat16
     other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0)
     assert not load_optimizer(other, values, names, torch.device("cpu"))
+
+
+def test_groups_and_moments_go_by_name_and_not_by_place() -> None:
+    """Three groups in another order, one of them new; each parameter has its own moments."""
+
+    def make(*groups: tuple[str, float]) -> tuple[torch.optim.Adam, dict[int, str]]:
+        parameters = {name: torch.nn.Parameter(torch.zeros(2)) for name, _ in groups}
+        optimizer = torch.optim.Adam([{"params": [parameters[name]], "name": name, "lr": lr} for name, lr in groups])
+        return optimizer, {id(parameter): name for name, parameter in parameters.items()}
+
+    old, names = make(("unet", 0.3), ("text", 0.2), ("gone", 0.7))
+    initial = optimizer_options(old)
+    for number, group in enumerate(old.param_groups, 1):
+        group["lr"] *= 0.5
+        old.state[group["params"][0]] = {"exp_avg": torch.full((2,), float(number))}
+    values = optimizer_values(old, names, initial)
+    new, names = make(("new", 0.9), ("text", 0.4), ("unet", 0.3))
+    assert load_optimizer(new, values, names, torch.device("cpu"))
+    # The rate of the text encoder was changed in the settings since (0.2 to 0.4): that stays.
+    assert {group["name"]: group["lr"] for group in new.param_groups} == {"new": 0.9, "text": 0.4, "unet": 0.15}
+    moments = {names[id(parameter)]: float(state["exp_avg"][0]) for parameter, state in new.state.items()}
+    assert moments == {"text": 2.0, "unet": 1.0}
 
 
 # -- identity ----------------------------------------------------------------------------------------------------------
