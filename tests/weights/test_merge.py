@@ -417,6 +417,33 @@ def test_what_has_no_effect_is_told(checkpoint: MakeFile, write_lora: MakeFile, 
     assert "came out as they were" in zeros
     with pytest.raises(AdapterError, match="nothing would change"):
         merge(checkpoint("sd1"), [LoraWeight(unet, 0.0, 1.0)], tmp_path / "out.safetensors")
+    text = write_lora("text.safetensors", random_lora("sd1", 3, parts=["text_encoder"]))
+    (useless,) = notices(LoraWeight(text, 0.5, 1.0))
+    assert "text.safetensors holds no U-Net layers: its U-Net weight has no effect" in useless
+    assert notices(LoraWeight(text, 0.0, 1.0)) == notices(LoraWeight(text, 0.4, 0.4)) == []
+    assert notices(LoraWeight(unet, 0.7, 0.0)) == notices(LoraWeight(unet, 0.7, 0.7)) == []
+
+
+def test_what_came_out_as_it_was_is_counted(checkpoint: MakeFile, write_lora: MakeFile, tmp_path: Path) -> None:
+    """The text encoder's change is zero, and of the U-Net's layers three are; a value beyond fp16 is refused."""
+    lora = random_lora("sd1", 1)
+    tensors, layers = lora.file_tensors(), [target.name for target, _ in lora.items()]
+    zero = [name for name in layers if not name.startswith("lora_unet")]
+    zero += [name for name in layers if name.startswith("lora_unet")][:3]
+    cut = {
+        key: value * 0 if key.split(".")[0] in zero and "lora_up" in key else value for key, value in tensors.items()
+    }
+    heard: list[Event] = []
+    path = write_lora("cut.safetensors", cut)
+    report = merge(checkpoint("sd1"), [LoraWeight(path)], tmp_path / "out.safetensors", listener=heard.append)
+    (notice,) = heard
+    assert isinstance(notice, Notice)
+    assert notice.text.startswith(f"{len(zero)} of {len(layers)} tensors came out as they were: ")
+    assert report.changed == len(layers) - len(zero)
+    output = tmp_path / "no.safetensors"
+    with pytest.raises(AdapterError, match="would hold values beyond the range of float16"):
+        merge(checkpoint("sd1"), [LoraWeight(path, 1e7, 1.0)], output, precision="fp16")
+    assert not output.exists()
 
 
 # ------------------------------------------------------------------------------------------------ LORA:te:unet
