@@ -512,10 +512,9 @@ class Workshop:
             process.join()
         return code, self.output.read_text(encoding="utf-8", errors="replace")
 
-    def warm(self) -> int:
-        """Import what the last run with ``keep_bytecode`` imported, apart from Loraloom and the tests; how many."""
+    def warm(self) -> None:
+        """Import what the last run with ``keep_bytecode`` imported, apart from Loraloom and the tests."""
         names = json.loads((self.folder / "mutate-modules.json").read_text(encoding="utf-8"))
-        before = len(sys.modules)
         for name in names:
             if name not in sys.modules:
                 try:
@@ -524,7 +523,6 @@ class Workshop:
                     print(f"not imported beforehand: {name} ({type(error).__name__})", file=sys.stderr)
         gc.collect()
         gc.freeze()  # else each fork walks, and so copies, all that was imported: three quarters of a quick test's time
-        return len(sys.modules) - before
 
     def with_mutant(self, mutant: Mutant) -> Restored:
         """The copy with the mutant in it, for a ``with`` block."""
@@ -605,34 +603,39 @@ class Result:
 def try_group(group: Group, mutants: Mapping[Mutant, int], stages: int, workshop: Workshop) -> Iterator[Result]:
     """Each mutant's fate, as it is known. ``mutants`` says how many stages each has survived already.
 
-    Raises RuntimeError if the tests fail without a mutant.
+    Stage by stage, so that the slow tests are run for the few that survive the quick ones: a mutant has one result for
+    each stage that it survives. Raises RuntimeError if the tests fail without a mutant.
     """
-    limits: dict[int, float] = {}
-    for number, arguments in enumerate(group.stages[:stages], 1):
-        if number <= min(mutants.values()):
+    alive = dict(mutants)
+    for stage in range(min(alive.values()) + 1, stages + 1):
+        here = [mutant for mutant, survived in alive.items() if survived == stage - 1]
+        if not here:
             continue
-        started = time.monotonic()
-        for attempt in (1, 2):  # the first one imports, and writes bytecode
-            code, output = workshop.run(arguments, 1800, keep_bytecode=True)
-            if code != 0:
-                raise RuntimeError(f"{group.name}: the tests fail without a mutant\n{output[-3000:]}")
-            if attempt == 1 and not workshop.warm():
-                break
-            started = time.monotonic() if attempt == 1 else started
-        took = time.monotonic() - started
-        limits[number] = 30 + 4 * took
-        print(f"{group.name}: {' '.join(arguments)}: {took:.1f} s", flush=True)
-    for mutant, survived in mutants.items():
-        started = time.monotonic()
-        outcome, stage, by = "survived", survived, ""
-        with workshop.with_mutant(mutant):
-            for stage in range(survived + 1, stages + 1):
-                code, output = workshop.run(group.stages[stage - 1], limits[stage])
-                if code != 0:
-                    outcome = "timeout" if code is None else "killed"
-                    by = "" if code is None else _failure(output)
-                    break
-        yield Result(group.name, mutant, outcome, stage, by, round(time.monotonic() - started, 1))
+        arguments = group.stages[stage - 1]
+        limit = _limit(group, arguments, workshop)
+        for mutant in here:
+            started = time.monotonic()
+            with workshop.with_mutant(mutant):
+                code, output = workshop.run(arguments, limit)
+            outcome = "survived" if code == 0 else "timeout" if code is None else "killed"
+            by = _failure(output) if outcome == "killed" else ""
+            yield Result(group.name, mutant, outcome, stage, by, round(time.monotonic() - started, 1))
+            if code == 0:
+                alive[mutant] = stage
+            else:
+                del alive[mutant]
+
+
+def _limit(group: Group, arguments: Sequence[str], workshop: Workshop) -> float:
+    """How many seconds a mutant may take: the tests are run without one, which also says what to import beforehand."""
+    started = time.monotonic()
+    code, output = workshop.run(arguments, 1800, keep_bytecode=True)
+    if code != 0:
+        raise RuntimeError(f"{group.name}: the tests fail without a mutant\n{output[-3000:]}")
+    took = time.monotonic() - started
+    workshop.warm()
+    print(f"{group.name}: {' '.join(arguments)}: {took:.1f} s", flush=True)
+    return 30 + 4 * took
 
 
 # ---------------------------------------------------------------------------------------- results
