@@ -75,3 +75,53 @@ def test_straight_lines_between_points(progress: float, weight: float) -> None:
 def test_texts_have_the_weight_that_is_furthest_from_zero(tag: str, largest: float) -> None:
     (found,) = extract_loras(tag)[1]
     assert (found.text_encoder, found.unet) == (largest, largest)
+
+
+@pytest.mark.parametrize(
+    ("tag", "text_encoder", "unet"),
+    [
+        ("<lora:ada:0.3:0.8@0-0.5>", 0.3, 0.8),
+        ("<lora:ada:te=-0.4:unet=0.2@0,1.7@0.6,0.9@1>", -0.4, 1.7),
+        ("<lora:ada:unet=0.2@0,1.7@0.6:te=0.1>", 0.1, 1.7),
+        ("<lora:ada:unet=0.2@0,1.7@0.6>", 1.7, 1.7),
+        ("<lora:ada:0.2@0,0.7@1>", 0.7, 0.7),
+    ],
+)
+def test_a_curve_is_the_unets_and_texts_may_have_a_weight_of_their_own(
+    tag: str, text_encoder: float, unet: float
+) -> None:
+    (found,) = extract_loras(tag)[1]
+    assert (found.text_encoder, found.unet) == (text_encoder, unet)
+    assert found.curve is not None and max(weight for _, weight in found.curve.points) == unet
+
+
+@pytest.mark.parametrize(
+    ("tag", "problem"),
+    [
+        ("<lora:x:0.8@0.5-0.2>", "ends before it begins"),
+        ("<lora:x:0.8@0.5-0.5>", "ends before it begins"),
+        ("<lora:x:0.8@0.7,0.5@0.3>", "not in order"),
+        ("<lora:x:0.8@1.01>", "is no share"),
+        ("<lora:x:0.8@-0.2,1@1>", "is not a weight"),
+        ("<lora:x:0.8@0.2,0.5>", "says no step"),
+        ("<lora:x:0.8@0-1:0.5>", "text encoder's weight cannot change"),
+    ],
+)
+def test_wrong_curves_are_told(tag: str, problem: str) -> None:
+    with pytest.raises(PromptError) as error:
+        extract_loras(tag)
+    assert problem in error.value.problem
+
+
+def test_points_may_lie_on_one_another_and_at_both_ends() -> None:
+    """Equal steps are in order: the weight jumps there."""
+    curve = curve_of("<lora:ada:0.2@0,0.9@0.4,-0.5@0.4,0.7@1>")
+    assert [curve.at(share) for share in (0.0, 0.2, 0.4, 0.7, 1.0)] == pytest.approx([0.2, 0.55, -0.5, 0.1, 0.7])
+
+
+def test_a_mask_is_taken_out_of_any_place() -> None:
+    for tag in ("<lora:ada:mask=left.png:0.3:0.7>", "<lora:ada:0.3:0.7:mask= left.png >"):
+        (found,) = extract_loras(tag)[1]
+        assert (found.name, found.text_encoder, found.unet, found.mask) == ("ada", 0.3, 0.7, "left.png")
+    (windows,) = extract_loras(r"<lora:D:\a.pt:0.6:mask=C:\m\left.png>")[1]
+    assert (windows.name, windows.unet, windows.mask) == (r"D:\a.pt", 0.6, r"C:\m\left.png")
