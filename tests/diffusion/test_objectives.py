@@ -186,6 +186,20 @@ def test_the_linear_denoiser_is_the_best_linear_one(prediction: Prediction) -> N
         assert float(found) == pytest.approx(float(expected[timestep]), rel=0.02, abs=1e-6)
 
 
+def test_the_linear_denoiser_wave_by_wave() -> None:
+    """The sum over the 64 x 64 waves, each by itself, to nine digits."""
+    schedule = NoiseSchedule.scaled_linear()
+    waves = [min(number, 64 - number) / 64 for number in range(64)]
+    powers = [1 / max(x * x + y * y, 1 / 64**2) for x in waves for y in waves]
+    mean = sum(powers) / len(powers)
+    for timestep in (3, 250, 890):
+        alpha = float(schedule.alphas_cumprod[timestep])
+        parts = [power / mean / (alpha * power / mean + 1 - alpha) for power in powers]
+        wanted = sum(parts) / len(parts)
+        assert float(linear_denoiser_loss(schedule, "v")[timestep]) == pytest.approx(wanted, rel=1e-9)
+        assert float(linear_denoiser_loss(schedule, "epsilon")[timestep]) == pytest.approx(alpha * wanted, rel=1e-9)
+
+
 # ------------------------------------------------------------------------------------------------ noise
 
 
