@@ -12,10 +12,13 @@ import typer
 from loraloom.cli.main import app
 from loraloom.generation.settings import GenerateSettings
 from loraloom.settings import setting_rows
+from loraloom.training.lr_schedules import LR_SCHEDULES
+from loraloom.training.optimizers import OPTIMIZERS
 from loraloom.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES_WITH_SETTINGS = ["training", "objective", "resuming", "previews", "memory", "captions", "datasets", "generating"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -23,6 +26,37 @@ def test_links_resolve(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The names by which the headings of a page can be linked to, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_into_pages_resolve() -> None:
+    checked = 0
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                other = page.parent / target if target else page
+                assert anchor in anchors_of(other), f"{page.name}: {target}#{anchor}"
+                checked += 1
+    assert checked >= 10
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached or not page.is_file():
+            continue
+        reached.add(page)
+        for target in re.findall(r"\]\(([^)#:]+\.md)", page.read_text(encoding="utf-8")):
+            waiting.append((page.parent / target).resolve())
+    pages = [page for page in PAGES if page.parent == ROOT / "docs"]
+    assert [page.name for page in pages if page not in reached] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -35,11 +69,24 @@ def test_commands_exist(page: Path) -> None:
 def test_settings_named_in_tables_exist() -> None:
     known = {row.path for cls in (TrainSettings, GenerateSettings) for row in setting_rows(cls)}
     known |= {row.path.removeprefix("dataset.") for row in setting_rows(TrainSettings)}
-    for page in ("training", "datasets", "generating"):
+    for page in PAGES_WITH_SETTINGS:
         for line in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").splitlines():
             if line.startswith("| `"):
                 for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", line.split("|")[1]):
                     assert name in known, f"{page}: {name}"
+
+
+def test_every_command_is_in_the_documentation() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert len(commands) > 15
+    assert [name for name in sorted(commands) if f"loraloom {name}" not in text] == []
+
+
+def test_every_optimizer_and_schedule_is_in_the_documentation() -> None:
+    page = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    named = {word for line in page.splitlines() if line.startswith("| ") for word in re.findall(r"\w+", line)}
+    assert [name for name in (*OPTIMIZERS, *LR_SCHEDULES) if name not in named] == []
 
 
 def test_the_settings_page_is_up_to_date() -> None:

@@ -100,4 +100,4 @@ def test_a_kind_that_not_all_programs_read_says_so() -> None:
 
 
 def test_the_docs_have_the_table() -> None:
-    assert as_table() in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert as_table() in (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")

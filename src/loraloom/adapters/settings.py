@@ -27,8 +27,8 @@ class AdapterSettings(Settings):
     """What is trained on top of the frozen checkpoint."""
 
     kind: Annotated[Literal["lora", "lora_fa", "dora", "loha", "lokr", "ia3", "full"], Kohya("algo")] = "lora"
-    """Kind of adapter: lora is read by every program; docs/training.md tells what the others are for and who reads
-    them."""
+    """Kind of adapter: lora is read by every program; docs/adapters.md says what the others are for and
+    which programs read them."""
     rank: Annotated[int, Kohya("network_dim"), Field(ge=1, le=4096)] = 16
     """Rank of the update of each layer: more can learn more, and costs file size (SD 1.5 in fp16: 1.2 MB per rank)."""
     alpha: Annotated[float | None, Kohya("network_alpha"), Field(gt=0)] = None

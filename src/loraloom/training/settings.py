@@ -93,7 +93,7 @@ class OptimizerSettings(Settings):
     """How the adapter's tensors are updated."""
 
     name: Annotated[str, Kohya("optimizer_type"), ClassPath(*OPTIMIZER_LIBRARIES)] = "adamw"
-    """Optimizer: a name of the registry (docs/training.md lists them), or the path of a class: torch.optim.RAdam. The
+    """Optimizer: a name of the registry (docs/optimizers.md lists them), or the path of a class: torch.optim.RAdam. The
     class's module is run, so name only one that you know."""
     lr: Annotated[float, Kohya("learning_rate"), Field(ge=0)] = 1e-4
     """Learning rate of every part that has none of its own. 1e-4 suits most LoRAs; see docs/training.md. The optimizers
