@@ -12,8 +12,8 @@ import typer
 from loraloom.cli.main import app
 from loraloom.generation.settings import GenerateSettings
 from loraloom.settings import setting_rows
-from loraloom.training.lr_schedules import LR_SCHEDULES
-from loraloom.training.optimizers import OPTIMIZERS
+from loraloom.training.lr_schedule_names import LR_SCHEDULES
+from loraloom.training.optimizer_names import OPTIMIZERS
 from loraloom.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
