@@ -14,7 +14,7 @@ from loraloom.cli.main import app
 from loraloom.errors import FileFormatError, LoraloomError, SettingsError
 from loraloom.recipes import onetrainer_names as tables
 from loraloom.recipes.reading import read_recipe
-from loraloom.recipes.recipe import Recipe, field_rows
+from loraloom.recipes.recipe import Recipe
 from loraloom.training.settings import TrainSettings
 
 FILES = Path(__file__).parents[1] / "data_files" / "recipes" / "onetrainer"
@@ -177,11 +177,6 @@ def test_every_optimizer_is_one_that_can_be_named(tmp_path: Path) -> None:
     for name in tables.OPTIMIZERS:
         recipe = preset(tmp_path, optimizer={"optimizer": name})
         assert recipe.problems == [] and recipe.get("optimizer.name"), name
-
-
-def test_the_tables_name_settings_that_exist() -> None:
-    assert set(tables.SAME.values()) <= set(field_rows())
-    assert not set(tables.REASONS) & {*tables.SAME, *tables.SILENT}
 
 
 def test_prompts_of_a_concept(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from loraloom.errors import FileError
 from loraloom.plain_data import shown
 from loraloom.reading import read_text
 from loraloom.recipes.names import unknown
-from loraloom.recipes.recipe import Recipe, is_nothing, resolved
+from loraloom.recipes.recipe import Item, Recipe, is_nothing, resolved
+from loraloom.recipes.rows import Reading, Row, together
 
-__all__ = ["read_sizes", "take_concept"]
+__all__ = ["CONCEPT", "IMAGE", "TEXT", "read_sizes", "take_concept"]
 
 
 def read_sizes(recipe: Recipe, value: Any, key: str) -> list[Any]:
@@ -28,134 +30,190 @@ def read_sizes(recipe: Recipe, value: Any, key: str) -> list[Any]:
     return sizes
 
 
+@dataclass
+class _Part(Reading):
+    """A concept, or its section for pictures or captions, while it is read."""
+
+    label: str = ""
+    entry: dict[str, Any] = field(default_factory=dict)
+    """What it becomes in dataset.concepts."""
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+    def taken(self, key: str, otherwise: Any = None) -> Any:
+        item = self.take(key)
+        return otherwise if item is None else item.value
+
+    def note(self, key: str, text: str) -> None:
+        self.recipe.change(f"{self.label}.{key}", text)
+
+    def not_known(self, key: str) -> None:
+        self.recipe.skip(f"{self.label}.{key}", unknown(key))
+        self.recipe.unknown.append(f"{self.label}.{key}")
+
+
+def _part(recipe: Recipe, label: str, values: Any, entry: dict[str, Any]) -> _Part:
+    said = {str(key): value for key, value in values.items()} if isinstance(values, Mapping) else {}
+    return _Part(recipe, {key: Item(f"{label}.{key}", value) for key, value in said.items()}, label, entry, said)
+
+
 def take_concept(
     recipe: Recipe, label: str, concept: Mapping[str, Any], found: list[dict[str, Any]], held_out: list[str]
 ) -> None:
     """Add a concept to ``found``, or its folder to ``held_out`` if it is one to measure on."""
-    left = {str(key): value for key, value in concept.items()}
-    image, text = ({**value} if isinstance(value := left.pop(key, None), Mapping) else {} for key in ("image", "text"))
-    path = left.pop("path", None)
+    part = _part(recipe, label, concept, {})
+    path = part.taken("path")
     if is_nothing(path):
         recipe.skip(f"{label}.path", "no folder")
         return
-    entry: dict[str, Any] = {"folder": resolved(str(path), recipe.folders)}
-    recipe.change(f"{label}.path", f"a concept: {entry['folder']}")
-    kind = str(left.pop("type", "STANDARD") or "STANDARD").upper()
-    if left.pop("validation_concept", False):
-        kind = "VALIDATION"
-    name = left.pop("name", None)
-    if not is_nothing(name):
-        entry["name"] = str(name)
-    if left.pop("enabled", True) is False:
-        entry["enabled"] = False
-    if kind == "VALIDATION":
-        if entry.get("enabled", True):
-            held_out.append(entry["folder"])
-        recipe.change(f"{label}.type", "pictures to measure on: validation.folder")
+    folder = resolved(str(path), recipe.folders)
+    part.entry["folder"] = folder
+    part.note("path", f"a concept: {folder}")
+    if _is_held_out(part):
+        if part.said.get("enabled", True) is not False:
+            held_out.append(folder)
+        part.note("type", "pictures to measure on: validation.folder")
         return
-    if kind == "PRIOR_PREDICTION":
-        entry["is_regularization"] = True
+    part.walk(CONCEPT)
+    for key in part.left:
+        part.not_known(key)
+    found.append(part.entry)
+
+
+def _is_held_out(part: _Part) -> bool:
+    return bool(part.said.get("validation_concept")) or _type(part) == "VALIDATION"
+
+
+def _type(part: _Part) -> str:
+    return str(part.said.get("type") or "STANDARD").upper()
+
+
+# -- the concept itself --------------------------------------------------------------------------------------------
+
+
+def _kind(row: Row, part: _Part) -> None:
+    """Regularization images are those of which OneTrainer asks the checkpoint what it makes of them."""
+    part.taken("type")
+    part.taken("validation_concept")
+    if _type(part) == "PRIOR_PREDICTION":
+        part.entry["is_regularization"] = True
         note = "regularization images with objective.preserve_regularization: what the checkpoint makes of them is kept"
-        recipe.set("objective.preserve_regularization", True, f"{label}.type", note=note)
-    _repeats(recipe, label, left, entry)
-    weight = left.pop("loss_weight", 1.0)
-    if weight not in (1, None):
-        entry["loss_weight"] = weight
-    if not left.pop("include_subdirectories", False):
-        recipe.change(f"{label}.include_subdirectories", "off; folders inside a concept's folder belong to it here")
-    _concept_image(recipe, label, image, entry)
-    _concept_text(recipe, label, text, entry)
-    for quiet in ("__version", "seed", "concept_stats", "image_variations", "text_variations"):
-        value = left.pop(quiet, None)
-        if quiet.endswith("variations") and value not in (None, 1):
-            recipe.skip(f"{label}.{quiet}", "how often something is drawn anew: dataset.variants; captions every time")
-    for key in left:
-        recipe.skip(f"{label}.{key}", unknown(key))
-        recipe.unknown.append(f"{label}.{key}")
-    found.append(entry)
+        part.recipe.set("objective.preserve_regularization", True, f"{part.label}.type", note=note)
 
 
-def _repeats(recipe: Recipe, label: str, left: dict[str, Any], entry: dict[str, Any]) -> None:
+def _name(row: Row, part: _Part) -> None:
+    name = part.taken(row.key)
+    if not is_nothing(name):
+        part.entry["name"] = str(name)
+
+
+def _enabled(row: Row, part: _Part) -> None:
+    if part.taken(row.key) is False:
+        part.entry["enabled"] = False
+
+
+def _repeats(row: Row, part: _Part) -> None:
     """REPEATS: times in an epoch. SAMPLES: pictures of the concept in an epoch, of which a run knows no like."""
-    amount = left.pop("balancing", left.pop("repeats", 1.0))
-    by_samples = str(left.pop("balancing_strategy", "REPEATS") or "").upper() == "SAMPLES"
-    key = f"{label}.balancing"
+    older = part.taken("repeats", 1.0)
+    amount = part.taken("balancing", older)
+    by_samples = str(part.taken("balancing_strategy", "REPEATS") or "").upper() == "SAMPLES"
+    key = f"{part.label}.balancing"
     if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not -math.inf < amount < math.inf:
-        recipe.problem("", f"{key} = {shown(amount)} is no number")
+        part.recipe.problem("", f"{key} = {shown(amount)} is no number")
     elif by_samples:
-        recipe.skip(key, f"{amount} pictures in an epoch: set the concept's repeats so that it comes near")
+        part.recipe.skip(key, f"{amount} pictures in an epoch: set the concept's repeats so that it comes near")
     elif amount != round(amount) or amount < 1:
-        entry["repeats"] = max(1, round(amount))
-        recipe.change(key, f"{amount} became {entry['repeats']}: a picture is shown a whole number of times")
+        part.entry["repeats"] = max(1, round(amount))
+        note = f"{amount} became {part.entry['repeats']}: a picture is shown a whole number of times"
+        part.recipe.change(key, note)
     else:
-        entry["repeats"] = int(amount)
+        part.entry["repeats"] = int(amount)
 
 
-def _concept_image(recipe: Recipe, label: str, image: dict[str, Any], entry: dict[str, Any]) -> None:
-    if image.pop("enable_crop_jitter", False):
-        entry["random_crop"] = True
-        recipe.change(f"{label}.image.enable_crop_jitter", "random_crop: the whole margin is used, not a part of it")
-    if image.pop("enable_random_flip", False):
-        entry["flip"] = True
-    override, size = image.pop("enable_resolution_override", False), image.pop("resolution_override", None)
-    if override and (sizes := read_sizes(recipe, size, f"{label}.image.resolution_override")):
-        entry["resolutions"] = sizes
-    hue = any(image.pop(f"enable_random_{what}", False) for what in ("hue", "brightness"))
-    if hue:
-        entry["color_augmentation"] = True
-        recipe.change(
-            f"{label}.image.enable_random_hue", "color_augmentation: hue and gamma, with strengths of its own"
-        )
-    for key, value in image.items():
-        if value and key.startswith("enable_"):
-            recipe.skip(f"{label}.image.{key}", "pictures are flipped, cropped and shifted in hue, not more")
-        elif not key.startswith(("enable_", "random_")) and key != "__version":
-            recipe.skip(f"{label}.image.{key}", unknown(key))
-            recipe.unknown.append(f"{label}.image.{key}")
+def _loss_weight(row: Row, part: _Part) -> None:
+    weight = part.taken(row.key)
+    if weight not in (1, None):
+        part.entry["loss_weight"] = weight
 
 
-def _concept_text(recipe: Recipe, label: str, text: dict[str, Any], entry: dict[str, Any]) -> None:
-    captions: dict[str, Any] = {}
-    source, path = str(text.pop("prompt_source", "sample") or "sample"), text.pop("prompt_path", None)
+def _folders_inside(row: Row, part: _Part) -> None:
+    if not part.taken(row.key):
+        part.note(row.key, row.remark)
+
+
+def _section(rows: tuple[Row, ...], rest: Callable[[_Part, str, Any], None]) -> Callable[[Row, Any], None]:
+    """A table inside the concept; ``rest`` says what to do with the keys that it does not have, in the file's order."""
+
+    def take(row: Row, part: _Part) -> None:
+        section = _part(part.recipe, f"{part.label}.{row.key}", part.taken(row.key), part.entry)
+        section.walk(rows)
+        for key, item in section.left.items():
+            if key != "__version":
+                rest(section, key, item.value)
+
+    return take
+
+
+def _drawn_anew(row: Row, part: _Part) -> None:
+    if part.taken(row.key) not in (None, 1):
+        part.recipe.skip(f"{part.label}.{row.key}", row.remark)
+
+
+def _silent(row: Row, part: _Part) -> None:
+    part.taken(row.key)
+
+
+# -- its pictures --------------------------------------------------------------------------------------------------
+
+
+def _switch(row: Row, part: _Part) -> None:
+    """A switch of the same meaning; with a remark, of a meaning that is only near."""
+    if part.taken(row.key):
+        part.entry[row.ours.rpartition(".")[2]] = True
+        if row.remark:
+            part.note(row.key, row.remark)
+
+
+def _sizes(row: Row, part: _Part) -> None:
+    is_on, size = part.taken("enable_resolution_override"), part.taken("resolution_override")
+    sizes = read_sizes(part.recipe, size, f"{part.label}.resolution_override") if is_on else []
+    if sizes:
+        part.entry["resolutions"] = sizes
+
+
+def _brightness(row: Row, part: _Part) -> None:
+    """One setting for both; where the hue is shifted already, this one is reported as not carried over."""
+    if "color_augmentation" not in part.entry and part.taken(row.key):
+        part.entry["color_augmentation"] = True
+        part.note("enable_random_hue", row.remark)
+
+
+def _rest_of_image(part: _Part, key: str, value: Any) -> None:
+    if value and key.startswith("enable_"):
+        part.recipe.skip(f"{part.label}.{key}", "pictures are flipped, cropped and shifted in hue, not more")
+    elif not key.startswith(("enable_", "random_")):
+        part.not_known(key)
+
+
+# -- its captions --------------------------------------------------------------------------------------------------
+
+
+def _captions(part: _Part) -> dict[str, Any]:
+    captions: dict[str, Any] = part.entry.setdefault("captions", {})
+    return captions
+
+
+def _source(row: Row, part: _Part) -> None:
+    """A text file beside each picture unless something else is said."""
+    source, path = str(part.taken("prompt_source") or "sample"), part.taken("prompt_path")
     if source == "filename":
-        captions["source"] = "filename"
+        _captions(part)["source"] = "filename"
     elif source == "concept" and not is_nothing(path):
-        _one_file_of_prompts(recipe, f"{label}.text.prompt_path", str(path), entry, captions)
-    delimiter, kept = text.pop("tag_delimiter", ","), text.pop("keep_tags_count", 1)
-    shuffled = bool(text.pop("enable_tag_shuffling", False))
-    dropped = bool(text.pop("tag_dropout_enable", False))
-    mode, probability = str(text.pop("tag_dropout_mode", "FULL")).upper(), text.pop("tag_dropout_probability", 0.0)
-    special_mode = str(text.pop("tag_dropout_special_tags_mode", "NONE")).upper()
-    special, regex = text.pop("tag_dropout_special_tags", ""), text.pop("tag_dropout_special_tags_regex", False)
-    if shuffled:
-        captions["shuffle"] = True
-    if (shuffled or dropped) and delimiter not in (",", None, ""):
-        captions["separator"] = str(delimiter)
-    if (shuffled or dropped) and kept:
-        captions["keep_tokens"] = kept
-    if dropped and probability:
-        captions["dropout" if mode == "FULL" else "tag_dropout"] = probability
-        if mode == "FULL":
-            recipe.change(f"{label}.text.tag_dropout_mode", "FULL: the whole caption, with what keep_tags_count keeps")
-        elif "WEIGHTED" in mode:
-            recipe.change(f"{label}.text.tag_dropout_mode", "tag_dropout: the same for every tag, early or late")
-        if special_mode == "WHITELIST" and special and not regex:
-            captions["keep_tags"] = [tag.strip() for tag in str(special).split(str(delimiter or ",")) if tag.strip()]
-        elif special_mode != "NONE" and special:
-            recipe.skip(f"{label}.text.tag_dropout_special_tags", "a list of tags that stay is offered: keep_tags")
-    if text.pop("caps_randomize_enable", False):
-        recipe.skip(f"{label}.text.caps_randomize_enable", "capital letters are not changed; CLIP does not see them")
-    for key in text:
-        if not key.startswith("caps_randomize") and key != "__version":
-            recipe.skip(f"{label}.text.{key}", unknown(key))
-            recipe.unknown.append(f"{label}.text.{key}")
-    if captions:
-        entry["captions"] = captions
+        _one_file_of_prompts(f"{part.label}.prompt_path", str(path), part)
 
 
-def _one_file_of_prompts(recipe: Recipe, key: str, text: str, entry: dict[str, Any], captions: dict[str, Any]) -> None:
+def _one_file_of_prompts(key: str, text: str, part: _Part) -> None:
     """Lines of which one is drawn for a picture: a choice between braces."""
-    path = Path(resolved(text, recipe.folders))
+    recipe, path = part.recipe, Path(resolved(text, part.recipe.folders))
     try:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except FileError as error:
@@ -164,11 +222,128 @@ def _one_file_of_prompts(recipe: Recipe, key: str, text: str, entry: dict[str, A
     if not lines:
         recipe.problem("", f"{key}: {path} is empty")
     elif len(lines) == 1:
-        entry["caption"] = lines[0]
+        part.entry["caption"] = lines[0]
         recipe.change(key, "the caption of every picture")
     elif any(character in line for line in lines for character in "{}|"):
         recipe.problem("", f"{key}: {path} holds {{, }} or |, which are choices in captions here")
     else:
-        entry["caption"] = "{" + "|".join(lines) + "}"
-        captions["wildcards"] = True
+        part.entry["caption"] = "{" + "|".join(lines) + "}"
+        _captions(part)["wildcards"] = True
         recipe.change(key, f"{len(lines)} lines, of which one is drawn: a choice between braces")
+
+
+def _are_tags(part: _Part) -> bool:
+    """Whether captions are taken apart at all: only then the delimiter and the tags that stay count."""
+    return bool(part.said.get("enable_tag_shuffling")) or bool(part.said.get("tag_dropout_enable"))
+
+
+def _shuffle(row: Row, part: _Part) -> None:
+    if part.taken(row.key):
+        _captions(part)["shuffle"] = True
+
+
+def _separator(row: Row, part: _Part) -> None:
+    delimiter = part.taken(row.key)
+    if _are_tags(part) and delimiter not in (",", None, ""):
+        _captions(part)["separator"] = str(delimiter)
+
+
+def _kept(row: Row, part: _Part) -> None:
+    kept = part.taken(row.key, 1)
+    if _are_tags(part) and kept:
+        _captions(part)["keep_tokens"] = kept
+
+
+def _dropout(row: Row, part: _Part) -> None:
+    """Whole captions, or one tag after the other, with a list of tags that stay."""
+    is_on, probability = part.taken("tag_dropout_enable"), part.taken("tag_dropout_probability")
+    mode = str(part.taken("tag_dropout_mode", "FULL")).upper()
+    special, special_mode = part.taken("tag_dropout_special_tags"), str(part.taken("tag_dropout_special_tags_mode"))
+    is_regex = part.taken("tag_dropout_special_tags_regex")
+    if not is_on or not probability:
+        return
+    _captions(part)["dropout" if mode == "FULL" else "tag_dropout"] = probability
+    if mode == "FULL":
+        part.note("tag_dropout_mode", "FULL: the whole caption, with what keep_tags_count keeps")
+    elif "WEIGHTED" in mode:
+        part.note("tag_dropout_mode", "tag_dropout: the same for every tag, early or late")
+    if special_mode.upper() == "WHITELIST" and special and not is_regex:
+        delimiter = str(part.said.get("tag_delimiter", ",") or ",")
+        _captions(part)["keep_tags"] = [tag.strip() for tag in str(special).split(delimiter) if tag.strip()]
+    elif special_mode.upper() != "NONE" and special:
+        reason = "a list of tags that stay is offered: keep_tags"
+        part.recipe.skip(f"{part.label}.tag_dropout_special_tags", reason)
+
+
+def _capitals(row: Row, part: _Part) -> None:
+    if part.taken(row.key):
+        part.recipe.skip(f"{part.label}.{row.key}", row.remark)
+
+
+def _rest_of_text(part: _Part, key: str, value: Any) -> None:
+    if not key.startswith("caps_randomize"):
+        part.not_known(key)
+
+
+# -- the tables ----------------------------------------------------------------------------------------------------
+
+_HUE = "color_augmentation: hue and gamma, with strengths of its own"
+_ANEW = "how often something is drawn anew: dataset.variants; captions every time"
+_OURS = "dataset.concepts[]"
+
+IMAGE = (
+    Row(
+        "enable_crop_jitter",
+        f"{_OURS}.random_crop",
+        _switch,
+        "random_crop: the whole margin is used, not a part of it",
+    ),
+    Row("enable_random_flip", f"{_OURS}.flip", _switch),
+    *together(_sizes, f"{_OURS}.resolutions", "enable_resolution_override", "resolution_override"),
+    Row("enable_random_hue", f"{_OURS}.color_augmentation", _switch, _HUE),
+    Row("enable_random_brightness", f"{_OURS}.color_augmentation", _brightness, _HUE),
+)
+"""What a concept's section ``image`` may hold; other changes of pictures are not offered."""
+
+TEXT = (
+    *together(_source, "dataset.captions.source", "prompt_source", "prompt_path"),
+    Row("enable_tag_shuffling", "dataset.captions.shuffle", _shuffle),
+    Row("tag_delimiter", "dataset.captions.separator", _separator),
+    Row("keep_tags_count", "dataset.captions.keep_tokens", _kept, "1 where nothing is said", always=True),
+    *together(
+        _dropout, "dataset.captions.tag_dropout", "tag_dropout_enable", "tag_dropout_mode", "tag_dropout_probability"
+    ),
+    *together(
+        _dropout,
+        "dataset.captions.keep_tags",
+        "tag_dropout_special_tags",
+        "tag_dropout_special_tags_mode",
+        "tag_dropout_special_tags_regex",
+    ),
+    Row("caps_randomize_enable", "", _capitals, "capital letters are not changed; CLIP does not see them"),
+)
+"""What a concept's section ``text`` may hold."""
+
+CONCEPT = (
+    Row("name", f"{_OURS}.name", _name),
+    Row("enabled", f"{_OURS}.enabled", _enabled),
+    *together(_kind, f"{_OURS}.is_regularization", "type", "validation_concept"),
+    Row("balancing", f"{_OURS}.repeats", _repeats, "REPEATS; 1 where nothing is said", always=True),
+    *together(_repeats, f"{_OURS}.repeats", "balancing_strategy", "repeats"),
+    Row("loss_weight", f"{_OURS}.loss_weight", _loss_weight),
+    Row(
+        "include_subdirectories",
+        "",
+        _folders_inside,
+        "off; folders inside a concept's folder belong to it here",
+        always=True,
+    ),
+    Row("image", _OURS, _section(IMAGE, _rest_of_image)),
+    Row("text", _OURS, _section(TEXT, _rest_of_text)),
+    Row("__version", "", _silent),
+    Row("seed", "", _silent, "everything random follows from the seed of the run"),
+    Row("concept_stats", "", _silent, "what that program counted"),
+    Row("image_variations", "dataset.variants", _drawn_anew, _ANEW),
+    Row("text_variations", "", _drawn_anew, _ANEW),
+)
+"""What a concept may hold beside its folder."""

@@ -1,0 +1,71 @@
+"""The tables of every program: each row is about a key that is really read, and names a setting that exists."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraloom.errors import LoraloomError
+from loraloom.recipes import onetrainer, onetrainer_concepts
+from loraloom.recipes.reading import read_recipe
+from loraloom.recipes.recipe import Recipe, field_rows
+from loraloom.recipes.rows import Row
+
+VALUES: tuple[Any, ...] = (
+    *(3, "x", True, False, 0.3, "32", 7, ["a"], "LOHA", "EPOCH", "CONSTANT", "BOTH", "bf16", "FLOAT_32", "NONE"),
+    *({"a": 1}, [{"prompt": "a fox"}], [{"path": "img"}], "attn", "NFLOAT_4", None, 0, ""),
+)
+"""One of these means something to each key."""
+
+TABLES = {
+    "OneTrainer": onetrainer.TABLE,
+    "a concept of OneTrainer": onetrainer_concepts.CONCEPT,
+    "pictures of a concept of OneTrainer": onetrainer_concepts.IMAGE,
+    "captions of a concept of OneTrainer": onetrainer_concepts.TEXT,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_key_stands_in_two_rows(name: str) -> None:
+    counted = Counter(row.key for row in TABLES[name])
+    assert [key for key, count in counted.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_names_a_setting_or_a_reason(name: str) -> None:
+    paths = {*field_rows(), "dataset.concepts[]"}
+    assert [row.key for row in TABLES[name] if row.ours and row.ours not in paths] == []
+
+
+def said(recipe: Recipe) -> str:
+    """Everything that a recipe says, as text to compare."""
+    parts = (recipe.settings, recipe.mapped, recipe.changed, recipe.unmapped, sorted(recipe.idle), recipe.problems)
+    return repr((*parts, recipe.known_of_required))
+
+
+def read(path: Path, data: Any) -> str:
+    path.write_text(json.dumps(data), encoding="utf-8")
+    try:
+        return said(read_recipe(path))
+    except LoraloomError as error:
+        return str(error)
+
+
+ONETRAINER = {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "peft_type": "LOKR", "lora_rank": None}
+
+
+@pytest.mark.parametrize("row", onetrainer.TABLE, ids=lambda row: row.key)
+def test_every_key_of_onetrainer_is_read(tmp_path: Path, row: Row) -> None:
+    section, _, key = row.key.rpartition(".")
+
+    def with_value(value: Any) -> dict[str, Any]:
+        return {**ONETRAINER, **({section: {key: value}} if section else {key: value})}
+
+    silent = read(tmp_path / "a.json", {key: value for key, value in ONETRAINER.items() if key != row.key})
+    texts = (read(tmp_path / "a.json", with_value(value)) for value in VALUES)
+    told = next((text for text in texts if text != silent), "")
+    assert told and f"({row.key!r}, 'not known" not in told
