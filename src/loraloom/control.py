@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from enum import Enum
+from typing import TypeVar
 
-__all__ = ["Control", "Interrupted", "Request", "first_of", "heed", "keep_going", "number_of", "wait_out"]
+from loraloom.events import Listener, PieceFinished
+
+__all__ = ["Control", "Interrupted", "Request", "each_of", "first_of", "heed", "keep_going", "number_of", "wait_out"]
+
+Piece = TypeVar("Piece")
 
 POLL_S = 0.2
 """How often work that waits looks whether it may go on."""
@@ -89,3 +94,14 @@ def heed(control: Control, *, sleep: Callable[[float], None] = time.sleep) -> No
     request = wait_out(control, sleep=sleep)
     if request is not Request.GO:
         raise Interrupted(number_of(control), request)
+
+
+def each_of(what: str, pieces: Collection[Piece], listener: Listener, control: Control) -> Iterator[Piece]:
+    """The pieces of long work one after another: ``control`` is heeded before each, ``listener`` hears of each done.
+
+    ``what`` the pieces are, in the plural. Raises Interrupted as :func:`heed`.
+    """
+    for number, piece in enumerate(pieces, start=1):
+        heed(control)
+        yield piece
+        listener(PieceFinished(what, number, len(pieces)))

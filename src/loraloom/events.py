@@ -19,6 +19,7 @@ __all__ = [
     "MemoryPredicted",
     "Notice",
     "PictureChanged",
+    "PieceFinished",
     "PreviewSaved",
     "PreviewSheetSaved",
     "RunFailed",
@@ -67,6 +68,15 @@ class Notice(Event):
 class LatentsCached(Event):
     """One more image was encoded by the VAE (or found in the cache)."""
 
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class PieceFinished(Event):
+    """Of work that goes through many pieces alike, one more is done: ``done`` of ``total`` ``what`` ("tensors")."""
+
+    what: str
     done: int
     total: int
 

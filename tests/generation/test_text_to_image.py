@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from controls import Asked, asked_to_stop_at
+from loraloom.control import Interrupted, Request
 from loraloom.errors import AdapterError, LoraloomError, PromptError, SettingsError
 from loraloom.events import Event, Notice, SamplerStepped
 from loraloom.formats.image_info import parse_parameters
@@ -162,6 +164,26 @@ def test_an_empty_negative_prompt_is_zeros_where_training_dropped_captions_as_ze
     assert context[1].any()
     assert pooled[1].any()
     assert sizes.tolist() == [[48, 64, 0, 0, 48, 64]] * 2
+
+
+def test_painting_is_left_between_two_steps_and_the_model_is_as_it_was(
+    toy_model: Models, write_lora: WriteLora, tmp_path: Path
+) -> None:
+    model = toy_model("sd1")
+    write_lora(model, tmp_path / "ada.safetensors", 1)
+    plain = settings(seed=5, count=2, batch_size=1, steps=3, lora_folders=(tmp_path,))
+    before = text_to_image(model, plain)[0].image.tobytes()
+    for mode in ("side", "merge"):
+        chosen = plain.model_copy(update={"prompt": "a cat <lora:ada:0.7>", "lora_mode": mode})
+        heard: list[Event] = []
+        with pytest.raises(Interrupted):
+            # A pause; then before the first image, after its three steps, before the second one, after its first step.
+            text_to_image(model, chosen, listener=heard.append, control=asked_to_stop_at(7))
+        steps = [(event.image, event.step) for event in heard if isinstance(event, SamplerStepped)]
+        assert steps == [(1, 1), (1, 2), (1, 3), (2, 1)]
+        assert text_to_image(model, plain)[0].image.tobytes() == before
+        whole = text_to_image(model, chosen)[0].image.tobytes()
+        assert text_to_image(model, chosen, control=Asked(Request.PAUSE, Request.GO))[0].image.tobytes() == whole
 
 
 def test_progress_is_told_step_by_step(toy_model: Models) -> None:

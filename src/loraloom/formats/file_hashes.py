@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import FileError, LoraloomError
 from loraloom.folders import cache_folder
 from loraloom.formats.files import old_hash, write_text
@@ -40,20 +41,20 @@ class FileHashes:
     content: str
 
 
-def file_hashes(path: Path) -> FileHashes:
+def file_hashes(path: Path, control: Control = keep_going) -> FileHashes:
     """Both hashes of a file, read once and remembered in the user's cache by path, size and times.
 
     Raises MissingFileError or FileError for what cannot be read.
     """
     if not path.is_file():
-        return compute_hashes(path)  # raises the error that fits
+        return compute_hashes(path, control)  # raises the error that fits
     status = path.stat()
     stamp = f"{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
     key = f"{path.resolve()}|{stamp}"
     remembered = cache_folder() / "hashes.json"
     known = _remembered(remembered)
     if key not in known:
-        found = compute_hashes(path)
+        found = compute_hashes(path, control)
         known[key] = f"{found.sha256} {found.content}"
         with suppress(OSError, LoraloomError):  # a cache that cannot be written is only slower
             remembered.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def has_hash(path: Path, digits: str) -> bool:
     return hashes.sha256.startswith(wanted) or hashes.content.startswith(wanted)
 
 
-def compute_hashes(path: Path) -> FileHashes:
+def compute_hashes(path: Path, control: Control = keep_going) -> FileHashes:
     """Both hashes, read from the file now; errors as in :func:`file_hashes`."""
     whole, content = hashlib.sha256(), hashlib.sha256()
     try:
@@ -88,6 +89,7 @@ def compute_hashes(path: Path) -> FileHashes:
             header = _header(path, file)
             whole.update(header)
             while piece := file.read(_PIECE):
+                heed(control)
                 whole.update(piece)
                 content.update(piece)
     except OSError as error:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import FileError, OutputError
 from loraloom.formats.unfinished import remove_leftovers, unfinished_file
 from loraloom.reading import check_readable, open_file, read_bytes, read_text
@@ -32,6 +33,7 @@ __all__ = [
     "write_text",
 ]
 
+_PIECE = 1 << 20
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -118,13 +120,17 @@ def require_space(folder: Path, nbytes: int) -> None:
         )
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of the file's bytes, 64 hex digits."""
+def sha256_of(path: Path, control: Control = keep_going) -> str:
+    """SHA-256 of the file's bytes, 64 hex digits; ``control`` is heeded while they are read."""
+    digest = hashlib.sha256()
     try:
         with open_file(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while piece := file.read(_PIECE):
+                heed(control)
+                digest.update(piece)
     except OSError as error:
         raise FileError(f"{path}: cannot be read, {_reason(error)}") from error
+    return digest.hexdigest()
 
 
 def old_hash(path: Path) -> str:

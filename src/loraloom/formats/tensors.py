@@ -7,12 +7,16 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import FileError, FileFormatError, OutputError
+from loraloom.events import Listener, PieceFinished, ignore
 from loraloom.formats.entries import MAX_TENSORS, Checksum, Contents, Entry, TensorInfo, check_name, show
 from loraloom.formats.file_bytes import FileBytes, open_bytes
 from loraloom.formats.files import atomic_writer
@@ -265,13 +269,16 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     extras: Mapping[str, object] | None = None,
     check: Callable[[Path], None] | None = None,
+    listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> None:
     """Write tensors to ``path``: safetensors for ``.safetensors``, torch's zip for ``.ckpt``, ``.pt`` and ``.bin``.
 
     Every source is loaded once, written and dropped; nothing appears at ``path`` before all is written. A zip holds
     ``{"state_dict": {...}, **extras}`` (plus ``metadata`` if any) and loads with ``torch.load(weights_only=True)``;
     safetensors has no place for ``extras`` and leaves them out. Strides are not kept. ``check`` is given the finished
-    file before it takes its place at ``path``, and may refuse it by an error.
+    file before it takes its place at ``path``, and may refuse it by an error. ``listener`` hears of every tensor, and
+    ``control`` is heeded before each; what it ends leaves ``path`` as it was.
     Raises OutputError: wrong suffix, no space, or a source that is not what its info promised.
     """
     path = Path(path)
@@ -280,7 +287,22 @@ def write_tensors(
         raise OutputError(
             f"{path}: the name must end in .safetensors, .ckpt, .pt or .bin", "the suffix chooses the form of the file"
         )
-    write(path, _checked_sources(path, sources), _checked_metadata(path, metadata or {}), dict(extras or {}), check)
+    wanted = _told(_checked_sources(path, sources), listener, control)
+    write(path, wanted, _checked_metadata(path, metadata or {}), dict(extras or {}), check)
+
+
+def _told(sources: Mapping[str, TensorSource], listener: Listener, control: Control) -> dict[str, TensorSource]:
+    """The same sources, which heed the control before they are loaded and tell that they were."""
+
+    numbers = count(1)  # by when they are loaded: a file has them in an order of its own
+
+    def told(load: Callable[[], torch.Tensor]) -> torch.Tensor:
+        heed(control)
+        tensor = load()
+        listener(PieceFinished("tensors", next(numbers), len(sources)))
+        return tensor
+
+    return {name: TensorSource(name, source.info, partial(told, source.load)) for name, source in sources.items()}
 
 
 def _checked_sources(

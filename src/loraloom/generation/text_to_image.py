@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import CheckpointError, HardwareError
 from loraloom.events import Listener, Notice, SamplerStepped, ignore
 from loraloom.generation.decoding import decode, image_of
@@ -60,9 +61,10 @@ def text_to_image(
     *,
     listener: Listener = ignore,
     model_hash: str | None = None,
+    control: Control = keep_going,
 ) -> list[GeneratedImage]:
     """All images of :func:`paint` at once."""
-    return list(paint(model, settings, loras, listener=listener, model_hash=model_hash))
+    return list(paint(model, settings, loras, listener=listener, model_hash=model_hash, control=control))
 
 
 def paint(
@@ -73,6 +75,8 @@ def paint(
     listener: Listener = ignore,
     model_hash: str | None = None,
     watch: Watch | None = None,
+    store: LoraStore | None = None,
+    control: Control = keep_going,
 ) -> Iterator[GeneratedImage]:
     """Images one after another, batch by batch; image i has seed + i (with variations: variation seed + i) and does
     not depend on its batch.
@@ -81,12 +85,15 @@ def paint(
     model again when the last image is out: between images too, or, merged into its weights (``lora_mode``), at the end,
     when the weights are read from the file again (so it must be side for a model that has other weights than its file).
     Adapters that a caller has attached stay.
-    Images of one batch may have different LoRAs, at different weights. What ``watch`` raises ends the painting.
+    Images of one batch may have different LoRAs, at different weights. ``store`` keeps LoRAs from one call to the
+    next; ``control`` is heeded between two steps.
     Raises PromptError, FileError (styles, wildcards, embeddings, pictures), AdapterError, CheckpointError (an editing
     model; NaN), HardwareError (memory, NaN in half precision).
     """
     _refuse_editing(model)
-    painter = _Painter(model, with_seeds(settings), loras, listener, model_hash, watch, LoraStore())
+    painter = _Painter(
+        model, with_seeds(settings), loras, listener, model_hash, watch, store or LoraStore(), control=control
+    )
     yield from painter.images_or_error()
 
 
@@ -98,14 +105,17 @@ def paint_each(
     listener: Listener = ignore,
     model_hash: str | None = None,
     store: LoraStore | None = None,
+    control: Control = keep_going,
 ) -> Iterator[GeneratedImage]:
     """An image for each (prompt, negative prompt, seed), as :func:`paint` makes it; those of ``settings`` do not count.
 
-    ``store`` keeps LoRAs from one call to the next.
+    ``store`` keeps LoRAs from one call to the next; ``control`` is heeded between two steps.
     """
     _refuse_editing(model)
     settings = settings.model_copy(update={"count": len(wanted)})
-    painter = _Painter(model, with_seeds(settings), (), listener, model_hash, None, store or LoraStore(), wanted)
+    painter = _Painter(
+        model, with_seeds(settings), (), listener, model_hash, None, store or LoraStore(), wanted, control
+    )
     yield from painter.images_or_error()
 
 
@@ -144,8 +154,9 @@ class _Painter:
         watch: Watch | None,
         store: LoraStore,
         wanted: Sequence[tuple[str, str, int]] = (),
+        control: Control = keep_going,
     ) -> None:
-        self._wanted = wanted
+        self._wanted, self._control = wanted, control
         self._model, self._settings, self._loras = model, settings, tuple(loras)
         self._listener, self._model_hash, self._watch = listener, model_hash, watch
         self.size = image_size(model, settings)
@@ -182,6 +193,7 @@ class _Painter:
         batch_size = 1 if any(plan.entry.one_at_a_time for plan in plans) else settings.batch_size
         with self._merged(jobs, sum(steps_taken(settings) if one is settings else one.steps for one in passes)):
             for first in range(0, len(jobs), batch_size):
+                heed(self._control)
                 batch = jobs[first : first + batch_size]
                 with torch.no_grad():  # not around the yield: what a caller does between images is not ours
                     images = self._batch(batch, jobs, init, first)
@@ -324,6 +336,7 @@ class _Painter:
             self._listener(SamplerStepped(taken, total, done + 1, self._settings.count))
             if self._watch is not None:
                 self._watch(taken, lambda: image_of(decode(self._model, clean[:1])[0]))
+            heed(self._control)
 
         return step
 

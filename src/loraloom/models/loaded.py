@@ -16,6 +16,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.diffusion.objectives import Prediction
 from loraloom.diffusion.schedules import NoiseSchedule
 from loraloom.errors import CheckpointError, SettingsError
@@ -424,12 +425,13 @@ def load_model(
     offload: bool = False,
     quantize: Quantization = "none",
     listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> LoadedModel:
     """Load a checkpoint for use, frozen and in eval mode.
 
     Activations are in ``compute``; weights too, unless ``keep_file_precision`` leaves them as they are in the file
     (on the CPU they are then never copied at all). ``offload`` keeps every part on the CPU while it is not in use.
-    ``quantize`` keeps the weights of U-Net and text encoders in 8 or 4 bits.
+    ``quantize`` keeps the weights of U-Net and text encoders in 8 or 4 bits. ``control`` is heeded between tensors.
     ``prediction`` and ``zero_terminal_snr`` are read from the file unless given. Raises CheckpointError when a part
     is missing or does not fit, or a weight is NaN or infinite; that of a VAE is kept in ``model.damage``, where
     :func:`loraloom.models.vae_file.replace_vae` can still mend it.
@@ -447,7 +449,7 @@ def load_model(
         part_type = torch.float32 if name == "vae" and weight_type == torch.float16 else weight_type
         prefixes[name] = prefix
         method = "none" if name == "vae" else quantize
-        parts[name], problem = _load_part(checkpoint, prefix, empty, rest, part_type, method)
+        parts[name], problem = _load_part(checkpoint, prefix, empty, rest, part_type, method, control)
         if problem is not None:
             damage[name] = problem
             if name != "vae":
@@ -570,6 +572,7 @@ def _load_part(
     device: torch.device,
     dtype: torch.dtype | None,
     quantize: Quantization,
+    control: Control,
 ) -> tuple[nn.Module, CheckpointError | None]:
     """Give a part without memory the file's tensors; only a change of precision or device copies.
 
@@ -579,6 +582,7 @@ def _load_part(
     state: dict[str, Tensor] = {}
     small = set() if quantize == "none" else quantizable(module)
     for name in module.state_dict():
+        heed(control)
         weight, problem = _loaded_weight(checkpoint, prefix + name, device, dtype)
         damage = damage or problem
         if name in small:

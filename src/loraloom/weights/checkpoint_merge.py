@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from loraloom.adapters.block_weights import BlockWeights
+from loraloom.control import Control, keep_going
 from loraloom.errors import CheckpointError, OutputError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.files import sha256_of
@@ -60,6 +61,7 @@ def merge_checkpoints(
     vae: Path | None = None,
     precision: str | None = None,
     listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> CheckpointMergeReport:
     """Write ``first * (1 - sum of weights) + sum of weight * other`` to ``output`` (``.safetensors`` or ``.ckpt``).
 
@@ -68,6 +70,7 @@ def merge_checkpoints(
     whose VAE is taken as it is. The names are the first's: a tensor that another lacks stays as the first's
     (``missing``), one that only another has is not taken (``left_out``); both are told. Sums are in float32, rounded
     once. A first convolution that reads more channels (inpainting) takes part with those that the others have.
+    ``control`` is heeded between two tensors, of which ``listener`` hears.
     Raises CheckpointError for two families, sizes or predictions, and for values that are not finite.
     """
     _check_output(output, [first, *(other.path for other in others), *([difference] if difference else [])])
@@ -110,8 +113,8 @@ def merge_checkpoints(
         for path, names in found.items():
             if names:
                 listener(Notice(f"{path} {what} {len(names)} tensors, the first is {names[0]}", "warning"))
-    metadata = _metadata(source, others, subtracted, blocks, vae)
-    write_tensors(output, sources, metadata=metadata, extras=source.extras)
+    metadata = _metadata(source, others, subtracted, blocks, vae, control)
+    write_tensors(output, sources, metadata=metadata, extras=source.extras, listener=listener, control=control)
     if broken:
         listener(kept_broken(source, broken))
     told = {path: tuple(names) for path, names in missing.items() if names}
@@ -292,11 +295,12 @@ def _metadata(
     subtracted: Checkpoint | None,
     blocks: BlockWeights | None,
     vae: Path | None,
+    control: Control,
 ) -> dict[str, str]:
     """The recipe with hashes; of the first's metadata, what is true of the result as well."""
 
     def identity(path: Path) -> dict[str, str]:
-        return {"file": file_name(path), **({} if path.is_dir() else {"sha256": sha256_of(path)})}
+        return {"file": file_name(path), **({} if path.is_dir() else {"sha256": sha256_of(path, control)})}
 
     recipe = {
         "way": "weighted sum" if subtracted is None else "add difference",

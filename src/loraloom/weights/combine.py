@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loraloom.control import Control, each_of, keep_going
 from loraloom.errors import AdapterError, OutputError
+from loraloom.events import Listener, ignore
 from loraloom.formats.adapter_file import AdapterFile, AdapterTarget, read_adapter_file
 from loraloom.formats.adapter_writer import WrittenLora, check_output, write_lora
 from loraloom.formats.dialects import is_text_layer, kind_of, title_of
@@ -74,6 +76,8 @@ def combine_loras(
     conv_rank: int | None = None,
     precision: str | None = None,
     to: str | None = None,
+    listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> CombineReport:
     """Write one LoRA whose change is the weighted sum of the others'.
 
@@ -82,7 +86,7 @@ def combine_loras(
     no larger than the sum of the ranks. The files may be of different dialects; ``to`` says whose names the result
     has (None: diffusers' where all files are, else kohya's). Differences of whole weights and normalizations are added,
     and words of textual inversion go along; other kinds than LoRA and LoCon are an AdapterError, as are two families
-    and one word with two meanings.
+    and one word with two meanings. ``control`` is heeded between two layers, of which ``listener`` hears.
     """
     if len(loras) < 1:
         raise AdapterError("no LoRA to combine", "name at least two")
@@ -101,7 +105,8 @@ def combine_loras(
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
     residuals: dict[str, float] = {}
     whole = left = 0.0
-    for name in dict.fromkeys(name for part in parts for name in part.named.layers):
+    names = dict.fromkeys(name for part in parts for name in part.named.layers)
+    for name in each_of("layers", names, listener, control):
         holders = [(part, _weight(part.lora, name, sdxl=sdxl)) for part in parts if name in part.named.layers]
         weighted = [(part, weight) for part, weight in holders if weight]
         if not weighted:

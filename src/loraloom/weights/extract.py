@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loraloom.control import Control, each_of, heed, keep_going
 from loraloom.errors import AdapterError, CheckpointError, OutputError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterTarget
@@ -64,12 +65,14 @@ def extract_lora(
     min_difference: float = 0.0,
     precision: str = "fp16",
     listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> ExtractReport:
     """Write the LoRA that turns ``base`` into ``tuned``, as well as its rank allows.
 
     ``conv_rank``: for 3x3 convolutions (None: ``rank``; 0 leaves them out). ``to_residual``: the smallest rank, up to
     these two, whose relative residual in the layer is no larger. Layers in which no value differs by more than
-    ``min_difference`` are skipped. One layer of both checkpoints is in memory at a time, besides the factors.
+    ``min_difference`` are skipped. One layer of both checkpoints is in memory at a time, besides the factors;
+    ``control`` is heeded between two of them.
     Raises CheckpointError for checkpoints of two families or sizes, AdapterError where there is nothing to extract.
     """
     _check_options(output, rank, conv_rank, to_residual)
@@ -83,7 +86,7 @@ def extract_lora(
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
     whole = lost = outside = 0.0
     unchanged = 0
-    for before, after in pairs:
+    for before, after in each_of("layers", pairs, listener, control):
         delta = _difference(first, before, second, after)
         if not bool((delta.abs() > min_difference).any()):
             unchanged += 1
@@ -112,7 +115,7 @@ def extract_lora(
             f"no value differs by more than {min_difference:g}: is it the right pair?",
         )
     residual = math.sqrt(lost / whole) if whole else 0.0
-    left_out, names = _other_differences(first, second, {before.tensor for before, _ in pairs})
+    left_out, names = _other_differences(first, second, {before.tensor for before, _ in pairs}, control)
     outside += left_out
     share = outside / (outside + whole)
     if outside:
@@ -199,10 +202,13 @@ def _factors(delta: Tensor, limit: int, to_residual: float | None) -> tuple[Fact
     return factors, next(enough, tried)
 
 
-def _other_differences(first: Checkpoint, second: Checkpoint, held: set[str]) -> tuple[float, list[str]]:
+def _other_differences(
+    first: Checkpoint, second: Checkpoint, held: set[str], control: Control
+) -> tuple[float, list[str]]:
     """Squared norm of the differences elsewhere in the U-Net and the text encoders, and the tensors they are in."""
     total, names = 0.0, []
     for name in _model_tensors(first):
+        heed(control)
         if name in held or name not in second or first.info(name).shape != second.info(name).shape:
             continue
         old, new = first[name], second[name]

@@ -16,6 +16,7 @@ from torch import Tensor
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, read_adapters
 from loraloom.adapters.block_weights import BlockWeights
+from loraloom.control import Control, keep_going
 from loraloom.errors import AdapterError, OutputError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterTarget
@@ -91,13 +92,15 @@ def merge(
     *,
     precision: str | None = None,
     listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> MergeReport:
     """Write ``checkpoint`` with the LoRAs merged in to ``output`` (``.safetensors`` or ``.ckpt``).
 
     ``precision``: fp16, bf16 or float for the weights of the model's parts; None keeps each tensor's own. Tensors that
     no LoRA changes are bit-equal to the source's (unless the precision differs). Nothing is written before every LoRA
     has been found to fit; the output appears only when it is complete. Raises AdapterError for a LoRA that does not
-    fit, or weights with which nothing would change or a value would leave the range of its type.
+    fit, or weights with which nothing would change or a value would leave the range of its type. ``control`` is
+    heeded between two tensors, of which ``listener`` hears.
     """
     if not loras:
         raise AdapterError(
@@ -125,8 +128,10 @@ def merge(
     write_tensors(
         output,
         [_source(source, name, changes.get(name, ()), dtype, changed, broken) for name in source],
-        metadata=_metadata(source, loras),
+        metadata=_metadata(source, loras, control),
         extras=source.extras,
+        listener=listener,
+        control=control,
     )
     if broken:
         listener(kept_broken(source, broken))
@@ -280,14 +285,14 @@ def is_same_or_inside(output: Path, source: Path) -> bool:
     return False
 
 
-def _metadata(source: Checkpoint, loras: Sequence[LoraWeight]) -> dict[str, str]:
+def _metadata(source: Checkpoint, loras: Sequence[LoraWeight], control: Control) -> dict[str, str]:
     """The source's, what was merged (earlier merges first), and what the model predicts where it is not obvious."""
     checkpoint = file_name(source.path)
     merged = [
         {
             "checkpoint": checkpoint,
             "file": file_name(lora.path),
-            "sha256": sha256_of(lora.path),
+            "sha256": sha256_of(lora.path, control),
             "unet": lora.unet,
             "text_encoder": lora.text_encoder,
             **({"blocks": lora.blocks.text} if lora.blocks is not None else {}),

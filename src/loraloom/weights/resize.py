@@ -9,7 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from loraloom.control import Control, each_of, keep_going
 from loraloom.errors import AdapterError, OutputError
+from loraloom.events import Listener, ignore
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.adapter_writer import WrittenLora, check_output, write_lora
 from loraloom.formats.dialects import kind_of
@@ -68,6 +70,8 @@ def resize_lora(
     criterion: Criterion | None = None,
     precision: str | None = None,
     to: str | None = None,
+    listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> ResizeReport:
     """Write ``lora`` with at most ``rank`` in every layer (``conv_rank`` for kernels larger than 1x1, else ``rank``).
 
@@ -75,7 +79,8 @@ def resize_lora(
     layer by layer. The change of the weights stays what it was (the scale goes into the factors, alpha equals the
     rank); a rank is never raised. Differences of whole weights and normalizations stay as they are. ``to``: whose
     names, ``kohya`` or ``diffusers``; None for diffusers' where the file has them, else kohya's. Raises AdapterError
-    for other kinds (DoRA, LoHa, LoKr, (IA)3), and damaged tensors.
+    for other kinds (DoRA, LoHa, LoKr, (IA)3), and damaged tensors. ``control`` is heeded between two layers, of which
+    ``listener`` hears.
     """
     if rank < 1 or (conv_rank is not None and conv_rank < 1):
         raise AdapterError("a rank is at least 1")
@@ -88,7 +93,7 @@ def resize_lora(
     told = []
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
     whole = lost = 0.0
-    for name, roles in named.layers.items():
+    for name, roles in each_of("layers", named.layers.items(), listener, control):
         if kind_of(roles) in RANKLESS:
             layers[name] = roles
             continue
