@@ -20,7 +20,8 @@ from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.text_to_image import image_size
 from loraloom.models.family import FAMILIES
 from loraloom.studio import images
-from loraloom.studio.images import check_prompts, generate_images, model_hash
+from loraloom.studio.images import check_prompts, generate_images, model_hash, say_size
+from loraloom.studio.painter import Loading, Painter
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_a_damaged_hash_cache_does_not_matter(tmp_path: Path, content: str) -> N
 
 
 def test_errors_come_before_the_slow_work(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(images, "load_model")
+    monkeypatch.delattr(images, "Painter")
     with pytest.raises(PromptError):
         generate_images(checkpoint, settings(tmp_path, prompt="a <lora:absent:1>"))
     with pytest.raises(FileError):
@@ -157,7 +158,9 @@ def test_the_checkpoints_own_size(
     metadata = {} if said is None else {"modelspec.resolution": said}
     write_tensors(path, FAMILIES.load("sd1")().toy(seed=2), metadata=metadata)
     events: list[Event] = []
-    model = images.load_for(path, GenerateSettings.parse({"device": "cpu", **changes}), listener=events.append)
-    assert image_size(model, GenerateSettings.parse(changes)) == size
+    chosen = GenerateSettings.parse({"device": "cpu", **changes})
+    with Painter().job(path, Loading.of(chosen), listener=events.append) as job:
+        say_size(job.model, chosen, events.append)
+        assert image_size(job.model, chosen) == size
     told = [event.text for event in events if isinstance(event, Notice) and "own.safetensors is" not in event.text]
     assert [words is not None and words in text for text in told] == ([] if words is None else [True])

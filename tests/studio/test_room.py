@@ -49,9 +49,9 @@ def lora(folder: Path) -> Path:
 WORKS: dict[str, tuple[Work, str]] = {
     "generate": (
         lambda folder: generate_images(folder / "base.safetensors", GenerateSettings(output_folder=folder)),
-        "loraloom.studio.images.load_for",
+        "loraloom.studio.painter._load",
     ),
-    "grid": (grid, "loraloom.studio.images.load_for"),
+    "grid": (grid, "loraloom.studio.painter._load"),
     "demo": (lambda folder: run_demo(folder / "demo"), "loraloom.studio.demo.make_checkpoint"),
     "extract": (extract, "loraloom.weights.extract.extract_lora"),
     "resize": (

@@ -127,15 +127,35 @@ def _region(lora: AppliedLora) -> Region:
     return id(lora.adapters), id(lora.mask)
 
 
+LARGEST_KEPT = 4 << 30
+"""Bytes of LoRAs that a store keeps for later: those used last."""
+
+
 class LoraStore:
-    """LoRAs that were read for a model, found again by name as long as their files do not change."""
+    """LoRAs that were read for a model, found again by name as long as their files do not change.
+
+    A name is looked for once; :meth:`look_again` is called between two jobs, which must not find what only an earlier
+    one has named.
+    """
 
     def __init__(self) -> None:
         self._paths: dict[tuple[str, tuple[Path, ...]], Path] = {}
         self._read: dict[tuple[str, tuple[int, ...]], AppliedLora] = {}
         self._weighted: dict[tuple[tuple[str, tuple[int, ...]], str], AdapterSet] = {}
         self._masks: dict[tuple[str, int], Tensor] = {}
-        self._active: tuple[tuple[int, ...], ActiveLoras] | None = None
+        self._active: tuple[tuple[AdapterSet, ...], ActiveLoras] | None = None
+
+    def look_again(self) -> None:
+        """From now on names are looked for anew, and what was not used for long is read again."""
+        self._paths.clear()
+        self._masks.clear()
+        size = 0
+        for key in reversed(list(self._read)):
+            size += sum(tensor.nbytes for tensor in self._read[key].adapters.state_dict().values())
+            if size > LARGEST_KEPT:
+                del self._read[key]
+        self._weighted = {blocks: kept for blocks, kept in self._weighted.items() if blocks[0] in self._read}
+        self._active = None
 
     def load(
         self, tag: LoraTag, folders: Sequence[Path], model: LoadedModel, listener: Listener = ignore
@@ -151,7 +171,7 @@ class LoraStore:
             self._read = {other: lora for other, lora in self._read.items() if other[0] != key[0]}
             lora = load_lora(replace(tag, name=str(path)), (), model, listener)
             self._read[key] = replace(lora, adapters=lora.adapters.to(model.device))
-        lora = self._read[key]
+        lora = self._read[key] = self._read.pop(key)  # the last one used is the last one
         if tag.blocks is not None:
             blocks = key, tag.blocks.text
             if blocks not in self._weighted:
@@ -179,10 +199,11 @@ class LoraStore:
         """The side branches of these LoRAs, those of the call before where they are the same."""
         if not loras:
             return None
-        key = tuple(id(lora.adapters) for lora in loras)
-        if self._active is None or self._active[0] != key:
+        sets = tuple(lora.adapters for lora in loras)
+        kept = () if self._active is None else self._active[0]
+        if self._active is None or [id(one) for one in kept] != [id(one) for one in sets]:
             layers = {target.name: model.layer(target) for target in model.file_targets}
-            self._active = key, ActiveLoras([lora.adapters.to(model.device) for lora in loras], layers)
+            self._active = sets, ActiveLoras([one.to(model.device) for one in sets], layers)
         return self._active[1]
 
 

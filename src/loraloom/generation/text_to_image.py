@@ -36,7 +36,7 @@ from loraloom.generation.sampling import ignored_settings, image_seeds, plan_of
 from loraloom.generation.settings import GenerateSettings
 from loraloom.models.loaded import LoadedModel
 
-__all__ = ["GeneratedImage", "image_size", "paint", "paint_each", "text_to_image", "with_seeds"]
+__all__ = ["GeneratedImage", "Watch", "image_size", "paint", "paint_each", "text_to_image", "with_seeds"]
 
 Watch = Callable[[int, Callable[[], Image.Image]], None]
 """Called after each step with its number (from 1) and a function that shows how the first image of the batch looks."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from loraloom.control import Control, keep_going
 from loraloom.data.dataset import load_dataset
 from loraloom.data.sample import Sample
 from loraloom.data.settings import DatasetSettings
@@ -23,10 +24,9 @@ from loraloom.formats.pictures import SUFFIXES
 from loraloom.formats.room import require_room
 from loraloom.generation.prompts import extract_loras
 from loraloom.generation.settings import GenerateSettings
-from loraloom.generation.text_to_image import paint
-from loraloom.hardware import choose_device, choose_precision
-from loraloom.models.loaded import load_model
+from loraloom.generation.text_to_image import GeneratedImage
 from loraloom.studio.images import model_hash, pictures_need
+from loraloom.studio.painter import Job, Loading, Painter
 
 __all__ = ["FILEWORDS", "ClassImages", "make_class_images"]
 
@@ -62,7 +62,9 @@ def make_class_images(
     count: int | None = None,
     folder: Path | None = None,
     trigger: str = "",
+    painter: Painter | None = None,
     listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> ClassImages:
     """Paint ``settings.prompt`` until ``folder`` holds ``count`` pictures (unset: one for each training picture).
 
@@ -70,7 +72,8 @@ def make_class_images(
     seed ``settings.seed + i`` (from 0 unless set), the prompt of training picture i and the shape of its bucket, so an
     interrupted series goes on where it stopped and ends with the images of an uninterrupted one. Every image gets a
     caption file. ``[filewords]`` in the prompt stands for the training picture's caption without ``trigger``.
-    Nothing that is there is ever changed. Raises SettingsError, DatasetError, and what painting raises.
+    Nothing that is there is ever changed. ``painter`` keeps the model for later; ``control`` is heeded between two
+    steps, and pictures that are finished stay. Raises SettingsError, DatasetError, and what painting raises.
     """
     if not settings.prompt.strip():
         raise SettingsError(["the class prompt is empty"], 'say what the class is, for example "photo of a man"')
@@ -89,29 +92,10 @@ def make_class_images(
     wanted = [settings.model_copy(update={"width": plan.size[0], "height": plan.size[1], "count": 1}) for plan in plans]
     require_room([pictures_need(folder, wanted)], listener)
     make_folder(folder)
-    device = choose_device(settings.device)
-    model = load_model(
-        checkpoint,
-        device=device,
-        compute=choose_precision(device, settings.precision).compute,
-        keep_file_precision=settings.keep_file_precision,
-        prediction=settings.prediction,
-        zero_terminal_snr=settings.zero_terminal_snr,
-        offload=settings.low_memory,
-        listener=listener,
-    )
-    digest = model_hash(checkpoint) if settings.model_hash else None
     painted = 0
-    for part in _series(plans):
-        of_part = {
-            "prompt": part[0].prompt,
-            "width": part[0].size[0],
-            "height": part[0].size[1],
-            "seed": settings.seed + part[0].index,
-            "count": len(part),
-        }
-        images = paint(model, settings.model_copy(update=of_part), listener=listener, model_hash=digest)
-        for plan, image in zip(part, images, strict=True):
+    with (painter or Painter()).job(checkpoint, Loading.of(settings), listener=listener, control=control) as job:
+        digest = model_hash(checkpoint, control) if settings.model_hash else None
+        for plan, image in _paint(job, settings, plans, digest):
             path = folder / _name(plan.index, settings)
             # The caption first: an image without one would be trained with the folder's name.
             write_text(path.with_suffix(".txt"), image.prompt.text.strip() + "\n")
@@ -119,6 +103,22 @@ def make_class_images(
             painted += 1
             listener(ImageSaved(str(path), len(there) + painted, count))
     return ClassImages(folder, len(there), painted)
+
+
+def _paint(
+    job: Job, settings: GenerateSettings, plans: Sequence[_Plan], digest: str | None
+) -> Iterator[tuple[_Plan, GeneratedImage]]:
+    """The images of the plans, series by series."""
+    for part in _series(plans):
+        first = part[0]
+        of_part = {
+            "prompt": first.prompt,
+            "width": first.size[0],
+            "height": first.size[1],
+            "seed": settings.seed + first.index,
+            "count": len(part),
+        }
+        yield from zip(part, job.paint(settings.model_copy(update=of_part), model_hash=digest), strict=True)
 
 
 def _plans(

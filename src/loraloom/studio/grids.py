@@ -12,16 +12,19 @@ import html
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import SettingsError, nearest
 from loraloom.events import ImageSaved, Listener, Notice, WeightsSaved, ignore
 from loraloom.formats.files import make_folder, write_text
 from loraloom.generation.settings import GenerateSettings
 from loraloom.settings import apply_overrides
+from loraloom.studio.painter import Loading, Painter
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -253,20 +256,25 @@ def run_grid(
     *,
     title: str = "",
     batch_size: int = 4,
+    painter: Painter | None = None,
     listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> GridResult:
     """Paint the cells that are not in ``folder`` yet, several in one pass where only prompt, LoRAs or seed differ.
 
-    Then the sheets (one for each value of the third axis) and the page are written.
+    Then the sheets (one for each value of the third axis) and the page are written. ``painter`` keeps the model for
+    later; ``control`` is heeded between two steps, and images that are finished stay.
     """
     missing = {cell.file: cell for cell in cells if not (folder / cell.file).is_file()}
     done = len({cell.file for cell in cells}) - len(missing)
     if done:
         listener(Notice(f"{done} images are there already"))
     _require_room(folder, cells, list(missing.values()), listener)
-    for number, path in enumerate(_paint(folder, list(missing.values()), batch_size, listener), start=1):
-        listener(ImageSaved(str(path), done + number, done + len(missing)))
-    sheets = _write_sheets(folder, axes, cells, title, listener)
+    painted = _paint(folder, list(missing.values()), batch_size, painter or Painter(), listener, control)
+    with closing(painted):
+        for number, path in enumerate(painted, start=1):
+            listener(ImageSaved(str(path), done + number, done + len(missing)))
+    sheets = _write_sheets(folder, axes, cells, title, listener, control)
     page = folder / "index.html"
     write_text(page, _page(axes, cells, title))
     return GridResult(folder, tuple(sheets), page, tuple(cells), len(missing))
@@ -282,36 +290,42 @@ def _require_room(folder: Path, cells: Sequence[Cell], missing: Sequence[Cell], 
     require_room([images, replace(pictures_need(folder, sheet), what="the sheet")], listener)
 
 
-def _paint(folder: Path, cells: Sequence[Cell], batch_size: int, listener: Listener) -> Iterator[Path]:
+def _paint(
+    folder: Path,
+    cells: Sequence[Cell],
+    batch_size: int,
+    painter: Painter,
+    listener: Listener,
+    control: Control,
+) -> Generator[Path, None, None]:
     from loraloom.formats.image_info import save_image
-    from loraloom.generation.loras import LoraStore
-    from loraloom.generation.text_to_image import paint_each
-    from loraloom.studio.images import load_for, model_hash
+    from loraloom.studio.images import model_hash, say_size
 
-    loaded_for: tuple[Any, ...] = ()
-    model, store, digest = None, LoraStore(), None
-    for key, alike in itertools.groupby(sorted(cells, key=_load_key), key=_load_key):
+    for (checkpoint, loading), alike in itertools.groupby(sorted(cells, key=_load_key), key=_model_of):
         group = list(alike)
-        if model is None or key != loaded_for:
-            model, store = load_for(group[0].checkpoint, group[0].settings, listener=listener), LoraStore()
-            loaded_for = key
-            digest = model_hash(group[0].checkpoint) if group[0].settings.model_hash else None
-        for _, batchable in itertools.groupby(sorted(group, key=_pass_key), key=_pass_key):
-            batch = list(batchable)
-            settings = batch[0].settings.model_copy(update={"batch_size": batch_size})
-            wanted = [(cell.settings.prompt, cell.settings.negative_prompt, cell.settings.seed) for cell in batch]
-            images = paint_each(model, settings, wanted, listener=listener, model_hash=digest, store=store)
-            for cell, image in zip(batch, images, strict=True):
-                path = folder / cell.file
-                make_folder(path.parent)
-                save_image(image.image, path, image.infotext)
-                yield path
+        with painter.job(checkpoint, loading, listener=listener, control=control) as job:
+            say_size(job.model, group[0].settings, listener)
+            digest = model_hash(checkpoint, control) if group[0].settings.model_hash else None
+            for _, batchable in itertools.groupby(sorted(group, key=_pass_key), key=_pass_key):
+                batch = list(batchable)
+                settings = batch[0].settings.model_copy(update={"batch_size": batch_size})
+                wanted = [(cell.settings.prompt, cell.settings.negative_prompt, cell.settings.seed) for cell in batch]
+                for cell, image in zip(batch, job.paint_each(settings, wanted, model_hash=digest), strict=True):
+                    path = folder / cell.file
+                    make_folder(path.parent)
+                    save_image(image.image, path, image.infotext)
+                    yield path
 
 
-def _load_key(cell: Cell) -> tuple[str, ...]:
+def _model_of(cell: Cell) -> tuple[Path, Loading]:
     """Equal for cells that one loaded model paints."""
-    names = ("vae", "device", "precision", "low_memory", "keep_file_precision", "prediction", "zero_terminal_snr")
-    return (str(cell.checkpoint), *(str(getattr(cell.settings, name)) for name in names))
+    return cell.checkpoint, Loading.of(cell.settings)
+
+
+def _load_key(cell: Cell) -> str:
+    """Sorts cells so that those of one model come together."""
+    checkpoint, loading = _model_of(cell)
+    return f"{checkpoint} {loading}"
 
 
 def _pass_key(cell: Cell) -> str:
@@ -344,7 +358,7 @@ def _pages(axes: Sequence[Axis], cells: Sequence[Cell]) -> Iterator[tuple[str, l
 
 
 def _write_sheets(
-    folder: Path, axes: Sequence[Axis], cells: Sequence[Cell], title: str, listener: Listener
+    folder: Path, axes: Sequence[Axis], cells: Sequence[Cell], title: str, listener: Listener, control: Control
 ) -> list[Path]:
 
     from loraloom.formats.files import atomic_writer
@@ -353,6 +367,7 @@ def _write_sheets(
     sheets = []
     several = len(axes) > 2
     for number, (label, files) in enumerate(_pages(axes, cells), start=1):
+        heed(control)
         images = [[_opened(folder / file) for file in row] for row in files]
         rows, columns = _labels(axes, 1), _labels(axes, 0)
         heading = " · ".join(filter(None, (title, label)))

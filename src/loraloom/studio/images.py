@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from loraloom.control import Control, keep_going
 from loraloom.errors import OutputError
 from loraloom.events import ImageSaved, Listener, Notice, PictureChanged, ignore
 from loraloom.formats.file_hashes import file_hashes
@@ -20,13 +21,11 @@ from loraloom.generation.loras import find_lora, other_loras
 from loraloom.generation.passes import hires_settings
 from loraloom.generation.prompts import PromptReader
 from loraloom.generation.settings import GenerateSettings
-from loraloom.generation.text_to_image import paint, with_seeds
-from loraloom.hardware import choose_device, choose_precision, keep_freed_memory
-from loraloom.models.checkpoint import open_checkpoint
-from loraloom.models.loaded import LoadedModel, load_model
-from loraloom.models.vae_file import replace_vae
+from loraloom.generation.text_to_image import with_seeds
+from loraloom.models.loaded import LoadedModel
+from loraloom.studio.painter import Loading, Painter
 
-__all__ = ["SavedImage", "check_prompts", "generate_images", "load_for", "model_hash", "pictures_need"]
+__all__ = ["SavedImage", "check_prompts", "generate_images", "model_hash", "pictures_need", "say_size"]
 
 _NUMBER = re.compile(r"^(\d+)-")
 
@@ -41,11 +40,18 @@ class SavedImage:
     height: int
 
 
-def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: Listener = ignore) -> list[SavedImage]:
+def generate_images(
+    checkpoint: Path,
+    settings: GenerateSettings,
+    *,
+    painter: Painter | None = None,
+    listener: Listener = ignore,
+    control: Control = keep_going,
+) -> list[SavedImage]:
     """Paint ``settings.count`` images with a checkpoint and save each as soon as it is finished.
 
-    Prompts, LoRAs, pictures and the output folder are looked at before the checkpoint is loaded. What the listener
-    raises (KeyboardInterrupt) ends it between two steps; images that are finished stay.
+    Prompts, LoRAs, pictures and the output folder are looked at before the checkpoint is loaded. ``painter`` keeps the
+    model for later; ``control`` is heeded between two steps, and images that are finished stay.
     """
     settings = with_seeds(settings)
     check_prompts(settings, listener=listener)
@@ -54,9 +60,6 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
             rgb_picture(picture)
     number = _next_number(settings.output_folder)
     require_room([pictures_need(settings.output_folder, [settings])], listener)
-    model = load_for(checkpoint, settings, listener=listener)
-    digest = model_hash(checkpoint) if settings.model_hash else None
-    saved = []
     preview = settings.output_folder / "preview.png"
 
     def watch(step: int, look: Callable[[], Image.Image]) -> None:
@@ -64,14 +67,16 @@ def generate_images(checkpoint: Path, settings: GenerateSettings, *, listener: L
             save_image(look(), preview, f"step {step}")
             listener(PictureChanged(str(preview), step))
 
-    images = paint(
-        model, settings, listener=listener, model_hash=digest, watch=watch if settings.preview_every else None
-    )
-    for index, image in enumerate(images):
-        path = settings.output_folder / f"{number + index:05d}-{image.seed}.{settings.format}"
-        save_image(image.image, path, image.infotext)
-        saved.append(SavedImage(path, image.seed, *image.image.size))
-        listener(ImageSaved(str(path), index + 1, settings.count))
+    saved = []
+    with (painter or Painter()).job(checkpoint, Loading.of(settings), listener=listener, control=control) as job:
+        say_size(job.model, settings, listener)
+        digest = model_hash(checkpoint, control) if settings.model_hash else None
+        images = job.paint(settings, model_hash=digest, watch=watch if settings.preview_every else None)
+        for index, image in enumerate(images):
+            path = settings.output_folder / f"{number + index:05d}-{image.seed}.{settings.format}"
+            save_image(image.image, path, image.infotext)
+            saved.append(SavedImage(path, image.seed, *image.image.size))
+            listener(ImageSaved(str(path), index + 1, settings.count))
     return saved
 
 
@@ -89,32 +94,7 @@ def pictures_need(folder: Path, each: Sequence[GenerateSettings]) -> Need:
     return Need(folder, sum(sizes), f"{sum(one.count for one in each)} pictures")
 
 
-def load_for(checkpoint: Path, settings: GenerateSettings, *, listener: Listener = ignore) -> LoadedModel:
-    """The checkpoint, loaded as the settings say, with the autoencoder that they name."""
-    device = choose_device(settings.device)
-    precision = choose_precision(device, settings.precision)
-    opened = open_checkpoint(checkpoint)
-    if device.type == "cpu" and not (settings.low_memory or settings.keep_file_precision):
-        keep_freed_memory()  # a pass takes and frees the same large blocks again and again
-    model = load_model(
-        opened,
-        device=device,
-        compute=precision.compute,
-        keep_file_precision=settings.keep_file_precision,
-        prediction=settings.prediction,
-        zero_terminal_snr=settings.zero_terminal_snr,
-        offload=settings.low_memory,
-        listener=listener,
-    )
-    if settings.vae is not None:
-        replace_vae(model, settings.vae)
-    model.check_part("vae")
-    listener(Notice(f"{checkpoint.name} is {model.family.title}, on {device} with precision {precision.name}"))
-    _say_size(model, settings, listener)
-    return model
-
-
-def _say_size(model: LoadedModel, settings: GenerateSettings, listener: Listener) -> None:
+def say_size(model: LoadedModel, settings: GenerateSettings, listener: Listener) -> None:
     """Where the size is left to the checkpoint: what its file says, if it says anything."""
     if settings.width is not None and settings.height is not None:
         return
@@ -142,14 +122,14 @@ def check_prompts(settings: GenerateSettings, *, listener: Listener = ignore) ->
             listener(Notice(f"<lora:{name}> is {path}; {listed} has the name too and is not used", "warning"))
 
 
-def model_hash(checkpoint: Path) -> str | None:
+def model_hash(checkpoint: Path, control: Control = keep_going) -> str | None:
     """The first 10 digits of the file's SHA-256, as the web UI shows them; None for a folder.
 
     Hashing gigabytes takes seconds, so the result is remembered in the user's cache folder by path, size and time.
     """
     if not checkpoint.is_file():
         return None
-    return file_hashes(checkpoint).sha256[:10]
+    return file_hashes(checkpoint, control).sha256[:10]
 
 
 def _next_number(folder: Path) -> int:
