@@ -19,7 +19,6 @@ from loraloom.formats.tensors import write_tensors
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.text_to_image import image_size
 from loraloom.models.family import FAMILIES
-from loraloom.studio import images
 from loraloom.studio.images import check_prompts, generate_images, model_hash, say_size
 from loraloom.studio.painter import Loading, Painter
 
@@ -93,7 +92,11 @@ def test_a_damaged_hash_cache_does_not_matter(tmp_path: Path, content: str) -> N
 
 
 def test_errors_come_before_the_slow_work(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(images, "Painter")
+
+    def begun(*arguments: object, **options: object) -> None:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("loraloom.models.loaded.load_model", begun)
     with pytest.raises(PromptError):
         generate_images(checkpoint, settings(tmp_path, prompt="a <lora:absent:1>"))
     with pytest.raises(FileError):
