@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from loraloom.control import POLL_S, Control, Interrupted, Request, heed, keep_going
+from loraloom.control import POLL_S, Control, Interrupted, Request, heed, keep_going, number_of
 from loraloom.errors import LoraloomError
 from loraloom.events import Event, Listener, Notice, ignore
 
@@ -248,9 +248,7 @@ class _Heard:
     @property
     def number(self) -> int:
         """The signal by which it wished so."""
-        import signal
-
-        return int(getattr(self._control, "number", signal.SIGINT))
+        return number_of(self._control)
 
 
 def _load(checkpoint: Path, loading: Loading, listener: Listener, control: Control) -> LoadedModel:
