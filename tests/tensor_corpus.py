@@ -332,8 +332,8 @@ def _names_asked_for() -> dict[str, tuple[bytes, str]]:
         with_tensor(text("pytorch_lightning.callbacks") + text("os.system") + b"\x93"),
         r"asks for the global pytorch_lightning\.callbacks\.os\.system",
     )
-    files["name with a line feed"] = with_tensor(text("os") + text("sys\ntem") + b"\x93"), "no proper name"
-    files["name of odd characters"] = with_tensor(text("os\u202e") + text("ѕystem") + b"\x93"), "no proper name"
+    files["name with a line feed"] = with_tensor(text("os") + text("sys\ntem") + b"\x93"), "not a proper name"
+    files["name of odd characters"] = with_tensor(text("os\u202e") + text("ѕystem") + b"\x93"), "not a proper name"
     return files
 
 
@@ -343,7 +343,7 @@ def _opcodes() -> dict[str, tuple[bytes, str]]:
     asked = r"asks for the global os\.system, "
     return {
         "STACK_GLOBAL through the memo": (with_tensor(text("system") + b"q\x00" + text("os") + b"h\x00\x93"), asked),
-        "STACK_GLOBAL of a number": (with_tensor(text("os") + b"K\x01\x93"), "whose name is no text"),
+        "STACK_GLOBAL of a number": (with_tensor(text("os") + b"K\x01\x93"), "whose name is not text"),
         "INST": (with_tensor(b"(" + command + b"ios\nsystem\n"), asked),
         "OBJ": (with_tensor(b"(cos\nsystem\n" + command + b"o"), asked),
         "OBJ of a text": (with_tensor(b"(" + command + b"o"), "not a plain name"),
@@ -357,8 +357,8 @@ def _opcodes() -> dict[str, tuple[bytes, str]]:
         "REDUCE of a text": (with_tensor(command + b")R"), "not a plain name"),
         "REDUCE of a made object": (with_tensor(allowed + b")R)R"), "not a plain name"),
         "REDUCE without arguments": (with_tensor(allowed + b"]R"), "without arguments"),
-        "BUILD on a class": (with_tensor(allowed + b"}" + text("__init__") + text("x") + b"sb"), "no object"),
-        "BUILD on a list": (with_tensor(b"]}b"), "no object"),
+        "BUILD on a class": (with_tensor(allowed + b"}" + text("__init__") + text("x") + b"sb"), "not an object"),
+        "BUILD on a list": (with_tensor(b"]}b"), "not an object"),
         "copyreg of os.system": (with_tensor(b"ccopy_reg\n_reconstructor\n(cos\nsystem\nNNtR"), asked),
         "copyreg of a text": (with_tensor(b"ccopy_reg\n_reconstructor\n(" + text("x") + b"NNtR"), "not a plain name"),
         "codecs with another encoding": (
@@ -388,9 +388,9 @@ def _opcodes() -> dict[str, tuple[bytes, str]]:
         "bad UTF-8": (with_tensor(b"\x8c\x02\xff\xfe"), "not valid UTF-8"),
         "lone surrogate": (with_tensor(b"V\\ud800\n"), "not valid Unicode"),
         "unquoted STRING": (with_tensor(b"Sabc\n"), "without quotes"),
-        "INT that is none": (with_tensor(b"I0x10\n"), "number that is none"),
-        "FLOAT that is none": (with_tensor(b"Fone\n"), "number that is none"),
-        "append to a dictionary": (with_tensor(b"}Na"), "no list"),
+        "INT that is none": (with_tensor(b"I0x10\n"), "where a number must be"),
+        "FLOAT that is none": (with_tensor(b"Fone\n"), "where a number must be"),
+        "append to a dictionary": (with_tensor(b"}Na"), "not a list"),
         "items of a list": (with_tensor(b"]NNs"), "sets items"),
     }
 
@@ -448,7 +448,7 @@ def _not_understood() -> dict[str, tuple[bytes, str]]:
         "array without content": (with_tensor(array[: array.index(b"R(") + 1]), f"{among}an array of numpy"),
         "BUILD on a tensor": (with_tensor(node + b"(" + reference + b"K\x00(K\x03t(K\x01ttb"), "sets the state of"),
         "BUILD on a parameter": (with_tensor(parameter + node + b"\x88}tR" + state + b"b"), "sets the state of"),
-        "BUILD on tensor data": (with_tensor(reference + state + b"b"), "no object"),
+        "BUILD on tensor data": (with_tensor(reference + state + b"b"), "not an object"),
         "BUILD twice on an object": (with_tensor(lightning + b"}b}b"), "sets the state of .* twice"),
         "BUILD that replaces a method of a dictionary": (
             with_tensor(b"ccollections\nOrderedDict\n)R}" + text("items") + b"K\x01sb"),
@@ -456,7 +456,7 @@ def _not_understood() -> dict[str, tuple[bytes, str]]:
         ),
         "BUILD that hides weights in a dictionary": (
             with_tensor(b"ccollections\nOrderedDict\n)R}" + text("_more") + node + b"sb"),
-            "attributes of a dictionary that are no plain values",
+            "attributes of a dictionary that are not plain values",
         ),
         "BUILD of a dictionary with a tuple": (with_tensor(b"}NN\x86b"), "sets the attribute"),
         "SETITEM on a tensor": (with_tensor(node + b"K\x00K\x07s"), "sets or adds items of"),
@@ -496,7 +496,7 @@ def _not_understood() -> dict[str, tuple[bytes, str]]:
         ),
         "part of a storage in a zip": (
             tensor_file(more=b"(" + text("0") + whole(0) + whole(3) + b"t"),
-            "no tensor data",
+            "not tensor data",
         ),
         "tensor data that nothing mentions": (
             _python_zip(good | {"archive/data/1": STORAGE}),
@@ -551,7 +551,7 @@ def _pickle_bombs() -> dict[str, tuple[bytes, str]]:
         "frame of 2**62": (with_tensor(b"\x95" + struct.pack("<Q", 2**62)), "ends in the middle"),
         "number of 2 GiB": (with_tensor(b"\x8b\xff\xff\xff\x7f"), "number of 2147483647 bytes"),
         "number of 100,000 bytes": (with_tensor(b"\x8b\xa0\x86\x01\x00" + b"\x7f" * 100_000), "number of 100000 bytes"),
-        "number of 100,000 digits": (with_tensor(b"L" + b"9" * 100_000 + b"L\n"), "number that is none"),
+        "number of 100,000 digits": (with_tensor(b"L" + b"9" * 100_000 + b"L\n"), "where a number must be"),
         "memo at a place of 100 digits": (with_tensor(b"Np" + b"9" * 100 + b"\n"), "impossible place"),
         "steps without end": (zipped(b"\x80\x02" + b"N0" * 800_000 + b"N."), "more than 1500000 steps"),
         "a million open lists": (zipped(b"\x80\x02" + b"(" * 1_000_000 + b"."), "there is none"),
@@ -604,7 +604,7 @@ def _tensor_lies() -> dict[str, tuple[bytes, str]]:
             zipped(b"\x80\x02](" + tensor_node() + tensor_node(kind="torch\nIntStorage") + b"e.", STORAGE),
             "declared twice, differently",
         ),
-        "tensor without storage": (with_tensor(v2 + b"(NK\x00))\x89NtR"), "no tensor data"),
+        "tensor without storage": (with_tensor(v2 + b"(NK\x00))\x89NtR"), "not tensor data"),
         "tensor without anything": (with_tensor(v2 + b")R"), "wrong number"),
         "conjugated tensor": (
             zipped(b"\x80\x02}" + text("w") + tensor_node()[:-2] + b"}" + text("conj") + b"\x88stRs.", STORAGE),

@@ -81,7 +81,7 @@ def test_a_byte_order_mark_decides_and_is_left_out(tmp_path: Path, mark: bytes, 
 def test_what_is_no_text_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\ntwo\nth\xffree\n")
-    with pytest.raises(FileFormatError, match=r"a\.txt, line 3: is no text in UTF-8"):
+    with pytest.raises(FileFormatError, match=r"a\.txt, line 3: is not text in UTF-8"):
         read_text(path)
     path.write_bytes(b"one\nt\0wo\n")
     with pytest.raises(FileFormatError, match="line 2: holds a zero byte"):

@@ -9,8 +9,8 @@ import sys
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-# Python looks for modules in the present folder first, and a folder of strangers' files may hold a torch.py.
-# The installed command does not look there, so it is the same here: a class of one's own is installed or in PYTHONPATH.
+# Python looks for modules in the current folder first, and a folder of strangers' files may hold a torch.py. The
+# installed command does not look there, and neither does this: a class of your own must be installed or in PYTHONPATH.
 if not sys.flags.safe_path and sys.path and os.path.abspath(sys.path[0]) == os.getcwd():  # noqa: PTH100, PTH109
     del sys.path[0]
 

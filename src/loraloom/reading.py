@@ -1,7 +1,7 @@
 """The one door for files that a person names: recipes, settings, tables, lists, captions, side files.
 
-A name can lead to a pipe that nobody writes to (reading it waits for ever), to a device (``/dev/zero`` never ends), to
-a folder, or to a file of many gigabytes. Here every one of them is refused before it costs anything, in the same words.
+A name can lead to a pipe that nobody writes to (reading it waits forever), to a device (``/dev/zero`` never ends), to a
+folder, or to a file of many gigabytes. Here every one of them is refused before it costs anything, in the same words.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def read_text(path: Path, *, limit: int = 16 * MIB) -> str:
     """The text of an ordinary file of at most ``limit`` bytes: UTF-8, or what its byte order mark says.
 
     The mark is left out, and lines end with ``\\n`` as in Python's text mode. Raises what ``read_bytes`` raises, and
-    FileFormatError with the line for bytes that are no text.
+    FileFormatError with the line for bytes that are not text.
     """
     data = read_bytes(path, limit=limit)
     mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
@@ -88,10 +88,10 @@ def read_text(path: Path, *, limit: int = 16 * MIB) -> str:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         line = data[len(mark) :][: error.start].decode(encoding, "replace").count("\n") + 1
-        raise FileFormatError(f"{path}, line {line}: is no text in {encoding.upper()}", "save it as UTF-8") from error
+        raise FileFormatError(f"{path}, line {line}: is not text in {encoding.upper()}", "save it as UTF-8") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise FileFormatError(f"{path}, line {line}: holds a zero byte, so it is no text", "save it as UTF-8")
+        raise FileFormatError(f"{path}, line {line}: holds a zero byte, so it is not text", "save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

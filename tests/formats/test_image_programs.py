@@ -336,7 +336,7 @@ def test_an_infotext_beside_a_graph_goes_first(tmp_path: Path) -> None:
     [
         ({"parameters": '{"sui_image_params": {"prompt": "a"},}'}, "SwarmUI wrote into the image is damaged"),
         ({"Software": "NovelAI", "Comment": "{"}, "NovelAI wrote into the image is damaged"),
-        ({"invokeai_metadata": "[1]"}, "InvokeAI wrote into the image is no JSON object"),
+        ({"invokeai_metadata": "[1]"}, "InvokeAI wrote into the image is not a JSON object"),
         ({"prompt": {"1": {"class_type": "SamplerCustomAdvanced", "inputs": {}}}}, "SamplerCustomAdvanced"),
         ({"prompt": "{broken", "workflow": {}}, "ComfyUI wrote into the image is damaged"),
         ({"prompt": json.dumps(graph())[:-9]}, "ComfyUI wrote into the image is damaged"),

@@ -89,7 +89,7 @@ def test_what_cannot_be_edited(lora: Path, tmp_path: Path, write_lora: Write) ->
     for changes, remove in (({"sshs_model_hash": "1"}, []), ({}, ["nothing"]), ({"note": "1"}, ["note"])):
         with pytest.raises(SettingsError):
             edit_metadata(lora, lora, changes, remove=remove)
-    with pytest.raises(OutputError, match="no valid text"):
+    with pytest.raises(OutputError, match="not valid text"):
         edit_metadata(lora, lora, {"title": "\ud800"})
     with pytest.raises(FileFormatError):
         edit_metadata(write_lora("a.pt", random_lora("sd1", 1)), tmp_path / "b.safetensors", {"title": "x"})

@@ -1,4 +1,5 @@
-"""Blocks of a U-Net, numbered as sd-scripts numbers them: what block-wise ranks and learning rates are given for.
+"""Blocks of a U-Net, numbered as sd-scripts numbers them: block-wise ranks and learning rates are given by these
+numbers.
 
 SD 1 and SD 2 have 25 blocks: 12 on the way down (0 is the first convolution, which no LoRA touches), 1 in the middle,
 12 on the way up. SDXL has 23: 0 for the embeddings, 9 down (the first is the first convolution), 3 in the middle, 9 up,

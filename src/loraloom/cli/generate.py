@@ -41,7 +41,7 @@ def generate(
     init_image: Annotated[Path | None, typer.Option(help="Picture to start from (image-to-image).")] = None,
     mask: Annotated[Path | None, typer.Option(help="White where init_image is painted anew.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much of the picture is painted anew (0.75).")] = None,
-    hires_scale: Annotated[float | None, typer.Option(help="Paint again so many times as large.")] = None,
+    hires_scale: Annotated[float | None, typer.Option(help="Paint again, this many times as large.")] = None,
     vae: Annotated[Path | None, typer.Option(help="Another autoencoder than the checkpoint's.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the images (outputs).")] = None,
     low_memory: Annotated[bool | None, typer.Option("--low-memory", help="For GPUs with little memory.")] = None,

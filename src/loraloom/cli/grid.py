@@ -29,7 +29,8 @@ def grid(
     """Paint a table of images over any settings, LoRAs, weights, epochs, prompts or checkpoints.
 
     Axes: any setting, or lora, weight, unet_weight, te_weight, epoch, replace (words of the prompt), checkpoint. Values
-    have commas between them; ranges are 1-5, 0-1 (+0.25) or 3-9 [4]. The same command again goes on where it stopped.
+    are separated by commas; ranges are 1-5, 0-1 (+0.25) or 3-9 [4]. Run the same command again and it goes on where it
+    stopped.
     """
     from rich.console import Console
 

@@ -197,7 +197,7 @@ _WORKS = frozenset(
     {"demo", "class-images", "train", "resume", "pause", "stop", "sweep", "generate", "grid", "merge"}
     | {"merge-checkpoints", "convert", "extract", "resize", "scan", "forget"}
 )
-"""Commands whose result lies in files; what they print only tells of it."""
+"""Commands whose result is in files; what they print is only about it."""
 
 
 def _command(arguments: list[str]) -> str:

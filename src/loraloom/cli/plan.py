@@ -31,11 +31,11 @@ def plan(
     ] = "",
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
-    """Say what a run will take before it starts: steps, images, memory, time, disk.
+    """Predict what a run will take before it starts: steps, images, memory, time, disk.
 
     Memory is counted by taking a step with the real modules on tensors without data. Unless --dry, two real steps of
-    the largest batch are timed after that; where two minutes are too short for them the time is counted, which is said.
-    Nothing is saved.
+    the largest batch are timed after that; where two minutes are too short for them, the time is calculated instead,
+    and the plan says so. Nothing is saved.
     """
     from rich.console import Console
 

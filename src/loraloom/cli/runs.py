@@ -40,7 +40,7 @@ def pause(
     run: Run,
     free: Annotated[bool, typer.Option("--free", help="Keep the state and end the process: frees all memory.")] = False,
 ) -> None:
-    """Let a run wait after the step in progress, until `loraloom resume` or `loraloom stop`."""
+    """Pause a run after the step in progress, until `loraloom resume` or `loraloom stop`."""
     from loraloom.studio.run_control import Request, ask
     from loraloom.studio.runs import find_run
 
@@ -50,7 +50,8 @@ def pause(
 
 
 def resume(run: Run) -> None:
-    """Let a paused run go on: in its own process if that waits, else here (as `loraloom train --resume RUN` does)."""
+    """Let a paused run go on: in its own process if that is waiting, else here (as `loraloom train --resume RUN`
+    does)."""
     from loraloom.cli.train import resume_here
     from loraloom.studio.run_control import Request, ask, is_trained
     from loraloom.studio.runs import find_run

@@ -17,7 +17,7 @@ def tokens(
     ] = None,
     negative: Annotated[str | None, typer.Option("--negative", "-n", help="The negative prompt.")] = None,
 ) -> None:
-    """Count the tokens of a prompt and show its chunks of 75: of every text that it is, from step to step.
+    """Count the tokens of a prompt and show its chunks of 75, for every text that it becomes from step to step.
 
     The first line has the longest of them. Counted by the code that paints.
     """

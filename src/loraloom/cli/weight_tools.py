@@ -103,7 +103,7 @@ def extract(
     layers: Annotated[bool, typer.Option("--layers", help="Print rank and residual of every layer.")] = False,
     read_back: CheckWithDiffusers = True,
 ) -> None:
-    """Make a LoRA of what distinguishes a tuned checkpoint from its base."""
+    """Make a LoRA of the difference between a tuned checkpoint and its base."""
     from rich.console import Console
 
     from loraloom.cli.progress import ProgressDisplay
@@ -154,7 +154,7 @@ def resize(
     layers: Annotated[bool, typer.Option("--layers", help="Print rank and kept energy of every layer.")] = False,
     read_back: CheckWithDiffusers = True,
 ) -> None:
-    """Make a LoRA smaller: the best approximation of a rank."""
+    """Make a LoRA smaller: its best approximation of a lower rank."""
     from loraloom.studio.weights import resize_lora, written_text
 
     if (dynamic is None) != (dynamic_param is None):
@@ -194,7 +194,7 @@ def metadata(
         bool, typer.Option("--sidecar", help="Also write NAME.json and NAME.preview.png for the web UI.")
     ] = False,
 ) -> None:
-    """Show or edit what a file says of itself; the tensors stay byte for byte as they are."""
+    """Show or edit what a file says about itself; the tensors stay byte for byte as they are."""
     from loraloom.studio.weights import edit_metadata, inspect_file, write_sidecars
 
     changes = {}

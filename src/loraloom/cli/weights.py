@@ -145,7 +145,7 @@ def inspect(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list with everything, for other programs.")] = False,
 ) -> None:
-    """Tell what a checkpoint, a LoRA or an image is."""
+    """Show what a checkpoint, a LoRA or an image is."""
     import json
     from dataclasses import asdict
 
@@ -181,7 +181,7 @@ def inspect(
         elif report.metadata:
             console.print(Text(f"  metadata: {len(report.metadata)} entries (--metadata prints them)", style="dim"))
     if as_json:
-        # NaN is no JSON: a broken layer's numbers are null
+        # NaN is not JSON: a broken layer's numbers are null
         typer.echo(json.dumps(_finite(reports), ensure_ascii=not takes_all_letters(), indent=1))
     if failed:
         raise typer.Exit(1)

@@ -81,7 +81,8 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_shape(shape: object) -> str | None:
-    """What is wrong with a declared shape, or None: whole numbers from 0 up whose product no real tensor exceeds."""
+    """What is wrong with a declared shape, or None. A good one is whole numbers from 0 up, whose product a real tensor
+    could have."""
     if not isinstance(shape, tuple | list):
         return "its shape is not a list"
     if len(shape) > MAX_DIMENSIONS:

@@ -1,12 +1,12 @@
 """The bytes of an open file: read into memory, or seen through a mapping that takes none.
 
-Whoever touches a page of a mapping that the file no longer has is ended by the system without a word. So everything
-that streams through a file once reads it; only headers, and weights that would fill the memory, are mapped.
+A process that touches a page of a mapping that the file no longer has is ended by the system without a word. So
+everything that goes through a file once reads it; only headers, and weights that would fill the memory, are mapped.
 
-Systems count a private, writable mapping as memory that may be needed, all of it, however little is touched, and
-refuse one that is larger than the memory they have. Headers are seen through a shared, read-only one, which counts
-nothing. Weights get a private one where the system lets it go uncounted or has enough, so that changing a tensor in
-place changes memory and never the file; elsewhere they get the read-only one, where changing them ends the process.
+Systems count all of a private, writable mapping as memory that may be needed, however little is touched, and refuse one
+that is larger than the memory they have. Headers are seen through a shared, read-only one, which counts nothing.
+Weights get a private one where the system lets it go uncounted or has enough, so that changing a tensor in place
+changes memory and never the file; elsewhere they get the read-only one, where changing them ends the process.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class FileBytes:
         if mapping is not self._mapping:
             return torch.frombuffer(mapping, dtype=torch.uint8, count=end - start, offset=start)
         array = np.frombuffer(mapping, dtype=np.uint8, count=end - start, offset=start)
-        # torch warns of memory that it must not write, once for each process and whoever asked for it.
+        # torch warns of memory that it must not write, once in each process, even if this was intended.
         return torch.from_numpy(np.asarray(_Unguarded(array)))
 
     def _weights(self, shared: mmap.mmap) -> mmap.mmap:

@@ -29,7 +29,7 @@ def write_with_metadata(path: Path, output: Path, metadata: Mapping[str, str]) -
         try:
             f"{key}{value}".encode()
         except UnicodeEncodeError as error:
-            raise OutputError(f"{path}: the metadata {key!r} is no valid text") from error
+            raise OutputError(f"{path}: the metadata {key!r} is not valid text") from error
     with open_file(path) as source:
         length = int.from_bytes(source.read(8), "little")
         header = json.loads(source.read(length))

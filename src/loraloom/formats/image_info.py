@@ -50,7 +50,7 @@ _KNOWN_KEYS = frozenset(
 _STEPS = re.compile(r"\s*Steps:\s*\d+\s*(?:,|$)")
 _LINE_KEY = re.compile(r"(\w[\w \-/]{0,60}):(?!//)\s*(.*)$")
 _TEMPLATES = ("Template", "Negative Template")
-"""Fields whose text is a prompt, in which colons and commas part nothing."""
+"""Fields whose text is a prompt, in which colons and commas separate nothing."""
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*")
 
@@ -63,11 +63,11 @@ class Parameters:
     negative_prompt: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
     rest: str = ""
-    """Lines behind the settings that are no settings."""
+    """Lines after the settings that are not settings."""
     program: str = ""
     """The program whose own form it was, where it is none of the web UI's family."""
     remarks: tuple[str, ...] = ()
-    """What the image says that these parameters cannot."""
+    """What the image says and these parameters cannot express."""
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -110,7 +110,7 @@ def parse_parameters(text: str) -> Parameters:
     behind, rest = _behind(lines[end:])
     if not negative:
         negative = behind.pop(_NEGATIVE.rstrip(":"), "")
-    # Another value of a setting is no setting: that of the line of settings counts.
+    # Another value of a setting is not a setting: that of the line of settings counts.
     again = [f"{key}: {value}" for key, value in behind.items() if fields.get(key, value) != value]
     rest = "\n".join(filter(None, [rest, *again]))
     return Parameters(prompt, negative, {**behind, **fields}, rest)
@@ -137,7 +137,7 @@ def save_image(image: Image.Image, path: Path, parameters: str) -> None:
 
 
 def read_parameters(path: Path) -> str | None:
-    """The web UI's text inside an image, None where there is none (or the file is no image); MissingFileError.
+    """The web UI's text inside an image, None where there is none (or the file is not an image); MissingFileError.
 
     ``image_programs.read_image`` reads those of other programs too.
     """
@@ -232,7 +232,7 @@ def _behind(lines: Sequence[str]) -> tuple[dict[str, str], str]:
 
 
 def _fields(line: str) -> dict[str, str]:
-    """The ``key: value`` pairs of a line; what is between commas and is no pair is passed over."""
+    """The ``key: value`` pairs of a line; what is between commas and is not a pair is passed over."""
     fields: dict[str, str] = {}
     position = 0
     while 0 <= position < len(line):

@@ -47,7 +47,7 @@ def is_image(path: Path) -> bool:
 
 
 def image_texts(path: Path) -> dict[str, str]:
-    """The texts inside an image; empty where there are none or the file is no image.
+    """The texts inside an image; empty where there are none or the file is not an image.
 
     PNG's chunks under their keywords, EXIF's comment as ``UserComment`` (from EXIF or from XMP), ``ImageDescription``,
     ``Make``, ``Model``, ``Software``, and ``comment`` of a JPEG or GIF. An empty text is none. Raises MissingFileError,

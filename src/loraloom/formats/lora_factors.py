@@ -77,7 +77,7 @@ def factors_of(roles: Mapping[str, Tensor], where: str) -> LoraFactors:
         raise AdapterError(f"{where}: its factors have shapes {tuple(down.shape)} and {tuple(up.shape)}", _DAMAGED)
     alpha = roles.get("alpha")
     if alpha is not None and alpha.numel() != 1:
-        raise AdapterError(f"{where}: its alpha is no number", _DAMAGED)
+        raise AdapterError(f"{where}: its alpha is not a number", _DAMAGED)
     value = None if alpha is None else float(alpha)
     if not (bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all()) and math.isfinite(value or 0.0)):
         raise AdapterError(f"{where} holds NaN or infinite values", _DAMAGED)

@@ -31,7 +31,7 @@ class LoraKeys:
     embeddings: Mapping[str, Mapping[str, str]]
     unknown: tuple[str, ...]
     problem: str | None
-    """Why a LoRA cannot be made of these keys, types and shapes; None where it can."""
+    """Why these keys, types and shapes do not make a LoRA; None where they do."""
 
     @property
     def title(self) -> str:
@@ -42,7 +42,8 @@ class LoraKeys:
 def lora_keys(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> LoraKeys | None:
     """Sort the keys of a file; None when none of them is a LoRA's.
 
-    Whoever asks what a file is and whoever reads it ask here, so that one never says LoRA where the other says none.
+    The code that says what a file is and the code that reads it both ask here, so that one never says LoRA where the
+    other says none.
     """
     if is_numbered_list(infos):
         part, pairs = pairs_of_list(infos)

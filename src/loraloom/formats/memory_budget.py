@@ -1,4 +1,4 @@
-"""Memory that several threads share: who needs more than is left waits until others give theirs back."""
+"""Memory that several threads share: one that needs more than is left waits until others give theirs back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["MemoryBudget", "MemoryShare"]
 class MemoryBudget:
     """At most ``limit`` bytes at once, in the order in which they were asked for.
 
-    Somebody who needs more than all of it gets it alone: nobody else has any meanwhile. Bytes are those that were
+    A request for more than the limit gets all of it alone: nobody else has any meanwhile. Bytes are those that were
     promised, not measured ones. ``peak``: the most that was ever given out at once.
     """
 

@@ -128,8 +128,8 @@ _STATEFUL = frozenset(
         "argparse.Namespace",
     }
 )
-"""What else is given its attributes after it was made. A tensor never is: with Python's own reader that would put
-other values into it, so it cannot be passed over."""
+"""What else gets its attributes after it was made. A tensor never is: with Python's own reader that would put other
+values into it, so it cannot be passed over."""
 _COLLECTIONS = frozenset({"builtins.set", "builtins.frozenset"})
 _IDENTIFIERS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 
@@ -257,7 +257,7 @@ class _Machine:
 
     def decimal(self, raw: bytes) -> int:
         if len(raw) > 2 * MAX_INTEGER_BYTES or not re.fullmatch(rb"[+-]?[0-9]+", raw):
-            raise self.damaged("has a number that is none")
+            raise self.damaged("holds something where a number must be")
         return int(raw)
 
     def spend(self, amount: int) -> None:
@@ -325,7 +325,7 @@ class _Machine:
             self.check_has_items(target)
             target.items.extend(items)
         else:
-            raise self.damaged("appends to something that is no list")
+            raise self.damaged("appends to something that is not a list")
 
     def check_has_items(self, target: Inert) -> None:
         """A tensor or array has none that could be set or added: that would change its values."""
@@ -355,7 +355,7 @@ class _Machine:
         if known is None:
             module_now = _MODULE_ALIASES.get(module, module)
             if not _IDENTIFIERS.fullmatch(module) or not _IDENTIFIERS.fullmatch(name):
-                raise self.unsafe(f"asks for the global {show(f'{module}.{name}')}, which is no proper name")
+                raise self.unsafe(f"asks for the global {show(f'{module}.{name}')}, which is not a proper name")
             if not _allowed(module_now, name):
                 raise self.unsafe(f"asks for the global {f'{module}.{name}'[:120]}, which no checkpoint needs")
             known = self.globals[module, name] = Global(f"{module_now}.{name}")
@@ -418,7 +418,7 @@ class _Machine:
         if type(target) is dict:
             self.check_attributes(state)
         elif type(target) is not Inert:
-            raise self.unsafe("its pickle sets attributes of something that is no object")
+            raise self.unsafe("its pickle sets attributes of something that is not an object")
         elif target.name not in _STATEFUL and not _is_foreign_object(target.name):
             raise self.unsafe(f"its pickle sets the state of {show(target.name)}, which has none")
         elif target.has_state:
@@ -433,7 +433,7 @@ class _Machine:
             if type(name) is not str or hasattr(OrderedDict, name):
                 raise self.unsafe(f"its pickle sets the attribute {show(name)} of a dictionary")
         if type(state) is dict and not is_plain(state):
-            raise self.unsafe("its pickle sets attributes of a dictionary that are no plain values")
+            raise self.unsafe("its pickle sets attributes of a dictionary that are not plain values")
 
 
 _PLAIN_NODES = frozenset({"torch.Size", "torch.device"})
@@ -472,7 +472,7 @@ _SCALAR_TYPES = MappingProxyType(
 
 
 def numpy_type(value: object) -> tuple[str, str] | None:
-    """(byte order, type such as ``f4``) of a numpy dtype node, or None for what is no plain number."""
+    """(byte order, type such as ``f4``) of a numpy dtype node, or None for what is not a plain number."""
     if type(value) is not Inert or value.name != "numpy.dtype" or not value.args or type(value.args[0]) is not str:
         return None
     state = value.state
@@ -570,7 +570,7 @@ def _float(m: _Machine) -> None:
     try:
         m.push(float(raw[:100]))
     except ValueError as error:
-        raise m.damaged("has a number that is none") from error
+        raise m.damaged("holds something where a number must be") from error
 
 
 def _binfloat(m: _Machine) -> None:
@@ -689,7 +689,7 @@ def _setitems(m: _Machine) -> None:
 def _additems(m: _Machine) -> None:
     items = m.pop_to_mark()
     if type(m.top()) is not Inert:
-        raise m.damaged("adds to something that is no set")
+        raise m.damaged("adds to something that is not a set")
     m.append_items(m.top(), items)
 
 
@@ -719,7 +719,7 @@ def _global(m: _Machine) -> None:
 def _stack_global(m: _Machine) -> None:
     name, module = m.pop(), m.pop()
     if type(name) is not str or type(module) is not str:
-        raise m.damaged("asks for a global whose name is no text")
+        raise m.damaged("asks for a global whose name is not text")
     m.push(m.find(module, name))
 
 

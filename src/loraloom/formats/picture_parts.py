@@ -1,9 +1,9 @@
-"""What of a picture's file decides about pixels; everything else is left out before a decoder sees it.
+"""The parts of a picture's file that decide about pixels; everything else is left out before a decoder sees it.
 
 Workflows, prompts, thumbnails and editing histories travel inside pictures, some larger than the picture and some
 damaged. Decoders read them too, and refuse the whole file over a text that is too long or a checksum that is wrong.
-What is kept, within limits: the pixels, transparency, the colour profile, and the places in which an orientation can
-stand. A file that cannot be taken apart is given back from there on as it is: then the decoder has the say.
+What is kept, within limits: the pixels, transparency, the colour profile, and the places where an orientation can be.
+From the point where a file cannot be taken apart it is passed on as it is, and the decoder decides.
 """
 
 from __future__ import annotations

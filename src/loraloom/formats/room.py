@@ -1,4 +1,4 @@
-"""Whether what will be written has a place: asked before the work begins, by one function for every command."""
+"""Whether there is room for what will be written: asked before the work begins, by one function for every command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BYTES_PER_PIXEL = {"png": 1.5, "jpg": 0.4, "webp": 0.3}
 class Need:
     """Bytes that will be written into ``folder``, which may not exist yet, and ``what`` they are.
 
-    ``certain``: the number is known; else it is an estimate, and too little room is only warned of.
+    ``certain``: the number is known; else it is an estimate, and too little room only causes a warning.
     """
 
     folder: Path

@@ -239,7 +239,7 @@ def _bare_pickle(value: object, where: str) -> FileFormatError:
 
 @dataclass(frozen=True)
 class _Declared:
-    """A storage as the pickle tells of it."""
+    """A storage as the pickle describes it."""
 
     key: str
     dtype: torch.dtype | None
@@ -254,7 +254,7 @@ def _declared_storage(reference: StorageReference, where: str, *, members: int =
     """Read ``("storage", type, key, device, number of elements)``; a sixth member belongs to the old stream."""
     value = reference.value
     if type(value) is not tuple or not 5 <= len(value) <= members or value[0] != "storage":
-        raise UnsafeFileError(f"{where}: refers to something outside its pickle that is no tensor data")
+        raise UnsafeFileError(f"{where}: refers to something outside its pickle that is not tensor data")
     _, kind, key, device, numel = value[:5]
     if type(kind) is not Global or type(key) is not str or len(key) > 64 or type(device) is not str:
         raise FileFormatError(f"{where}: a reference to tensor data is damaged", _DAMAGED)
@@ -423,7 +423,7 @@ class _Finder:
         self.entries[name] = entry
 
     def _tensor(self, node: Inert) -> Entry | None:
-        """The tensor that a node would have been built into, or None if it is no tensor."""
+        """The tensor that a node would have been built into, or None if it is not a tensor."""
         node = self._unwrapped(node)
         if node.name in _REBUILD:
             return self._rebuilt(node)
@@ -436,7 +436,7 @@ class _Finder:
         return None
 
     def _unwrapped(self, node: Inert) -> Inert:
-        """The tensor inside a parameter. What else is said of it must be without effect on its values."""
+        """The tensor inside a parameter. Whatever else belongs to it must have no effect on its values."""
         for _ in range(4):
             args = node.args
             if node.name in _PARAMETER and args and type(args[0]) is Inert:
@@ -509,7 +509,7 @@ class _Finder:
         return dtype
 
     def _array(self, data: object, dtype: object, shape: object, is_fortran: bool) -> Entry | None:
-        """An array of numbers of numpy; other arrays (texts, objects, big-endian) are no tensors."""
+        """An array of numbers of numpy; other arrays (texts, objects, big-endian) are not tensors."""
         described, content = numpy_type(dtype), raw_bytes(data)
         if described is None or content is None or (described[0] == ">" and described[1][1:] != "1"):
             return None
@@ -554,14 +554,14 @@ def _is_size(node: Inert) -> bool:
 
 
 def _is_array_of_texts(node: Inert) -> bool:
-    """An array of numpy that holds texts or objects, which are notes and no weights."""
+    """An array of numpy that holds texts or objects, which are notes and not weights."""
     dtype = node.state[2] if type(node.state) is tuple and len(node.state) == 5 else None
     kind = dtype.args[0] if type(dtype) is Inert and dtype.args else None
     return node.name in _ARRAYS and type(kind) is str and kind[:1] in ("O", "U", "S")
 
 
 def _meaning(value: object) -> str:
-    """What stands where a tensor is expected, for people."""
+    """What was found where a tensor is expected, for people."""
     if type(value) is Inert:
         array = "an array of numpy in an order of bytes or of a type that no tensor has"
         return array if value.name in _ARRAYS else f"an object of {show(value.name)}"
@@ -612,7 +612,7 @@ def state_dict_pickle(
     """The pickle of ``{"state_dict": tensors, **extras, "metadata": metadata}``, in protocol 2.
 
     It asks only for names that every checker of checkpoints lets through: the rebuilding of tensors, storage types and
-    OrderedDict. Raises ValueError for an extra that is no plain value.
+    OrderedDict. Raises ValueError for an extra that is not a plain value.
     """
     pieces = [b"\x80\x02}(", _value("state_dict"), b"}("]
     for index, (name, info) in enumerate(infos.items()):

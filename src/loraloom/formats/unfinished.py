@@ -1,4 +1,4 @@
-"""Unfinished files and folders: what they are called, and who takes them away after their process was killed.
+"""Unfinished files and folders: what they are called, and who removes them after their process was killed.
 
 While something is being written it is hidden under a name such as ``.tmp-1f0c77d2-9a41...``: the first digits stand for
 this computer, the rest is random. On POSIX its writer holds a lock on it, which the system takes back at the writer's

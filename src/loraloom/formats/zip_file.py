@@ -143,7 +143,7 @@ def _large_numbers(extra: bytes, numbers: list[int], where: str) -> list[int]:
 
 
 def _member(view: memoryview, record: _Record, limit: int, where: str) -> tuple[Member, int]:
-    """The member that a record tells of, and the byte after it."""
+    """The member that a record describes, and the byte after it."""
     label = show(record.name)
     if record.offset + _LOCAL.size > limit:
         raise FileFormatError(f"{where}: its zip member {label} lies outside the file", _DAMAGED)

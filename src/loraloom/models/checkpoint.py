@@ -99,7 +99,8 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._source.translated if isinstance(self._source, TranslatedTensors) else ()
 
     def translation_notice(self) -> Notice | None:
-        """What to say before tensors are written under other names than the file has; None where they are the same."""
+        """The notice for tensors that are written under other names than the file has; None where the names are the
+        same."""
         if not self.translated:
             return None
         return Notice(
@@ -123,12 +124,12 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def purpose(self) -> str:
-        """For people: what the checkpoint is made for, as far as the U-Net's input tells."""
+        """For people: what the checkpoint is made for, as far as the U-Net's input shows."""
         return _PURPOSES.get(self.input_channels, "a checkpoint of an unknown purpose")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint: ``.safetensors`` or ``.ckpt`` (told by content), or a Diffusers folder. Reads no tensor.
+    """Open a checkpoint: ``.safetensors`` or ``.ckpt`` (recognised by content), or a Diffusers folder. Reads no tensor.
 
     Raises CheckpointError, saying what the file is, when it is readable but of no known family; MissingFileError
     and FileFormatError as :func:`loraloom.formats.tensors.open_tensors`.
@@ -150,7 +151,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def as_checkpoint(path: Path, source: TensorView) -> Checkpoint | None:
-    """The checkpoint that these tensors are, None if they are none: for all who ask, the same answer.
+    """The checkpoint that these tensors are; None if they are not one. Everything that has to know asks here.
 
     In a file, parts with diffusers' names are found too; see :func:`loraloom.models.translated.translated`.
     """

@@ -49,7 +49,7 @@ class Segment:
 
 
 BREAK = Segment("BREAK", -1.0)
-"""Closes the chunk it stands in; what follows begins a new one."""
+"""Closes the chunk that it is in; what follows begins a new one."""
 
 Text = str | Sequence[Segment]
 """What can be encoded: a caption, or a prompt parsed into weighted segments."""
@@ -61,11 +61,11 @@ Emphasis = Literal["original", "no_norm", "comfy", "ignore"]
 
 @dataclass(frozen=True, eq=False)
 class TextEmbedding:
-    """A textual-inversion embedding: vectors that stand in a text where its name does."""
+    """A textual-inversion embedding: vectors that replace its name in a text."""
 
     name: str
     ids: tuple[int, ...]
-    """The tokens of its name, as they stand in a text."""
+    """The tokens of its name, as they occur in a text."""
     vectors: Mapping[str, Tensor]
     """(n, C) for each text encoder, by part name; n is the same for all of them."""
 
@@ -113,7 +113,7 @@ class TextLength:
     chunks: int
     """Chunks of 75 needed to hold them (at least one)."""
     dropped: int
-    """Tokens lost when only so many chunks are allowed."""
+    """Tokens that do not fit into the chunks that are allowed."""
 
 
 _Piece = tuple[int, float, "TextEmbedding | None"]
@@ -121,7 +121,7 @@ _Piece = tuple[int, float, "TextEmbedding | None"]
 
 
 class _ChunkBuilder:
-    """Fills chunks token by token. Words are kept together with their phrase: see ``add``."""
+    """Fills chunks token by token. Words are kept together with their phrase: see :func:`tokenise`."""
 
     def __init__(self, comma_backtrack: int) -> None:
         self.comma_backtrack = comma_backtrack
@@ -160,7 +160,7 @@ class _ChunkBuilder:
 
 
 _PLACE_ID = 0
-"""What stands in the ids where an embedding is put in."""
+"""The id at the places that an embedding's vectors take."""
 
 
 def tokenise(
@@ -222,8 +222,8 @@ def apply_emphasis(
 ) -> Tensor:
     """Make each token's vector count by its weight.
 
-    ``hidden`` is (N, 77, C), ``weights`` (N, 77); each of the N chunks is treated alone, so that a prompt gives
-    the same tensor whatever it is encoded with. ``original``, the web UI's for a single prompt, multiplies and then
+    ``hidden`` is (N, 77, C), ``weights`` (N, 77); each of the N chunks is treated alone, so that a prompt gives the
+    same tensor no matter what else is in the batch. ``original``, the web UI's for a single prompt, multiplies and then
     restores the mean of the chunk; ``no_norm`` only multiplies; ``comfy``, ComfyUI's, multiplies the difference from
     the encoding of an empty text, ``empty`` (1, 77, C); ``ignore`` leaves everything as it is.
     """
@@ -291,8 +291,8 @@ class Conditioning:
     def stack(items: Sequence[Conditioning]) -> Conditioning:
         """Join batches. Contexts of different length are repeated, whole, up to a common length.
 
-        A repeated context gives exactly the attention result of the single one (softmax averages equal entries),
-        so a caption means the same whatever it shares a batch with. Cutting or padding with blanks would not.
+        A repeated context gives exactly the attention result of the single one (softmax averages equal entries), so a
+        caption means the same no matter what else is in the batch. Cutting or padding with blanks would not.
         """
         length = lcm(*(item.context.shape[1] for item in items))
         pooled = [item.pooled for item in items if item.pooled is not None]

@@ -22,7 +22,7 @@ _DIFFUSERS_VERSION = "0.21.0"
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many different numbers stand where ``pattern`` has its group."""
+    """How many different numbers the group of ``pattern`` matches."""
     return len({match[1] for name in shapes if (match := re.match(pattern, name))})
 
 

@@ -131,7 +131,8 @@ def _endings() -> Iterator[str]:
 
 
 def _family_of(path: Path, unet: Part, text: Mapping[str, Part]) -> Family:
-    """Two text encoders: SDXL. One: its activation tells CLIP (SD 1) from OpenCLIP, else the U-Net's projections."""
+    """Two text encoders: SDXL. One: its activation tells CLIP (SD 1) from OpenCLIP; failing that, the U-Net's
+    projections do."""
     if "text_encoder_2" in text:
         name = "sdxl"
     else:

@@ -56,7 +56,7 @@ class _Recipe:
         self.result: Tensor | None = None
 
     def compute(self) -> Tensor:
-        """The tensor, once more. Every user asks once; the last one takes it with him."""
+        """The tensor, once more. Every user asks once; the last one takes the tensor along."""
         result, self.result = self.result, None
         if result is None:
             if self.versions != [tensor._version for tensor in self.inputs]:
@@ -93,7 +93,7 @@ class _Recomputation:
         return output
 
     def close(self) -> None:
-        """Let go of what nobody keeps: the graph holds on to its hooks, and so to this object."""
+        """Let go of what would otherwise never be freed: the graph holds on to its hooks, and so to this object."""
         self._recipes.clear()
 
     def pack(self, tensor: Tensor) -> Tensor | _Packed:
@@ -209,7 +209,7 @@ class _LeanConv2d(torch.autograd.Function):
 
 
 def _shape_only(shape: torch.Size, like: Tensor) -> Tensor:
-    """A tensor of that shape whose values nobody reads, laid out in memory as ``like`` is."""
+    """A tensor of that shape whose values are never read, laid out in memory as ``like`` is."""
     if like.is_contiguous():
         return like.new_empty(1).expand(shape)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

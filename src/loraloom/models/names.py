@@ -268,7 +268,7 @@ def _unet_modules_of_diffusers(layers: Iterable[str]) -> dict[str, str]:
 
 
 def _place(section: str, first: int, kind: str, number: int, resnets: int, transformers: bool) -> str:
-    """Where the checkpoint has one module of a diffusers block whose first numbered block is ``first``."""
+    """The place in the checkpoint of one module of a diffusers block whose first numbered block is ``first``."""
     if section == "mid_block":
         return f"middle_block.{2 * number + (kind == 'attentions')}"
     if kind == "downsamplers":
@@ -519,7 +519,7 @@ def _kohya(prefix: str, module: str) -> str:
 def _weight_shape(shapes: Shapes, module: str) -> tuple[int, ...]:
     """Shape of a layer's weight; () where the file has none, though it has the layer's bias.
 
-    What a damaged file lacks is no target. That it is damaged is said where the model is loaded.
+    What a damaged file lacks is not a target; the damage is reported where the model is loaded.
     """
     return tuple(shapes.get(f"{module}.weight", ()))
 

@@ -25,7 +25,7 @@ _PROBE_SIZE = 16
 
 @dataclass(frozen=True)
 class PredictionChoice:
-    """What the U-Net predicts, its schedule's end, and where that is known from (for people)."""
+    """What the U-Net predicts, how its schedule ends, and what this was concluded from (for people)."""
 
     prediction: Prediction | None
     zero_terminal_snr: bool = False
@@ -42,7 +42,7 @@ def read_signs(
 ) -> PredictionChoice:
     """What the settings, the metadata, marker tensors or a ``.yaml`` beside the file say, in that order.
 
-    ``names`` are the checkpoint's tensors. ``prediction`` of the result is None when nothing says anything.
+    ``names`` are the checkpoint's tensors. ``prediction`` of the result is None when none of them says anything.
     """
     signs: list[tuple[Prediction | None, str]] = [
         (None if prediction == "auto" else prediction, "the settings"),

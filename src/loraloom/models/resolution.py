@@ -23,8 +23,8 @@ _SIZE = re.compile(r"\s*(\d{1,6})\s*(?:[xX×*,]\s*(\d{1,6})\s*)?", re.ASCII)
 class OwnResolution:
     """``width`` and ``height`` in pixels, multiples of 8.
 
-    ``is_said``: the file says so; else it is the family's. ``remark``: what the file says instead, where that is no
-    size to paint at.
+    ``is_said``: the file says so; else it is the family's. ``remark``: what the file says instead, where that cannot be
+    a size to paint at.
     """
 
     width: int
@@ -61,7 +61,7 @@ def own_resolution(family: Family, metadata: Mapping[str, str], prediction: Pred
 def resolution_metadata(config: Mapping[str, Any], family: Family) -> dict[str, str]:
     """What ``sample_size`` of a U-Net's diffusers configuration (in latents: eighths of a pixel) says.
 
-    Nothing where it is the family's first: that is written into folders of every resolution.
+    Nothing where it is the first one of the family, because that is written into folders of every resolution.
     """
     value = config.get("sample_size")
     sides = [side for side in (value if isinstance(value, list) else [value, value]) if type(side) is int]

@@ -78,7 +78,7 @@ def _read(source: LoadedModel | Checkpoint | Mapping[str, Tensor]) -> tuple[Tens
     tensors = source if isinstance(source, TensorFile) else _InMemory(source)
     family = recognise({name: tensors.info(name) for name in tensors})
     if family is None:
-        raise CheckpointError("these tensors are no checkpoint of a known family", "save a whole checkpoint")
+        raise CheckpointError("these tensors are not a checkpoint of a known family", "save a whole checkpoint")
     return tensors, family, {}
 
 

@@ -33,7 +33,7 @@ class Stored:
     make: Callable[[Callable[[str], Tensor]], Tensor]
     """Given how to get the tensors of the part by name."""
     part: Part | None = None
-    """Where those are; None where it is made of nothing."""
+    """Where those are; None where it is made from nothing."""
     sources: tuple[str, ...] = ()
 
     def load(self) -> Tensor:
@@ -199,7 +199,8 @@ def _foreign_parts(infos: Infos) -> Iterator[tuple[PartKind, str, str]]:
 
 
 def _family(infos: Infos) -> Family:
-    """What a U-Net of either naming is of: only SDXL's reads sizes, and only SD 2's projects without convolutions."""
+    """The family of a U-Net in either naming: only SDXL's reads sizes, and only SD 2's projects without
+    convolutions."""
     start = tuple(prefix + end for prefix in (_UNET, "unet.") for end in ("label_emb.", "add_embedding."))
     if any(name.startswith(start) for name in infos):
         name = "sdxl"

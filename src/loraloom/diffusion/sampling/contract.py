@@ -43,7 +43,7 @@ class Noise(Protocol):
     """Where a sampler's random numbers come from; all are standard normal and shaped like x."""
 
     def fresh(self) -> Tensor:
-        """The next ones, independent of all others."""
+        """The next random numbers, independent of all others."""
 
     def brownian(self, sigma: float, following: float) -> Tensor:
         """The step of one Brownian path, with sigma as its time, from one level to another, at unit variance.
@@ -92,7 +92,7 @@ def ask(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
 
 
 def begin(denoise: Denoise, x: Tensor, step: Step, callback: Callback | None) -> Tensor:
-    """The clean latents at the start of a step, which are told to the callback."""
+    """The clean latents at the start of a step, which are passed to the callback."""
     clean = ask(denoise, x, step.sigma)
     if callback is not None:
         callback(step.number, x, clean)
@@ -114,5 +114,5 @@ def split(sigma: float, following: float, eta: float) -> tuple[float, float]:
 
 
 def with_noise(x: Tensor, amount: float, noise: Callable[[], Tensor]) -> Tensor:
-    """x with so much noise more; nothing is drawn for none."""
+    """x with noise of that size added; nothing is drawn where the size is 0."""
     return x + amount * noise() if amount > 0 else x

@@ -70,8 +70,8 @@ def dpm_adaptive(
 ) -> Tensor:
     """DPM-Solver-23 with steps as long as the error allows (2206.00927, alg. 4); k-diffusion's tolerances.
 
-    The number of steps given counts only for ``callback``, which hears how far along the way each one begins. The error
-    is taken over the whole batch, so x should be one image.
+    The number of steps given counts only for ``callback``, which is given how far along the way each one begins. The
+    error is taken over the whole batch, so x should be one image.
     """
     steps, (at, end) = len(sigmas) - 1, _ends(sigmas)
     x, at = _below_zero_snr(denoise, x, at, _HIDDEN, callback)

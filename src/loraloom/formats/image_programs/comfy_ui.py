@@ -1,7 +1,7 @@
 """ComfyUI: no list of settings but the graph that made the image, read where it is a simple one.
 
-From the node that saves, back over the sampler to prompts, checkpoint, LoRAs and size. A node that is not known and
-stands on the way is passed through along its one input of the same kind, and said.
+It is followed from the node that saves, back over the sampler, to prompts, checkpoint, LoRAs and size. An unknown node
+on the way is passed through along its one input of the same kind, and reported.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def is_graph(data: Mapping[str, Any]) -> bool:
 
 
 def read_comfy_ui(text: str) -> Parameters:
-    """Raises FileFormatError for a graph that is damaged, or that no known sampler stands in."""
+    """Raises FileFormatError for a graph that is damaged, or has no known sampler."""
     data = json_object(text, program="ComfyUI")
     nodes = {
         key: node for key, node in data.items() if isinstance(node, dict) and isinstance(node.get("class_type"), str)
@@ -132,7 +132,7 @@ class _Graph:
         return None, node
 
     def _unread(self, value: object, what: str) -> bool:
-        """Whether a node that is not read gives an input; said, with the texts that stand in the node."""
+        """Whether a node that is not read gives an input; reported, with the texts in the node."""
         _, node = self._followed(value)
         if node is None:
             return False

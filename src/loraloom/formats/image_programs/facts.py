@@ -31,7 +31,7 @@ def json_object(text: str, *, program: str = "") -> dict[str, Any]:
     if isinstance(data, dict):
         return data
     if program:
-        raise FileFormatError(f"what {program} wrote into the image is no JSON object", "give the settings yourself")
+        raise FileFormatError(f"what {program} wrote into the image is not a JSON object", "give the settings yourself")
     return {}
 
 
@@ -73,7 +73,7 @@ def lora_tag(name: object, weights: Sequence[object]) -> str:
 
 
 def without_tags(prompt: str, remarks: list[str]) -> str:
-    """The prompt of a program in which ``<lora:name:1>`` is text: left out, since it would act here, and said."""
+    """The prompt of a program in which ``<lora:name:1>`` is text: left out, since it would act here, and reported."""
     remarks += [f"{tag} in its prompt is text there: it is left out" for tag in _TAG.findall(prompt)]
     return _TAG.sub("", prompt)
 

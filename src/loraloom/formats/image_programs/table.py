@@ -98,13 +98,13 @@ NAMED_ONLY = {
     "Adobe Firefly": ("Software", "Firefly"),
     "Mochi Diffusion": ("ImageDescription", "Mochi Diffusion"),
 }
-"""Programs that are known by a word in a text and say too little, or in a way that is not read."""
+"""Programs that are recognised by a word in a text, but say too little or in a form that is not read."""
 
 
 def read_image(path: Path) -> Parameters | None:
-    """How an image was made, whatever program wrote it; None where it says nothing (or is no image).
+    """How an image was made, whatever program wrote it; None where it says nothing (or is not an image).
 
-    ``Parameters.program`` names those outside the web UI's family. A text that is no list of parameters is a prompt.
+    ``Parameters.program`` names those outside the web UI's family. A text that is not a list of parameters is a prompt.
     Raises MissingFileError, and FileFormatError for a program's text that is damaged or of a program that is known by
     name only.
     """
