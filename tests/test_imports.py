@@ -13,7 +13,7 @@ import loraloom
 
 ROOT = Path(loraloom.__file__).parent
 GROUND = {"errors", "settings", "registry", "events", "hardware", "randomness", "folders", "reading"}
-GROUND |= {"control", "plain_data", "file_names"}
+GROUND |= {"control", "plain_data", "plain_text", "file_names", "actions"}
 ACTIVITIES = {"formats", "diffusion", "models", "adapters", "data", "training", "generation", "weights", "recipes"}
 ALLOWED = {
     "formats": set(),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loraloom.errors import FileFormatError
-from loraloom.plain_data import LARGEST_WHOLE, finite, parse_json, parse_toml, printable, shown, too_large
+from loraloom.plain_data import LARGEST_WHOLE, finite, parse_json, parse_toml, shown, too_large
 
 HUGE = "9" * 400
 
@@ -96,20 +96,6 @@ def test_whole_numbers_of_64_bits() -> None:
 )
 def test_values_in_sentences(value: Any, text: str) -> None:
     assert shown(value) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("a fox, 雨", "a fox, 雨"),
-        ("a\nb\tc\u2028d", "a b c d"),
-        ("\x1b[2Ja\x07", "\N{REPLACEMENT CHARACTER}[2Ja\N{REPLACEMENT CHARACTER}"),
-        ("gnp\u202e.cod", "gnp\N{REPLACEMENT CHARACTER}.cod"),
-        ("caf\udce9", "caf\\xe9"),
-    ],
-)
-def test_text_that_steers_no_terminal(text: str, line: str) -> None:
-    assert printable(text) == line
 
 
 @pytest.mark.parametrize("text", ["null", "5", "name"])

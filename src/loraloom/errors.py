@@ -22,10 +22,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+from loraloom.actions import Sentence
+from loraloom.plain_text import one_line
 
 __all__ = [
     "AdapterError",
@@ -45,7 +47,6 @@ __all__ = [
     "UnknownNameError",
     "UnsafeFileError",
     "nearest",
-    "one_line",
     "while_handling",
 ]
 
@@ -55,28 +56,25 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
     return get_close_matches(name, list(known), n=count, cutoff=0.55)
 
 
-_UNSHOWN = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Controls, ends of lines, and what turns the direction of text."""
-
-
-def one_line(text: str) -> str:
-    """The text with such characters as escapes: names in strangers' files must not steer a terminal."""
-    return _UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
 class LoraloomError(Exception):
     """What went wrong (``problem``, one line that names the thing) and what to do about it (``hint``).
 
-    Both may quote what stands in a file: control characters and ends of lines in them become escapes.
+    Both may quote what stands in a file: control characters and ends of lines in them become escapes. A hint that
+    proposes something to do is a :class:`~loraloom.actions.Sentence`: neutral words here, its own at each door.
     """
 
     def __init__(self, problem: str, hint: str = "") -> None:
-        self.problem = one_line(problem)
-        self.hint = one_line(hint)
+        self.problem = _clean(problem)
+        self.hint = _clean(hint)
         super().__init__(self.problem)
 
     def __str__(self) -> str:
-        return f"{self.problem} ({self.hint})" if self.hint else self.problem
+        # A sentence, so that what is made of the text can still propose something.
+        return Sentence(self.problem, " (", self.hint, ")") if self.hint else self.problem
+
+
+def _clean(text: str) -> str:
+    return text.each(one_line) if isinstance(text, Sentence) else one_line(text)
 
 
 @contextmanager
@@ -91,8 +89,9 @@ def while_handling(first: BaseException | None, what: str) -> Iterator[None]:
     except Exception as second:
         if first is None or second is first:
             raise
-        text = str(second) if isinstance(second, LoraloomError) else f"{type(second).__name__}: {second}"
-        first.add_note(f"{what}: {text}")
+        is_ours = isinstance(second, LoraloomError)
+        text = str(second) if is_ours else f"{type(second).__name__}: {second}"
+        first.add_note(Sentence(f"{what}: ", text))
 
 
 class SettingsError(LoraloomError):

@@ -7,8 +7,11 @@ The progress bar, the run folder's ``events.jsonl``, the web page are listeners.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
+
+from loraloom.actions import Sentence, parts_from_record, parts_to_record
 
 __all__ = [
     "Event",
@@ -246,12 +249,24 @@ class PictureChanged(Event):
 
 
 def to_record(event: Event) -> dict[str, Any]:
-    """The event as JSON-ready data, its class name under ``"event"``."""
-    return {"event": type(event).__name__, **{field.name: getattr(event, field.name) for field in fields(event)}}
+    """The event as JSON-ready data, its class name under ``"event"``.
+
+    Text that proposes something is there twice: in neutral words, and under ``"proposed"`` in its parts.
+    """
+    values = {field.name: getattr(event, field.name) for field in fields(event)}
+    sentences = {name: value for name, value in values.items() if isinstance(value, Sentence)}
+    record = {"event": type(event).__name__, **values, **{name: str(text) for name, text in sentences.items()}}
+    proposed = {name: parts_to_record(text) for name, text in sentences.items() if text.actions}
+    return record | {"proposed": proposed} if proposed else record
 
 
 def from_record(record: dict[str, Any]) -> Event:
     """The inverse of :func:`to_record`. Unknown kinds raise KeyError; unknown fields are dropped."""
     cls = Event.kinds[record["event"]]
     names = {field.name for field in fields(cls)}
-    return cls(**{name: value for name, value in record.items() if name in names})
+    values = {name: value for name, value in record.items() if name in names}
+    for name, parts in record.get("proposed", {}).items():
+        # A log of a newer version may propose what this one does not know: the neutral words are there.
+        with suppress(KeyError):
+            values[name] = parts_from_record(parts)
+    return cls(**values)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import HardwareError
 
 if TYPE_CHECKING:
@@ -90,11 +91,12 @@ def choose_precision(device: torch.device, requested: str = "auto") -> Precision
     return Precision(name, compute)
 
 
-def memory_hint() -> str:
+def memory_hint() -> Sentence:
     """What a person can do when memory runs out, cheapest first."""
-    return (
-        "set gradient_checkpointing=selective or full, lower batch_size or dataset.resolution; "
-        "`loraloom plan` with the same settings and --memory says what is enough"
+    return Sentence(
+        "set gradient_checkpointing=selective or full, lower batch_size or dataset.resolution; ",
+        Action.PLAN_MEMORY,
+        " says what is enough",
     )
 
 

@@ -25,7 +25,6 @@ __all__ = [
     "is_slow_expression",
     "parse_json",
     "parse_toml",
-    "printable",
     "shown",
     "too_large",
 ]
@@ -119,19 +118,6 @@ def finite(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def printable(text: str) -> str:
-    """Text as one line that every terminal, JSON file and TOML comment can hold.
-
-    Line ends and tabs become blanks; other control characters, among them those that steer a terminal, and bytes that
-    are no text become marks.
-    """
-    decoded = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(
-        character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
-        for character in decoded
-    )
 
 
 def shown(value: Any) -> str:

@@ -22,6 +22,7 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import FileFormatError, SettingsError, nearest
 from loraloom.plain_data import LARGEST_WHOLE, parse_toml, shown, too_large
 from loraloom.reading import read_text
@@ -120,7 +121,8 @@ class Settings(BaseModel):
             return cls.model_validate(dict(data))
         except ValidationError as error:
             raise SettingsError(
-                _all_problems(cls, data, error, source), "`loraloom settings` lists every setting with its meaning"
+                _all_problems(cls, data, error, source),
+                Sentence(Action.LIST_SETTINGS, " lists every setting with its meaning"),
             ) from error
 
     @classmethod

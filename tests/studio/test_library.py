@@ -14,6 +14,7 @@ from typing import NoReturn
 import pytest
 import torch
 
+from loraloom.cli.words import worded
 from loraloom.errors import FileError, MissingFileError
 from loraloom.events import Event, Notice
 from loraloom.formats import unfinished
@@ -213,7 +214,7 @@ def test_an_index_that_cannot_be_made_says_why(tmp_path: Path, models: Path, mon
     monkeypatch.setattr("loraloom.studio.library.sqlite3.connect", refuse)
     with pytest.raises(FileError, match="the disk is mounted read-only") as caught:
         library.scan([models], index=tmp_path / "index.sqlite")
-    assert "--index" in caught.value.hint
+    assert "--index" in worded(caught.value.hint)
 
 
 def test_large_files_are_known_by_samples(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from loraloom.cli.main import app
+from loraloom.cli.words import worded
 from loraloom.errors import HardwareError, SettingsError
 from loraloom.events import Event, Notice, StepFinished
 from loraloom.formats.tensors import write_tensors
@@ -187,7 +188,7 @@ def test_a_cluster_that_is_not_there_is_an_error_with_a_hint(plan: Plan) -> None
     pytest.importorskip("ray")
     with pytest.raises(HardwareError, match="no Ray cluster answers at auto") as failure:
         run_sweep(plan("optimizer.lr=1e-4,1e-3"), address="auto")
-    assert "ray start --head" in failure.value.hint
+    assert "ray start --head" in worded(failure.value.hint)
 
 
 def test_the_command(plan: Plan, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from loraloom.cli.words import worded
 from loraloom.control import Request
 from loraloom.errors import FileFormatError, NotFiniteError, OutputError, ResumeError
 from loraloom.events import (
@@ -306,7 +307,7 @@ def test_the_last_sound_state_stays_and_is_named(make_settings: MakeSettings, tm
         prepared.loop(jolt)
     assert [step for step, _ in saved_states(tmp_path / "run" / "state")] == [2]
     assert f"the last sound state is that of step 2, {tmp_path / 'run' / 'state'}" in caught.value.hint
-    assert f"`loraloom train --branch {tmp_path / 'run'}@2`" in caught.value.hint
+    assert f"`loraloom train --branch {tmp_path / 'run'}@2`" in worded(caught.value.hint)
     go(sane, tmp_path / "run", resume=True)
     assert [step for step, _ in saved_states(tmp_path / "run" / "state")] == [9]
 
@@ -608,7 +609,7 @@ def test_another_picture_caption_or_setting_is_refused_by_name(
     stopped(make_settings, folder)
     with pytest.raises(ResumeError, match=r"optimizer\.lr = 0\.5 \(it was 0\.001\)") as caught:
         go(make_settings("epochs=2", "optimizer.lr=0.5", "seed=3"), folder, resume=True)
-    assert "seed = 3 (it was 0)" in caught.value.problem and "--force" in caught.value.hint
+    assert "seed = 3 (it was 0)" in caught.value.problem and "--force" in worded(caught.value.hint)
     (pictures / "2_red" / "0.txt").write_text("something else", encoding="utf-8")
     Image.new("RGB", (64, 64), "#123456").save(pictures / "2_red" / "new.png")
     (pictures / "1_blue" / "1.png").unlink()

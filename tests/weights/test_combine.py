@@ -14,6 +14,7 @@ from torch import Tensor
 from loraloom.adapters.attach import create_adapters, read_adapters
 from loraloom.adapters.block_weights import block_name, parse_block_weights
 from loraloom.adapters.settings import AdapterSettings
+from loraloom.cli.words import worded
 from loraloom.errors import AdapterError, OutputError
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.tensors import open_tensors
@@ -280,7 +281,7 @@ def test_kinds_without_a_pair_of_factors_are_refused(kind: str, write_lora: Writ
     ):
         with pytest.raises(AdapterError, match="exact for LoRA and LoCon only") as caught:
             doing()
-        assert str(file) in caught.value.problem and "loraloom extract" in caught.value.hint
+        assert str(file) in caught.value.problem and "loraloom extract" in worded(caught.value.hint)
     assert not output.exists()
 
 

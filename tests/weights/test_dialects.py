@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from loraloom.adapters.attach import attach, read_adapters
+from loraloom.cli.words import worded
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.dialects import KOHYA, PEFT
@@ -482,7 +483,7 @@ def test_what_diffusers_cannot_read_is_said(
 ) -> None:
     with pytest.raises(AdapterError, match="diffusers reads LoRA and DoRA only") as error:
         convert_lora(made(dialect)[0], tmp_path / "out.safetensors", to="diffusers")
-    assert "loraloom extract" in (error.value.hint or "")
+    assert "loraloom extract" in worded(error.value.hint)
     assert not (tmp_path / "out.safetensors").exists()
 
 

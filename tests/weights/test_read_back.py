@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loraloom.cli.words import worded
 from loraloom.events import Event, Notice, WeightsSaved
 from loraloom.formats.adapter_writer import write_lora
 from loraloom.formats.tensors import open_tensors, write_tensors
@@ -115,7 +116,7 @@ def test_another_strength_is_told_by_layer(tmp_path: Path) -> None:
     )
     assert told is not None and int(told[2]) == len(layers)
     assert 0 < int(told[1]) < len(layers) and float(told[4]) != pytest.approx(1)
-    assert "convert --to diffusers" in report.problem
+    assert "convert --to diffusers" in worded(report.problem)
 
 
 def test_one_alpha_too_much_in_a_file_of_diffusers(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Reading:
 READERS: Mapping[str, Reading] = {
     "lora": Reading(
         "lora (with convolutions, any init, rank-stabilized), lora_fa",
-        ("yes", "yes", "yes", "yes", "yes; several ranks or alphas: after `convert --to diffusers`"),
+        ("yes", "yes", "yes", "yes", "yes; several ranks or alphas: after a conversion to diffusers' form"),
     ),
     "dora input": Reading(
         "dora, `adapter.dora_axis=input` (default)",
@@ -52,7 +52,7 @@ READERS: Mapping[str, Reading] = {
             "no: a slightly different result (divided by lengths of the unchanged weight)",
             "no: a slightly different result (as Forge)",
             "yes",
-            "yes, after `convert --to diffusers`",
+            "yes, after a conversion to diffusers' form",
         ),
     ),
     "loha": Reading("loha", ("yes since 1.5", "yes", "yes", "yes", _NO)),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loraloom.cli.output import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -163,7 +165,7 @@ def _show_problems(report: DatasetReport, console: Console, *, everything: bool)
         hints = {problem.hint for problem in group}
         title = Text(f"{severity}: ", styles[severity]) + Text(f"{kind} ({len(group)})")
         if len(hints) == 1 and len(group) > 1:
-            title += Text(f": {group[0].hint}", "dim")
+            title += Text(f": {visible(group[0].hint)}", "dim")
         console.print(title, soft_wrap=True, highlight=False)
         shown = group if everything else group[:_SHOWN]
         for problem in shown:
@@ -182,7 +184,7 @@ def _line(problem: Problem, report: DatasetReport, *, hint: bool) -> Text:
     from loraloom.studio.datasets import readable
 
     line = Text(f"  {_place(problem.path, report)} {readable(problem.problem)}")
-    return line + Text(f" ({problem.hint})", "dim") if hint and problem.hint else line
+    return line + Text(f" ({visible(problem.hint)})", "dim") if hint and problem.hint else line
 
 
 def _place(path: Path | None, report: DatasetReport) -> str:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
+from loraloom.cli.output import visible, visible_line
 from loraloom.errors import LoraloomError
 
 __all__ = ["UNFORESEEN", "explained", "report_threads", "show_failure", "show_interruption", "show_unforeseen"]
@@ -47,9 +48,7 @@ def show_failure(error: LoraloomError) -> None:
     """
     from rich.console import Console
 
-    from loraloom.plain_data import printable
-
-    problem, hint = ("\n".join(map(printable, text.split("\n"))) for text in (error.problem, error.hint))
+    problem, hint = visible(error.problem), visible(error.hint)
     console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     console.print("error:", style="bold red", end=" ")
     console.print(problem, markup=False)
@@ -58,7 +57,7 @@ def show_failure(error: LoraloomError) -> None:
         console.print(hint, markup=False)
     for note in getattr(error, "__notes__", ()):
         console.print("then:", style="bold red", end="  ")
-        console.print(printable(note), markup=False)
+        console.print(visible_line(note), markup=False)
 
 
 def explained(error: BaseException) -> LoraloomError | None:

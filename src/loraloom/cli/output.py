@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from loraloom.errors import one_line
+from loraloom.cli.words import worded
+from loraloom.plain_text import one_line
 
-__all__ = ["ForgivingStream", "forgive_output", "lost_output", "takes_all_letters", "visible"]
+__all__ = ["ForgivingStream", "forgive_output", "lost_output", "takes_all_letters", "visible", "visible_line"]
 
 _FOR_GOOD = {errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.EIO, errno.EINVAL}
 """Failures after which nobody will read again: a reader that is gone, a closed file, a terminal that hung up."""
@@ -92,8 +93,13 @@ def lost_output() -> OSError | ValueError | None:
 
 
 def visible(text: str) -> str:
-    """What a stranger's file says, for a terminal: what would steer it becomes escapes, and lines stay lines."""
-    return "\n".join(map(one_line, text.split("\n")))
+    """Text for a terminal, in its words: what would steer it becomes escapes, and lines stay lines."""
+    return "\n".join(map(one_line, worded(text).split("\n")))
+
+
+def visible_line(text: str) -> str:
+    """The same for what has to stay on one line: ends of lines become escapes too."""
+    return one_line(worded(text))
 
 
 def takes_all_letters() -> bool:

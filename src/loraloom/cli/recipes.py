@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loraloom.cli.output import visible_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -35,8 +37,8 @@ def import_recipe(
     """
     from rich.console import Console
 
+    from loraloom.actions import Sentence
     from loraloom.errors import SettingsError
-    from loraloom.plain_data import printable
     from loraloom.studio.recipes import read_recipe, write_settings
 
     recipe = read_recipe(file)
@@ -56,7 +58,7 @@ def import_recipe(
     show_account(recipe, console)
     for path in missing:
         known = recipe.why_missing(path)
-        more = printable(f" ({known})") if known else ""
+        more = visible_line(Sentence(" (", known, ")")) if known else ""
         console.print(f"still needed: {path}{more}", style="bold", markup=False, soft_wrap=True)
     if output is not None:
         console.print(f"wrote {output}", markup=False, soft_wrap=True)
@@ -66,10 +68,10 @@ def show_account(recipe: Recipe, console: Console) -> None:
     """Print what a recipe became: keys that were taken over, those that changed in meaning, those left out."""
     from rich.text import Text
 
-    from loraloom.plain_data import printable, shown
+    from loraloom.plain_data import shown
 
     def line(style: str, *parts: str) -> None:
-        first, rest = printable(parts[0]), printable("".join(parts[1:]))
+        first, rest = visible_line(parts[0]), "".join(map(visible_line, parts[1:]))
         console.print(Text("  ") + Text(first, style) + Text(rest), soft_wrap=True)
 
     if recipe.mapped:
@@ -80,11 +82,11 @@ def show_account(recipe: Recipe, console: Console) -> None:
     if recipe.changed:
         console.print(f"not quite the same here ({len(recipe.changed)})", style="bold yellow")
         for key, note in recipe.changed:
-            line("yellow", key, f": {note}")
+            line("yellow", key, ": ", note)
     if recipe.unmapped:
         console.print(f"not carried over ({len(recipe.unmapped)})", style="bold cyan")
         for key, reason in recipe.unmapped:
-            line("red" if key in recipe.unknown else "cyan", key, f": {reason}")
+            line("red" if key in recipe.unknown else "cyan", key, ": ", reason)
     if recipe.idle:
-        names = printable(", ".join(recipe.idle))
+        names = visible_line(", ".join(recipe.idle))
         console.print(Text(f"empty, off or without effect ({len(recipe.idle)}): {names}", "dim"), soft_wrap=True)

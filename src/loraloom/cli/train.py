@@ -103,6 +103,7 @@ def _watched(start: Callable[..., TrainingResult]) -> None:
 
 def _run_here(text: str) -> Path:
     """The folder of a run. Of several processes only the leading one, which hands it on, must see it."""
+    from loraloom.actions import Sentence
     from loraloom.errors import MissingFileError
     from loraloom.studio.runs import find_run
     from loraloom.studio.training import is_leader, launched_together
@@ -114,7 +115,7 @@ def _run_here(text: str) -> Path:
     except MissingFileError as error:
         if launched_together() == 1:
             raise
-        hint = f"{error.hint}; under torchrun it must lie on the machine of process 0 (of --node-rank 0)"
+        hint = Sentence(error.hint, "; under torchrun it must lie on the machine of process 0 (of --node-rank 0)")
         raise MissingFileError(error.problem, hint) from error
 
 

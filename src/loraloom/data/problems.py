@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loraloom.plain_data import printable
+from loraloom.plain_text import one_line
 
 __all__ = ["Problem", "Severity", "normal_name", "readable", "worst_first"]
 
@@ -41,7 +41,7 @@ def worst_first(problems: Iterable[Problem]) -> list[Problem]:
 
 def readable(path: Path | str) -> str:
     """The path as text that every terminal and JSON file can hold: no control characters, no undecodable bytes."""
-    return printable(str(path))
+    return one_line(str(path))
 
 
 def normal_name(path: Path | str) -> str:

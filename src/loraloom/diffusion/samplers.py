@@ -1,4 +1,4 @@
-"""The tables of samplers and of their noise levels: names, code, usual choices. Imports no torch: ``--help`` reads it.
+"""The tables of samplers and of their noise levels: names, code, usual choices. Imports no torch: every door shows it.
 
 The samplers are in ``loraloom.diffusion.sampling``, the noise levels in ``loraloom.diffusion.schedules``.
 """

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import AdapterError, LoraloomError, OutputError
 from loraloom.formats.adapter_file import (
     AdapterTarget,
@@ -38,7 +39,7 @@ OUTPUT_DIALECTS: Mapping[str, Dialect] = {"kohya": KOHYA, "diffusers": PEFT}
 """What people call the dialects that can be written."""
 
 _FAILING_DISK = "the disk or its cable may be failing; save to another disk"
-_EXTRACT = "merge it into a checkpoint, then `loraloom extract` a LoRA from that"
+_EXTRACT = Sentence("merge it into a checkpoint, then ", Action.EXTRACT_LORA, " a LoRA from that")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import CheckpointError, FileFormatError
 from loraloom.formats.tensors import is_finite, open_tensors
 from loraloom.models.checkpoint import open_checkpoint
@@ -69,7 +70,8 @@ def vae_tensors(path: Path) -> Mapping[str, Tensor]:
             raise FileFormatError(f"{path}: a tensor of the VAE is there under two names", "get the file again")
         return translated
     raise CheckpointError(
-        f"{path} holds no VAE (no tensor decoder.conv_in.weight)", "`loraloom inspect FILE` tells what a file is"
+        f"{path} holds no VAE (no tensor decoder.conv_in.weight)",
+        Sentence(Action.INSPECT_FILE.of(file=path), " tells what a file is"),
     )
 
 

@@ -12,7 +12,8 @@ import tomlkit
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from loraloom.errors import SettingsError
-from loraloom.plain_data import LARGEST_WHOLE, printable, shown, too_large
+from loraloom.plain_data import LARGEST_WHOLE, shown, too_large
+from loraloom.plain_text import one_line
 from loraloom.settings import SettingRow, Settings, apply_overrides, number_not_truth, setting_rows
 from loraloom.training.settings import TrainSettings
 
@@ -293,7 +294,7 @@ def _paths(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _one_line(text: str) -> str:
-    return printable(" ".join(str(text).split()))
+    return one_line(" ".join(str(text).split()))
 
 
 def _fill(container: Any, data: Mapping[str, Any], prefix: str, origin: Mapping[str, str]) -> None:

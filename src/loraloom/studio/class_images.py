@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from loraloom.actions import Action, Sentence
 from loraloom.control import Control, keep_going
 from loraloom.data.dataset import load_dataset
 from loraloom.data.sample import Sample
@@ -81,7 +82,7 @@ def make_class_images(
     count = len(samples) if count is None else count
     folder = folder or dataset.folder / "regularization_images" / f"1_{_class_name(settings.prompt, samples)}"
     if folder.exists() and not folder.is_dir():
-        raise DatasetError(f"{folder} is a file, not a folder", "name another folder with --output")
+        raise DatasetError(f"{folder} is a file, not a folder", Sentence("name another folder ", Action.NAME_OUTPUT))
     there = _pictures(folder)
     _remark_on_others(there, checkpoint, settings, listener)
     if len(there) >= count:
@@ -184,8 +185,12 @@ def _remark_on_others(there: Sequence[Path], checkpoint: Path, settings: Generat
     if different:
         listener(
             Notice(
-                f"{different} of the pictures that are there were painted with another prompt or checkpoint; "
-                "they are kept and counted (remove them, or name another --output, for a series of one kind)",
+                Sentence(
+                    f"{different} of the pictures that are there were painted with another prompt or checkpoint; "
+                    "they are kept and counted (remove them, or name another folder ",
+                    Action.NAME_OUTPUT,
+                    ", for a series of one kind)",
+                ),
                 "warning",
             )
         )

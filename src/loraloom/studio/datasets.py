@@ -1,4 +1,4 @@
-"""What ``dataset check`` finds out: concepts with their shares, buckets, caption lengths and every problem."""
+"""What there is to know of a dataset before training: concepts and their shares, buckets, captions, every problem."""
 
 from __future__ import annotations
 

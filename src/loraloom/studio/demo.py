@@ -15,6 +15,7 @@ from statistics import fmean
 
 from PIL import Image, ImageChops, ImageStat
 
+from loraloom.actions import Action, Sentence
 from loraloom.control import Control, heed, keep_going
 from loraloom.errors import OutputError
 from loraloom.events import Event, Listener, PreviewSaved, ignore
@@ -198,7 +199,7 @@ def run_demo(
     stays.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} exists already", "name another folder: loraloom demo FOLDER")
+        raise OutputError(f"{folder} exists already", Sentence(Action.NAME_DEMO_FOLDER))
     require_room([Need(folder, DEMO_BYTES, "checkpoints, LoRAs, pictures")], listener)
     make_folder(folder)
     doors = _Doors(listener, say, show_dataset, control)

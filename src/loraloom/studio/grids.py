@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraloom.actions import Action, Sentence
 from loraloom.control import Control, heed, keep_going
 from loraloom.errors import SettingsError, nearest
 from loraloom.events import ImageSaved, Listener, Notice, WeightsSaved, ignore
@@ -36,11 +37,11 @@ AXIS_KINDS = {
     "weight": "weight of the LoRA of an axis lora or epoch, else of every LoRA in the prompt",
     "unet_weight": "the same for the U-Net alone",
     "te_weight": "the same for the text encoder alone",
-    "epoch": "the LoRAs that a training run saved, by epoch; all for every one (needs --run)",
+    "epoch": "the LoRAs that a training run saved, by epoch; all for every one (needs the run)",
     "replace": "words for the prompt: the first is looked for in it, the others take its place",
     "checkpoint": "checkpoint files",
 }
-"""Axes beside the settings of `loraloom generate`."""
+"""Axes beside the settings of a picture."""
 _RANGE = re.compile(r"(-?[\d.]+)\s*-\s*(-?[\d.]+)(?:\s*\(\s*([+-]?[\d.]+)\s*\)|\s*\[\s*(\d+)\s*\])?", re.ASCII)
 _TAG = re.compile(r"<(lora|lyco):([^<>:]*)([^<>]*)>")
 _LARGEST_SHEET = 32_000
@@ -206,7 +207,7 @@ def _files_of_run(run: Path | None) -> dict[str, Path]:
     from loraloom.studio.project import RunFolder
 
     if run is None:
-        raise SettingsError(["the axis epoch needs the run that saved them"], "--run runs/my-lora")
+        raise SettingsError(["the axis epoch needs the run that saved them"], Sentence(Action.NAME_RUN))
     saved = [event for event in RunFolder(run).events() if isinstance(event, WeightsSaved)]
     paths = {str(event.epoch): _in_run(run, event.path) for event in saved}
     found = {epoch: path for epoch, path in paths.items() if path.is_file()}

@@ -1,4 +1,4 @@
-"""What ``loraloom generate`` does: open a checkpoint, find the LoRAs, paint, save numbered files."""
+"""Pictures from settings: open a checkpoint, find the LoRAs, paint, save numbered files."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import FileError, LoraloomError, MissingFileError, OutputError, SettingsError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.folders import data_folder
@@ -24,11 +25,11 @@ BATCH = 500
 HASH_DIGITS = 8
 _VERSION = 2
 _REMEDIES = {
-    sqlite3.SQLITE_CANTOPEN: "name another file with --index",
-    sqlite3.SQLITE_READONLY: "name another file with --index",
-    sqlite3.SQLITE_PERM: "name another file with --index",
-    sqlite3.SQLITE_FULL: "free some space, or name a file on another disk with --index",
-    sqlite3.SQLITE_IOERR: "free some space, or name a file on another disk with --index",
+    sqlite3.SQLITE_CANTOPEN: Sentence("name another file ", Action.NAME_INDEX),
+    sqlite3.SQLITE_READONLY: Sentence("name another file ", Action.NAME_INDEX),
+    sqlite3.SQLITE_PERM: Sentence("name another file ", Action.NAME_INDEX),
+    sqlite3.SQLITE_FULL: Sentence("free some space, or name a file on another disk ", Action.NAME_INDEX),
+    sqlite3.SQLITE_IOERR: Sentence("free some space, or name a file on another disk ", Action.NAME_INDEX),
     sqlite3.SQLITE_BUSY: "another command writes to it: wait until that has ended",
     sqlite3.SQLITE_LOCKED: "another command writes to it: wait until that has ended",
 }
@@ -97,7 +98,9 @@ def _opened(index: Path | None) -> Iterator[sqlite3.Connection]:
     try:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > _VERSION:
-            raise FileError(f"{path}: the index was made by a newer version", "name another with --index")
+            raise FileError(
+                f"{path}: the index was made by a newer version", Sentence("name another ", Action.NAME_INDEX)
+            )
         columns = ", ".join(
             "path TEXT PRIMARY KEY" if name == "path" else f"{name} {'INTEGER' if name == 'size' else 'TEXT'} NOT NULL"
             for name in _COLUMNS
@@ -146,7 +149,7 @@ def scan(
     """
     roots = [_resolved_folder(folder) for folder in folders]
     if not roots:
-        raise SettingsError(["no folder to scan"], "loraloom library scan FOLDER")
+        raise SettingsError(["no folder to scan"], Sentence(Action.SCAN_LIBRARY))
     found = {path: facts for root in roots for path, facts in _walk(root, listener)}
     with _opened(index) as connection:
         known = {entry.path: entry for entry in _entries(connection, roots)}
@@ -369,7 +372,9 @@ def show(name: str, *, index: Path | None = None) -> list[LibraryEntry]:
     ]
     found = exact or named or hashed
     if not found:
-        raise MissingFileError(f"the library knows no file {name!r}", "`loraloom library search` looks for words")
+        raise MissingFileError(
+            f"the library knows no file {name!r}", Sentence(Action.SEARCH_LIBRARY, " looks for words")
+        )
     return found
 
 

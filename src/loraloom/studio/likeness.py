@@ -1,4 +1,4 @@
-"""``--like``: the settings of an image that exists already, from the text inside it or from a text file."""
+"""The settings of an image that exists already, from the text inside it or from a text file."""
 
 from __future__ import annotations
 

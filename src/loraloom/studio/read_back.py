@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from loraloom.actions import Sentence, parts_from_record
 from loraloom.events import Event, Listener, Notice, WeightsSaved
 
 __all__ = ["ReadBack", "read_back_now", "reader_installed"]
@@ -86,6 +87,7 @@ def _reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
 def _tell(reports: Sequence[dict[str, Any]], listener: Listener) -> None:
     for report in reports:
         name = Path(report["path"]).name
+        problem = parts_from_record(report["proposed"]) if "proposed" in report else report["problem"]
         if not report["problem"]:
             listener(
                 Notice(
@@ -94,6 +96,6 @@ def _tell(reports: Sequence[dict[str, Any]], listener: Listener) -> None:
                 )
             )
         elif report["reader"]:
-            listener(Notice(f"{report['reader']} cannot use all of {name}: {report['problem']}", "warning"))
+            listener(Notice(Sentence(f"{report['reader']} cannot use all of {name}: ", problem), "warning"))
         else:
-            listener(Notice(f"{name} was not read back: {report['problem']}"))
+            listener(Notice(Sentence(f"{name} was not read back: ", problem)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from loraloom.actions import Action, Sentence
 from loraloom.control import Request
 from loraloom.errors import OutputError, ResumeError
 from loraloom.formats.files import write_text
@@ -45,7 +46,7 @@ class RunLock:
                 self._file.close()
                 raise ResumeError(
                     f"{self._folder} is being trained already{_by_whom(self._folder)}",
-                    "`loraloom runs` shows it; `loraloom stop RUN` ends it",
+                    Sentence(Action.LIST_RUNS, " shows it; ", Action.STOP_RUN.of(run=self._folder), " ends it"),
                 )
             time.sleep(0.05)
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
@@ -135,7 +136,9 @@ class FolderControl:
 def ask(folder: Path, request: Request) -> None:
     """Ask the process that trains the run; it obeys after the step in progress. ResumeError when there is none."""
     if not is_trained(folder):
-        raise ResumeError(f"{folder} is not being trained now", "`loraloom runs` lists the runs and their state")
+        raise ResumeError(
+            f"{folder} is not being trained now", Sentence(Action.LIST_RUNS, " lists the runs and their state")
+        )
     text = json.dumps({"request": request.value}) + "\n"
     for attempt in range(10):
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import FileError, MissingFileError, nearest
 from loraloom.reading import open_file
 from loraloom.studio.run_control import is_trained
@@ -54,8 +55,8 @@ def find_run(text: str, output: Path = Path("runs")) -> Path:
                 return candidate
     names = [path.name for path in _run_folders(output)]
     close = nearest(text, names)
-    hint = f"did you mean {close[0]!r}?" if close else "`loraloom runs` lists them; give the folder of the run"
-    raise MissingFileError(f"there is no run {text!r}", hint)
+    listed = Sentence(Action.LIST_RUNS, " lists them; give the folder of the run")
+    raise MissingFileError(f"there is no run {text!r}", f"did you mean {close[0]!r}?" if close else listed)
 
 
 def list_runs(folder: Path) -> list[RunStatus]:

@@ -100,7 +100,7 @@ def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
         elif alone and number in _numbers(_HURRIED):
             raise Interrupted(number)
 
-    announcer = threading.Thread(target=announce, name="loraloom stop", daemon=True)
+    announcer = threading.Thread(target=announce, name="second request to stop", daemon=True)
     announcer.start()
     try:
         with _signals_to(handle):

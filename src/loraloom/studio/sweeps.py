@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraloom.actions import Action, Sentence
 from loraloom.control import Control, Request, heed, keep_going, wait_out
 from loraloom.errors import HardwareError, LoraloomError, SettingsError
 from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeasured, WeightsSaved, ignore
@@ -239,7 +240,10 @@ def _train_with_ray(workers: int, address: str | None) -> Callable[..., Trained]
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise HardwareError(
                     f"no Ray cluster answers at {address}: {str(error).strip().splitlines()[0]}",
-                    "`ray start --head` on the first machine, with the same versions of Python and Ray on all of them",
+                    Sentence(
+                        Action.START_CLUSTER,
+                        " on the first machine, with the same versions of Python and Ray on all of them",
+                    ),
                 ) from error
         try:
             train = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0)(_train_in_worker)

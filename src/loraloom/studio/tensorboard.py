@@ -13,7 +13,7 @@ __all__ = ["TensorBoardLog"]
 
 
 class TensorBoardLog:
-    """Writes ``<run>/tensorboard``; show it with ``tensorboard --logdir <run>``. A context manager.
+    """Writes ``<run>/tensorboard``; TensorBoard shows it, given the run folder. A context manager.
 
     Raises SettingsError when the package is not installed.
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraloom.actions import Action, Sentence
 from loraloom.control import Control, first_of, keep_going
 from loraloom.errors import LoraloomError, OutputError, ResumeError, SettingsError, while_handling
 from loraloom.events import (
@@ -93,7 +94,9 @@ def _resume(
     before = TrainSettings.load(folder.settings_path)
     moved = [text for text in overrides if text.partition("=")[0].strip() == "output"]
     if moved:
-        raise SettingsError([f"{moved[0]}: a resumed run stays in its folder"], "--branch starts a run elsewhere")
+        raise SettingsError(
+            [f"{moved[0]}: a resumed run stays in its folder"], Sentence(Action.BRANCH_RUN, " starts a run elsewhere")
+        )
     settings = TrainSettings.load(folder.settings_path, overrides)
     _check_not_finished(folder, before, settings)
     with RunLock(folder.path), _recorded(folder, listener, settings, new=False) as record:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from loraloom.actions import Action, Sentence
 from loraloom.adapters.attach import AdapterSet, attach, create_adapters
 from loraloom.data.batches import Draw, plan_epoch
 from loraloom.data.sample import Dataset
@@ -818,8 +819,11 @@ class MemoryWatch:
         if free is not None and memory.peak - memory.process > free:
             self._listener(
                 Notice(
-                    f"the run will want {memory.peak / 2**30:.1f} GiB, {free / 2**30:.1f} are free: `loraloom plan` "
-                    "with the same settings and --memory names the cheapest change that fits",
+                    Sentence(
+                        f"the run will want {memory.peak / 2**30:.1f} GiB, {free / 2**30:.1f} are free: ",
+                        Action.PLAN_MEMORY,
+                        " names the cheapest change that fits",
+                    ),
                     "warning",
                 )
             )

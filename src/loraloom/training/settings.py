@@ -305,7 +305,7 @@ class SavingSettings(Settings):
     tags: Annotated[str, Kohya("metadata_tags")] = ""
     """Words to find it by in the file's metadata, with commas between them."""
     state: Annotated[bool, Kohya("save_state", "save_state_on_train_end")] = True
-    """Keep what is needed to go on exactly (loraloom train --resume): written with every LoRA file, and when the run
+    """Keep what is needed to go on exactly, as if it had never ended: written with every LoRA file, and when the run
     is paused, stops or fails. About six times the size of an fp16 LoRA file with AdamW."""
     state_every_steps: Annotated[int, Field(ge=0)] = 0
     """Write the state every so many steps too. 0: not by steps."""
@@ -463,7 +463,7 @@ class TrainSettings(Settings):
     seed: Annotated[int, Kohya("seed"), Field(ge=0)] = 0
     """Every random choice of the run follows from it."""
     branched_from: str = ""
-    """The run and step that this run went on from; written by loraloom train --branch."""
+    """The run and step that this run went on from; written when a run branches off."""
     dataset: DatasetSettings
     """What to learn from."""
     adapter: AdapterSettings = AdapterSettings()

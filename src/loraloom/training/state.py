@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from loraloom.actions import Action, Sentence
 from loraloom.data.sample import Dataset, Sample
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, ResumeError, SettingsError
 from loraloom.events import Listener, Notice
@@ -600,10 +601,11 @@ def check_identity(
     else:
         differences += [*pictures, *strict]
     if differences and not force:
-        hint = "give it what it was started with"
+        hint = Sentence("give it what it was started with")
         if not branch:
-            hint += "; or `loraloom train --branch RUN` starts a new run from here with other settings"
-        raise ResumeError("the run cannot go on exactly: " + "; ".join(differences), f"{hint}; or use --force")
+            hint = Sentence(hint, "; or ", Action.BRANCH_RUN, " starts a new run from here with other settings")
+        hint = Sentence(hint, "; or ", Action.FORCE_RESUME)
+        raise ResumeError("the run cannot go on exactly: " + "; ".join(differences), hint)
     for text in differences:
         listener(Notice(f"going on although {text}", "warning"))
     rounding = [path for path in changed if path in ROUNDING_SETTINGS]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import HardwareError, LoraloomError, SettingsError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Team:
         if self.local >= torch.cuda.device_count():
             raise HardwareError(
                 f"torchrun started process {self.local} on this machine, which has {torch.cuda.device_count()} GPU(s)",
-                "give --nproc-per-node the number of GPUs",
+                Sentence(Action.COUNT_PROCESSES),
             )
         torch.cuda.set_device(self.local)
         return f"cuda:{self.local}"
@@ -199,7 +200,8 @@ class Team:
         except RuntimeError as error:
             problem, hint = self._heard() or (_first_sentence(error), "")
             raise HardwareError(
-                f"another process of this run is gone: {problem}", hint or "the run can go on with --resume"
+                f"another process of this run is gone: {problem}",
+                hint or Sentence("the run can go on ", Action.RESUME_RUN),
             ) from error
 
     def _heard(self) -> tuple[str, str] | None:
@@ -312,6 +314,6 @@ def _join(size: int) -> Team:
     except (RuntimeError, ValueError) as error:
         raise HardwareError(
             f"process {rank} of {size} did not find the others: {_first_sentence(error)}",
-            "check --nnodes, --rdzv-endpoint and the firewall between the machines",
+            Sentence(Action.MEETING_PLACE, " and the firewall between the machines"),
         ) from error
     return Team(rank, size, local, on_cuda, store)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from loraloom.actions import Action, Sentence
 from loraloom.control import Control, Interrupted, Request, keep_going, wait_out
 from loraloom.data.sample import Dataset, Sample
 from loraloom.errors import FileError, LoraloomError, NotFiniteError, OutputError, ResumeError, while_handling
@@ -568,14 +569,14 @@ class TrainingRun(RunParts):
         kept = self.team.from_leader(self._keep_last_good)
         return NotFiniteError(
             f"{problem}: NaN or infinity would destroy the LoRA, so the run stopped",
-            f"{self._remedies()}; {kept}{self._last_sound()}",
+            Sentence(f"{self._remedies()}; {kept}", self._last_sound()),
         )
 
     def _explosion(self, reason: str, more: str = "") -> NotFiniteError:
         """The weights themselves are lost, so nothing of them is kept."""
         return NotFiniteError(
             f"the training has exploded: after step {self.step} {reason}{more}",
-            f"{self._remedies()}{self._last_sound() or '; no state was kept before that, so start again'}",
+            Sentence(self._remedies(), self._last_sound() or "; no state was kept before that, so start again"),
         )
 
     def _remedies(self) -> str:
@@ -593,9 +594,10 @@ class TrainingRun(RunParts):
         if not known:
             return ""
         step, path = known[-1]
-        return (
-            f"; the last sound state is that of step {step}, {path}: "
-            f"`loraloom train --branch {self.folder}@{step}` with a lower rate goes on from it"
+        return Sentence(
+            f"; the last sound state is that of step {step}, {path}: ",
+            Action.BRANCH_RUN.of(run=f"{self.folder}@{step}"),
+            " with a lower rate goes on from it",
         )
 
     def _exploded(self) -> str:
@@ -675,7 +677,7 @@ class TrainingRun(RunParts):
         self._last_state = self.step, time.monotonic()
         if reason := self._exploded():
             text = f"the state of step {self.step} was not kept, the training has exploded: {reason}"
-            self.listener(Notice(f"{text}{self._last_sound()}", "warning"))
+            self.listener(Notice(Sentence(text, self._last_sound()), "warning"))
             return
         values, path = self._state_values(), state_path(self.folder / "state", self.step)
 

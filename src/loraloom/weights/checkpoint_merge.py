@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loraloom.actions import Action, Sentence
 from loraloom.adapters.block_weights import BlockWeights
 from loraloom.control import Control, keep_going
 from loraloom.errors import CheckpointError, OutputError
@@ -261,7 +262,7 @@ def _merged(source: Checkpoint, name: str, terms: Sequence[Term], dtype: torch.d
     if not is_finite(result):
         raise CheckpointError(
             f"{name} would hold values beyond the range of {str(dtype).removeprefix('torch.')}",
-            "use smaller weights, or another precision: --precision float",
+            Sentence("use smaller weights, or another precision: ", Action.MERGE_PRECISION),
         )
     return result
 

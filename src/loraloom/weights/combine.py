@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loraloom.actions import Action, Sentence
 from loraloom.control import Control, each_of, keep_going
 from loraloom.errors import AdapterError, OutputError
 from loraloom.events import Listener, ignore
@@ -227,7 +228,11 @@ def _summed(name: str, weighted: Sequence[tuple[_Part, float]]) -> dict[str, Ten
             raise AdapterError(
                 f"{part.where(name)} is {title_of(roles)}, but {title_of(first.named.layers[name])} in "
                 f"{first.lora.path}",
-                "only layers of one kind can be added up: merge both into a checkpoint, then `loraloom extract`",
+                Sentence(
+                    "only layers of one kind can be added up: merge both into a checkpoint, then ",
+                    Action.EXTRACT_LORA,
+                    " a LoRA from that",
+                ),
             )
         for role, tensor in roles.items():
             change = tensor.float() * weight

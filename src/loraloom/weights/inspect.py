@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import AdapterError, FileFormatError, LoraloomError
 from loraloom.formats.adapter_checks import doubts_about, foreign_kinds, widened
 from loraloom.formats.adapter_file import content_hash, read_adapter_file
@@ -387,7 +388,12 @@ def _lora_hash(tensors: TensorFile, *, compute: bool) -> dict[str, str]:
     """The hash that the web UI shows, from the metadata; computed from the content when asked for."""
     stored = tensors.metadata.get("sshs_model_hash", "")
     if not compute:
-        return {"hash": f"{stored[:12]} (as the file says; --hash compares it with the content)"} if stored else {}
+        said = Sentence(
+            f"{stored[:12]} (as the file says; ",
+            Action.HASH_FILE.of(file=tensors.path),
+            " compares it with the content)",
+        )
+        return {"hash": said} if stored else {}
     told = {"file hash": f"{sha256_of(tensors.path)[:10]} (AutoV2)"}
     if legacy := tensors.metadata.get("sshs_legacy_hash"):
         told["old hash"] = f"{legacy[:8]} (sshs_legacy_hash, as the file says)"

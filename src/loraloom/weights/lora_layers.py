@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loraloom.actions import Action, Sentence
 from loraloom.adapters.attach import match_layers
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterFile, AdapterTarget
@@ -79,7 +80,7 @@ def layer_of(roles: Mapping[str, Tensor], where: str, doing: str) -> LoraFactors
         kind = title_of(roles) if kind_of(roles) else f"made of {', '.join(sorted(roles))}"
         raise AdapterError(
             f"{where} is {kind}; {doing} is exact for LoRA and LoCon only",
-            "merge it into a checkpoint, then `loraloom extract` a LoRA from that",
+            Sentence("merge it into a checkpoint, then ", Action.EXTRACT_LORA, " a LoRA from that"),
         )
     factors = factors_of(roles, where)
     if factors.is_beyond_range():

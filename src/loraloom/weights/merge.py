@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraloom.actions import Action, Sentence
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, read_adapters
 from loraloom.adapters.block_weights import BlockWeights
@@ -103,9 +104,7 @@ def merge(
     heeded between two tensors, of which ``listener`` hears.
     """
     if not loras:
-        raise AdapterError(
-            "no LoRA to merge", "name at least one: loraloom merge CHECKPOINT LORA:0.8 -o OUT.safetensors"
-        )
+        raise AdapterError("no LoRA to merge", Sentence("name at least one: ", Action.NAME_LORAS))
     if output.suffix.lower() not in (".safetensors", ".ckpt"):
         raise OutputError(f"{output} is neither .safetensors nor .ckpt", "the suffix decides the format")
     keep_freed_memory()
@@ -258,7 +257,7 @@ def _load(
     if not is_finite(result):
         raise AdapterError(
             f"{name} would hold values beyond the range of {str(dtype).removeprefix('torch.')}",
-            "use smaller weights, or another precision: --precision float",
+            Sentence("use smaller weights, or another precision: ", Action.MERGE_PRECISION),
         )
     if changes and not torch.equal(result, plain):
         changed.add(name)

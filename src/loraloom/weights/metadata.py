@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, SettingsError
 from loraloom.formats.adapter_file import model_hashes
 from loraloom.formats.files import write_bytes, write_text
@@ -83,12 +84,16 @@ def edit_metadata(
             for key in (*wanted, *gone)
             if key in _STRENGTH
         ]
-        problems += _strength_left_behind(path, output, before)
+        left_behind = _strength_left_behind(path, output, before)
+        problems += left_behind
         problems += [f"{path} has no metadata {key!r} to remove" for key in gone if key not in before]
         problems += [f"{key} is both set and removed" for key in gone if key in wanted]
         problems += ["a metadata key cannot be empty" for key in wanted if not key.strip()]
         if problems:
-            raise SettingsError(problems, "`loraloom metadata FILE` lists what is there")
+            hint = Sentence(Action.LIST_METADATA.of(file=path), " lists what is there")
+            if left_behind:
+                hint = Sentence(hint, "; ", Action.CONVERT_LORA, " makes one file of both")
+            raise SettingsError(problems, hint)
         after = {key: value for key, value in (before | wanted).items() if key not in gone}
         touched = {key for key in (*wanted, *gone) if before.get(key) != after.get(key)}
         is_lora = lora_keys({key: tensors.info(key) for key in tensors}, before) is not None
@@ -103,8 +108,7 @@ def _strength_left_behind(path: Path, output: Path, metadata: Mapping[str, str])
     beside = peft_configs(path, metadata) != peft_configs(output, metadata)
     if not beside or output.resolve() == path.resolve():
         return []
-    told = f"the alphas of {path} are in the adapter_config.json beside it, which {output} would be read without"
-    return [f"{told}: `loraloom convert` makes one file of both"]
+    return [f"the alphas of {path} are in the adapter_config.json beside it, which {output} would be read without"]
 
 
 def thumbnail_url(picture: Path) -> str:

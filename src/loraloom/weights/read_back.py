@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraloom.actions import Action, Sentence, parts_to_record
 from loraloom.errors import LoraloomError
 from loraloom.formats.adapter_file import AdapterFile, read_adapter_file
 from loraloom.formats.dialects import kind_of, title_of
@@ -210,8 +211,11 @@ def _difference(file: AdapterFile, taken: Mapping[str, Mapping[str, Tensor]], sc
             wrong.append(f"{name} is changed with {ratio:.3g} times its strength")
     if not wrong:
         return ""
-    fix = "`loraloom convert --to diffusers` writes a file that every version reads right"
-    return f"diffusers changes {len(wrong)} of {len(file.layers)} layers otherwise, the first: {wrong[0]}; {fix}"
+    return Sentence(
+        f"diffusers changes {len(wrong)} of {len(file.layers)} layers otherwise, the first: {wrong[0]}; ",
+        Action.CONVERT_TO_DIFFUSERS.of(file=file.path),
+        " writes a file that every version reads right",
+    )
 
 
 def main() -> None:
@@ -221,7 +225,10 @@ def main() -> None:
             report = read_back(Path(name))
         except LoraloomError as error:
             report = ReadBackReport(name, "", 0, 0, str(error))
-        sys.stdout.write(json.dumps(asdict(report)) + "\n")
+        record = asdict(report)
+        if isinstance(report.problem, Sentence):
+            record["proposed"] = parts_to_record(report.problem)
+        sys.stdout.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":
