@@ -43,7 +43,6 @@ STILL_TO_MEND = {
     "recipes/parsing.py",
     "recipes/reading.py",
     "recipes/recognising.py",
-    "recipes/record.py",
     "recipes/scripts.py",
 }
 
