@@ -635,7 +635,7 @@ def _limit(group: Group, arguments: Sequence[str], workshop: Workshop) -> float:
     took = time.monotonic() - started
     workshop.warm()
     print(f"{group.name}: {' '.join(arguments)}: {took:.1f} s", flush=True)
-    return 30 + 4 * took
+    return 20 + 3 * took
 
 
 # ---------------------------------------------------------------------------------------- results
