@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "mutate.py"
 
@@ -100,7 +101,6 @@ def test_what_is_changed_and_what_is_left_alone(tree: Path) -> None:
     assert len({line.split(":")[1] for line in few.splitlines()}) == 5, "one of each line before a second of any"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 def test_a_pass_goes_on_where_it_stopped(tree: Path) -> None:
     source = (tree / "src" / "halves.py").read_bytes()
     run(tree, "--count", "5", "--seed", "4")

@@ -27,6 +27,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -495,15 +496,19 @@ class Workshop:
         self.output = folder / "mutate-output.txt"
         self._forks = multiprocessing.get_context("fork")
 
-    def run(self, arguments: Sequence[str], timeout_s: float, *, keep_bytecode: bool = False) -> tuple[int | None, str]:
-        """pytest's exit code (None: it ran too long) and what it printed."""
+    def run(self, arguments: Sequence[str], limit_s: float, *, keep_bytecode: bool = False) -> tuple[int | None, str]:
+        """pytest's exit code (None: it ran too long) and what it printed.
+
+        ``limit_s`` is of processor time, which other work on the machine does not use up; of waiting, ten times that.
+        """
         with tempfile.TemporaryDirectory(prefix="mutate-") as scratch:
             process = self._forks.Process(
-                target=_pytest_in_fork, args=(self.folder, list(arguments), self.output, Path(scratch), keep_bytecode)
+                target=_pytest_in_fork,
+                args=(self.folder, list(arguments), self.output, Path(scratch), int(limit_s), keep_bytecode),
             )
             process.start()
-            process.join(timeout_s)
-            code = process.exitcode
+            process.join(10 * limit_s)
+            code = None if process.exitcode == -signal.SIGXCPU else process.exitcode
             if process.pid is not None:
                 try:
                     os.killpg(process.pid, signal.SIGKILL)  # with everything that the tests started
@@ -545,8 +550,11 @@ class Restored:
         self.path.write_bytes(self.source)
 
 
-def _pytest_in_fork(folder: Path, arguments: list[str], output: Path, scratch: Path, keep_bytecode: bool) -> None:
+def _pytest_in_fork(
+    folder: Path, arguments: list[str], output: Path, scratch: Path, limit_s: int, keep_bytecode: bool
+) -> None:
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s + 5))
     stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
@@ -627,15 +635,19 @@ def try_group(group: Group, mutants: Mapping[Mutant, int], stages: int, workshop
 
 
 def _limit(group: Group, arguments: Sequence[str], workshop: Workshop) -> float:
-    """How many seconds a mutant may take: the tests are run without one, which also says what to import beforehand."""
-    started = time.monotonic()
+    """How much processor time a mutant may take, in seconds: the tests are run without one.
+
+    That run also says what to import beforehand.
+    """
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     code, output = workshop.run(arguments, 1800, keep_bytecode=True)
     if code != 0:
         raise RuntimeError(f"{group.name}: the tests fail without a mutant\n{output[-3000:]}")
-    took = time.monotonic() - started
+    after, took = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - started
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     workshop.warm()
-    print(f"{group.name}: {' '.join(arguments)}: {took:.1f} s", flush=True)
-    return 20 + 3 * took
+    print(f"{group.name}: {' '.join(arguments)}: {took:.1f} s, {busy:.1f} s of processor time", flush=True)
+    return 10 + 3 * busy
 
 
 # ---------------------------------------------------------------------------------------- results
