@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import os
 import pickle
@@ -333,6 +334,43 @@ def test_hostile_files_are_refused(
     assert len(message) < len(str(path)) + 300
     assert work.calls < work_allowed(len(data))
     assert not (tmp_path / tensor_corpus.CANARY).exists()
+
+
+A = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "message"),
+    [
+        ({"a": {**A, "dtype": 5}}, 12, "tensor 'a' has the unknown type '5'"),
+        ({"a": {**A, "dtype": "F31"}}, 12, "tensor 'a' has the unknown type 'F31'"),
+        ({"a": {**A, "shape": [-3]}}, 12, "tensor 'a' cannot be read"),
+        ({"a": {**A, "data_offsets": [0, 12, 24]}}, 12, "tensor 'a' has no valid data_offsets"),
+        ({"a": {**A, "data_offsets": (0, 12.0)}}, 12, "tensor 'a' has no valid data_offsets"),
+        ({"a": {**A, "data_offsets": [0, 11]}}, 12, "tensor 'a' needs 12 bytes but its offsets span 11"),
+        ({"a": {**A, "data_offsets": [-12, 0]}}, 12, "tensor 'a' needs 12 bytes"),
+        ({"a": {**A, "more": 1}}, 12, "tensor 'a' is not described by dtype, shape and data_offsets"),
+        ({"a": A, "b": {**A, "data_offsets": [8, 20]}}, 20, "tensor 'b' overlaps another one or leaves a hole"),
+        ({"a": A, "b": {**A, "data_offsets": [16, 28]}}, 28, "tensor 'b' overlaps another one or leaves a hole"),
+        ({"a": A, "__metadata__": {"x": 7}}, 12, "the metadata in its header is not a table of texts"),
+        ({"a": A}, 11, "its tensors need [0-9]+ bytes but the file has"),
+        ({"a": A}, 17, "5 bytes follow its last tensor"),
+    ],
+)
+def test_what_is_wrong_with_a_header_is_said_of_the_tensor(
+    header: dict[str, object], data: int, message: str, tmp_path: Path
+) -> None:
+    """Three values, so that neither one tensor's bytes nor its end can be taken for another's."""
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(data))
+    with pytest.raises(FileFormatError, match=message):
+        open_tensors(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_ends_with_the_length_of_its_header(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes((20).to_bytes(8, "little"))
+    with pytest.raises(FileFormatError, match="its header claims 20 bytes but the file has 8"):
+        open_tensors(tmp_path / "x.safetensors")
 
 
 def test_canary_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
