@@ -604,7 +604,7 @@ def _tensor_lies() -> dict[str, tuple[bytes, str]]:
             zipped(b"\x80\x02](" + tensor_node() + tensor_node(kind="torch\nIntStorage") + b"e.", STORAGE),
             "declared twice, differently",
         ),
-        "tensor without storage": (with_tensor(v2 + b"(NK\x00))\x89NtR"), "not tensor data"),
+        "tensor without storage": (with_tensor(v2 + b"(NK\x00))\x89NtR"), "no tensor data"),
         "tensor without anything": (with_tensor(v2 + b")R"), "wrong number"),
         "conjugated tensor": (
             zipped(b"\x80\x02}" + text("w") + tensor_node()[:-2] + b"}" + text("conj") + b"\x88stRs.", STORAGE),
