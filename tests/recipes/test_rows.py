@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loraloom.errors import LoraloomError
-from loraloom.recipes import onetrainer, onetrainer_concepts
+from loraloom.recipes import dreambooth, dreambooth_concepts, onetrainer, onetrainer_concepts
 from loraloom.recipes.reading import read_recipe
 from loraloom.recipes.recipe import Recipe, field_rows
 from loraloom.recipes.rows import Row
@@ -26,6 +28,8 @@ TABLES = {
     "a concept of OneTrainer": onetrainer_concepts.CONCEPT,
     "pictures of a concept of OneTrainer": onetrainer_concepts.IMAGE,
     "captions of a concept of OneTrainer": onetrainer_concepts.TEXT,
+    "sd_dreambooth_extension": dreambooth.TABLE,
+    "a concept of sd_dreambooth_extension": dreambooth_concepts.CONCEPT,
 }
 
 
@@ -55,17 +59,40 @@ def read(path: Path, data: Any) -> str:
         return str(error)
 
 
+def is_read(path: Path, row: Row, base: Any, with_value: Callable[[Any], Any]) -> bool:
+    """Whether some value of the key changes what a recipe says, and none makes it one that is not known."""
+    silent = read(path, base)
+    told = next((text for text in (read(path, with_value(value)) for value in VALUES) if text != silent), "")
+    return told != "" and not re.search(rf"\b{re.escape(row.key)}', 'not known", told)
+
+
 ONETRAINER = {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "peft_type": "LOKR", "lora_rank": None}
+CONCEPT = {"instance_data_dir": "img", "instance_prompt": "a [filewords]", "num_class_images": 5}
+EXTENSION = {"concepts_list": [CONCEPT], "num_train_epochs": 3, "use_lora": True}
 
 
 @pytest.mark.parametrize("row", onetrainer.TABLE, ids=lambda row: row.key)
 def test_every_key_of_onetrainer_is_read(tmp_path: Path, row: Row) -> None:
     section, _, key = row.key.rpartition(".")
+    base = {key: value for key, value in ONETRAINER.items() if key != row.key}
+    assert is_read(
+        tmp_path / "a.json", row, base, lambda value: {**base, **({section: {key: value}} if section else {key: value})}
+    )
 
-    def with_value(value: Any) -> dict[str, Any]:
-        return {**ONETRAINER, **({section: {key: value}} if section else {key: value})}
 
-    silent = read(tmp_path / "a.json", {key: value for key, value in ONETRAINER.items() if key != row.key})
-    texts = (read(tmp_path / "a.json", with_value(value)) for value in VALUES)
-    told = next((text for text in texts if text != silent), "")
-    assert told and f"({row.key!r}, 'not known" not in told
+@pytest.mark.parametrize("row", dreambooth.TABLE, ids=lambda row: row.key)
+def test_every_key_of_the_extension_is_read(tmp_path: Path, row: Row) -> None:
+    base = {key: value for key, value in EXTENSION.items() if key != row.key} | {"revision": 0, "lifetime_revision": 0}
+    base = {key: value for key, value in base.items() if key != row.key}
+    assert is_read(tmp_path / "a.json", row, base, lambda value: {**base, row.key: value})
+
+
+@pytest.mark.parametrize("row", dreambooth_concepts.CONCEPT, ids=lambda row: row.key)
+def test_every_key_of_a_concept_is_read(tmp_path: Path, row: Row) -> None:
+    base = {key: value for key, value in CONCEPT.items() if key != row.key}
+    assert is_read(
+        tmp_path / "a.json",
+        row,
+        [{"instance_data_dir": "other"}, base],
+        lambda value: [{"instance_data_dir": "other"}, {**base, row.key: value}],
+    )

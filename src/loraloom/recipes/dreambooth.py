@@ -1,23 +1,27 @@
-"""concepts_list.json and db_config.json of sd_dreambooth_extension, and the short form of DreamBooth scripts.
+"""db_config.json of sd_dreambooth_extension: the form that it saves, in the names of every version.
 
-Both the names of January 2023 and those of later versions are read.
+Most of what counts goes on as sd-scripts' arguments. With ``use_lora`` off the whole model is trained, and other fields
+count than for a LoRA.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loraloom.errors import LoraloomError
 from loraloom.plain_data import finite, shown
-from loraloom.recipes.names import unknown
+from loraloom.recipes.dreambooth_concepts import bare, is_concepts_list, take_concepts
+from loraloom.recipes.names import setting_of, unknown
 from loraloom.recipes.parsing import parse_json, read_document
 from loraloom.recipes.recipe import Item, Items, Mapped, Recipe, exists, is_nothing, resolved
+from loraloom.recipes.rows import Reading, Row, by_key, off, together, unless, without_setting
 from loraloom.recipes.sd_scripts import take_arguments
 
-__all__ = ["CONFIG_NAMES", "CONFIG_REASONS", "is_concepts_list", "is_db_config", "take_concepts", "take_db_config"]
+__all__ = ["CONFIG_NAMES", "TABLE", "is_db_config", "take_db_config"]
 
 _CONFIG_MARKS = {
     "concepts_list",
@@ -29,7 +33,267 @@ _CONFIG_MARKS = {
     "lifetime_revision",
     "pretrained_vae_name_or_path",
 }
-_WORD = "[filewords]"
+
+
+def is_db_config(data: Any) -> bool:
+    """Whether parsed JSON is a db_config.json."""
+    return isinstance(data, Mapping) and len({bare(key) for key in data} & _CONFIG_MARKS) >= 2
+
+
+@dataclass
+class _Config(Reading):
+    """A db_config.json while it is read."""
+
+    items: Items = field(default_factory=dict)
+    """What goes on as sd-scripts' arguments."""
+    is_lora: bool = False
+    """Whether the file says that a LoRA is trained; older files do not say it."""
+
+
+def take_db_config(data: Mapping[str, Any], recipe: Recipe) -> None:
+    """Translate a db_config.json."""
+    file = _Config(recipe, {bare(key): Item(str(key), value) for key, value in data.items()})
+    file.walk(TABLE)
+    for name in list(file.left):
+        _what_is_left(name, file)
+    take_arguments(file.items, recipe, defaults=False)
+    if recipe.get("method") != "full":
+        recipe.settings.setdefault("adapter", {}).setdefault("rank", 4)
+
+
+def _what_is_left(name: str, file: _Config) -> None:
+    """A key that no function took, in the order of the file: its row has the reason."""
+    item, row = file.left[name], by_key(TABLE).get(name)
+    if off(item.value) or re.match(r"c\d_", name):
+        file.rest(name)
+    elif row is not None and row.remark:
+        file.skip(name, row.remark)
+    else:
+        file.skip(name, unknown(name, by_key(TABLE)))
+        file.recipe.unknown.append(item.key)
+
+
+# -- what is trained -----------------------------------------------------------------------------------------------
+
+
+def _use_lora(row: Row, file: _Config) -> None:
+    item = file.left.pop(row.key)
+    if item.value is False:
+        file.recipe.set("method", "full", item.key)
+        _whole_model(file)
+    else:
+        file.is_lora = True
+        file.recipe.mapped.append(Mapped(item.key, "adapter.kind", "lora"))
+
+
+def _whole_model(file: _Config) -> None:
+    """With use_lora off the rates for LoRA have no effect, and there are some for the model."""
+    recipe = file.recipe
+    file.rest(*(name for name in list(file.left) if name.startswith(("lora_", "save_lora_"))))
+    for name, theirs in (("learning_rate", "learning_rate"), ("txt_learning_rate", "text_encoder_lr")):
+        rate = file.take(name)
+        if rate is not None:
+            file.items[theirs] = rate
+    half, ema, safetensors = (file.take(name) for name in ("half_model", "use_ema", "save_safetensors"))
+    if half is not None:
+        recipe.set("saving.precision", "fp16" if half.value else "float", half.key)
+    if ema is not None and ema.value:
+        recipe.set("ema.enabled", True, ema.key)
+    elif ema is not None:
+        recipe.rest(ema.key)
+    if safetensors is not None and safetensors.value:
+        recipe.rest(safetensors.key)
+    elif safetensors is not None:
+        recipe.set("saving.format", "ckpt", safetensors.key)
+
+
+def _start_from(row: Row, file: _Config) -> None:
+    """A LoRA to go on with, where a LoRA is trained."""
+    if file.is_lora:
+        unless()(row, file)
+
+
+def _checkpoint(row: Row, file: _Config) -> None:
+    """The model as it was fetched, and the copy that the program worked on: the one that is on this machine counts."""
+    recipe = file.recipe
+    source, working = file.take("src"), file.take("pretrained_model_name_or_path")
+    given = [item for item in (source, working) if item is not None and not is_nothing(item.value)]
+    there = [item for item in reversed(given) if exists(Path(resolved(str(item.value), recipe.folders)))]
+    chosen = next(iter([*there, *given]), None)
+    for item in (source, working):
+        if item is None:
+            continue
+        if item is chosen:
+            recipe.set("checkpoint", item.value, item.key)
+        elif is_nothing(item.value):
+            recipe.rest(item.key)
+        else:
+            recipe.change(item.key, f"left out: {chosen.key if chosen else ''} is the checkpoint to train on")
+
+
+# -- concepts ------------------------------------------------------------------------------------------------------
+
+
+def _concepts(row: Row, file: _Config) -> None:
+    """In a file of their own, in this one, or in the oldest form: keys c1_..., c2_..."""
+    recipe = file.recipe
+    model_dir = str(file.value("model_dir") or "")
+    path = file.value("concepts_path")
+    from_file = path is not None and file.value("use_concepts") is True
+    if from_file:
+        file.change("use_concepts", "the file of concepts counts")
+        _concepts_of_file(str(path).strip(), model_dir, file)
+        return
+
+    file.rest("use_concepts")
+    if path is None:
+        file.rest("concepts_path")
+    else:
+        file.skip("concepts_path", "use_concepts is off")
+    listed = file.value("concepts_list")
+    entries = [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
+    if any(entries):
+        file.take("concepts_list")
+        take_concepts(entries, recipe, source=recipe.source, prefix="concepts_list", model_dir=model_dir)
+    else:
+        file.rest("concepts_list")
+    _oldest_concepts(model_dir, file, counts=not listed)
+
+
+def _concepts_of_file(text: str, model_dir: str, file: _Config) -> None:
+    """``concepts_path``: a path, or the list itself as text."""
+    recipe = file.recipe
+    key = file.left.pop("concepts_path").key
+    place = recipe.source
+    try:
+        if text.startswith("["):
+            data = parse_json(text, recipe.source)
+        else:
+            place = Path(resolved(text, recipe.folders))
+            data = read_document(place).data
+    except LoraloomError as error:
+        recipe.problem("dataset.folder", f"{key}: {error.problem}")
+    else:
+        if is_concepts_list(data):
+            recipe.change(key, "read")
+            take_concepts(data, recipe, source=place, prefix=key, model_dir=model_dir)
+        else:
+            recipe.problem("dataset.folder", f"{key}: {place} is no list of concepts")
+    file.change("concepts_list", f"{key} counts instead")
+
+
+def _oldest_concepts(model_dir: str, file: _Config, *, counts: bool) -> None:
+    """``c1_instance_data_dir`` and so on; later versions write them too, and a list counts before them."""
+    entries: list[dict[str, Any]] = [{} for _ in range(9)]
+    for name in [name for name in file.left if re.match(r"c[1-9]_", name)]:
+        value = file.left[name].value
+        entries[int(name[1]) - 1][name[3:]] = value
+        if is_nothing(value) or not counts:
+            file.rest(name)
+        else:
+            file.change(name, "part of dataset.concepts")
+    named = [entry for entry in entries if entry]
+    if counts and named:
+        take_concepts(named, file.recipe, source=file.recipe.source, model_dir=model_dir, is_told=False)
+
+
+# -- how it is trained ---------------------------------------------------------------------------------------------
+
+
+def _always(row: Row, file: _Config) -> None:
+    """No setting, whatever the value is."""
+    file.skip(row.key, row.remark)
+
+
+def _text_encoder_stop(row: Row, file: _Config) -> None:
+    """A share of the run, after which the text encoder rests; in older files a switch."""
+    recipe = file.recipe
+    older, item = file.take("train_text_encoder"), file.take("stop_text_encoder")
+    item, unused = (older, None) if item is None else (item, older)
+    if unused is not None:
+        recipe.rest(unused.key)
+    if item is None:
+        return
+    share = 1.0 if is_nothing(item.value) else finite(item.value)
+    if share is None:
+        recipe.problem("optimizer.text_encoder_stop", f"{item.key} = {shown(item.value)} is no number")
+        share = 1.0
+    if share == 0:
+        recipe.set("adapter.text_encoder", False, item.key)
+        file.rest("lora_txt_learning_rate")
+    elif share >= 1:
+        recipe.rest(item.key)
+    else:
+        recipe.set("optimizer.text_encoder_stop", share, item.key)
+
+
+def _train_unet(row: Row, file: _Config) -> None:
+    item = file.left.pop(row.key)
+    if item.value:
+        file.recipe.rest(item.key)
+    else:
+        file.recipe.set(row.ours, False, item.key)
+
+
+def _weight_decay(row: Row, file: _Config) -> None:
+    decay, older = file.take("weight_decay"), file.take("adamw_weight_decay")
+    if decay is not None and older is not None:
+        file.recipe.change(older.key, f"{decay.key}, the later name, counts")
+    chosen = older if decay is None else decay
+    if chosen is not None:
+        file.recipe.set("optimizer.weight_decay", chosen.value, chosen.key)
+
+
+def _ema(row: Row, file: _Config) -> None:
+    if file.left[row.key].value is True:
+        file.skip(row.key, row.remark)
+    else:
+        file.rest(row.key)
+
+
+def _sanity(row: Row, file: _Config) -> None:
+    """A preview of its own, with its seed and what it is to avoid."""
+    recipe, prompt = file.recipe, file.value("sanity_prompt")
+    if prompt is None:
+        file.rest("sanity_prompt", "sanity_negative_prompt", "sanity_seed")
+        return
+    line = str(prompt)
+    recipe.mapped.append(Mapped(file.left.pop("sanity_prompt").key, "preview.prompts", prompt))
+    for name, short in (("sanity_negative_prompt", "n"), ("sanity_seed", "d")):
+        value = file.value(name)
+        if value is None:
+            file.rest(name)
+        else:
+            line += f" --{short} {value}"
+            recipe.mapped.append(Mapped(file.left.pop(name).key, "preview.prompts", value))
+    preview = recipe.settings.setdefault("preview", {})
+    preview["prompts"] = [*preview.get("prompts", []), line]
+
+
+def _adaptation(row: Row, file: _Config) -> None:
+    """Arguments of the optimizers that find their rate; saved with every other one too."""
+    from loraloom.training.optimizer_names import is_adaptive
+
+    recipe = file.recipe
+    names = ("beta1", "beta2", "d0", "eps")
+    found = {name: item for name in names if (item := file.take(f"adaptation_{name}")) is not None}
+    optimizer = file.left.get("optimizer")
+    is_used = optimizer is not None and is_adaptive(str(optimizer.value))
+    betas = [found[name].value for name in ("beta1", "beta2") if name in found]
+    for name, item in found.items():
+        if not is_used or is_nothing(item.value) or str(item.value) in ("0", "0.0"):
+            recipe.rest(item.key)
+        elif name == "d0":
+            recipe.set("optimizer.args", {**(recipe.get("optimizer.args") or {}), "d0": item.value}, item.key)
+        elif name == "eps":
+            recipe.set("optimizer.eps", item.value, item.key)
+        elif len(betas) == 2:
+            recipe.set("optimizer.betas", betas, item.key)
+        else:
+            recipe.skip(item.key, "optimizer.betas takes both, and only one is given")
+
+
+# -- what goes on as sd-scripts' arguments -------------------------------------------------------------------------
 
 CONFIG_NAMES = {
     "num_train_epochs": "max_train_epochs",
@@ -62,583 +326,160 @@ CONFIG_NAMES = {
 }
 """Keys of db_config.json that are sd-scripts' under another name."""
 
+_SCHEDULES = {"linear_with_warmup": "linear", "dadapt_with_warmup": "constant_with_warmup"}
+
+
+def _hand_on(row: Row, file: _Config) -> None:
+    item, theirs = file.left.pop(row.key), CONFIG_NAMES[row.key]
+    if theirs in file.items:
+        file.recipe.skip(item.key, f"{file.items[theirs].key} counts")
+    else:
+        file.items[theirs] = item
+
+
+def _schedule(row: Row, file: _Config) -> None:
+    """Two lr schedules have names that only that program gives them."""
+    item = file.left[row.key]
+    if isinstance(item.value, str):
+        file.left[row.key] = Item(item.key, _SCHEDULES.get(item.value, item.value))
+    _hand_on(row, file)
+
+
+def _shuffle(row: Row, file: _Config) -> None:
+    """There the first tag stays where it is."""
+    if file.left[row.key].value is True:
+        file.items["keep_tokens"] = Item("(shuffle_tags)", 1)
+    _hand_on(row, file)
+
+
+def _files_between(row: Row, file: _Config) -> None:
+    """0 means none, which sd-scripts says by leaving the key out."""
+    item = file.left[row.key]
+    if str(item.value) in ("0", "0.0"):
+        file.recipe.set(row.ours, 0, file.left.pop(row.key).key)
+    else:
+        _hand_on(row, file)
+
+
+_EXCEPTIONS: Mapping[str, Callable[[Row, Any], None]] = {
+    "lr_scheduler": _schedule,
+    "shuffle_tags": _shuffle,
+    "save_embedding_every": _files_between,
+}
+
+
+def _regularization(row: Row, file: _Config) -> None:
+    """Whether the weight of regularization images falls while a run goes on; if not, two more fields are idle."""
+    item = file.left.pop(row.key)
+    if not item.value:
+        file.recipe.rest(item.key)
+        file.rest("prior_loss_target", "prior_loss_weight_min")
+        return
+    file.recipe.change(item.key, "the weight falls to objective.prior_loss_min")
+    lowest = file.take("prior_loss_weight_min")
+    if lowest is not None:
+        file.recipe.set("objective.prior_loss_min", lowest.value, lowest.key)
+    file.skip("prior_loss_target", "counted in epochs there; objective.prior_loss_steps is counted in steps")
+
+
+def _center_crop(row: Row, file: _Config) -> None:
+    item = file.left.pop(row.key)
+    file.recipe.set(row.ours, not item.value, item.key)
+
+
+def later(row: Row, file: _Config) -> None:
+    """Nothing here: with a value it is reported with the remark, once everything else has been read."""
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
 _STATE = "a count or a place of that model, not a setting"
 _FULL = "for training the whole model (use_lora off); this recipe trains a LoRA"
 _CKPT = "training a LoRA writes a LoRA file; loraloom merge makes a checkpoint of it"
 _ALWAYS = "what was trained is always written at the end and when a run is stopped; see saving.every_epochs"
 _STRENGTH = "the strength of a LoRA is chosen when it is used or merged"
-CONFIG_REASONS = {
-    "model_name": "",
-    "model_dir": _STATE,
-    "model_path": _STATE,
-    "model_type": "detected from the checkpoint",
-    "revision": _STATE,
-    "lifetime_revision": _STATE,
-    "initial_revision": _STATE,
-    "total_steps": _STATE,
-    "epoch": _STATE,
-    "has_ema": _STATE,
-    "snapshot": "a run goes on from its own folder: loraloom train --resume RUN",
-    "use_concepts": "see concepts_path",
-    "learning_rate": _FULL,
-    "txt_learning_rate": _FULL,
-    "train_unfrozen": "all layers of the chosen parts are trained with method=full",
-    "half_model": _CKPT,
-    "custom_model_name": "see name",
-    "use_subdir": "every run has a folder of its own",
-    "save_safetensors": "LoRA files are safetensors unless saving.format says otherwise",
-    "save_ckpt_after": _ALWAYS,
-    "save_ckpt_cancel": _ALWAYS,
-    "save_ckpt_during": _ALWAYS,
-    "save_lora_after": "a LoRA file is always written at the end",
-    "save_lora_cancel": "a LoRA file is always written when a run is stopped",
-    "save_lora_during": "see saving.every_epochs",
-    "save_lora_for_extra_net": "LoRA files are always in the form that the web UI reads",
-    "save_ema": "see [ema]",
-    "lora_weight": _STRENGTH,
-    "lora_txt_weight": _STRENGTH,
-    "lora_use_buggy_requires_grad": "a fault of that program",
-    "lora_txt_rank": "settings of adapters cannot say it: one rank, adapter.rank, holds for U-Net and text encoder",
-    "attention": "not needed: attention is PyTorch's memory-efficient one",
-    "cache_latents": "always done",
-    "gradient_set_to_none": "always done",
-    "pad_tokens": "captions are always padded, as programs that use the LoRA do",
-    "strict_tokens": "captions are used as they are",
-    "sample_batch_size": "regularization images are made before training: loraloom dataset class-images",
-    "graph_smoothing": "only the look of a graph",
-    "epoch_pause_frequency": "training does not pause between epochs",
-    "epoch_pause_time": "training does not pause between epochs",
-    "lr_factor": "the starting factor of constant and linear is not offered",
-    "lr_scale_pos": "the point at which constant changes is not offered",
-    "learning_rate_min": "see lr_schedule.min_lr_ratio",
-    "prior_loss_target": "see objective.prior_loss_steps",
-    "prior_loss_weight_min": "see objective.prior_loss_min",
-    "scheduler": "the sampler of previews is preview.sampler",
-    "noise_scheduler": "noise is added as the checkpoint was trained (DDPM)",
-    "deis_train_scheduler": "noise is added as the checkpoint was trained (DDPM)",
-    "train_imagic": "Imagic is not offered",
-    "use_lora_extended": "",
-    "tomesd": "merging tokens is not offered",
-    "use_dream": "DREAM is not offered",
-    "dream_detail_preservation": "DREAM is not offered",
-    "freeze_clip_normalization": "a LoRA leaves normalisation layers as they are",
-    "freeze_spectral_norm": "not offered",
-    "split_loss": "the loss is one number",
-    "disable_class_matching": "regularization images are not matched with pictures",
-    "disable_logging": "every run logs to its own folder",
-    "deterministic": "runs of one seed are always identical",
-    "dynamic_img_norm": "pictures are not stretched in contrast",
-    "input_pertubation": "see objective.ip_noise_gamma",
-    "tenc_grad_clip_norm": "see optimizer.max_grad_norm",
-    "tenc_weight_decay": "one weight decay holds for all parts",
-    "ema_predict": "see [ema]",
-    "infer_ema": "see [ema]",
-    "shared_diffusers_path": "checkpoints are used as they are",
-    "use_shared_src": "checkpoints are used as they are",
-    "tf32_enable": "not offered; mixed_precision=bf16 is faster than it",
-    "full_mixed_precision": "what is trained stays in fp32 here; mixed_precision decides the rest",
-    "save_class_txt": "regularization images are made before training: loraloom dataset class-images",
-    "save_state_after": "see saving.state",
-    "save_state_cancel": "see saving.state",
-    "save_state_during": "see saving.state",
-}
-"""Why a key of db_config.json becomes no setting."""
+_ENCODED = "pictures are always encoded once, before the first step"
+_ONE_RANK = "settings of adapters cannot say it: one rank, adapter.rank, holds for U-Net and text encoder"
+_PAINTED = "regularization images are made before training: loraloom dataset class-images"
+_AVERAGE = "an average of the whole model (use_lora off); that of a LoRA is ema.enabled=true"
 
-_GENERATED = "regularization images are made before training: loraloom dataset class-images"
-_CONCEPT_REASONS = {
-    "class_negative_prompt": _GENERATED,
-    "class_guidance_scale": _GENERATED,
-    "class_infer_steps": _GENERATED,
-    "num_class_images": _GENERATED,
-    "num_class_images_per": _GENERATED,
-    "save_sample_template": "a file of prompts is preview.file",
-    "is_valid": "found out again",
-    "max_steps": "a concept can end after a number of pictures shown: set its steps in the list of concepts",
-    "file_prompt_contents": "captions come from the text files",
-    "n_save_sample": "one preview per prompt: list a prompt twice for two",
-}
-_CONCEPT_DEFAULTS = {
-    "n_save_sample": (1, "1"),
-    "class_guidance_scale": (7.5, "7.5"),
-    "class_infer_steps": (60, 40, "60", "40"),
-    "sample_seed": (-1, "-1"),
-}
-_SCHEDULES = {"linear_with_warmup": "linear", "dadapt_with_warmup": "constant_with_warmup"}
-
-
-def is_concepts_list(data: Any) -> bool:
-    """Whether parsed JSON is a list of concepts."""
-    return (
-        isinstance(data, list)
-        and bool(data)
-        and all(isinstance(entry, Mapping) for entry in data)
-        and any("instance_data_dir" in entry for entry in data)
-    )
-
-
-def is_db_config(data: Any) -> bool:
-    """Whether parsed JSON is a db_config.json."""
-    return isinstance(data, Mapping) and len({_bare(key) for key in data} & _CONFIG_MARKS) >= 2
-
-
-def take_concepts(
-    data: Sequence[Mapping[str, Any]],
-    recipe: Recipe,
-    *,
-    source: Path,
-    prefix: str = "concepts",
-    model_dir: str = "",
-) -> None:
-    """Translate concepts. Relative folders lie beside ``source``; ``model_dir`` is where the program kept the model."""
-    concepts: list[dict[str, Any]] = []
-    prompts: list[str] = []
-    folders = (source.absolute().parent, Path.cwd())
-    for number, entry in enumerate(data):
-        painted = [place / f"classifiers_{number}" for place in (Path(model_dir), folders[0]) if str(place) != "."]
-        _take_concept(f"{prefix}[{number}]", entry, recipe, concepts, prompts, folders, painted)
-    dataset = recipe.settings.setdefault("dataset", {})
-    dataset["concepts"] = [*(dataset.get("concepts") or []), *concepts]
-    dataset.setdefault("caption_extensions", [".txt"])
-    if prompts:
-        recipe.settings.setdefault("preview", {})["prompts"] = prompts
-
-
-def _take_concept(
-    place: str,
-    entry: Mapping[str, Any],
-    recipe: Recipe,
-    concepts: list[dict[str, Any]],
-    prompts: list[str],
-    folders: tuple[Path, ...],
-    painted: list[Path],
-) -> None:
-    left = {_bare(key): (f"{place}.{key}", value) for key, value in entry.items()}
-    values = {name: value for name, (_, value) in left.items()}
-
-    def label(name: str) -> str:
-        return left.pop(name)[0]
-
-    def text(name: str) -> str:
-        return "" if is_nothing(values.get(name)) else str(values[name]).strip()
-
-    folder = text("instance_data_dir")
-    if not folder:
-        for key, value in left.values():
-            if is_nothing(value):
-                recipe.rest(key)
-            else:
-                recipe.skip(key, "the concept has no folder of pictures, so it is left out")
-        return
-    path = resolved(folder, folders)
-    concept: dict[str, Any] = {"folder": path, "repeats": 1}
-    recipe.mapped.append(Mapped(label("instance_data_dir"), "dataset.concepts[].folder", path))
-    captions = _captions(values, left, recipe, instance=True)
-    if _captions_are_file_names(Path(path)) and "sentence" not in captions:
-        captions["source"] = "filename"
-    if captions:
-        concept["captions"] = captions
-    concepts.append(concept)
-    class_folder = resolved(text("class_data_dir"), folders) if text("class_data_dir") else ""
-    key = left.pop("class_data_dir", (f"({place}.class_data_dir)", ""))[0]
-    if class_folder:
-        recipe.mapped.append(Mapped(key, "dataset.concepts[].folder", class_folder))
-    elif _wanted(values):
-        class_folder = next((str(folder) for folder in painted if exists(folder) and folder.is_dir()), "")
-        command = _command(path, painted[-1], values, recipe)
-        recipe.change(
-            key,
-            f"empty: {class_folder}, where that program paints them"
-            if class_folder
-            else f"empty, and no class images were found. Paint them, then import again: {command}",
-        )
-    elif not key.startswith("("):
-        recipe.rest(key)
-    if class_folder:
-        regular: dict[str, Any] = {"folder": class_folder, "repeats": 1, "is_regularization": True}
-        captions = _captions(values, left, recipe, instance=False)
-        if captions:
-            regular["captions"] = captions
-        if all(other["folder"] != class_folder for other in concepts):
-            concepts.append(regular)
-    else:
-        for name in ("class_prompt", "class_token"):
-            if name in left and text(name):
-                recipe.skip(label(name), "the concept has no folder of class images")
-    _sample(values, left, recipe, prompts)
-    for name, (key, value) in left.items():
-        if is_nothing(value) or value in _CONCEPT_DEFAULTS.get(name, ()) or value in (0, "0", False):
-            recipe.rest(key)
-        elif name in _CONCEPT_REASONS:
-            recipe.skip(key, _CONCEPT_REASONS[name])
-        else:
-            recipe.skip(key, unknown(name, _CONCEPT_REASONS))
-            recipe.unknown.append(key)
-
-
-def _wanted(values: Mapping[str, Any]) -> float:
-    """Class images for each picture; 0 where the program uses none."""
-    for name in ("num_class_images_per", "num_class_images"):
-        number = finite(values.get(name))
-        if number is not None:
-            return number
-    return 0.0
-
-
-def _command(folder: str, output: Path, values: Mapping[str, Any], recipe: Recipe) -> str:
-    """What paints the class images of a concept, as it is typed."""
-
-    def text(name: str) -> str:
-        return "" if is_nothing(values.get(name)) else str(values[name]).strip()
-
-    words = ["loraloom", "dataset", "class-images", str(recipe.get("checkpoint") or "CHECKPOINT"), folder]
-    words += [text("class_prompt") or text("class_token") or _WORD, "--output", str(output)]
-    if text("instance_token"):
-        words += ["--trigger", text("instance_token")]
-    each = _wanted(values)
-    if each != 1 and "num_class_images_per" in values:
-        words += ["--count", str(round(each * _pictures_in(Path(folder)))) if exists(Path(folder)) else "COUNT"]
-    elif "num_class_images_per" not in values:
-        words += ["--count", str(round(each))]
-    for name, ours in (
-        ("class_negative_prompt", "negative_prompt"),
-        ("class_guidance_scale", "cfg_scale"),
-        ("class_infer_steps", "steps"),
-    ):
-        if text(name):
-            words.append(f"{ours}={text(name)}")
-    return " ".join(word if re.fullmatch(r"[\w.,:/\\=+-]+", word) else f'"{word}"' for word in words)
-
-
-def _pictures_in(folder: Path) -> int:
-    try:
-        return sum(path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp") for path in folder.rglob("*"))
-    except OSError:
-        return 0
-
-
-def _captions(
-    values: Mapping[str, Any], left: dict[str, tuple[str, Any]], recipe: Recipe, *, instance: bool
-) -> dict[str, Any]:
-    """Prompt and token of a concept as caption settings."""
-    which = "instance" if instance else "class"
-    captions: dict[str, Any] = {}
-    prompt = "" if is_nothing(values.get(f"{which}_prompt")) else str(values[f"{which}_prompt"]).strip()
-    if prompt:
-        key = left.pop(f"{which}_prompt")[0]
-        if prompt == _WORD:
-            recipe.mapped.append(Mapped(key, "dataset.concepts[].captions (from the files)", prompt))
-        else:
-            captions["sentence"] = prompt
-            recipe.mapped.append(Mapped(key, "dataset.concepts[].captions.sentence", prompt))
-    words = [str(values.get(f"{name}_token") or "").strip() for name in ("instance", "class")]
-    if not instance or _WORD not in prompt:
-        for name in ("instance_token", "class_token") if instance else ():
-            if name in left and not is_nothing(values.get(name)):
-                recipe.skip(left.pop(name)[0], "only [filewords] uses it")
-        return captions
-    if words[0]:
-        captions["trigger"] = " ".join(word for word in words if word)
-        note = f"put in front of captions that lack {shown(captions['trigger'])}; there it replaces the class word"
-        recipe.change(left.pop("instance_token")[0], note)
-        if words[1] and "class_token" in left:
-            recipe.change(left.pop("class_token")[0], "part of the trigger")
-    elif words[1]:
-        recipe.skip(left.pop("class_token")[0], "without an instance token it changes nothing")
-    return captions
-
-
-def _captions_are_file_names(folder: Path) -> bool:
-    """Whether a folder has pictures and not one text file: the file names are captions then."""
-    try:
-        names = [path.name.lower() for path in folder.iterdir()]
-    except (OSError, ValueError):
-        return False
-    return bool(names) and not any(name.endswith((".txt", ".caption")) for name in names)
-
-
-def _sample(values: Mapping[str, Any], left: dict[str, tuple[str, Any]], recipe: Recipe, prompts: list[str]) -> None:
-    """The preview of a concept; its options go behind the prompt."""
-    prompt = "" if is_nothing(values.get("save_sample_prompt")) else str(values["save_sample_prompt"]).strip()
-    options = {
-        "save_sample_negative_prompt": "n",
-        "sample_seed": "d",
-        "save_guidance_scale": "l",
-        "save_infer_steps": "s",
-    }
-    if not prompt or _WORD in prompt:
-        if prompt:
-            recipe.skip(left.pop("save_sample_prompt")[0], "a random caption as the prompt: give preview.prompts")
-        for name in options:
-            if name in left and not is_nothing(values[name]):
-                recipe.rest(left.pop(name)[0])
-        return
-    recipe.mapped.append(Mapped(left.pop("save_sample_prompt")[0], "preview.prompts", prompt))
-    line = prompt
-    for name, short in options.items():
-        value = values.get(name)
-        if name not in left or is_nothing(value):
-            continue
-        key = left.pop(name)[0]
-        if name == "sample_seed" and str(value) == "-1":
-            recipe.change(key, "previews always have the same seeds")
-            continue
-        line += f" --{short} {value}"
-        recipe.mapped.append(Mapped(key, "preview.prompts", value))
-    prompts.append(line)
-
-
-def take_db_config(data: Mapping[str, Any], recipe: Recipe) -> None:
-    """Translate a db_config.json."""
-    left = {_bare(key): Item(str(key), value) for key, value in data.items()}
-    items: Items = {}
-    use_lora = left.pop("use_lora", None)
-    whole = use_lora is not None and use_lora.value is False
-    if use_lora is not None and whole:
-        recipe.set("method", "full", use_lora.key)
-        _whole_model(left, items, recipe)
-    elif use_lora is not None:
-        recipe.mapped.append(Mapped(use_lora.key, "adapter.kind", "lora"))
-        start = left.pop("lora_model_name", None)
-        if start is not None:
-            recipe.rest(start.key) if is_nothing(start.value) else recipe.set(
-                "adapter.start_from", start.value, start.key
-            )
-    _model(left, recipe)
-    _concepts(left, recipe)
-    _rates_and_ends(left, items, recipe)
-    for name, ours in CONFIG_NAMES.items():
-        if name not in left:
-            continue
-        item = left.pop(name)
-        if ours in items:
-            recipe.skip(item.key, f"{items[ours].key} counts")
-        else:
-            items[ours] = item
-    _regularization(left, recipe)
-    if "lr_scheduler" in items:
-        name = items["lr_scheduler"].value
-        if isinstance(name, str):
-            items["lr_scheduler"] = Item(items["lr_scheduler"].key, _SCHEDULES.get(name, name))
-    if "center_crop" in left:
-        item = left.pop("center_crop")
-        recipe.set("dataset.buckets", not item.value, item.key)
-    for name, item in left.items():
-        if is_nothing(item.value) or item.value is False or str(item.value) in ("0", "0.0"):
-            recipe.rest(item.key)
-        elif CONFIG_REASONS.get(name):
-            recipe.skip(item.key, CONFIG_REASONS[name])
-        elif re.match(r"c\d_", name):
-            recipe.rest(item.key)
-        else:
-            recipe.skip(item.key, unknown(name, {*CONFIG_REASONS, *CONFIG_NAMES}))
-            recipe.unknown.append(item.key)
-    take_arguments(items, recipe, defaults=False)
-    if not whole:
-        recipe.settings.setdefault("adapter", {}).setdefault("rank", 4)
-
-
-def _bare(key: Any) -> str:
-    return str(key).removeprefix("db_")
-
-
-def _whole_model(left: dict[str, Item], items: Items, recipe: Recipe) -> None:
-    """With use_lora off the rates for LoRA have no effect, and there are some for the model."""
-    for name in [name for name in left if name.startswith(("lora_", "save_lora_"))]:
-        recipe.rest(left.pop(name).key)
-    for name, ours in (("learning_rate", "learning_rate"), ("txt_learning_rate", "text_encoder_lr")):
-        if name in left:
-            items[ours] = left.pop(name)
-    half, ema = left.pop("half_model", None), left.pop("use_ema", None)
-    if half is not None:
-        recipe.set("saving.precision", "fp16" if half.value else "float", half.key)
-    if ema is not None:
-        recipe.set("ema.enabled", bool(ema.value), ema.key) if ema.value else recipe.rest(ema.key)
-    kept = left.pop("save_safetensors", None)
-    if kept is not None:
-        recipe.rest(kept.key) if kept.value else recipe.set("saving.format", "ckpt", kept.key)
-
-
-def _model(left: dict[str, Item], recipe: Recipe) -> None:
-    name = left.pop("model_name", None)
-    if name is not None:
-        if is_nothing(name.value):
-            recipe.rest(name.key)
-        else:
-            recipe.set("name", name.value, name.key)
-    source, working = left.pop("src", None), left.pop("pretrained_model_name_or_path", None)
-    found = None
-    for item in (working, source):
-        if item is not None and not is_nothing(item.value) and exists(Path(resolved(str(item.value), recipe.folders))):
-            found = found or item
-    chosen = found or next(
-        (item for item in (source, working) if item is not None and not is_nothing(item.value)), None
-    )
-    for item in (source, working):
-        if item is None:
-            continue
-        if item is chosen:
-            recipe.set("checkpoint", item.value, item.key)
-        elif is_nothing(item.value):
-            recipe.rest(item.key)
-        else:
-            recipe.change(item.key, f"left out: {chosen.key if chosen else ''} is the checkpoint to train on")
-
-
-def _concepts(left: dict[str, Item], recipe: Recipe) -> None:
-    kept = left.get("model_dir")
-    model_dir = "" if kept is None or is_nothing(kept.value) else str(kept.value)
-    inside, use, path = left.pop("concepts_list", None), left.pop("use_concepts", None), left.pop("concepts_path", None)
-    from_file = use is not None and use.value is True and path is not None and not is_nothing(path.value)
-    if use is not None:
-        recipe.rest(use.key) if not from_file else recipe.change(use.key, "the file of concepts counts")
-    if path is not None and not from_file:
-        recipe.rest(path.key) if is_nothing(path.value) else recipe.skip(path.key, "use_concepts is off")
-    if from_file and path is not None:
-        text = str(path.value).strip()
-        try:
-            if text.startswith("["):
-                data, place = parse_json(text, recipe.source), recipe.source
-            else:
-                place = Path(resolved(text, recipe.folders))
-                data = read_document(place).data
-        except LoraloomError as error:
-            recipe.problem("dataset.folder", f"{path.key}: {error.problem}")
-        else:
-            if is_concepts_list(data):
-                recipe.change(path.key, "read")
-                take_concepts(data, recipe, source=place, prefix=path.key, model_dir=model_dir)
-            else:
-                recipe.problem("dataset.folder", f"{path.key}: {place} is no list of concepts")
-        if inside is not None:
-            recipe.change(inside.key, f"{path.key} counts instead")
-        return
-    listed = inside.value if inside is not None else None
-    if isinstance(listed, list) and any(isinstance(entry, Mapping) and entry for entry in listed):
-        take_concepts(
-            [entry for entry in listed if isinstance(entry, Mapping)],
-            recipe,
-            source=recipe.source,
-            prefix="concepts_list",
-            model_dir=model_dir,
-        )
-    elif inside is not None:
-        recipe.rest(inside.key)
-    old = [{} for _ in range(9)]  # type: list[dict[str, Any]]
-    for name in [name for name in left if re.match(r"c[1-9]_", name)]:
-        item = left.pop(name)
-        old[int(name[1]) - 1][name[3:]] = item.value
-        recipe.rest(item.key) if listed or is_nothing(item.value) else recipe.change(
-            item.key, "part of dataset.concepts"
-        )
-    if not listed and any(old):
-        scratch = Recipe(recipe.source, recipe.program, {"checkpoint": recipe.get("checkpoint")})
-        take_concepts([entry for entry in old if entry], scratch, source=recipe.source, model_dir=model_dir)
-        recipe.changed += [(key, note) for key, note in scratch.changed if "class_data_dir" in key]
-        recipe.settings.setdefault("dataset", {}).update(scratch.settings.get("dataset", {}))
-        if "preview" in scratch.settings:
-            recipe.settings["preview"] = scratch.settings["preview"]
-
-
-def _rates_and_ends(left: dict[str, Item], items: Items, recipe: Recipe) -> None:
-    if "not_cache_latents" in left:
-        recipe.skip(left.pop("not_cache_latents").key, "pictures are always encoded once, before the first step")
-    stop = left.pop("stop_text_encoder", left.pop("train_text_encoder", None))
-    if stop is not None:
-        share = 1.0 if is_nothing(stop.value) else finite(stop.value)
-        if share is None:
-            recipe.problem("optimizer.text_encoder_stop", f"{stop.key} = {shown(stop.value)} is no number")
-            share = 1.0
-        if share == 0:
-            recipe.set("adapter.text_encoder", False, stop.key)
-            unused = left.pop("lora_txt_learning_rate", None)
-            if unused is not None:
-                recipe.rest(unused.key)
-        elif share >= 1:
-            recipe.rest(stop.key)
-        else:
-            recipe.set("optimizer.text_encoder_stop", share, stop.key)
-    if "train_unet" in left:
-        item = left.pop("train_unet")
-        recipe.rest(item.key) if item.value else recipe.set("adapter.unet", False, item.key)
-    decay, old = left.pop("weight_decay", None), left.pop("adamw_weight_decay", None)
-    if decay is not None and old is not None:
-        recipe.change(old.key, f"{decay.key}, the later name, counts")
-    elif old is not None:
-        decay = old
-    if decay is not None:
-        recipe.set("optimizer.weight_decay", decay.value, decay.key)
-    ema = left.pop("use_ema", None)
-    if ema is not None:
-        if ema.value is True:
-            recipe.skip(ema.key, "an average of the whole model (use_lora off); that of a LoRA is ema.enabled=true")
-        else:
-            recipe.rest(ema.key)
-    if "save_embedding_every" in left and str(left["save_embedding_every"].value) in ("0", "0.0"):
-        recipe.set("saving.every_epochs", 0, left.pop("save_embedding_every").key)
-    shuffle = left.get("shuffle_tags")
-    if shuffle is not None and shuffle.value is True:
-        items["keep_tokens"] = Item("(shuffle_tags)", 1)
-    _sanity(left, recipe)
-    _adaptation(left, recipe)
-
-
-def _sanity(left: dict[str, Item], recipe: Recipe) -> None:
-    """A preview of its own, with its seed and what it is to avoid."""
-    prompt = left.pop("sanity_prompt", None)
-    options = [(left.pop(name, None), short) for name, short in (("sanity_negative_prompt", "n"), ("sanity_seed", "d"))]
-    given = [(item, short) for item, short in options if item is not None]
-    if prompt is None or is_nothing(prompt.value):
-        for item in (prompt, *(item for item, _ in given)):
-            if item is not None:
-                recipe.rest(item.key)
-        return
-    line = str(prompt.value)
-    recipe.mapped.append(Mapped(prompt.key, "preview.prompts", prompt.value))
-    for item, short in given:
-        if is_nothing(item.value):
-            recipe.rest(item.key)
-        else:
-            line += f" --{short} {item.value}"
-            recipe.mapped.append(Mapped(item.key, "preview.prompts", item.value))
-    preview = recipe.settings.setdefault("preview", {})
-    preview["prompts"] = [*preview.get("prompts", []), line]
-
-
-def _adaptation(left: dict[str, Item], recipe: Recipe) -> None:
-    """Arguments of the optimizers that find their rate; saved with every other one too."""
-    from loraloom.training.optimizer_names import is_adaptive
-
-    names = [name for name in ("beta1", "beta2", "d0", "eps") if f"adaptation_{name}" in left]
-    found = {name: left.pop(f"adaptation_{name}") for name in names}
-    optimizer = left.get("optimizer")
-    used = optimizer is not None and is_adaptive(str(optimizer.value))
-    betas = [found[name] for name in ("beta1", "beta2") if name in found]
-    for name, item in found.items():
-        if not used or is_nothing(item.value) or str(item.value) in ("0", "0.0"):
-            recipe.rest(item.key)
-        elif name == "d0":
-            recipe.set("optimizer.args", {**(recipe.get("optimizer.args") or {}), "d0": item.value}, item.key)
-        elif name == "eps":
-            recipe.set("optimizer.eps", item.value, item.key)
-        elif len(betas) == 2:
-            recipe.set("optimizer.betas", [beta.value for beta in betas], item.key)
-        else:
-            recipe.skip(item.key, "optimizer.betas takes both, and only one is given")
-
-
-def _regularization(left: dict[str, Item], recipe: Recipe) -> None:
-    scaled = left.pop("prior_loss_scale", None)
-    if scaled is None:
-        return
-    if not scaled.value:
-        recipe.rest(scaled.key)
-        for name in ("prior_loss_target", "prior_loss_weight_min"):
-            if name in left:
-                recipe.rest(left.pop(name).key)
-        return
-    recipe.change(scaled.key, "the weight falls to objective.prior_loss_min")
-    lowest, target = left.pop("prior_loss_weight_min", None), left.pop("prior_loss_target", None)
-    if lowest is not None:
-        recipe.set("objective.prior_loss_min", lowest.value, lowest.key)
-    if target is not None:
-        recipe.skip(target.key, "counted in epochs there; objective.prior_loss_steps is counted in steps")
+TABLE = (
+    # What is trained. The four below the first count with use_lora off.
+    Row("use_lora", "adapter.kind", _use_lora, "off: method = full"),
+    Row("learning_rate", "optimizer.lr", later, _FULL),
+    Row("txt_learning_rate", "optimizer.text_encoder_lr", later, _FULL),
+    Row("half_model", "saving.precision", later, _CKPT),
+    Row("save_safetensors", "saving.format", later, "LoRA files are safetensors unless saving.format says otherwise"),
+    Row("lora_model_name", "adapter.start_from", _start_from),
+    Row("model_name", "name", unless()),
+    *together(_checkpoint, "checkpoint", "src", "pretrained_model_name_or_path"),
+    # Concepts: in this file or in one that it names.
+    Row("concepts_list", "dataset.concepts", _concepts, always=True),
+    *together(later, "dataset.concepts", "use_concepts", "concepts_path"),
+    # How it is trained.
+    Row("not_cache_latents", "", _always, _ENCODED),
+    *together(_text_encoder_stop, "optimizer.text_encoder_stop", "stop_text_encoder", "train_text_encoder"),
+    Row("train_unet", "adapter.unet", _train_unet),
+    *together(_weight_decay, "optimizer.weight_decay", "weight_decay", "adamw_weight_decay"),
+    Row("use_ema", "ema.enabled", _ema, _AVERAGE),
+    *together(_sanity, "preview.prompts", "sanity_prompt", "sanity_negative_prompt", "sanity_seed"),
+    *together(_adaptation, "optimizer.betas", "adaptation_beta1", "adaptation_beta2"),
+    Row("adaptation_d0", "optimizer.args", _adaptation),
+    Row("adaptation_eps", "optimizer.eps", _adaptation),
+    # The same as an argument of sd-scripts.
+    *(Row(key, setting_of(theirs) or "", _EXCEPTIONS.get(key, _hand_on)) for key, theirs in CONFIG_NAMES.items()),
+    Row("prior_loss_scale", "objective.prior_loss_min", _regularization),
+    Row("prior_loss_target", "", later, "see objective.prior_loss_steps"),
+    Row("prior_loss_weight_min", "objective.prior_loss_min", later, "see objective.prior_loss_min"),
+    Row("center_crop", "dataset.buckets", _center_crop, "the other way round"),
+    # What becomes no setting, and why.
+    *without_setting(
+        _STATE, "model_dir model_path revision lifetime_revision initial_revision total_steps epoch has_ema", later
+    ),
+    Row("model_type", "", later, "detected from the checkpoint"),
+    Row("snapshot", "", later, "a run goes on from its own folder: loraloom train --resume RUN"),
+    Row("train_unfrozen", "", later, "all layers of the chosen parts are trained with method=full"),
+    Row("custom_model_name", "", later, "see name"),
+    Row("use_subdir", "", later, "every run has a folder of its own"),
+    *without_setting(_ALWAYS, "save_ckpt_after save_ckpt_cancel save_ckpt_during", later),
+    Row("save_lora_after", "", later, "a LoRA file is always written at the end"),
+    Row("save_lora_cancel", "", later, "a LoRA file is always written when a run is stopped"),
+    Row("save_lora_during", "", later, "see saving.every_epochs"),
+    Row("save_lora_for_extra_net", "", later, "LoRA files are always in the form that the web UI reads"),
+    *without_setting("see [ema]", "save_ema ema_predict infer_ema", later),
+    *without_setting(_STRENGTH, "lora_weight lora_txt_weight", later),
+    Row("lora_use_buggy_requires_grad", "", later, "a fault of that program"),
+    Row("attention", "", later, "not needed: attention is PyTorch's memory-efficient one"),
+    *without_setting("always done", "cache_latents gradient_set_to_none", later),
+    Row("pad_tokens", "", later, "captions are always padded, as programs that use the LoRA do"),
+    Row("strict_tokens", "", later, "captions are used as they are"),
+    Row("graph_smoothing", "", later, "only the look of a graph"),
+    *without_setting("training does not pause between epochs", "epoch_pause_frequency epoch_pause_time", later),
+    Row("lr_factor", "", later, "the starting factor of constant and linear is not offered"),
+    Row("lr_scale_pos", "", later, "the point at which constant changes is not offered"),
+    Row("learning_rate_min", "", later, "see lr_schedule.min_lr_ratio"),
+    Row("scheduler", "", later, "the sampler of previews is preview.sampler"),
+    *without_setting(
+        "noise is added as the checkpoint was trained (DDPM)", "noise_scheduler deis_train_scheduler", later
+    ),
+    Row("train_imagic", "", later, "Imagic is not offered"),
+    Row("tomesd", "", later, "merging tokens is not offered"),
+    *without_setting("DREAM is not offered", "use_dream dream_detail_preservation", later),
+    Row("freeze_clip_normalization", "", later, "a LoRA leaves normalisation layers as they are"),
+    Row("freeze_spectral_norm", "", later, "not offered"),
+    Row("split_loss", "", later, "the loss is one number"),
+    Row("disable_class_matching", "", later, "regularization images are not matched with pictures"),
+    Row("disable_logging", "", later, "every run logs to its own folder"),
+    Row("deterministic", "", later, "runs of one seed are always identical"),
+    Row("dynamic_img_norm", "", later, "pictures are not stretched in contrast"),
+    Row("input_pertubation", "", later, "see objective.ip_noise_gamma"),
+    Row("tenc_grad_clip_norm", "", later, "see optimizer.max_grad_norm"),
+    Row("tenc_weight_decay", "", later, "one weight decay holds for all parts"),
+    *without_setting("checkpoints are used as they are", "shared_diffusers_path use_shared_src", later),
+    Row("tf32_enable", "", later, "not offered; mixed_precision=bf16 is faster than it"),
+    Row("full_mixed_precision", "", later, "what is trained stays in fp32 here; mixed_precision decides the rest"),
+    Row("save_class_txt", "", later, _PAINTED),
+    *without_setting("see saving.state", "save_state_after save_state_cancel save_state_during", later),
+    Row("use_lora_extended", "", later, "convolutions are trained too where adapter.conv_rank is above 0"),
+)
+"""Every key of a db_config.json, in the order in which they are read."""

@@ -9,7 +9,8 @@ from typing import Any
 from loraloom.errors import FileFormatError
 from loraloom.recipes.dataset_config import take_dataset_config
 from loraloom.recipes.diffusers_scripts import take_diffusers_script
-from loraloom.recipes.dreambooth import take_concepts, take_db_config
+from loraloom.recipes.dreambooth import take_db_config
+from loraloom.recipes.dreambooth_concepts import take_concepts
 from loraloom.recipes.easy_scripts import take_easy_scripts
 from loraloom.recipes.gui import take_gui_file
 from loraloom.recipes.metadata import take_metadata

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from loraloom.errors import FileFormatError
 from loraloom.recipes.dataset_config import is_dataset_config
 from loraloom.recipes.diffusers_scripts import SCRIPTS
-from loraloom.recipes.dreambooth import is_concepts_list, is_db_config
+from loraloom.recipes.dreambooth import is_db_config
+from loraloom.recipes.dreambooth_concepts import is_concepts_list
 from loraloom.recipes.easy_scripts import is_easy_scripts
 from loraloom.recipes.gui import is_gui_file
 from loraloom.recipes.names import REASONS, SPELLINGS, TRAIN_NETWORK_ARGUMENTS, WHOLE_MODEL_RATES
