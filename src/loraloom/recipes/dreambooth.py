@@ -480,6 +480,8 @@ TABLE = (
     Row("full_mixed_precision", "", later, "what is trained stays in fp32 here; mixed_precision decides the rest"),
     Row("save_class_txt", "", later, _PAINTED),
     *without_setting("see saving.state", "save_state_after save_state_cancel save_state_during", later),
+    Row("lora_txt_rank", "", later, _ONE_RANK),
+    Row("sample_batch_size", "", later, _PAINTED),
     Row("use_lora_extended", "", later, "convolutions are trained too where adapter.conv_rank is above 0"),
 )
 """Every key of a db_config.json, in the order in which they are read."""
