@@ -8,9 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from loraloom.actions import Action, Sentence
 from loraloom.errors import HardwareError
@@ -116,34 +115,39 @@ def explained_memory_errors(what: str) -> Iterator[None]:
         raise HardwareError(f"out of memory while {what}", memory_hint()) from error
 
 
-def own_memory_bytes() -> int | None:
-    """What this process has taken for itself, without pages of mapped files. Linux only, else None."""
-    return _proc_bytes("/proc/self/status", "RssAnon:")
+def own_memory_bytes() -> int:
+    """What this process has taken for itself, without pages of mapped files (macOS counts those in)."""
+    import psutil
+
+    return without_files(psutil.Process().memory_info())
+
+
+def without_files(used: Any) -> int:
+    """The same out of psutil's account of a process, whose fields are each system's own."""
+    if hasattr(used, "private"):  # Windows: what nobody else can see, in memory or paged out
+        return int(used.private)
+    return int(used.rss - getattr(used, "shared", 0))  # Linux: ``shared`` are the pages of files
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """What can still be taken on the device; None where nobody says."""
+    """What can still be taken on the device; None where nobody says (MPS)."""
     if device.type == "cuda":
         import torch
 
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
-    return _proc_bytes("/proc/meminfo", "MemAvailable:") if device.type == "cpu" else None
-
-
-def _proc_bytes(path: str, name: str) -> int | None:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
+    if device.type != "cpu":
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 class PeakMemory:
     """The largest memory between :meth:`start` and :meth:`stop`, in bytes; also a context manager.
 
-    On CUDA what torch has allocated; on the CPU the process's own memory, looked at every few milliseconds (Linux).
-    ``peak`` stays None where neither can be told.
+    On CUDA what torch has allocated; on the CPU the process's own memory, looked at every few milliseconds: the peaks
+    that systems keep are those of a process's whole life, and count pages of mapped files. None on MPS.
     """
 
     INTERVAL_S = 0.02
@@ -162,7 +166,7 @@ class PeakMemory:
             import torch
 
             torch.cuda.reset_peak_memory_stats(self._device)
-        elif self._device.type == "cpu" and own_memory_bytes() is not None:
+        elif self._device.type == "cpu":
             self._thread = threading.Thread(target=self._sample, name="peak memory", daemon=True)
             self._thread.start()
 
@@ -192,7 +196,7 @@ class PeakMemory:
             self._look()
 
     def _look(self) -> None:
-        self.peak = max(self.peak or 0, own_memory_bytes() or 0)
+        self.peak = max(self.peak or 0, own_memory_bytes())
 
 
 def keep_freed_memory() -> bool:

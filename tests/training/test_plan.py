@@ -21,7 +21,6 @@ from loraloom.data.dataset import load_dataset
 from loraloom.errors import OutputError, SettingsError
 from loraloom.events import Event, LatentsCached, MemoryMeasured, MemoryPredicted, Notice, RunStarted
 from loraloom.formats.adapter_file import read_adapter_file
-from loraloom.hardware import own_memory_bytes
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.layers import recomputing
 from loraloom.models.loaded import LoadedModel, load_model
@@ -34,7 +33,6 @@ from work import HANGS_AFTER_S
 
 MakeSettings = Callable[..., TrainSettings]
 RECOMPUTE = pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-needs_proc = pytest.mark.skipif(own_memory_bytes() is None, reason="own memory is told on Linux only")
 
 
 def prepared(checkpoint: Path, device: str, recompute: str) -> tuple[LoadedModel, list[torch.nn.Parameter]]:
@@ -142,9 +140,8 @@ def test_steps_and_images_are_those_of_the_run(
     assert work.share_of_largest == 6
     predicted = next(event for event in events if isinstance(event, MemoryPredicted))
     assert predicted.peak > 0
-    if own_memory_bytes() is not None:
-        measured = next(event for event in events if isinstance(event, MemoryMeasured))
-        assert measured.predicted == predicted.peak
+    measured = next(event for event in events if isinstance(event, MemoryMeasured))
+    assert measured.predicted == predicted.peak
 
 
 @pytest.mark.parametrize("source", ["share", "folder"])
@@ -276,7 +273,6 @@ print(json.dumps([[event.predicted, event.measured] for event in found if isinst
 """
 
 
-@needs_proc
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_the_predicted_peak_is_near_the_measured_one(
     recompute: str, tmp_path: Path, checkpoints: Callable[[str], Path], pictures: Path
