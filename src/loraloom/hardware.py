@@ -73,6 +73,7 @@ def choose_precision(device: torch.device, requested: str = "auto") -> Precision
     """``auto``: bf16 where the GPU has it natively, else fp16 on a GPU; fp32 on CPU and MPS.
 
     On a CPU without bf16 matrix units bf16 saves memory, not time, so fp32 is the choice there.
+    Raises HardwareError for a precision that there is not, or not on this device.
     """
     import torch
 

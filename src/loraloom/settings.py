@@ -153,7 +153,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``data`` with dotted ``key=value`` overrides. Values are TOML where they parse as TOML, else text."""
+    """``data`` with dotted ``key=value`` overrides. Values are TOML where they parse as TOML, else text.
+
+    Raises SettingsError for text that is no such override.
+    """
     result = _copy(data)
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -162,7 +162,7 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def apply_weight(x: Tensor, weight: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tensor:
-    """``x`` through a layer like ``layer`` with another weight."""
+    """``x`` ((..., in), or (B, in, h, w) for a convolution) through a layer like ``layer`` with another weight."""
     if isinstance(layer, nn.Conv2d):
         return F.conv2d(x, weight, bias, stride=layer.stride, padding=layer.padding)
     return F.linear(x, weight, bias)

@@ -171,7 +171,10 @@ def attach(
     unet: float = 1.0,
     text_encoder: float = 1.0,
 ) -> Attachment:
-    """Put a LoRA on the layers of a live model (``layers``: module by kohya name). Returns the handle to remove it."""
+    """Put a LoRA on the layers of a live model (``layers``: module by kohya name). Returns the handle to remove it.
+
+    Raises AdapterError for a model that has not all of its layers.
+    """
     missing = [name for name in adapters.targets if name not in layers]
     if missing:
         raise AdapterError(f"the model has no layer {missing[0]} ({len(missing)} of {len(adapters)} are missing)")
@@ -183,7 +186,10 @@ def attach(
 def choose_targets(
     settings: AdapterSettings, targets: Sequence[AdapterTarget], *, family: str | None = None
 ) -> list[AdapterTarget]:
-    """The layers that these settings train. ``family`` is needed for ranks that differ by block."""
+    """The layers that these settings train. ``family`` is needed for ranks that differ by block.
+
+    Raises SettingsError for settings that choose no layer, or name one that is not there.
+    """
     _check_block_counts(settings, family)
     chosen = [
         target

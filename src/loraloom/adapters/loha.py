@@ -45,7 +45,7 @@ class LohaAdapter(Adapter):
         seed: int,
         base: Tensor | None = None,
     ) -> Self:
-        """LyCORIS' start: normal values, 0.1 for ``w1_a`` and 1 for the ``_b``; ``w2_a`` is zero."""
+        """LyCORIS' start: normal values, 0.1 for ``w1_a`` (out, r) and 1 for the ``_b`` (r, in); ``w2_a`` is zero."""
         out, columns = target.shape[0], math.prod(target.shape[1:])
         random = generator(seed, "init", target.name)
         w1_a = torch.randn(out, rank, generator=random) * 0.1
@@ -96,7 +96,8 @@ class LohaAdapter(Adapter):
 def without_core(core: Tensor, a: Tensor, b: Tensor, target: AdapterTarget) -> tuple[Tensor, Tensor]:
     """The Tucker form (core (r, r, kh, kw), a (r, out), b (r, in)) as an ordinary pair of factors.
 
-    The factors may have a trailing 1x1, as those of a convolution.
+    The factors may have a trailing 1x1, as those of a convolution. Raises AdapterError where core and factors do not
+    fit one another.
     """
     a, b = a.flatten(1), b.flatten(1)
     if core.ndim != 4 or core.shape[:2] != (a.shape[0], b.shape[0]):

@@ -60,7 +60,10 @@ class LokrAdapter(Adapter):
         seed: int,
         base: Tensor | None = None,
     ) -> Self:
-        """LyCORIS' start: uniform within 1/sqrt(fan in), but ``w2`` (or its second factor) zero."""
+        """LyCORIS' start: uniform within 1/sqrt(fan in), but ``w2`` (or its second factor) zero.
+
+        ``base`` has the layer's shape; the start does not depend on it.
+        """
         out, in_, *kernel = target.shape
         (a, b), (c, d) = split_dimension(out, settings.lokr_factor), split_dimension(in_, settings.lokr_factor)
         random = generator(seed, "init", target.name)

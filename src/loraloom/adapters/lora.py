@@ -56,7 +56,10 @@ class LoraAdapter(Adapter):
         seed: int,
         base: Tensor | None = None,
     ) -> Self:
-        """Unless the settings say otherwise ``down`` is uniform within 1/sqrt(fan in), ``up`` zero."""
+        """Unless the settings say otherwise ``down`` (r, in) is uniform within 1/sqrt(fan in), ``up`` (out, r) zero.
+
+        ``base``: the layer's weight, of its shape, for a start that depends on it.
+        """
         out, *rest = target.shape
         columns, wide = math.prod(rest), (rank, *rest)
         up_shape = (out, rank, *(1 for _ in rest[1:]))

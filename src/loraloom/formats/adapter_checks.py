@@ -69,7 +69,7 @@ _PRODUCTS: tuple[tuple[str, str, str], ...] = (
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, or one of 8-bit floats as a copy in a type that can be calculated with, value for value."""
+    """A tensor of any shape, or of 8-bit floats as a copy in a type that can be calculated with, value for value."""
     wider = EIGHT_BIT_FLOATS.get(tensor.dtype)
     return tensor if wider is None else tensor.to(wider)
 

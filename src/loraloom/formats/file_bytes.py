@@ -43,7 +43,10 @@ class FileBytes:
         self._release = weakref.finalize(self, os.close, descriptor)
 
     def read(self, start: int, end: int) -> torch.Tensor:
-        """The bytes ``start`` to ``end``, uint8, in memory of their own. Raises FileFormatError if they are gone."""
+        """The bytes ``start`` to ``end``, uint8, in memory of their own.
+
+        Raises FileFormatError if they are gone, FileError if they cannot be read.
+        """
         raw = torch.empty(end - start, dtype=torch.uint8)
         target = raw.numpy().data
         position = 0

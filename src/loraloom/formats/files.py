@@ -134,7 +134,10 @@ def sha256_of(path: Path, control: Control = keep_going) -> str:
 
 
 def old_hash(path: Path) -> str:
-    """The first 8 digits of the SHA-256 of 64 KiB that begin 1 MiB into a file: the web UI's hash before 2023."""
+    """The first 8 digits of the SHA-256 of 64 KiB that begin 1 MiB into a file: the web UI's hash before 2023.
+
+    Raises FileError where it cannot be read.
+    """
     try:
         with open_file(path) as file:
             file.seek(0x100000)

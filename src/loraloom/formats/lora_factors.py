@@ -44,7 +44,7 @@ class LoraFactors:
         return max(down, 1.0) * max(up, 1.0) * max(abs(self.scale), 1.0) > _LARGEST_NORM
 
     def roles(self, down: Tensor, up: Tensor) -> dict[str, Tensor]:
-        """The tensors of the file for other factors of this layer whose scale is 1."""
+        """The tensors of the file for other factors of this layer, (r, in * kernel) and (out, r), whose scale is 1."""
         rank, ones = len(down), tuple(1 for _ in self.kernel)
         columns = down.shape[1] // math.prod(self.kernel)
         return {
@@ -87,6 +87,6 @@ def factors_of(roles: Mapping[str, Tensor], where: str) -> LoraFactors:
 
 
 def product_norm(up: Tensor, down: Tensor) -> float:
-    """Frobenius norm of ``up @ down``, from products of the size of the rank."""
+    """Frobenius norm of ``up @ down``, (out, r) and (r, in), from products of the size of the rank."""
     up, down = up.double(), down.double()
     return math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))

@@ -249,7 +249,7 @@ def _shaped(raw: torch.Tensor, entry: Entry) -> torch.Tensor:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite.
+    """Whether no value is NaN or infinite in a tensor of any shape.
 
     The smallest and the largest value say so (both are NaN if any is), in a thirtieth of the time that asking every
     half-precision value takes.

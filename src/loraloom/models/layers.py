@@ -295,12 +295,12 @@ def geglu(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Exact gelu (Hendrycks and Gimpel, arXiv:1606.08415)."""
+    """Exact gelu (Hendrycks and Gimpel, arXiv:1606.08415) of x of any shape."""
     return _cheaply(F.gelu, x)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """The approximation of gelu that OpenAI's CLIP was trained with: x * sigmoid(1.702 x)."""
+    """The approximation of gelu that OpenAI's CLIP was trained with, x * sigmoid(1.702 x), for x of any shape."""
     return _cheaply(_lean_quick_gelu, x)
 
 
@@ -319,7 +319,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` in x's dtype, whatever dtype the weight is stored in."""
+    """``x @ weight.T + bias``, x (..., in) and weight (out, in), in x's dtype whatever that of the weight."""
     if weight.dtype == x.dtype and not isinstance(weight, QuantizedWeight):
         return F.linear(x, weight, _as(bias, x.dtype))
     if _needs_graph(x, weight, bias):
@@ -368,7 +368,10 @@ class GroupNorm(nn.GroupNorm, TensorModule):
 
 
 def group_norm_silu(norm: GroupNorm, x: Tensor) -> Tensor:
-    """``silu(norm(x))``, keeping only x for the backward pass when the norm is frozen and nothing is hooked to it."""
+    """``silu(norm(x))`` of x (B, C, h, w).
+
+    Only x is kept for the backward pass when the norm is frozen and nothing is hooked to it.
+    """
     if norm.weight.requires_grad or norm.bias.requires_grad or norm._forward_hooks:
         return F.silu(norm(x))
 

@@ -165,7 +165,8 @@ class LoadedModel:
     def add_to_weight(self, target: AdapterTarget, change: Tensor, *, bias: bool = False) -> None:
         """Add to the weight (or bias) of a layer, in memory alone: a tensor mapped from the file is replaced.
 
-        The sum is rounded once, to the type that the live weight has. Raises CheckpointError for a layer without bias.
+        ``change`` has the shape of what it is added to, or one with as many elements. The sum is rounded once, to the
+        type that the live weight has. Raises CheckpointError for a layer without bias.
         """
         key = (target.bias if bias else target.tensor).removeprefix(self.prefixes[target.part])
         path, _, name = key.rpartition(".")
@@ -196,7 +197,10 @@ class LoadedModel:
             yield
 
     def unfreeze(self, part: str) -> nn.Module:
-        """Give a part fp32 weights of its own on the device, to be trained; nothing of it stays mapped or offloaded."""
+        """Give a part fp32 weights of its own on the device, to be trained; nothing of it stays mapped or offloaded.
+
+        Raises SettingsError for a model whose weights are quantized.
+        """
         self._placements.pop(part, None)
         module = self.parts[part]
         for owner in module.modules():
@@ -629,7 +633,7 @@ def check_is_weight(path: Path, name: str, dtype: torch.dtype) -> None:
 
 
 def not_finite(path: Path, name: str, tensor: Tensor) -> CheckpointError:
-    """What to say of a model's tensor with values that are NaN or infinite."""
+    """What to say of a model's tensor, of any shape, with values that are NaN or infinite."""
     bad = int((~torch.isfinite(tensor.float())).sum())
     return CheckpointError(
         f"{path}: the tensor {name} holds {bad} of {tensor.numel()} values that are NaN or infinite",

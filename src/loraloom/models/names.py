@@ -75,7 +75,7 @@ class Pair:
         return shape
 
     def to_diffusers(self, tensor: Tensor) -> Tensor:
-        """The Diffusers tensor made from the checkpoint's (a view of it where possible, contiguous always)."""
+        """The Diffusers tensor, in its own shape, from the checkpoint's: a view where possible, contiguous always."""
         match self.change:
             case "pointwise":
                 return tensor.flatten(1)

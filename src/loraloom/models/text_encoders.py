@@ -102,7 +102,7 @@ class TextEncoder(nn.Module, ABC):
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """The layer norm after the last layer."""
+        """The layer norm after the last layer, of states (B, tokens, width)."""
 
     def forward(
         self,
@@ -143,7 +143,7 @@ class TextEncoder(nn.Module, ABC):
             return cast(Tensor, layer(x))
 
     def project(self, normalized: Tensor, ids: Tensor) -> Tensor:
-        """The vector at each text's end (the highest id's first place), projected where the encoder does so."""
+        """The vector (B, width) at each text's end (the highest id's first place), projected if the encoder does so."""
         return normalized[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
 
 

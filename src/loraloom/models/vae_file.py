@@ -41,7 +41,10 @@ def read_vae(path: Path) -> VAE:
 
 
 def replace_vae(model: LoadedModel, path: Path) -> None:
-    """Give a loaded model the autoencoder of a file, in the precision that its own has."""
+    """Give a loaded model the autoencoder of a file, in the precision that its own has.
+
+    Raises CheckpointError for one whose latents have not 4 channels.
+    """
     vae = read_vae(path)
     old = model.parts["vae"]
     if vae.post_quant_conv.weight.shape[0] != model.vae.post_quant_conv.weight.shape[0]:
@@ -55,7 +58,10 @@ def replace_vae(model: LoadedModel, path: Path) -> None:
 
 
 def vae_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of the autoencoder in a file or folder, by their original names (as after ``first_stage_model.``)."""
+    """The tensors of the autoencoder in a file or folder, by their original names (as after ``first_stage_model.``).
+
+    Raises CheckpointError for a file that holds none, FileFormatError for one that holds a tensor of it twice.
+    """
     if path.is_dir() and is_diffusers_folder(path):
         checkpoint = open_checkpoint(path)
         return {name.removeprefix(_PREFIX): checkpoint[name] for name in checkpoint if name.startswith(_PREFIX)}

@@ -45,7 +45,7 @@ def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str 
 
     Layers keep their values. For diffusers alpha is multiplied into the factors and the layers of a part get one rank
     (see :func:`~loraloom.formats.adapter_writer.write_lora`); it reads LoRA and DoRA, so other kinds are an
-    AdapterError. ``precision`` left out: the file's own.
+    AdapterError. ``precision`` left out: the file's own. Raises OutputError for an output that is the file itself.
     """
     check_output(output)
     file = read_adapter_file(lora)

@@ -51,7 +51,7 @@ def fingerprint(path: Path) -> str:
     """Who a file is by its content, cheaply: its size, its beginning and end, and 14 places between them.
 
     Of a file of at most 1 MiB that is every byte. Two files with one fingerprint are the same for all that a library
-    does; only ``sha256`` proves it.
+    does; only ``sha256`` proves it. Raises FileError where it cannot be read.
     """
     try:
         size = path.stat().st_size

@@ -64,7 +64,7 @@ class Criterion:
 
 
 def chosen_rank(values: Tensor, limit: int, criterion: Criterion | None = None) -> int:
-    """The rank for falling singular values, at least 1 and at most ``limit``."""
+    """The rank for falling singular values (n,), at least 1 and at most ``limit``."""
     wanted, values = len(values), values.double()
     if criterion is not None and float(values[0]) > 0:
         if criterion.name == "sv_ratio":

@@ -141,7 +141,10 @@ def merge(
 
 
 def merged_tensor(weight: Tensor, changes: Sequence[Change], dtype: torch.dtype | None = None) -> Tensor:
-    """``weight`` plus the sum of the changes, computed in float32 and rounded once, to ``dtype`` (None: its own)."""
+    """``weight``, of any shape, plus the sum of the changes, computed in float32 and rounded once.
+
+    It is rounded to ``dtype`` (None: its own).
+    """
     merged = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32, copy=True)
     for (start, stop), delta in _deltas(changes, merged).items():
         rows = merged[start:stop]

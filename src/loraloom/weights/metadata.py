@@ -68,7 +68,8 @@ def edit_metadata(
 
     Keys may be short (:data:`SHORT_KEYS`). ``sshs_model_hash`` stays true, since it is of the tensors;
     ``sshs_legacy_hash``, which counts the ``ss_*`` metadata in, is computed again when one of those changes.
-    Raises SettingsError for a key that is computed or cannot be removed because it is not there.
+    Raises SettingsError for a key that is computed or cannot be removed because it is not there, OutputError for an
+    output that is no .safetensors file.
     """
     if output.suffix.lower() != ".safetensors":
         raise OutputError(f"{output} does not end in .safetensors", "only safetensors files have metadata")

@@ -1,7 +1,7 @@
 """What samplers share: the shapes of what goes in, and the few formulas that all of them are made of.
 
 The convention is k-diffusion's: ``x = x0 + sigma * noise``, and ``denoise(x, sigma)`` answers with an estimate of x0.
-All coefficients are Python floats (64 bit).
+x and noise are (B, C, h, w), ``sigmas`` (steps + 1,). All coefficients are Python floats (64 bit).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 Both choose their own levels between the ends of those given. Positions are -log sigma.
 A start that stands for zero SNR is left by one Euler step to level 15, above which the noise hides all there is: errors
 of an estimate of the noise would be multiplied by thousands there.
+Everywhere x is (B, C, h, w) and ``sigmas`` (steps + 1,): see ``contract``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Samplers that remember: one call of the model a step, and a higher order from the answers of earlier steps."""
+"""Samplers that remember: one call of the model a step, and a higher order from the answers of earlier steps.
+
+Everywhere x is (B, C, h, w) and ``sigmas`` (steps + 1,): see ``contract``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Samplers of first order: one call of the model a step, and nothing remembered."""
+"""Samplers of first order: one call of the model a step, and nothing remembered.
+
+Everywhere x is (B, C, h, w) and ``sigmas`` (steps + 1,): see ``contract``.
+"""
 
 from __future__ import annotations
 

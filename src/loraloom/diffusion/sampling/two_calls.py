@@ -2,6 +2,7 @@
 
 A step from the level that stands for zero SNR is an Euler step in those that follow the slope: what a second slope
 corrects there is multiplied by a stride of thousands.
+Everywhere x is (B, C, h, w) and ``sigmas`` (steps + 1,): see ``contract``.
 """
 
 from __future__ import annotations

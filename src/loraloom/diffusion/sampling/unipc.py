@@ -1,4 +1,7 @@
-"""UniPC: a multistep predictor whose result the model's next answer corrects (Zhao et al., 2302.04867)."""
+"""UniPC: a multistep predictor whose result the model's next answer corrects (Zhao et al., 2302.04867).
+
+Everywhere x is (B, C, h, w) and ``sigmas`` (steps + 1,): see ``contract``.
+"""
 
 from __future__ import annotations
 
