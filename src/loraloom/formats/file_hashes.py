@@ -82,7 +82,7 @@ def has_hash(path: Path, digits: str) -> bool:
 
 
 def compute_hashes(path: Path, control: Control = keep_going) -> FileHashes:
-    """Both hashes, read from the file now; errors as in :func:`file_hashes`."""
+    """Both hashes, read from the file now. Raises FileError as :func:`file_hashes` does."""
     whole, content = hashlib.sha256(), hashlib.sha256()
     try:
         with open_file(path) as file:

@@ -121,7 +121,10 @@ def require_space(folder: Path, nbytes: int) -> None:
 
 
 def sha256_of(path: Path, control: Control = keep_going) -> str:
-    """SHA-256 of the file's bytes, 64 hex digits; ``control`` is heeded while they are read."""
+    """SHA-256 of the file's bytes, 64 hex digits; ``control`` is heeded while they are read.
+
+    Raises FileError where it cannot be read.
+    """
     digest = hashlib.sha256()
     try:
         with open_file(path) as file:

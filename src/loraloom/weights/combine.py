@@ -88,6 +88,7 @@ def combine_loras(
     has (None: diffusers' where all files are, else kohya's). Differences of whole weights and normalizations are added,
     and words of textual inversion go along; other kinds than LoRA and LoCon are an AdapterError, as are two families
     and one word with two meanings. ``control`` is heeded between two layers, of which ``listener`` hears.
+    Raises OutputError for an output that is one of the files.
     """
     if len(loras) < 1:
         raise AdapterError("no LoRA to combine", "name at least two")

@@ -73,7 +73,8 @@ def extract_lora(
     these two, whose relative residual in the layer is no larger. Layers in which no value differs by more than
     ``min_difference`` are skipped. One layer of both checkpoints is in memory at a time, besides the factors;
     ``control`` is heeded between two of them.
-    Raises CheckpointError for checkpoints of two families or sizes, AdapterError where there is nothing to extract.
+    Raises CheckpointError for checkpoints of two families or sizes, AdapterError where there is nothing to extract,
+    OutputError for an output that is one of the checkpoints.
     """
     _check_options(output, rank, conv_rank, to_residual)
     if any(is_same_or_inside(output, path) for path in (base, tuned)):

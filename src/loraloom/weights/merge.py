@@ -100,8 +100,8 @@ def merge(
     ``precision``: fp16, bf16 or float for the weights of the model's parts; None keeps each tensor's own. Tensors that
     no LoRA changes are bit-equal to the source's (unless the precision differs). Nothing is written before every LoRA
     has been found to fit; the output appears only when it is complete. Raises AdapterError for a LoRA that does not
-    fit, or weights with which nothing would change or a value would leave the range of its type. ``control`` is
-    heeded between two tensors, of which ``listener`` hears.
+    fit, or weights with which nothing would change or a value would leave the range of its type,
+    OutputError for a name that ends in neither suffix. ``control`` is heeded between two tensors, of which ``listener`` hears.
     """
     if not loras:
         raise AdapterError("no LoRA to merge", Sentence("name at least one: ", Action.NAME_LORAS))

@@ -79,8 +79,8 @@ def resize_lora(
     layer by layer. The change of the weights stays what it was (the scale goes into the factors, alpha equals the
     rank); a rank is never raised. Differences of whole weights and normalizations stay as they are. ``to``: whose
     names, ``kohya`` or ``diffusers``; None for diffusers' where the file has them, else kohya's. Raises AdapterError
-    for other kinds (DoRA, LoHa, LoKr, (IA)3), and damaged tensors. ``control`` is heeded between two layers, of which
-    ``listener`` hears.
+    for other kinds (DoRA, LoHa, LoKr, (IA)3), and damaged tensors; OutputError for an output that is the file itself.
+    ``control`` is heeded between two layers, of which ``listener`` hears.
     """
     if rank < 1 or (conv_rank is not None and conv_rank < 1):
         raise AdapterError("a rank is at least 1")
