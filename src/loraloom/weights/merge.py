@@ -101,7 +101,8 @@ def merge(
     no LoRA changes are bit-equal to the source's (unless the precision differs). Nothing is written before every LoRA
     has been found to fit; the output appears only when it is complete. Raises AdapterError for a LoRA that does not
     fit, or weights with which nothing would change or a value would leave the range of its type,
-    OutputError for a name that ends in neither suffix. ``control`` is heeded between two tensors, of which ``listener`` hears.
+    OutputError for a name that ends in neither suffix. ``control`` is heeded between two tensors, of which
+    ``listener`` hears.
     """
     if not loras:
         raise AdapterError("no LoRA to merge", Sentence("name at least one: ", Action.NAME_LORAS))
