@@ -20,7 +20,7 @@ from harness import in_subprocess, record
 from loraloom.events import StepFinished
 from loraloom.hardware import PeakMemory
 from loraloom.studio.demo import STYLE, copy_dataset, make_checkpoint
-from loraloom.studio.training import run_training
+from loraloom.studio.runs.training import run_training
 from loraloom.training.settings import TrainSettings
 
 RIVALS = {

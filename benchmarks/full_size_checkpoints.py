@@ -101,7 +101,7 @@ def train(layout: str, checkpoint: Path, copy: Path) -> Facts:
     from loraloom.adapters.attach import read_adapters
     from loraloom.events import Event, StepFinished
     from loraloom.models.checkpoint import open_checkpoint
-    from loraloom.studio.training import run_training
+    from loraloom.studio.runs.training import run_training
     from loraloom.training.settings import TrainSettings
 
     pictures = checkpoint.parent / "pictures" / "1_square"

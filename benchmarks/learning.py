@@ -49,7 +49,7 @@ from loraloom.studio.demo import (
     paint_regularization,
     training_settings,
 )
-from loraloom.studio.training import run_training
+from loraloom.studio.runs.training import run_training
 from loraloom.training.step import Batch, Objective, training_loss
 
 REFERENCE = ROOT / "tests" / "data_files" / "embedded_base"

@@ -23,7 +23,7 @@ from learning import Pictures, style_prompts, write_sheet
 from PIL import Image
 
 from loraloom.studio.demo import STYLE, copy_dataset, make_checkpoint, training_settings
-from loraloom.studio.training import run_training
+from loraloom.studio.runs.training import run_training
 
 VIOLET = (150, 60, 200)
 CORNER = 0.28

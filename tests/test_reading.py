@@ -23,10 +23,10 @@ OWN_RECORDS = {
     "models/tokenizer.py": "comes with the package",
     "studio/demo.py": "a preview painted a moment before",
     "studio/grids.py": "images painted a moment before",
-    "studio/project.py": "the run's own log",
-    "studio/run_control.py": "the run's own lock and wishes",
+    "studio/runs/control.py": "the run's own lock and wishes",
+    "studio/runs/log.py": "the run's own log",
+    "studio/runs/training.py": "the run's own settings",
     "studio/tensorboard.py": "a preview painted a moment before",
-    "studio/training.py": "the run's own settings",
     "studio/webhook.py": "a preview painted a moment before",
     "training/previews.py": "the sheet painted before",
 }

@@ -25,6 +25,7 @@ __all__ = [
     "PieceFinished",
     "PreviewSaved",
     "PreviewSheetSaved",
+    "RunCreated",
     "RunFailed",
     "RunFinished",
     "RunPaused",
@@ -91,6 +92,18 @@ class ImageSaved(Event):
     path: str
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class RunCreated(Event):
+    """A run is to be trained from the beginning, by the settings in its folder; nothing recorded before counts.
+
+    A branch begins with what ``source``, the folder of another run, had learned at ``source_step``.
+    """
+
+    folder: str
+    source: str = ""
+    source_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -198,11 +211,12 @@ class RunFinished(Event):
 
 @dataclass(frozen=True)
 class RunFailed(Event):
-    """Training ended with an error."""
+    """Training ended with an error, or was ``interrupted``: left at once, before it could save."""
 
     step: int
     problem: str
     hint: str
+    interrupted: bool = False
 
 
 @dataclass(frozen=True)

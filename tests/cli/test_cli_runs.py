@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from loraloom.events import StepFinished
-from loraloom.studio.project import RunFolder
+from loraloom.studio.runs.folder import RunFolder
+from loraloom.studio.runs.log import RunLog
 from loraloom.training.settings import TrainSettings
 from work import HANGS_AFTER_S
 
@@ -51,7 +52,14 @@ def test_finished_then_longer_then_branched(command: Command, files: Path) -> No
     whole, found = lora("red"), lora("red-2")
     assert all(torch.equal(whole[key], found[key]) for key in whole)
     folder = RunFolder(Path("runs/red-2"))
-    assert [event.step for event in folder.events() if isinstance(event, StepFinished)] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in RunLog(folder.path).events() if isinstance(event, StepFinished)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     assert TrainSettings.load(folder.settings_path).steps == 6
     assert TrainSettings.load(folder.path / "settings-until-step00000004.toml").steps == 4
 
@@ -65,7 +73,7 @@ def test_finished_then_longer_then_branched(command: Command, files: Path) -> No
     branched = command("train", "--branch", "red-2@4", "steps=5", "optimizer.lr=1e-3", "name=red")
     assert branched.code == 0, branched.err
     assert TrainSettings.load(Path("runs/red-3/settings.toml")).branched_from == "red-2@4"
-    steps = [event.step for event in RunFolder(Path("runs/red-3")).events() if isinstance(event, StepFinished)]
+    steps = [event.step for event in RunLog(Path("runs/red-3")).events() if isinstance(event, StepFinished)]
     assert steps == [5]
 
 

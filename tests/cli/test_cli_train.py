@@ -15,7 +15,8 @@ from typing import Any
 
 from loraloom.events import RunFinished, RunStarted, StepFinished, WeightsSaved
 from loraloom.formats.adapter_file import read_adapter_file
-from loraloom.studio.project import RunFolder
+from loraloom.studio.runs.folder import RunFolder
+from loraloom.studio.runs.log import RunLog
 from loraloom.training.settings import TrainSettings
 from work import HANGS_AFTER_S
 
@@ -48,7 +49,7 @@ def test_a_run_from_start_to_end(command: Command, files: Path) -> None:
     assert (settings.epochs, settings.adapter.rank, settings.name) == (2, 2, "red")
     assert settings.checkpoint == files / "sd1.safetensors"
 
-    events = list(folder.events())
+    events = list(RunLog(folder.path).events())
     (started,) = (event for event in events if isinstance(event, RunStarted))
     steps = [event.step for event in events if isinstance(event, StepFinished)]
     assert steps == list(range(1, started.total_steps + 1))
@@ -95,7 +96,7 @@ def test_ctrl_c(files: Path, tmp_path: Path) -> None:
     assert process.returncode == 0, output
     assert "Traceback" not in output
     assert "stopped as asked" in output
-    events = list(RunFolder(tmp_path / "runs" / "red").events())
+    events = list(RunLog(tmp_path / "runs" / "red").events())
     (finished,) = (event for event in events if isinstance(event, RunFinished))
     assert finished.stopped
     assert finished.step == max(event.step for event in events if isinstance(event, StepFinished))

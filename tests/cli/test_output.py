@@ -18,7 +18,8 @@ import pytest
 from loraloom.cli.output import ForgivingStream
 from loraloom.events import RunFinished
 from loraloom.formats.adapter_file import read_adapter_file
-from loraloom.studio.project import RunFolder
+from loraloom.studio.runs.folder import RunFolder
+from loraloom.studio.runs.log import RunLog
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="pipes and signals of POSIX")
 
@@ -89,7 +90,7 @@ def line_with(stream: IO[bytes], text: bytes) -> None:
 
 def finished_run(folder: Path) -> RunFinished:
     run = RunFolder(folder / "runs" / "red")
-    (finished,) = (event for event in run.events() if isinstance(event, RunFinished))
+    (finished,) = (event for event in RunLog(run.path).events() if isinstance(event, RunFinished))
     lora = read_adapter_file(run.path / "weights" / "red.safetensors")
     assert int(lora.metadata["ss_steps"]) == finished.step
     assert [path.name for path in (run.path / "state").iterdir()] == [f"step-{finished.step:08d}.safetensors"]

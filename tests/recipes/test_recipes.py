@@ -665,7 +665,7 @@ def test_a_run_from_a_recipe_and_its_lora_as_a_recipe(
     tmp_path: Path, pictures: Path, checkpoints: Callable[[str], Path]
 ) -> None:
     from loraloom.formats.tensors import open_tensors
-    from loraloom.studio.training import run_training
+    from loraloom.studio.runs.training import run_training
 
     text = f"""
 [model]

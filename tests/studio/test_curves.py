@@ -26,7 +26,8 @@ from loraloom.studio.curves import (
     tick_values,
     write_curves,
 )
-from loraloom.studio.project import EventLog, RunFolder
+from loraloom.studio.runs.folder import RunFolder
+from loraloom.studio.runs.log import EventLog, RunLog
 
 
 def step(number: int, loss: float, unet: float = 1e-3, text_encoder: float = 5e-4) -> StepFinished:
@@ -150,7 +151,7 @@ def test_equal_rates_share_a_line() -> None:
 def test_written_into_the_run_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert write_curves(tmp_path) is None
-    with EventLog(folder) as log:
+    with EventLog(folder.path) as log:
         for number in range(1, 20):
             log(step(number, 0.1))
     path = write_curves(tmp_path)
@@ -158,7 +159,7 @@ def test_written_into_the_run_folder(tmp_path: Path) -> None:
     with Image.open(path) as image:
         assert image.size == (960, 600)
         assert image.getpixel((0, 0)) == PAPER
-        found = read_curves(folder.events())
+        found = read_curves(RunLog(folder.path).events())
         assert near(image, plots(found)[0].point(10, 0.1), MEAN_LOSS)
     assert replace(found, losses=(0.2,) * 19).means == [(number, pytest.approx(0.2)) for number in range(10, 20)]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from loraloom.errors import LoraloomError, SettingsError
 from loraloom.events import Event, Notice, PreviewSaved, RunFailed, RunFinished, StepFinished
 from loraloom.formats.tensors import write_tensors
-from loraloom.studio.training import run_training
+from loraloom.studio.runs.training import run_training
 from loraloom.studio.webhook import Webhook
 from loraloom.training.settings import NotifySettings, TrainSettings
 from toys import toy_tensors

@@ -24,7 +24,8 @@ from loraloom.generation.text_to_image import text_to_image
 from loraloom.models.loaded import load_model
 from loraloom.studio import grids
 from loraloom.studio.grids import Axis, plan_grid, read_axis, run_grid
-from loraloom.studio.project import EventLog, RunFolder
+from loraloom.studio.runs.folder import RunFolder
+from loraloom.studio.runs.log import EventLog
 from loraloom.training.settings import TrainSettings
 from toys import toy_tensors
 
@@ -143,7 +144,7 @@ def test_checkpoints_and_files_that_change(checkpoint: Path, tmp_path: Path) -> 
 def test_epochs_of_a_run(checkpoint: Path, loras: Path, tmp_path: Path) -> None:
     settings = TrainSettings.parse({"checkpoint": checkpoint, "dataset": {"folder": tmp_path}, "name": "x"})
     run = RunFolder.create(tmp_path / "runs", "x", settings)
-    with EventLog(run) as record:
+    with EventLog(run.path) as record:
         for epoch, name in ((1, "one"), (2, "two")):
             record(WeightsSaved(str(loras / f"{name}.safetensors"), epoch * 10, epoch, False))
     axes, cells = plan_grid(checkpoint, {**SIZE, "prompt": "a"}, [read_axis("epoch=all")], run=run.path)

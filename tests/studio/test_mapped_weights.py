@@ -23,7 +23,7 @@ from pathlib import Path
 from loraloom.formats import file_bytes
 from loraloom.generation.settings import GenerateSettings
 from loraloom.studio.images import generate_images
-from loraloom.studio.training import run_training
+from loraloom.studio.runs.training import run_training
 from loraloom.training.settings import TrainSettings
 
 

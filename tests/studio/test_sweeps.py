@@ -17,8 +17,8 @@ from loraloom.errors import HardwareError, SettingsError
 from loraloom.events import Event, Notice, StepFinished
 from loraloom.formats.tensors import write_tensors
 from loraloom.generation.sheets import lay_out_sheet
+from loraloom.studio.runs.training import run_training
 from loraloom.studio.sweeps import Combination, SweepResult, plan_sweep, run_sweep, split_axes
-from loraloom.studio.training import run_training
 from toys import toy_tensors
 
 Plan = Callable[..., list[Combination]]

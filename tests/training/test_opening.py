@@ -13,7 +13,7 @@ from loraloom.formats.tensors import write_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
 from loraloom.studio.plan import plan_run
-from loraloom.studio.training import run_training
+from loraloom.studio.runs.training import run_training
 from loraloom.training.opening import open_run, planned_groups
 from loraloom.training.plan import count_work
 from loraloom.training.settings import TrainSettings

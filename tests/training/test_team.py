@@ -28,7 +28,7 @@ from loraloom.errors import HardwareError, SettingsError
 from loraloom.events import ignore
 from loraloom.formats.tensors import open_tensors
 from loraloom.models.conditioning import Conditioning
-from loraloom.studio.training import branch_training, run_training
+from loraloom.studio.runs.training import branch_training, run_training
 from loraloom.training.settings import ObjectiveSettings, TrainSettings
 from loraloom.training.state import Identity, check_alike
 from loraloom.training.step import Batch, Objective, Part

@@ -21,6 +21,7 @@ from loraloom.cli.failures import (
 )
 from loraloom.cli.output import forgive_output, lost_output
 from loraloom.errors import LoraloomError, SettingsError
+from loraloom.hardware import set_thread_defaults
 
 __all__ = ["app", "main"]
 
@@ -83,7 +84,7 @@ def _options(
 
 def _check_alone(command: str) -> None:
     """Several processes that torchrun started would all do the same, and write over one another."""
-    from loraloom.studio.training import launched_together, one_voice
+    from loraloom.studio.runs.training import launched_together, one_voice
 
     if launched_together() > 1:
         with one_voice():
@@ -139,12 +140,7 @@ _register()
 
 def main() -> None:
     """Entry point of the ``loraloom`` command."""
-    # Idle OpenMP threads sleep instead of spinning: on a machine that also does something else, spinning made small
-    # models five times slower. It is read when torch is loaded, so it must be set before; a person's own value stays.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Else MKL takes fewer threads when the machine is busy, adds up in another order, and no run is like the other.
-    os.environ.setdefault("MKL_DYNAMIC", "FALSE")
-    os.environ.setdefault("MKL_CBWR", "AUTO")
+    set_thread_defaults()
     forgive_output()
     # --debug is allowed anywhere, also behind the command, where people add it to a line that has just failed.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

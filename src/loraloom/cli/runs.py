@@ -10,7 +10,7 @@ import typer
 from loraloom.cli.output import takes_all_letters
 
 if TYPE_CHECKING:
-    from loraloom.studio.runs import RunStatus
+    from loraloom.studio.runs.status import RunStatus
 
 __all__ = ["pause", "resume", "runs", "stop"]
 
@@ -24,7 +24,7 @@ def runs(
     """List the runs of a folder: state, progress, loss, best validation loss, time left, last preview."""
     import json
 
-    from loraloom.studio.runs import list_runs
+    from loraloom.studio.runs.status import list_runs
 
     found = list_runs(folder)
     if as_json:
@@ -41,8 +41,9 @@ def pause(
     free: Annotated[bool, typer.Option("--free", help="Keep the state and end the process: frees all memory.")] = False,
 ) -> None:
     """Pause a run after the step in progress, until `loraloom resume` or `loraloom stop`."""
-    from loraloom.studio.run_control import Request, ask
-    from loraloom.studio.runs import find_run
+    from loraloom.control import Request
+    from loraloom.studio.runs.control import ask
+    from loraloom.studio.runs.folder import find_run
 
     ask(find_run(run), Request.LEAVE if free else Request.PAUSE)
     how = "ends after the step in progress with its state kept" if free else "waits after the step in progress"
@@ -53,12 +54,11 @@ def resume(run: Run) -> None:
     """Let a paused run go on: in its own process if that is waiting, else here (as `loraloom train --resume RUN`
     does)."""
     from loraloom.cli.train import resume_here
-    from loraloom.studio.run_control import Request, ask, is_trained
-    from loraloom.studio.runs import find_run
+    from loraloom.studio.runs.control import let_go_on
+    from loraloom.studio.runs.folder import find_run
 
     folder = find_run(run)
-    if is_trained(folder):
-        ask(folder, Request.GO)
+    if let_go_on(folder):
         typer.echo(f"{run} goes on in its own process")
     else:
         resume_here(folder, [], force=False)
@@ -69,8 +69,9 @@ def stop(
     save: Annotated[bool, typer.Option("--save/--no-save", help="Save the LoRA and the state before the end.")] = True,
 ) -> None:
     """End a run after the step in progress, as Ctrl-C in its terminal would."""
-    from loraloom.studio.run_control import Request, ask
-    from loraloom.studio.runs import find_run
+    from loraloom.control import Request
+    from loraloom.studio.runs.control import ask
+    from loraloom.studio.runs.folder import find_run
 
     ask(find_run(run), Request.STOP if save else Request.DISCARD)
     typer.echo(f"{run} ends after the step in progress{'' if save else ' without saving'}")

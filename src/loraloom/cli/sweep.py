@@ -34,9 +34,9 @@ def sweep(
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.cli.train import split_arguments
     from loraloom.errors import SettingsError
+    from loraloom.studio.runs.training import launched_together, one_voice
     from loraloom.studio.stopping import StopRequest, stop_on_signals
     from loraloom.studio.sweeps import plan_sweep, run_sweep
-    from loraloom.studio.training import launched_together, one_voice
 
     if launched_together() > 1:
         with one_voice():

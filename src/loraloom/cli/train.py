@@ -11,7 +11,7 @@ import typer
 from loraloom.errors import SettingsError
 
 if TYPE_CHECKING:
-    from loraloom.studio.training import TrainingResult
+    from loraloom.studio.runs.training import TrainingResult
     from loraloom.training.settings import TrainSettings
 
 __all__ = ["train"]
@@ -53,22 +53,19 @@ def train(
     `loraloom settings` explains every setting; `loraloom settings --toml > run.toml` writes a file to edit.
     Ctrl-C once finishes the step, saves and ends; twice stops at once. `--resume RUN` goes on from there.
     """
-    from loraloom.studio.training import branch_training, one_voice, run_training
-    from loraloom.training.settings import TrainSettings
+    from loraloom.studio.runs.folder import run_and_step
+    from loraloom.studio.runs.training import branch_training, one_voice, run_training
 
     with one_voice():
         path, overrides = split_arguments(arguments or [])
         if resume is not None or branch is not None or force:
             _check_alone(path, recipe, like, resume, branch)
         if resume is None and branch is None:
-            if recipe is not None or like is not None:
-                settings = _by_recipe(path, recipe, like, overrides)
-            else:
-                settings = TrainSettings.load(path, overrides)
+            settings = _chosen_settings(path, recipe, like, overrides)
     if resume is not None:
         resume_here(_run_here(resume), overrides, force=force)
     elif branch is not None:
-        run, step = _run_and_step(branch)
+        run, step = run_and_step(branch)
         folder = _run_here(run)
         _watched(lambda **doors: branch_training(folder, step, overrides, force=force, **doors))
     elif plot_lr:
@@ -79,7 +76,7 @@ def train(
 
 def resume_here(folder: Path, overrides: list[str], *, force: bool) -> None:
     """Go on with a run in this terminal."""
-    from loraloom.studio.training import resume_training
+    from loraloom.studio.runs.training import resume_training
 
     _watched(lambda **doors: resume_training(folder, overrides, force=force, **doors))
 
@@ -88,8 +85,8 @@ def _watched(start: Callable[..., TrainingResult]) -> None:
     """Train with a progress bar; Ctrl-C asks for a clean end."""
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.events import ignore
+    from loraloom.studio.runs.training import is_leader
     from loraloom.studio.stopping import StopRequest, stop_on_signals
-    from loraloom.studio.training import is_leader
 
     stop = StopRequest()
     if not is_leader():
@@ -105,8 +102,8 @@ def _run_here(text: str) -> Path:
     """The folder of a run. Of several processes only the leading one, which hands it on, must see it."""
     from loraloom.actions import Sentence
     from loraloom.errors import MissingFileError
-    from loraloom.studio.runs import find_run
-    from loraloom.studio.training import is_leader, launched_together
+    from loraloom.studio.runs.folder import find_run
+    from loraloom.studio.runs.training import is_leader, launched_together
 
     if not is_leader():
         return Path(text)
@@ -132,12 +129,6 @@ def _check_alone(
         raise SettingsError([f"the settings come from the run, not from {other}"], "changes are given as key=value")
 
 
-def _run_and_step(text: str) -> tuple[str, int | None]:
-    """``RUN`` or ``RUN@STEP``; the name of a run may hold an @ itself."""
-    run, at, step = text.rpartition("@")
-    return (run, int(step)) if at and step.isdecimal() else (text, None)
-
-
 def _plot_rates(settings: TrainSettings) -> None:
     from loraloom.studio.planned_rates import plan_rates, rate_lines, write_rates
 
@@ -147,19 +138,20 @@ def _plot_rates(settings: TrainSettings) -> None:
     typer.echo(f"drawing: {write_rates(settings, curves)}")
 
 
-def _by_recipe(path: Path | None, recipe: Path | None, like: Path | None, overrides: list[str]) -> TrainSettings:
-    """The settings of another program's recipe or of a LoRA file, with what became of it printed."""
-    from rich.console import Console
+def _chosen_settings(path: Path | None, recipe: Path | None, like: Path | None, overrides: list[str]) -> TrainSettings:
+    """The settings of a run; where they are another program's or a LoRA's, with what became of those printed."""
+    from loraloom.studio.recipes import choose_recipe
+    from loraloom.studio.runs.training import is_leader
+    from loraloom.training.settings import TrainSettings
 
-    from loraloom.cli.recipes import show_account
-    from loraloom.studio.recipes import read_recipe
-    from loraloom.studio.training import is_leader
-
-    given = [str(file) for file in (path, recipe, like) if file is not None]
-    if len(given) > 1:
-        raise SettingsError([f"settings come from one file; these were given: {', '.join(given)}"], "name one of them")
-    found = read_recipe(recipe or like or Path(), only_lora=like is not None)
+    found = choose_recipe(path, recipe, like)
+    if found is None:
+        return TrainSettings.load(path, overrides)
     if is_leader():
+        from rich.console import Console
+
+        from loraloom.cli.recipes import show_account
+
         show_account(found, Console(stderr=True, highlight=False, emoji=False))
     return found.finished(overrides)
 

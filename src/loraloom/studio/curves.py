@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from loraloom.events import Event, StepFinished, ValidationMeasured
 from loraloom.formats.files import atomic_writer
-from loraloom.studio.project import RunFolder
+from loraloom.studio.runs.log import RunLog, current_events
 
 __all__ = [
     "CURVES_NAME",
@@ -89,15 +89,12 @@ class Plot:
 
 
 def read_curves(events: Iterable[Event]) -> Curves:
-    """The curves of a run's events. Steps that were taken again after a resume count as they were taken last."""
+    """The curves of a run's events, of which those count that are not superseded."""
     found: list[StepFinished] = []
     checked: dict[int, float] = {}
-    for event in events:
+    for event in current_events(events):
         if isinstance(event, StepFinished) and math.isfinite(event.loss):
-            while found and found[-1].step >= event.step:
-                found.pop()
             found.append(event)
-            checked = {step: loss for step, loss in checked.items() if step < event.step}
         elif isinstance(event, ValidationMeasured) and math.isfinite(event.loss):
             checked[event.step] = event.loss
     parts = dict.fromkeys(part for event in found for part in event.learning_rates)
@@ -208,7 +205,7 @@ def _validation(curves: Curves, more: Mapping[str, Series] | None) -> dict[str, 
 
 def write_curves(folder: Path, *, validation: Mapping[str, Series] | None = None) -> Path | None:
     """Draw the curves of a run folder into its ``curves.png``; None when no step was taken yet. OutputError."""
-    curves = read_curves(RunFolder(folder).events())
+    curves = read_curves(RunLog(folder).events())
     if not curves.steps:
         return None
     image = draw_curves(curves, validation=validation, title=folder.name)

@@ -29,9 +29,9 @@ from loraloom.hardware import choose_device, one_thread
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.studio.curves import CURVES_NAME, read_curves, sparkline
 from loraloom.studio.embedded import write_checkpoint
-from loraloom.studio.project import RunFolder
+from loraloom.studio.runs.log import RunLog
+from loraloom.studio.runs.training import run_training
 from loraloom.studio.stopping import heeding
-from loraloom.studio.training import run_training
 from loraloom.studio.weights import merge_loras
 from loraloom.training.settings import TrainSettings
 
@@ -323,7 +323,7 @@ def _train(
     doors.go_on()
     if result.lora is None:
         raise OutputError("the training was ended without a LoRA", "run the demo again in another folder")
-    curves = read_curves(RunFolder(result.folder).events())
+    curves = read_curves(RunLog(result.folder).events())
     values = [mean for _, mean in curves.means]
     say(f"   The loss, averaged: {values[0]:.3f} {sparkline(values)} {values[-1]:.3f}")
     say(

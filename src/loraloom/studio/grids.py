@@ -204,11 +204,11 @@ def _with_lora(prompt: str, lora: str, chosen: Mapping[str, str]) -> str:
 
 def _files_of_run(run: Path | None) -> dict[str, Path]:
     """The LoRA that a run saved last in each epoch."""
-    from loraloom.studio.project import RunFolder
+    from loraloom.studio.runs.log import RunLog
 
     if run is None:
         raise SettingsError(["the axis epoch needs the run that saved them"], Sentence(Action.NAME_RUN))
-    saved = [event for event in RunFolder(run).events() if isinstance(event, WeightsSaved)]
+    saved = [event for event in RunLog(run).events() if isinstance(event, WeightsSaved)]
     paths = {str(event.epoch): _in_run(run, event.path) for event in saved}
     found = {epoch: path for epoch, path in paths.items() if path.is_file()}
     if not found:

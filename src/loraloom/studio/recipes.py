@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraloom.errors import OutputError
+from loraloom.errors import OutputError, SettingsError
 from loraloom.formats.files import write_text
 from loraloom.recipes.reading import read_recipe
 from loraloom.recipes.recipe import Recipe
 
-__all__ = ["Recipe", "read_recipe", "write_settings"]
+__all__ = ["Recipe", "choose_recipe", "read_recipe", "write_settings"]
+
+
+def choose_recipe(settings: Path | None, recipe: Path | None, lora: Path | None) -> Recipe | None:
+    """The recipe that a run is to be trained by: another program's, or that of a LoRA file.
+
+    None where neither is given; then the settings are those of the file ``settings``, or the usual ones. Raises
+    SettingsError where more than one of the three is given.
+    """
+    given = [str(file) for file in (settings, recipe, lora) if file is not None]
+    chosen = recipe or lora
+    if chosen is not None and len(given) > 1:
+        raise SettingsError([f"settings come from one file; these were given: {', '.join(given)}"], "name one of them")
+    return None if chosen is None else read_recipe(chosen, only_lora=lora is not None)
 
 
 def write_settings(recipe: Recipe, path: Path, overrides: Sequence[str] = ()) -> None:

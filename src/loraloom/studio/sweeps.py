@@ -23,9 +23,10 @@ from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeas
 from loraloom.formats.files import make_folder, write_text
 from loraloom.formats.room import Need, require_room
 from loraloom.studio.crash_report import write_report
-from loraloom.studio.project import RunFolder, check_run_name, with_absolute_paths
+from loraloom.studio.runs.folder import RunFolder, check_run_name, with_absolute_paths
+from loraloom.studio.runs.log import RunLog
+from loraloom.studio.runs.training import run_training, train_run
 from loraloom.studio.stopping import heeding
-from loraloom.studio.training import resume_training, run_training
 from loraloom.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _train(combination: Combination, listener: Listener, control: Control) -> st
     try:
         folder = _newest(combination)
         if folder is not None:
-            resume_training(folder, listener=listener, control=control)
+            train_run(folder, listener=listener, control=control)
         else:
             run_training(combination.settings, listener=listener, control=control)
     except (LoraloomError, OSError) as error:
@@ -308,7 +309,7 @@ def _finished(combination: Combination) -> Outcome | None:
     folder = _newest(combination)
     if folder is None:
         return None
-    events: list[Event] = list(RunFolder(folder).events())
+    events: list[Event] = RunLog(folder).events()
     ends = [event for event in events if isinstance(event, RunFinished) and not event.stopped]
     files = [Path(event.path) for event in events if isinstance(event, WeightsSaved) and event.final]
     if not ends or not files or not files[-1].is_file():

@@ -12,7 +12,8 @@ import pytest
 from loraloom.errors import OutputError, SettingsError
 from loraloom.events import Event, Notice, PreviewSaved, RunFinished, StepFinished
 from loraloom.generation.settings import GenerateSettings
-from loraloom.studio.project import EventLog, RunFolder, with_absolute_paths
+from loraloom.studio.runs.folder import RunFolder, with_absolute_paths
+from loraloom.studio.runs.log import EventLog, RunLog
 from loraloom.training.settings import TrainSettings
 
 EVENTS: list[Event] = [
@@ -32,7 +33,7 @@ def test_a_new_folder_with_its_parts(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "deep" / "runs", "cat", settings(tmp_path))
     assert folder.path == tmp_path / "deep" / "runs" / "cat"
     assert sorted(path.name for path in folder.path.iterdir()) == ["previews", "settings.toml", "weights"]
-    assert list(folder.events()) == []
+    assert list(RunLog(folder.path).events()) == []
 
 
 def test_no_run_overwrites_another(tmp_path: Path) -> None:
@@ -69,34 +70,34 @@ def test_paths_in_tuples_become_absolute(tmp_path: Path, monkeypatch: pytest.Mon
 def test_events_read_back(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "cat", settings(tmp_path))
     for events in (EVENTS[:2], EVENTS[2:]):  # a log that is opened again goes on
-        with EventLog(folder) as log:
+        with EventLog(folder.path) as log:
             for event in events:
                 log(event)
-    assert list(folder.events()) == EVENTS
-    for line in folder.events_path.read_bytes().rstrip(b"\n").split(b"\n"):
+    assert list(RunLog(folder.path).events()) == EVENTS
+    for line in (folder.path / "events.jsonl").read_bytes().rstrip(b"\n").split(b"\n"):
         assert json.loads(line)["event"]
 
 
 def test_each_event_is_on_the_disk_at_once(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "cat", settings(tmp_path))
-    with EventLog(folder) as log:
+    with EventLog(folder.path) as log:
         for count, event in enumerate(EVENTS, start=1):
             log(event)
-            assert list(folder.events()) == EVENTS[:count]
+            assert list(RunLog(folder.path).events()) == EVENTS[:count]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 30])
 def test_a_last_line_cut_short_is_left_out(cut: int, tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "cat", settings(tmp_path))
-    with EventLog(folder) as log:
+    with EventLog(folder.path) as log:
         for event in EVENTS[:3]:
             log(event)
-    raw = folder.events_path.read_bytes()
+    raw = (folder.path / "events.jsonl").read_bytes()
     last = raw[:-1].rfind(b"\n") + 1
-    folder.events_path.write_bytes(raw[: last + cut])
-    assert list(folder.events()) == EVENTS[:2]
-    folder.events_path.write_bytes(raw[: raw.index("猫".encode()) + 1])  # in the middle of a character
-    assert list(folder.events()) == EVENTS[:2]
+    (folder.path / "events.jsonl").write_bytes(raw[: last + cut])
+    assert list(RunLog(folder.path).events()) == EVENTS[:2]
+    (folder.path / "events.jsonl").write_bytes(raw[: raw.index("猫".encode()) + 1])  # in the middle of a character
+    assert list(RunLog(folder.path).events()) == EVENTS[:2]
 
 
 def test_lines_of_other_programs_are_left_out(tmp_path: Path) -> None:
@@ -109,21 +110,21 @@ def test_lines_of_other_programs_are_left_out(tmp_path: Path) -> None:
         '{"event": "Notice"}',
         '{"event": "Notice", "text": "x", "new": 1}',
     ]
-    folder.events_path.write_text("\n".join(lines), encoding="utf-8")
-    assert list(folder.events()) == [Notice("x")]
+    (folder.path / "events.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert list(RunLog(folder.path).events()) == [Notice("x")]
 
 
 def test_names_that_are_no_unicode(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "cat", settings(tmp_path))
     notice = Notice("caf\udce9.png was skipped")
-    with EventLog(folder) as log:
+    with EventLog(folder.path) as log:
         log(notice)
-    assert list(folder.events()) == [notice]
+    assert list(RunLog(folder.path).events()) == [notice]
 
 
 def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "deep" / "runs", "cat", settings(tmp_path))
-    with EventLog(folder) as log:
+    with EventLog(folder.path) as log:
         log(EVENTS[0])
     folder.discard()
     assert list(tmp_path.iterdir()) == []
@@ -168,9 +169,9 @@ def test_a_folder_that_cannot_be_made_leaves_none_of_its_parents(tmp_path: Path)
 
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "cat", settings(tmp_path))
-    folder.events_path.mkdir()
+    (folder.path / "events.jsonl").mkdir()
     with pytest.raises(OutputError, match=r"events\.jsonl"):
-        EventLog(folder)
+        EventLog(folder.path)
 
 
 def test_a_full_disk_costs_events_but_never_tears_later_ones(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_a_full_disk_costs_events_but_never_tears_later_ones(tmp_path: Path) -> 
             raise OSError(errno.ENOSPC, "No space left on device")
 
     folder = RunFolder.create(tmp_path, "cat", settings(tmp_path))
-    with EventLog(folder) as log:
+    with EventLog(folder.path) as log:
         log(EVENTS[0])
         file, log._file = log._file, Full()
         with pytest.raises(OutputError, match="No space left"):
@@ -187,4 +188,4 @@ def test_a_full_disk_costs_events_but_never_tears_later_ones(tmp_path: Path) -> 
         log._file = file
         file.write('{"event": "StepFin')  # as much as still fitted
         log(EVENTS[2])
-    assert list(folder.events()) == [EVENTS[0], EVENTS[2]]
+    assert list(RunLog(folder.path).events()) == [EVENTS[0], EVENTS[2]]

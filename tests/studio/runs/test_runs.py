@@ -25,9 +25,10 @@ from loraloom.events import (
     StepFinished,
     ValidationMeasured,
 )
-from loraloom.studio.project import EventLog, RunFolder
-from loraloom.studio.run_control import FolderControl, RunLock, ask, is_trained
-from loraloom.studio.runs import find_run, list_runs, read_status
+from loraloom.studio.runs.control import FolderControl, RunLock, ask, is_trained
+from loraloom.studio.runs.folder import RunFolder, find_run
+from loraloom.studio.runs.log import EventLog, RunLog
+from loraloom.studio.runs.status import list_runs, read_status
 
 STARTED = RunStarted("x", 20, 5, 4, 4, 100)
 
@@ -40,7 +41,7 @@ def run(folder: Path, *events: Event) -> RunFolder:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.toml").write_text("", encoding="utf-8")
     found = RunFolder(folder)
-    with EventLog(found) as log:
+    with EventLog(found.path) as log:
         for event in events:
             log(event)
     return found
@@ -49,7 +50,7 @@ def run(folder: Path, *events: Event) -> RunFolder:
 HOLD = """
 import sys
 from pathlib import Path
-from loraloom.studio.run_control import RunLock
+from loraloom.studio.runs.control import RunLock
 with RunLock(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
@@ -167,19 +168,21 @@ def test_events_of_a_resumed_run_read_as_one_run(tmp_path: Path) -> None:
     folder = run(tmp_path, STARTED, step(1), step(2), step(3), PreviewSaved("p", "x", 3, 1), RunFailed(3, "x", ""))
     run(tmp_path, RunResumed(2, "state"), STARTED, step(3, 0.25), RunFinished(3, 6.0, True, 0.25))
     run(tmp_path, RunResumed(3), STARTED, step(4))
-    assert [event for event in folder.events() if isinstance(event, StepFinished)] == [
+    assert [event for event in RunLog(folder.path).events() if isinstance(event, StepFinished)] == [
         step(1), step(2), step(3, 0.25), step(4)
     ]  # fmt: skip
-    assert not [event for event in folder.events() if isinstance(event, (RunFailed, RunFinished, PreviewSaved))]
-    assert len(list(folder.recorded_events())) == 13
+    assert not [
+        event for event in RunLog(folder.path).events() if isinstance(event, (RunFailed, RunFinished, PreviewSaved))
+    ]
+    assert len(list(RunLog(folder.path).recorded())) == 13
 
 
 def test_a_torn_last_line_does_not_swallow_the_next(tmp_path: Path) -> None:
     folder = run(tmp_path, STARTED, step(1))
-    with folder.events_path.open("ab") as file:
+    with (folder.path / "events.jsonl").open("ab") as file:
         file.write(b'{"event": "StepFin')
     run(tmp_path, RunResumed(1), step(2))
-    assert [event.step for event in folder.events() if isinstance(event, StepFinished)] == [1, 2]
+    assert [event.step for event in RunLog(folder.path).events() if isinstance(event, StepFinished)] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from loraloom.errors import OutputError, ResumeError
 from loraloom.formats.files import write_text
 from loraloom.formats.locks import try_lock, unlock
 
-__all__ = ["CONTROL_FILES", "FolderControl", "Request", "RunLock", "ask", "is_trained"]
+__all__ = ["CONTROL_FILES", "FolderControl", "RunLock", "ask", "is_trained", "let_go_on"]
 
 LOCK, PROCESS, CONTROL = ".lock", "process.json", "control.json"
 CONTROL_FILES = (LOCK, PROCESS, CONTROL)
@@ -148,3 +148,11 @@ def ask(folder: Path, request: Request) -> None:
             if attempt == 9:
                 raise
             time.sleep(0.05)
+
+
+def let_go_on(folder: Path) -> bool:
+    """Ask the process that holds a paused run to go on; False where there is none, so that it can be trained here."""
+    if not is_trained(folder):
+        return False
+    ask(folder, Request.GO)
+    return True

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import tomlkit
 from tomlkit.items import Table
 
-from loraloom.errors import OutputError, SettingsError
-from loraloom.events import Event, RunFailed, RunFinished, RunResumed, from_record, to_record
+from loraloom.actions import Action, Sentence
+from loraloom.errors import MissingFileError, OutputError, SettingsError, nearest
 from loraloom.file_names import check_name
 from loraloom.formats.files import make_folder, write_text
 from loraloom.plain_data import shown
 from loraloom.settings import Settings
-from loraloom.studio.run_control import CONTROL_FILES
+from loraloom.studio.runs.control import CONTROL_FILES
+from loraloom.studio.runs.log import LOG_NAME
 
-__all__ = ["EventLog", "RunFolder", "check_run_name", "with_absolute_paths"]
+__all__ = ["RunFolder", "check_run_name", "find_run", "run_and_step", "run_folders", "with_absolute_paths"]
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 _HINT = "set output=FOLDER"
+_SETTINGS = "settings.toml"
 _PARTS = ("previews", "weights")
 
 
@@ -71,7 +71,20 @@ class RunFolder:
     @property
     def settings_path(self) -> Path:
         """Every setting of the run."""
-        return self.path / "settings.toml"
+        return self.path / _SETTINGS
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a run in the folder."""
+        try:
+            return self.settings_path.is_file()
+        except OSError:  # of somebody else, who lets nobody look inside
+            return False
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether no weights, previews or states were written into it."""
+        return not any(any((self.path / part).glob("*")) for part in (*_PARTS, "state"))
 
     def write_settings(self, settings: Settings) -> None:
         """Record the settings. What was left to be found out (the resolution) stays so, and is found out again."""
@@ -88,39 +101,38 @@ class RunFolder:
         if any(any((self.path / part).iterdir()) for part in _PARTS if (self.path / part).is_dir()):
             return
         with suppress(OSError):
-            for name in ("settings.toml", "events.jsonl", *CONTROL_FILES):
+            for name in (_SETTINGS, LOG_NAME, *CONTROL_FILES):
                 (self.path / name).unlink(missing_ok=True)
             for part in _PARTS:
                 (self.path / part).rmdir()
             for folder in (self.path, *self.made):
                 folder.rmdir()
 
-    @property
-    def events_path(self) -> Path:
-        """One JSON event a line."""
-        return self.path / "events.jsonl"
 
-    def recorded_events(self) -> Iterator[Event]:
-        """Every line of the log; a last line cut short by a crash is left out."""
-        if not self.events_path.exists():
-            return
-        # Not splitlines(): a prompt may hold other characters that count as line ends.
-        for line in self.events_path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            with suppress(ValueError, KeyError, TypeError):
-                yield from_record(json.loads(line))
+def find_run(text: str, output: Path = Path("runs")) -> Path:
+    """The run folder that ``text`` means: a path, or the name of a run in ``output``. MissingFileError otherwise."""
+    for candidate in (Path(text).expanduser(), output / text):
+        if RunFolder(candidate).is_there:
+            return candidate
+    names = [path.name for path in run_folders(output)]
+    close = nearest(text, names)
+    listed = Sentence(Action.LIST_RUNS, " lists them; give the folder of the run")
+    raise MissingFileError(f"there is no run {text!r}", f"did you mean {close[0]!r}?" if close else listed)
 
-    def events(self) -> Iterator[Event]:
-        """The events of the run as if it had never been interrupted.
 
-        Where it was resumed from a step, what was recorded of later steps before that is superseded and left out, and
-        so is that it had ended.
-        """
-        events: list[Event] = []
-        for event in self.recorded_events():
-            if isinstance(event, RunResumed):
-                events = [earlier for earlier in events if not _superseded(earlier, event.step)]
-            events.append(event)
-        yield from events
+def run_and_step(text: str) -> tuple[str, int | None]:
+    """``RUN`` or ``RUN@STEP`` taken apart; the name of a run may hold an @ itself."""
+    run, at, step = text.rpartition("@")
+    return (run, int(step)) if at and step.isdecimal() else (text, None)
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Every run folder in ``folder``, by name."""
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [path for path in inside if RunFolder(path).is_there]
 
 
 def check_run_name(name: str) -> None:
@@ -136,10 +148,6 @@ def _remove_empty(folders: Iterable[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
-
-
-def _superseded(event: Event, step: int) -> bool:
-    return isinstance(event, (RunFailed, RunFinished)) or getattr(event, "step", 0) > step
 
 
 def _exists(path: Path) -> bool:
@@ -162,48 +170,3 @@ def _absolute(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_absolute(item) for item in value)
     return value.expanduser().absolute() if isinstance(value, Path) else value
-
-
-def _ends_torn(path: Path) -> bool:
-    """Whether the last line was cut short by a crash: what is written next must begin a line of its own."""
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) != b"\n"
-
-
-class EventLog:
-    """The listener that writes a run's events to its folder, each as soon as it happens.
-
-    Raises OutputError for an event that cannot be written; later ones are written again when that is possible.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._path = folder.events_path
-        self._torn = False
-        try:
-            self._torn = _ends_torn(self._path)
-            # Names of files that are no valid Unicode become JSON escapes, and come back as they were.
-            self._file: TextIO = self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
-        except OSError as error:
-            raise OutputError(f"{self._path} cannot be written: {error.strerror}", "set output=FOLDER") from error
-
-    def __call__(self, event: Event) -> None:
-        line = json.dumps(to_record(event), ensure_ascii=False) + "\n"
-        try:
-            self._file.write(f"\n{line}" if self._torn else line)
-            self._file.flush()
-            self._torn = False
-        except OSError as error:
-            self._torn = True
-            raise OutputError(f"{self._path} cannot be written: {error.strerror}", "free some space") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(OSError):  # what could not be written was told when it happened
-            self._file.close()

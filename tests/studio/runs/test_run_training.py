@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from loraloom.errors import NotFiniteError, OutputError
-from loraloom.events import Event, Notice, RunFailed, RunStarted, StepFinished
-from loraloom.studio import training
-from loraloom.studio.project import EventLog, RunFolder
-from loraloom.studio.training import run_training
+from loraloom.events import Event, Notice, RunCreated, RunFailed, RunStarted, StepFinished
+from loraloom.studio.runs import record
+from loraloom.studio.runs.control import is_trained
+from loraloom.studio.runs.creation import create_run
+from loraloom.studio.runs.log import EventLog, RunLog
+from loraloom.studio.runs.status import list_runs
+from loraloom.studio.runs.training import run_training, train_run
 from loraloom.training.settings import TrainSettings
 
 STARTED = RunStarted("x", 3, 3, 1, 4, 100)
@@ -51,15 +54,22 @@ def test_a_failed_run_is_recorded(
     with pytest.raises(type(error)):
         run_training(settings, listener=heard.append)
     assert heard == [STARTED, STEP]
-    *before, failed = RunFolder(settings.output / "cat").events()
+    _, *before, failed = RunLog(settings.output / "cat").events()
     assert before == heard
     assert isinstance(failed, RunFailed)
     assert (failed.step, failed.problem) == (1, problem)
 
 
-@pytest.mark.parametrize("error", [NotFiniteError("x", "y"), KeyboardInterrupt(), ZeroDivisionError()])
-def test_a_run_that_never_began_leaves_no_folder(
-    error: BaseException, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("error", "state", "problem"),
+    [
+        (NotFiniteError("x", "y"), "failed", "x"),
+        (KeyboardInterrupt(), "interrupted", "interrupted"),
+        (ZeroDivisionError("z"), "failed", "ZeroDivisionError: z"),
+    ],
+)
+def test_the_record_of_a_run_that_never_began_stays(
+    error: BaseException, state: str, problem: str, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(listener: Callable[[Event], None]) -> Path:
         listener(Notice("reading"))
@@ -68,7 +78,14 @@ def test_a_run_that_never_began_leaves_no_folder(
     pretend(monkeypatch, fail)
     with pytest.raises(type(error)):
         run_training(settings)
-    assert list(tmp_path.iterdir()) == []
+    folder = settings.output / "cat"
+    assert TrainSettings.load(folder / "settings.toml").name == "cat"
+    created, notice, failed = RunLog(folder).events()
+    assert (created, notice) == (RunCreated(str(folder)), Notice("reading"))
+    assert isinstance(failed, RunFailed) and (failed.step, failed.problem) == (0, problem)
+    (status,) = list_runs(settings.output)
+    assert (status.name, status.state, status.problem) == ("cat", state, problem)
+    assert not is_trained(folder)
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_run(
@@ -82,10 +99,11 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(
             listener(event)
         return Path("lora.safetensors")
 
-    monkeypatch.setattr(training.EventLog, "__call__", full)
+    run = create_run(settings)
+    monkeypatch.setattr(record.EventLog, "__call__", full)
     pretend(monkeypatch, work)
     heard: list[Event] = []
-    assert run_training(settings, listener=heard.append).lora == Path("lora.safetensors")
+    assert train_run(run.path, listener=heard.append).lora == Path("lora.safetensors")
     (warning,) = (event for event in heard if isinstance(event, Notice))
     assert "the run goes on without it" in warning.text
     assert heard.count(STEP) == 2
@@ -126,7 +144,7 @@ def test_what_fails_after_a_failure_is_told_behind_it(
         "the record of the run: OSError: the listener could not be closed",
         "the learning curves: RuntimeError: the curves have a fault",
     ]
-    *_, last = RunFolder(settings.output / "cat").events()
+    *_, last = RunLog(settings.output / "cat").events()
     assert isinstance(last, RunFailed) and str(error) in last.problem
 
 

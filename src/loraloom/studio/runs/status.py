@@ -1,0 +1,171 @@
+"""What the runs of a folder have come to, folded from their events: from their files alone, or kept up to date."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from loraloom.errors import FileError, MissingFileError
+from loraloom.events import (
+    Event,
+    PreviewSaved,
+    RunCreated,
+    RunFailed,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    StepFinished,
+    ValidationMeasured,
+)
+from loraloom.studio.runs.control import is_trained
+from loraloom.studio.runs.folder import run_folders
+from loraloom.studio.runs.log import LOG_NAME, RunLog, is_superseded, went_back_to
+
+__all__ = ["RunStatus", "list_runs", "read_status"]
+
+_SPEED_STEPS = 50
+"""The time left is told from so many last steps."""
+_KINDS = frozenset(
+    {"RunCreated", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed"}
+    | {"StepFinished", "PreviewSaved", "ValidationMeasured"}
+)
+"""Events that a status is told by."""
+
+
+@dataclass(frozen=True)
+class _History:
+    """What counts of the past, to go back to where a run goes on from an earlier step."""
+
+    steps: tuple[StepFinished, ...] = ()
+    best: tuple[ValidationMeasured, ...] = ()
+    previews: tuple[PreviewSaved, ...] = ()
+
+    def until(self, step: int) -> _History:
+        return _History(
+            tuple(event for event in self.steps if not is_superseded(event, step)),
+            tuple(event for event in self.best if not is_superseded(event, step)),
+            tuple(event for event in self.previews if not is_superseded(event, step)),
+        )
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run. ``state``: queued, preparing, running, paused, stopped, finished, failed, interrupted.
+
+    A run is interrupted when it was left, or its process died, before it could save.
+    """
+
+    name: str
+    folder: Path
+    state: str = "preparing"
+    step: int = 0
+    total_steps: int | None = None
+    epoch: int = 0
+    epochs: int | None = None
+    loss: float | None = None
+    seconds_per_step: float | None = None
+    seconds_left: float | None = None
+    best_loss: float | None = None
+    """The best validation loss so far, and the epoch it was measured in."""
+    best_epoch: int | None = None
+    last_preview: str | None = None
+    problem: str = ""
+    """Of a failed run."""
+    needs_process: bool = field(default=True, repr=False)
+    """Whether the state is one of a process: without one, the run was interrupted."""
+    history: _History = field(default=_History(), repr=False, compare=False)
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        hidden = ("needs_process", "history")
+        record = {name: value for name, value in vars(self).items() if name not in hidden}
+        return {**record, "folder": str(self.folder)}
+
+    def after(self, event: Event) -> RunStatus:
+        """The status once ``event``, the next one of the log, has happened."""
+        status = self
+        step = went_back_to(event, self.step)
+        if step is not None:
+            status = replace(self, step=max(step, 0), history=self.history.until(step))
+        return status._with(event)._told()
+
+    def _with(self, event: Event) -> RunStatus:
+        history = self.history
+        match event:
+            case RunCreated():
+                return RunStatus(self.name, self.folder, "queued", needs_process=False)
+            case RunStarted():
+                return self._in("running", total_steps=event.total_steps, epochs=event.epochs)
+            case RunResumed():
+                return self._in("running" if self.total_steps is not None else "preparing")
+            case RunPaused():
+                return self._in("paused", needs_process=not event.freed)
+            case RunFinished():
+                return self._in("stopped" if event.stopped else "finished", needs_process=False)
+            case RunFailed():
+                state = "interrupted" if event.interrupted else "failed"
+                return replace(self._in(state, needs_process=False), problem=event.problem)
+            case StepFinished():
+                steps = (*history.steps, event)[-_SPEED_STEPS:]
+                return replace(self, step=int(event.step), history=replace(history, steps=steps))
+            case ValidationMeasured(is_best=True):
+                return replace(self, history=replace(history, best=(*history.best, event)))
+            case PreviewSaved():
+                return replace(self, history=replace(history, previews=(*history.previews, event)))
+        return self._in("preparing") if self.state == "queued" else self
+
+    def _in(self, state: str, *, needs_process: bool = True, **changes: Any) -> RunStatus:
+        return replace(self, state=state, needs_process=needs_process, problem="", **changes)
+
+    def _told(self) -> RunStatus:
+        """The same with what follows from the history."""
+        steps, best, previews = self.history.steps, self.history.best, self.history.previews
+        speed = sum(event.seconds for event in steps) / len(steps) if steps else None
+        is_known = speed is not None and self.total_steps is not None
+        return replace(
+            self,
+            epoch=int(steps[-1].epoch) if steps else 0,
+            loss=steps[-1].average_loss if steps else None,
+            seconds_per_step=speed,
+            seconds_left=(speed or 0.0) * max((self.total_steps or 0) - self.step, 0) if is_known else None,
+            best_loss=best[-1].loss if best else None,
+            best_epoch=best[-1].epoch if best else None,
+            last_preview=previews[-1].path if previews else None,
+        )
+
+    def seen(self, *, alive: bool) -> RunStatus:
+        """What it means that a process trains the run now, or (not ``alive``) that none does."""
+        if alive and not self.needs_process:
+            return replace(self, state="preparing")  # it is trained once more, and has not told of it yet
+        if not alive and self.needs_process:
+            return replace(self, state="interrupted")
+        return self
+
+
+def list_runs(folder: Path) -> list[RunStatus]:
+    """Every run in ``folder``, by name. MissingFileError when there is no such folder."""
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} is no folder of runs", "give the folder that output= named")
+    return [_status_or_problem(path) for path in run_folders(folder)]
+
+
+def _status_or_problem(folder: Path) -> RunStatus:
+    """The state of a run; one whose log cannot be understood says so, and the others are listed all the same."""
+    try:
+        return read_status(folder)
+    except (FileError, KeyError, TypeError, ValueError) as error:
+        problem = f"its {LOG_NAME} is damaged ({type(error).__name__}: {error})"
+        return RunStatus(folder.name, folder, "failed", problem=problem)
+
+
+def read_status(folder: Path, *, alive: bool | None = None) -> RunStatus:
+    """The state of one run, in one pass over its log. FileError where that cannot be read or understood.
+
+    ``alive``: whether a process trains it; None: to be found out.
+    """
+    status = RunStatus(folder.name, folder)
+    for event in RunLog(folder).outline(_KINDS, steps=_SPEED_STEPS):
+        status = status.after(event)
+    return status.seen(alive=is_trained(folder) if alive is None else alive)
