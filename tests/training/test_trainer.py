@@ -337,6 +337,7 @@ def test_the_end_between_two_steps_is_heard_there(
     (told,) = [event.text for event in only(events, Notice) if "was left out" in event.text]
     assert f"of step {epoch} was left out: the run was asked to end" in told
     assert control.begun == 1, "the rest was neither measured nor painted"
+    assert [event for event in only(events, PreviewSaved) if event.step == epoch] == [], "not even the one in progress"
     if wish is Request.LEAVE:
         assert events[-1] == RunPaused(epoch, freed=True)
     else:

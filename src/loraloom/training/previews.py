@@ -153,7 +153,7 @@ def paint_previews(
     Files are named by the epoch (``NAME_e000003_00.png``) or, with ``by_step``, by the step
     (``NAME_s00000500_00.png``); a weight other than 1 is added (``_w0.5``). Weight 0 is the checkpoint alone, the same
     at any time: painted once. ``best_step`` is that of the best validation loss so far, 0 where none is measured.
-    ``control`` is heeded before each picture.
+    ``control`` is heeded before each picture and between its steps.
     """
     preview = settings.preview
     was_training = {module: module.training for module in adapters.modules()}
@@ -169,7 +169,7 @@ def paint_previews(
                 heed(control)
                 attachment.set_weights(unet=weight, text_encoder=weight)
                 generate = preview_image_settings(prompt, preview, index, size, settings.clip_skip, prompt.text)
-                image = text_to_image(model, generate)[0]
+                image = text_to_image(model, generate, control=control)[0]
                 path = folder / f"{settings.name}_{when}_{index:02d}{tail}.png"
                 save_image(image.image, path, image.infotext)
                 paths.append(path)
