@@ -267,6 +267,53 @@ def test_layers_that_only_one_has_are_told(tmp_path: Path) -> None:
         create(start_from=path, include=("attn1",))
 
 
+def test_how_many_layers_only_one_has_is_told(tmp_path: Path) -> None:
+    """Of the file's layers those of attention to the text are trained, of the settings' those of the text encoder."""
+    path, source = stored(tmp_path, include=("attn2", "mlp"))
+    heard: list[Event] = []
+    adapters = create(heard.append, start_from=path, include=("attn2", "self_attn"))
+    both = len(source.targets.keys() & adapters.targets.keys())
+    lost, new = len(source) - both, len(adapters) - both
+    assert len({both, lost, new, len(source), len(adapters)}) == 5
+    assert [(event.text, event.level) for event in heard if isinstance(event, Notice)] == [
+        (
+            f"adapter.start_from: {lost} of the {len(source)} layers of {path} are not trained: "
+            "the new LoRA will not have them",
+            "warning",
+        ),
+        (f"adapter.start_from: {new} trained layers are not in {path}: they start new", "warning"),
+    ]
+
+
+def test_patterns_choose_among_the_layers_of_a_file_too(tmp_path: Path) -> None:
+    path, source = stored(tmp_path, include=("attn2", "mlp"))
+    assert ranks(create(start_from=path, rank_from_file=True, include=("attn2", "mlp"), rank=7)) == ranks(source)
+    assert ranks(create(start_from=path, rank_from_file=True, exclude=("attn1",), rank=7)) == ranks(source)
+    left = sum("mlp" in name for name in source.targets)
+    for more in ({"include": ("attn2",)}, {"exclude": ("mlp",)}):
+        with pytest.raises(AdapterError, match=f"leave out {left} of the {len(source)} layers"):
+            create(start_from=path, rank_from_file=True, **more)
+
+
+def test_a_layer_that_could_learn_nothing_is_no_start(tmp_path: Path) -> None:
+    path, source = stored(tmp_path, alpha=0.7)
+    name = sorted(source.targets)[3]
+    tensors = source.file_tensors() | {f"{name}.alpha": torch.tensor(0.0)}
+    write_adapter_file(path, tensors, metadata={}, dtype=torch.float32)
+    for more in ({}, {"rank_from_file": True}):
+        with pytest.raises(AdapterError, match=f"{name} of .* has alpha 0"):
+            create(start_from=path, **more)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_each_dropout_reaches_its_place(kind: str, tmp_path: Path) -> None:
+    path, _ = stored(tmp_path, kind=kind)
+    rates = {"dropout": 0.1, "rank_dropout": 0.2, "module_dropout": 0.3}
+    for more in ({}, {"start_from": path}, {"start_from": path, "rank_from_file": True}):
+        for _, adapter in create(kind=kind, **rates, **more).items():
+            assert (adapter.dropout, adapter.rank_dropout, adapter.module_dropout) == (0.1, 0.2, 0.3)
+
+
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     path, _ = stored(tmp_path, kind="loha")
     for more in ({}, {"rank_from_file": True}):
