@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from loraloom.diffusion.objectives import Prediction
+from loraloom.diffusion.objectives import Prediction, linear_denoiser_loss, logit_normal_density, min_snr_weights
 from loraloom.diffusion.schedules import NoiseSchedule
 from loraloom.errors import SettingsError
 from loraloom.models.conditioning import Conditioning
@@ -81,6 +81,29 @@ def test_importance_sampling_leaves_the_expected_loss(prediction: Prediction, we
     ratio = sampled.timestep_weights / (1.0 if plain.timestep_weights is None else plain.timestep_weights)
     assert float(ratio.max()) <= 1 / UNIFORM_SHARE + 1e-4
     assert float(sampled.density.max() / sampled.density[sampled.density > 0].min()) > 1.2
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_the_density_of_importance_sampling_by_hand(prediction: Prediction) -> None:
+    """A quarter uniform over the range, the rest as the expected loss times its weight; nothing outside."""
+    asked = objective(prediction, timestep_sampling="importance", min_snr_gamma=3.0, min_timestep=130, max_timestep=710)
+    every = torch.arange(1000)
+    expected = linear_denoiser_loss(SCHEDULE, prediction) * min_snr_weights(SCHEDULE, prediction, every, 3.0)
+    inside = (every >= 130) & (every < 710)
+    expected = torch.where(inside, expected, torch.zeros(1000, dtype=torch.float64))
+    wanted = 0.75 * expected / expected.sum() + 0.25 * inside / 580
+    torch.testing.assert_close(asked.density, wanted, rtol=1e-6, atol=0)
+    assert float(asked.density.sum()) == pytest.approx(1.0)
+
+
+def test_the_density_of_a_logit_normal_is_cut_to_the_range() -> None:
+    asked = objective(
+        timestep_sampling="logit_normal", logit_mean=0.4, logit_std=1.3, min_timestep=130, max_timestep=710
+    )
+    whole = logit_normal_density(1000, 0.4, 1.3)
+    wanted = torch.zeros(1000, dtype=torch.float64)
+    wanted[130:710] = whole[130:710] / whole[130:710].sum()
+    torch.testing.assert_close(asked.density, wanted, rtol=1e-9, atol=0)
 
 
 def test_draws_do_not_depend_on_the_batch_unless_stratified() -> None:
@@ -295,6 +318,13 @@ def test_the_prior_weight_changes_evenly(make_settings: MakeSettings) -> None:
     shorter = make_settings("prior_loss_weight=0.75", "objective.prior_loss_min=0.1", "objective.prior_loss_steps=6")
     assert [prior_weight(shorter, step, 11) for step in (0, 5, 10)] == pytest.approx([0.75, 0.1, 0.1])
     assert prior_weight(make_settings("prior_loss_weight=0.75"), 9, 10) == 0.75
+    for settings_of_one in (
+        settings,
+        make_settings("prior_loss_weight=0.75", "objective.prior_loss_min=0.1", "objective.prior_loss_steps=1"),
+    ):
+        assert prior_weight(settings_of_one, 0, 1) == 0.75, "a change in a single step has not begun"
+    rising = make_settings("prior_loss_weight=0.2", "objective.prior_loss_min=1.4", "objective.prior_loss_steps=4")
+    assert [prior_weight(rising, step, 100) for step in (0, 1, 2, 3, 99)] == pytest.approx([0.2, 0.6, 1.0, 1.4, 1.4])
 
 
 # ------------------------------------------------------------------------------------------------ what goes together
