@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ from loraloom.training.previews import parse_prompt, preview_prompts
 from loraloom.training.saving import remove_older
 from loraloom.training.settings import PreviewSettings, TrainSettings
 from loraloom.training.state import (
+    Identity,
     ResumePoint,
+    check_identity,
     find_state,
     load_optimizer,
     optimizer_options,
@@ -594,6 +597,56 @@ def test_groups_and_moments_go_by_name_and_not_by_place() -> None:
 
 
 # -- identity ----------------------------------------------------------------------------------------------------------
+
+
+BEFORE = Identity(
+    checkpoint="c", dataset="d", samples=dict.fromkeys(["a", "b", "c", "gone"], "1"),
+    settings={"seed": 4, "device": "cpu", "optimizer.lr": 0.3, "saving.keep": 2, "old": 1},
+).to_values()  # fmt: skip
+AFTER = Identity(
+    checkpoint="c", dataset="e", samples={"a": "1", "b": "2", "c": "2", "n1": "1", "n2": "1", "n3": "1", "n4": "1"},
+    settings={"seed": 4, "device": "cuda", "optimizer.lr": 0.7, "saving.keep": 5, "batch_size": 1},
+)  # fmt: skip
+PICTURES = "pictures or captions: 2 changed (b, c), 4 new (n1, n2, n3, ...), 1 missing (gone)"
+RATE = "optimizer.lr = 0.7 (it was 0.3)"
+ROUNDING = "device changed: results may differ by rounding"
+
+
+def test_what_differs_from_a_state_is_counted_and_named() -> None:
+    """Settings unknown on a side count as their default; free ones are told as changed and stop nobody."""
+    with pytest.raises(ResumeError) as caught:
+        check_identity(BEFORE, AFTER, ignore, force=False)
+    assert caught.value.problem == f"the run cannot go on exactly: {PICTURES}; {RATE}"
+    heard: list[Event] = []
+    changed = check_identity(BEFORE, AFTER, heard.append, force=True)
+    assert changed == ["device", "optimizer.lr", "saving.keep"]
+    told = [(event.text, event.level) for event in of(heard, Notice)]
+    assert told == [
+        (f"going on although {PICTURES}", "warning"),
+        (f"going on although {RATE}", "warning"),
+        (ROUNDING, "warning"),
+    ]
+
+
+def test_a_branch_is_told_what_differs_and_needs_the_same_checkpoint() -> None:
+    heard: list[Event] = []
+    check_identity(BEFORE, AFTER, heard.append, force=False, branch=True)
+    assert [event.text for event in of(heard, Notice)] == [
+        f"other than in the run it branches from: {PICTURES}",
+        f"other than in the run it branches from: {RATE}",
+    ]
+    other = replace(AFTER, checkpoint="another")
+    with pytest.raises(ResumeError) as caught:
+        check_identity(BEFORE, other, ignore, force=False, branch=True)
+    assert caught.value.problem == "the run cannot go on exactly: the checkpoint is another one"
+    three = replace(AFTER, samples={**AFTER.samples, "gone": "1"} | {"b": "1"})
+    del three.samples["n4"]  # type: ignore[attr-defined]
+    with pytest.raises(ResumeError, match=r"captions: 1 changed \(c\), 3 new \(n1, n2, n3\); opti"):
+        check_identity(BEFORE, three, ignore, force=False)
+    unknown = replace(AFTER, samples={})
+    with pytest.raises(ResumeError, match="the pictures or captions are not the same"):
+        check_identity(BEFORE, unknown, ignore, force=False)
+    check_identity(BEFORE, replace(unknown, dataset="d", settings=BEFORE["settings"]), ignore, force=False)
 
 
 def stopped(make_settings: MakeSettings, folder: Path, *overrides: str) -> TrainSettings:
