@@ -112,7 +112,7 @@ WHERE_A_NAME_RUNS_CODE = {
     "registry.py",  # targets written in this package, and entry points of packages that a person installed
     "training/optimizer_names.py",  # optimizer.name, which data may not choose freely: see settings.ClassPath
     "training/lr_schedules.py",  # lr_schedule.name, likewise
-    "recipes/sd_scripts.py",  # find_class: classes of two libraries that are named in the code
+    "recipes/sd_scripts_optimizer.py",  # find_class: classes of two libraries that are named in the code
 }
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loraloom.recipes.arguments import row_of
 from loraloom.recipes.dreambooth import CONFIG_NAMES
 from loraloom.recipes.gui import GUI_NAMES
 from loraloom.recipes.names import (
-    COMBINED,
     NETWORK_REASONS,
     SPELLINGS,
     TRAIN_NETWORK_ARGUMENTS,
     marked,
     reason_for,
 )
+from loraloom.recipes.rows import by_key
+from loraloom.recipes.sd_scripts import TABLE
 
+_TABLE = by_key(TABLE)
 PAGE = Path(__file__).parents[1] / "docs" / "coming-from.md"
 BEGIN, END = "<!-- table of names: begin -->", "<!-- table of names: end -->"
 
@@ -32,11 +35,10 @@ def with_table(text: str) -> str:
 
 def _here(name: str, *, network: bool = False) -> str:
     name = SPELLINGS.get(name, name)
-    if name in COMBINED:
-        return COMBINED[name]
-    if name in marked():
-        return f"`{marked()[name]}`"
-    return f"none: {reason_for(name, network=network)}"
+    row = _TABLE.get(name) or row_of(name, network=network)
+    if row is None or not (row.ours or name in _TABLE):
+        return f"none: {reason_for(name, network=network)}"
+    return row.remark or f"`{row.ours}`"
 
 
 def _arguments() -> list[str]:

@@ -17,7 +17,6 @@ import pytest
 
 from loraloom.errors import AdapterError, FileFormatError, MissingFileError, SettingsError
 from loraloom.recipes.names import (
-    COMBINED,
     NETWORK_REASONS,
     REASONS,
     SPELLINGS,
@@ -27,7 +26,9 @@ from loraloom.recipes.names import (
 )
 from loraloom.recipes.reading import read_recipe
 from loraloom.recipes.recipe import Recipe, field_rows, listed
+from loraloom.recipes.rows import by_key
 from loraloom.recipes.scripts import ONLY_IN_SCRIPTS
+from loraloom.recipes.sd_scripts import TABLE
 from loraloom.settings import SettingRow, read_toml
 from loraloom.training.record import RECORD, recorded_settings
 from loraloom.training.settings import TrainSettings
@@ -54,7 +55,7 @@ def test_every_argument_of_train_network_is_mapped_or_has_a_reason() -> None:
     nowhere = [
         name
         for name in (SPELLINGS.get(name, name) for name in TRAIN_NETWORK_ARGUMENTS)
-        if name not in marked() and name not in COMBINED and not reason_for(name)
+        if name not in marked() and name not in by_key(TABLE) and not reason_for(name)
     ]
     assert nowhere == []
     assert len(TRAIN_NETWORK_ARGUMENTS) == len(set(TRAIN_NETWORK_ARGUMENTS)) == 193
@@ -63,9 +64,9 @@ def test_every_argument_of_train_network_is_mapped_or_has_a_reason() -> None:
 def test_the_tables_name_settings_that_exist() -> None:
     paths = set(field_rows())
     assert set(marked().values()) <= paths
-    for text in COMBINED.values():
-        first = re.match(r"[a-z_]+\.[a-z_]+", text)
-        assert first is None or first.group() in paths, text
+    for row in TABLE:
+        first = re.match(r"[a-z_]+\.[a-z_]+", row.remark)
+        assert first is None or first.group() in paths, row.remark
     assert not [reason for reason in (REASONS | NETWORK_REASONS).values() if not reason.strip()]
     assert all(
         name in TRAIN_NETWORK_ARGUMENTS or name in marked() or name in REASONS

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from loraloom.errors import LoraloomError
-from loraloom.recipes import dreambooth, dreambooth_concepts, onetrainer, onetrainer_concepts
+from loraloom.recipes import dreambooth, dreambooth_concepts, onetrainer, onetrainer_concepts, sd_scripts
+from loraloom.recipes.arguments import row_of
+from loraloom.recipes.names import REASONS, marked
 from loraloom.recipes.reading import read_recipe
 from loraloom.recipes.recipe import Recipe, field_rows
 from loraloom.recipes.rows import Row
@@ -24,6 +26,7 @@ VALUES: tuple[Any, ...] = (
 """One of these means something to each key."""
 
 TABLES = {
+    "sd-scripts": sd_scripts.TABLE,
     "OneTrainer": onetrainer.TABLE,
     "a concept of OneTrainer": onetrainer_concepts.CONCEPT,
     "pictures of a concept of OneTrainer": onetrainer_concepts.IMAGE,
@@ -69,6 +72,20 @@ def is_read(path: Path, row: Row, base: Any, with_value: Callable[[Any], Any]) -
 ONETRAINER = {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "peft_type": "LOKR", "lora_rank": None}
 CONCEPT = {"instance_data_dir": "img", "instance_prompt": "a [filewords]", "num_class_images": 5}
 EXTENSION = {"concepts_list": [CONCEPT], "num_train_epochs": 3, "use_lora": True}
+
+
+def arguments_of_sd_scripts() -> list[Row]:
+    """The table, then every mark and every reason."""
+    names = [*marked(), *REASONS]
+    alone = [row for name in dict.fromkeys(names) if (row := row_of(name)) is not None]
+    return list({row.key: row for row in [*alone, *sd_scripts.TABLE]}.values())
+
+
+@pytest.mark.parametrize("row", arguments_of_sd_scripts(), ids=lambda row: row.key)
+def test_every_argument_of_sd_scripts_is_read(tmp_path: Path, row: Row) -> None:
+    base = {"network_module": "networks.lora", "network_dim": 3, "base_weights": "a.safetensors", "seed": 3}
+    base = {key: value for key, value in base.items() if key != row.key}
+    assert is_read(tmp_path / "a.json", row, base, lambda value: {**base, row.key: value})
 
 
 @pytest.mark.parametrize("row", onetrainer.TABLE, ids=lambda row: row.key)

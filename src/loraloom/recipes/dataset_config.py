@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from loraloom.errors import FileFormatError
 from loraloom.plain_data import shown
+from loraloom.recipes.arguments import take_one
 from loraloom.recipes.names import marked, reason_for, unknown
 from loraloom.recipes.recipe import Item, Items, Mapped, Recipe, _coerced, is_nothing, resolved
 
@@ -288,8 +289,6 @@ def _once_for_all(subsets: list[_Subset], base: Items, recipe: Recipe, told: set
 
     ``base``: what holds for a dataset that says nothing.
     """
-    from loraloom.recipes.sd_scripts import take_one
-
     taken: dict[str, Item] = {}
     for subset in subsets:
         for name, item in subset.entries.items():

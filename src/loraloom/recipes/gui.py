@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraloom.plain_data import finite, shown
+from loraloom.recipes.arguments import is_default
 from loraloom.recipes.names import WHOLE_MODEL_RATES
 from loraloom.recipes.recipe import Item, Items, Recipe, is_nothing, listed
 from loraloom.recipes.scripts import command_arguments
-from loraloom.recipes.sd_scripts import is_default, items_of, take_arguments
+from loraloom.recipes.sd_scripts import items_of, take_arguments
 
 __all__ = ["GUI_NAMES", "is_gui_file", "take_gui_file"]
 

@@ -1,7 +1,8 @@
 """The table of names: which setting a key of sd-scripts is, and why the others are none.
 
-A key with a :class:`~loraloom.settings.Kohya` mark on a setting is taken over by that mark. The tables here hold what a
-mark cannot say: several keys that make one setting, other spellings, and the reason for each key that has no setting.
+A key with a :class:`~loraloom.settings.Kohya` mark on a setting is taken over by that mark. The tables here hold other
+spellings, and the reason for each key that has no setting. Keys that are read together are in the table of
+:mod:`~loraloom.recipes.sd_scripts`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from loraloom.recipes.recipe import field_rows, listed
 
 __all__ = [
     "ACCELERATE",
-    "COMBINED",
     "KINDS_NOT_OFFERED",
     "KOHYA_SAMPLERS",
     "REASONS",
@@ -50,42 +50,6 @@ SPELLINGS = {
 }
 """Other spellings, old ones and those of the guide's script, of sd-scripts' names."""
 
-COMBINED = {
-    "optimizer_type": "optimizer.name",
-    "use_8bit_adam": "optimizer.name = adamw_8bit",
-    "use_lion_optimizer": "optimizer.name = lion",
-    "optimizer_args": "optimizer.weight_decay, betas, eps, args",
-    "lr_scheduler": "lr_schedule.name",
-    "lr_scheduler_type": "lr_schedule.name",
-    "lr_scheduler_args": "lr_schedule.args",
-    "max_train_epochs": "epochs (unset where steps decides)",
-    "max_train_steps": "steps",
-    "text_encoder_lr": "optimizer.text_encoder_lr (0: adapter.text_encoder = false)",
-    "unet_lr": "optimizer.unet_lr (0: adapter.unet = false)",
-    "network_train_unet_only": "adapter.text_encoder = false",
-    "network_train_text_encoder_only": "adapter.unet = false",
-    "network_module": "adapter.kind",
-    "base_weights": "adapter.base_loras",
-    "base_weights_multiplier": "adapter.base_loras, behind each file's name",
-    "stop_text_encoder_training": "optimizer.text_encoder_stop (-1: adapter.text_encoder = false)",
-    "network_args": "the settings of the adapter, one by one",
-    "v_parameterization": "prediction = v",
-    "bucket_no_upscale": "dataset.upscale, the other way round",
-    "fp8_base": "quantize = int8",
-    "fp8_base_unet": "quantize = int8",
-    "caption_extension": "dataset.caption_extensions",
-    "masked_loss": "dataset.masks",
-    "conditioning_data_dir": "dataset.mask_folder",
-    "save_last_n_steps": "saving.keep_last, counted in files",
-    "save_state": "saving.state",
-    "save_state_on_train_end": "saving.state",
-    "sample_prompts": "preview.prompts or preview.file",
-    "sample_sampler": "preview.sampler",
-    "dataset_config": "dataset.concepts and what goes with them",
-    "config_file": "the file is read, and the command line goes on top",
-}
-"""Keys that are more than a rename, and what they become."""
-
 KOHYA_SAMPLERS = {
     "ddim": "DDIM",
     "euler": "Euler",
@@ -114,6 +78,23 @@ _RESUME = "a run goes on from its own folder: loraloom train --resume RUN"
 _PRECISION = "the LoRA itself stays in fp32 here, which costs little memory; mixed_precision decides the rest"
 _METADATA = "not written into the file's metadata"
 _OTHER_FAMILY = "belongs to a family of models that is not trained here (SD3, FLUX and others)"
+
+_WHOLE_MODEL = "for training the whole model (method=full); this recipe is for a LoRA, and text_encoder_lr counts"
+
+WHOLE_MODEL_RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
+"""Rates of the text encoders in sd-scripts' programs for whole models."""
+ACCELERATE = listed(
+    "num_cpu_threads_per_process num_processes num_machines multi_gpu gpu_ids main_process_port main_process_ip "
+    "machine_rank dynamo_mode dynamo_use_fullgraph dynamo_use_dynamic extra_accelerate_launch_args use_deepspeed "
+    "use_cpu quiet same_network rdzv_backend"
+)
+"""Options of ``accelerate launch``."""
+
+
+def _without(reason: str, keys: str) -> dict[str, str]:
+    """Keys that become no setting for one reason."""
+    return dict.fromkeys(listed(keys), reason)
+
 
 REASONS: dict[str, str] = {
     "v2": _DETECTED,
@@ -178,58 +159,36 @@ REASONS: dict[str, str] = {
     "sd_scripts_dir": "sd-scripts is not needed",
     "use_vae": "the checkpoint's own VAE encodes the pictures; put another one into the checkpoint",
     "logging_enabled": _LOG,
-}
-"""Why a key becomes no setting."""
-
-for _names, _reason in (
-    (
+    **_without(
+        _DISTRIBUTED,
         "deepspeed zero_stage offload_optimizer_device offload_optimizer_nvme_path offload_param_device "
         "offload_param_nvme_path zero3_save_16bit_model fp16_master_weights_and_gradients ddp_timeout "
         "ddp_gradient_as_bucket_view ddp_static_graph",
-        _DISTRIBUTED,
     ),
-    (
+    **_without(
+        _HUB,
         "huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token "
         "huggingface_repo_visibility save_state_to_huggingface async_upload",
-        _HUB,
     ),
-    (
+    **_without(
+        _LOG,
         "logging_dir log_with log_prefix log_tracker_name log_tracker_config log_config wandb_run_name wandb_api_key "
         "use_wandb console_log_level console_log_file console_log_simple",
-        _LOG,
     ),
-):
-    REASONS.update(dict.fromkeys(_names.split(), _reason))
-
-WHOLE_MODEL_RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
-"""Rates of the text encoders in sd-scripts' programs for whole models."""
-for _listed, _reason in (
-    (
-        (*WHOLE_MODEL_RATES, "train_text_encoder"),
-        "for training the whole model (method=full); this recipe is for a LoRA, and text_encoder_lr counts",
-    ),
-    (listed("blockwise_fused_optimizers flux_fused_backward_pass fused_optimizer_groups"), "not offered"),
-    (
-        listed("init_word num_vectors_per_token template token_string weights"),
+    **dict.fromkeys((*WHOLE_MODEL_RATES, "train_text_encoder"), _WHOLE_MODEL),
+    **_without("not offered", "blockwise_fused_optimizers flux_fused_backward_pass fused_optimizer_groups"),
+    **_without(
         "for training an embedding, which is not offered",
+        "init_word num_vectors_per_token template token_string weights",
     ),
-    (
-        listed(
-            "create_caption create_buckets caption_metadata_filename latent_metadata_filename full_path "
-            "use_latent_files image_folder batch_size_finetune"
-        ),
+    **_without(
         "for files of captions and latents made beforehand; here captions are text files, and the run makes latents",
+        "create_caption create_buckets caption_metadata_filename latent_metadata_filename full_path "
+        "use_latent_files image_folder batch_size_finetune",
     ),
-):
-    REASONS.update(dict.fromkeys(_listed, _reason))
-
-ACCELERATE = listed(
-    "num_cpu_threads_per_process num_processes num_machines multi_gpu gpu_ids main_process_port main_process_ip "
-    "machine_rank dynamo_mode dynamo_use_fullgraph dynamo_use_dynamic extra_accelerate_launch_args use_deepspeed "
-    "use_cpu quiet same_network rdzv_backend"
-)
-"""Options of ``accelerate launch``."""
-REASONS.update(dict.fromkeys(ACCELERATE, "an option of accelerate, which is not used"))
+    **dict.fromkeys(ACCELERATE, "an option of accelerate, which is not used"),
+}
+"""Why a key becomes no setting."""
 
 _PLAIN = "adapter.kind=lora trains a plain LoRA instead"
 _TURNS = "which turns weights instead of adding to them, is not offered: adapter.kind=lokr or dora is nearest to it"
