@@ -40,6 +40,15 @@ class Action(Enum):
     START_CLUSTER = "start a cluster"
 
     LIST_SETTINGS = "the reference of the settings"
+    PRINT_SETTINGS = "the settings have a file to fill in"
+
+    TRAIN_FILE = "train with it"
+    TRAIN_ON = "resume that run"
+    LAUNCH_TOGETHER = "a process for each"
+    IMPORT_RECIPE = "the import"
+    CHECK_DATASET = "the check of the dataset"
+    MAKE_CLASS_IMAGES = "make class images"
+    PAINT_LIKE = "generating with its settings"
 
     NAME_OUTPUT = "for the pictures"
     NAME_INDEX = "for the index"
@@ -51,8 +60,10 @@ class Action(Enum):
     HASH_FILE = "computing it"
     LIST_METADATA = "the list of its metadata"
     NAME_LORAS = "a LoRA and its weight"
+    MERGE_LORAS = "a merge"
     MERGE_PRECISION = "float"
     EXTRACT_LORA = "extract"
+    RESIZE_LORA = "a resize"
     CONVERT_LORA = "a conversion"
     CONVERT_TO_DIFFUSERS = "a conversion to diffusers' form"
 

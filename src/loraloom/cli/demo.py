@@ -56,7 +56,27 @@ def demo(
             control=stop,
         )
 
+    for line in _with_your_own(character=character):
+        say(line)
     say(f"Everything is in {result.folder}, made in {result.seconds:.0f} s. To look at first:")
     say(f"   {result.weights_sheet}   the LoRA's work")
     say(f"   {result.epochs_sheet}    how it learned")
     say(f"   {result.curves}   the learning curves")
+
+
+def _with_your_own(*, character: bool) -> list[str]:
+    """The same again with pictures and a checkpoint of one's own, as commands."""
+    of_a_class = (
+        '   loraloom dataset class-images YOUR.safetensors FOLDER "photo of a man"   (the regularization images)'
+    )
+    lines = [
+        "6. Now with your own pictures and checkpoint",
+        "   Put 10 to 50 pictures into a folder 10_NAME, each with a .txt file of the same name: a caption with a",
+        "   trigger word of your own. Cut away what you never want to see. Then:",
+        "   loraloom dataset check FOLDER",
+        *([of_a_class] if character else []),
+        "   loraloom train checkpoint=YOUR.safetensors dataset.folder=FOLDER name=NAME \"preview.prompts=['PROMPT']\"",
+        '   loraloom generate YOUR.safetensors "what to see, <lora:NAME:0.8>" --lora-folder runs/NAME/weights',
+        "   loraloom merge YOUR.safetensors runs/NAME/weights/NAME.safetensors:0.8 -o merged.safetensors",
+    ]
+    return lines if character else [*lines, "   A person or a character instead of a style: loraloom demo --character"]

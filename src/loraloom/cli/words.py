@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from loraloom.actions import Action, Sentence, Words
 
 __all__ = ["WORDS", "worded"]
+
+
+def _make_class_images(values: Mapping[str, str]) -> str:
+    """As it is typed: what is known of it in its place, the whole where all is."""
+    if "folder" not in values:
+        return "loraloom dataset class-images" + (f" ... --count {values['count']}" if "count" in values else "")
+    words = ["loraloom", "dataset", "class-images", values["checkpoint"], values["folder"], values["prompt"]]
+    for option in ("output", "trigger", "count"):
+        words += [f"--{option}", values[option]] if option in values else []
+    words += [f"{name}={values[name]}" for name in ("negative_prompt", "cfg_scale", "steps") if name in values]
+    return " ".join(word if re.fullmatch(r"[\w.,:/\\=+-]+", word) else f'"{word}"' for word in words)
+
 
 WORDS: Words = {
     Action.LIST_RUNS: "`loraloom runs`",
@@ -18,17 +33,27 @@ WORDS: Words = {
     Action.MEETING_PLACE: "check --nnodes, --rdzv-endpoint",
     Action.START_CLUSTER: "`ray start --head`",
     Action.LIST_SETTINGS: "`loraloom settings`",
+    Action.PRINT_SETTINGS: "loraloom settings --toml prints a file to fill in",
+    Action.TRAIN_FILE: "loraloom train {file}",
+    Action.TRAIN_ON: "loraloom train --resume RUN",
+    Action.LAUNCH_TOGETHER: "torchrun -m loraloom train",
+    Action.IMPORT_RECIPE: "loraloom train --import",
+    Action.CHECK_DATASET: "loraloom dataset check FOLDER",
+    Action.MAKE_CLASS_IMAGES: _make_class_images,
+    Action.PAINT_LIKE: "loraloom generate --like {image}",
     Action.NAME_OUTPUT: "with --output",
     Action.NAME_INDEX: "with --index",
     Action.NAME_DEMO_FOLDER: "name another folder: loraloom demo FOLDER",
     Action.SCAN_LIBRARY: "loraloom library scan FOLDER",
     Action.SEARCH_LIBRARY: "`loraloom library search`",
-    Action.INSPECT_FILE: "`loraloom inspect FILE`",
+    Action.INSPECT_FILE: "`loraloom inspect {file}`",
     Action.HASH_FILE: "--hash",
     Action.LIST_METADATA: "`loraloom metadata FILE`",
     Action.NAME_LORAS: "loraloom merge CHECKPOINT LORA:0.8 -o OUT.safetensors",
+    Action.MERGE_LORAS: "loraloom merge",
     Action.MERGE_PRECISION: "--precision float",
     Action.EXTRACT_LORA: "`loraloom extract`",
+    Action.RESIZE_LORA: "loraloom resize",
     Action.CONVERT_LORA: "`loraloom convert`",
     Action.CONVERT_TO_DIFFUSERS: "`loraloom convert --to diffusers`",
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraloom.actions import Action, Sentence
 from loraloom.plain_data import finite, shown
 from loraloom.recipes.names import REASONS, unknown
 from loraloom.recipes.recipe import Item, Items, Mapped, Recipe, exists, is_nothing, listed, resolved
@@ -93,8 +94,10 @@ _REASONS = {
     "enable_npu_flash_attention": REASONS["xformers"],
     "local_rank": "several GPUs are used with torchrun",
     "debug_loss": "every run logs its losses",
-    "sample_batch_size": "regularization images are made before training: loraloom dataset class-images",
-    "prior_generation_precision": "regularization images are made before training: loraloom dataset class-images",
+    "sample_batch_size": Sentence("regularization images are made before training: ", Action.MAKE_CLASS_IMAGES),
+    "prior_generation_precision": Sentence(
+        "regularization images are made before training: ", Action.MAKE_CLASS_IMAGES
+    ),
     "tokenizer_name": "the tokenizer is part of the program",
     "tokenizer_max_length": "see max_token_length; unset: what the longest caption needs",
     "text_encoder_use_attention_mask": "captions are padded as programs that use the LoRA do",
@@ -349,7 +352,8 @@ class _Translation:
         if weight is not None:
             recipe.set("prior_loss_weight", weight.value, weight.key)
         if count is not None:
-            text = f"class images are made before training: loraloom dataset class-images ... --count {count.value}"
+            made = Action.MAKE_CLASS_IMAGES.of(count=count.value)
+            text = Sentence("class images are made before training: ", made)
             recipe.skip(count.key, text)
 
     # -- what comes out ----------------------------------------------------------------------------------------

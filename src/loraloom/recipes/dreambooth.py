@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import LoraloomError
 from loraloom.plain_data import finite, shown
 from loraloom.recipes.dreambooth_concepts import bare, is_concepts_list, take_concepts
@@ -395,12 +396,12 @@ def later(row: Row, file: _Config) -> None:
 
 _STATE = "a count or a place of that model, not a setting"
 _FULL = "for training the whole model (use_lora off); this recipe trains a LoRA"
-_CKPT = "training a LoRA writes a LoRA file; loraloom merge makes a checkpoint of it"
+_CKPT = Sentence("training a LoRA writes a LoRA file; ", Action.MERGE_LORAS, " makes a checkpoint of it")
 _ALWAYS = "what was trained is always written at the end and when a run is stopped; see saving.every_epochs"
 _STRENGTH = "the strength of a LoRA is chosen when it is used or merged"
 _ENCODED = "pictures are always encoded once, before the first step"
 _ONE_RANK = "settings of adapters cannot say it: one rank, adapter.rank, holds for U-Net and text encoder"
-_PAINTED = "regularization images are made before training: loraloom dataset class-images"
+_PAINTED = Sentence("regularization images are made before training: ", Action.MAKE_CLASS_IMAGES)
 _AVERAGE = "an average of the whole model (use_lora off); that of a LoRA is ema.enabled=true"
 
 TABLE = (
@@ -437,7 +438,7 @@ TABLE = (
         _STATE, "model_dir model_path revision lifetime_revision initial_revision total_steps epoch has_ema", later
     ),
     Row("model_type", "", later, "detected from the checkpoint"),
-    Row("snapshot", "", later, "a run goes on from its own folder: loraloom train --resume RUN"),
+    Row("snapshot", "", later, Sentence("a run goes on from its own folder: ", Action.TRAIN_ON)),
     Row("train_unfrozen", "", later, "all layers of the chosen parts are trained with method=full"),
     Row("custom_model_name", "", later, "see name"),
     Row("use_subdir", "", later, "every run has a folder of its own"),

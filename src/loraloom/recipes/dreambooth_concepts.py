@@ -5,12 +5,12 @@ Both the names of January 2023 and those of later versions are read.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraloom.actions import Action, Proposal, Sentence
 from loraloom.plain_data import finite, shown
 from loraloom.recipes.names import unknown
 from loraloom.recipes.recipe import Item, Mapped, Recipe, exists, is_nothing, resolved
@@ -171,8 +171,7 @@ def _painted_folder(name: str, entry: _Concept) -> str:
     if found:
         entry.recipe.change(key, f"empty: {found}, where that program paints them")
     else:
-        command = _command(entry)
-        note = f"empty, and no class images were found. Paint them, then import again: {command}"
+        note = Sentence("empty, and no class images were found. Paint them, then import again: ", _painting(entry))
         entry.recipe.change(key, note)
     return found
 
@@ -193,20 +192,23 @@ _OPTIONS_OF_PAINTING = {
 }
 
 
-def _command(entry: _Concept) -> str:
-    """What paints the class images of a concept, as it is typed."""
+def _painting(entry: _Concept) -> Proposal:
+    """What paints the class images of a concept."""
     folder, said = str(entry.concept["folder"]), entry.said
-    words = ["loraloom", "dataset", "class-images", str(entry.recipe.get("checkpoint") or "CHECKPOINT"), folder]
-    words += [entry.text("class_prompt") or entry.text("class_token") or _WORD, "--output", str(entry.painted[-1])]
-    if entry.text("instance_token"):
-        words += ["--trigger", entry.text("instance_token")]
+    known = {
+        "checkpoint": str(entry.recipe.get("checkpoint") or "CHECKPOINT"),
+        "folder": folder,
+        "prompt": entry.text("class_prompt") or entry.text("class_token") or _WORD,
+        "output": str(entry.painted[-1]),
+        "trigger": entry.text("instance_token"),
+        **{ours: entry.text(name) for name, ours in _OPTIONS_OF_PAINTING.items()},
+    }
     each = _wanted(said)
-    if each != 1 and "num_class_images_per" in said:
-        words += ["--count", str(round(each * _pictures_in(Path(folder)))) if exists(Path(folder)) else "COUNT"]
-    elif "num_class_images_per" not in said:
-        words += ["--count", str(round(each))]
-    words += [f"{ours}={entry.text(name)}" for name, ours in _OPTIONS_OF_PAINTING.items() if entry.text(name)]
-    return " ".join(word if re.fullmatch(r"[\w.,:/\\=+-]+", word) else f'"{word}"' for word in words)
+    if "num_class_images_per" not in said:
+        known["count"] = str(round(each))
+    elif each != 1:
+        known["count"] = str(round(each * _pictures_in(Path(folder)))) if exists(Path(folder)) else "COUNT"
+    return Action.MAKE_CLASS_IMAGES.of(**{name: value for name, value in known.items() if value})
 
 
 def _pictures_in(folder: Path) -> int:
@@ -335,7 +337,7 @@ def _not_known(name: str, entry: _Concept) -> None:
         entry.recipe.unknown.append(key)
 
 
-_GENERATED = "regularization images are made before training: loraloom dataset class-images"
+_GENERATED = Sentence("regularization images are made before training: ", Action.MAKE_CLASS_IMAGES)
 _STEPS = "a concept can end after a number of pictures shown: set its steps in the list of concepts"
 
 _TOGETHER = (

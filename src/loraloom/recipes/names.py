@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import nearest
 from loraloom.recipes.recipe import field_rows, listed
 
@@ -74,7 +75,7 @@ _SPEED = "not needed: attention is PyTorch's memory-efficient one"
 _LOG = "every run logs to its own folder (events.jsonl); other loggers read from there"
 _WORKERS = "not needed: pictures are encoded once before the first step, so nothing is loaded while training"
 _DETECTED = "detected from the checkpoint"
-_RESUME = "a run goes on from its own folder: loraloom train --resume RUN"
+_RESUME = Sentence("a run goes on from its own folder: ", Action.TRAIN_ON)
 _PRECISION = "the LoRA itself stays in fp32 here, which costs little memory; mixed_precision decides the rest"
 _METADATA = "not written into the file's metadata"
 _OTHER_FAMILY = "belongs to a family of models that is not trained here (SD3, FLUX and others)"
@@ -124,7 +125,7 @@ REASONS: dict[str, str] = {
     "full_bf16": _PRECISION,
     "fused_backward_pass": "not offered: gradients are kept until the step; those of a LoRA are small",
     "face_crop_aug_range": "random crops around faces are not offered; dataset.random_crop crops anywhere",
-    "debug_dataset": "loraloom dataset check FOLDER shows what a dataset is made of",
+    "debug_dataset": Sentence(Action.CHECK_DATASET, " shows what a dataset is made of"),
     "dataset_class": "a dataset cannot be given as Python code",
     "resize_interpolation": "chosen by the program: pictures are shrunk and enlarged without moire",
     "no_token_padding": "captions are always padded, as programs that use the LoRA do",
@@ -134,7 +135,7 @@ REASONS: dict[str, str] = {
     "no_metadata": "the metadata is always written; it holds no folder names beyond the last one",
     "metadata_usage_hint": _METADATA,
     "metadata_thumbnail": _METADATA,
-    "metadata_merged_from": "written by loraloom merge, not by training",
+    "metadata_merged_from": Sentence("written by ", Action.MERGE_LORAS, ", not by training"),
     "metadata_preprocessor": _METADATA,
     "metadata_is_negative_embedding": "a LoRA is no embedding",
     "use_safetensors": "saving.format is safetensors unless it says otherwise",
@@ -145,7 +146,7 @@ REASONS: dict[str, str] = {
     "initial_step": _RESUME,
     "skip_until_initial_step": _RESUME,
     "max_validation_steps": "all held-out pictures are measured",
-    "output_config": "loraloom settings --toml prints a settings file",
+    "output_config": Sentence(Action.PRINT_SETTINGS),
     "mode_scale": _OTHER_FAMILY,
     "model_train_type": "see method and adapter.kind",
     "blocks_to_swap": "low_memory=true keeps each part on the device only while it is used",
@@ -193,8 +194,11 @@ REASONS: dict[str, str] = {
 _PLAIN = "adapter.kind=lora trains a plain LoRA instead"
 _TURNS = "which turns weights instead of adding to them, is not offered: adapter.kind=lokr or dora is nearest to it"
 KINDS_NOT_OFFERED = {
-    "dylora": f"DyLoRA, which learns all ranks up to its own at once, is not offered: {_PLAIN}, loraloom resize lowers "
-    "its rank afterwards",
+    "dylora": Sentence(
+        f"DyLoRA, which learns all ranks up to its own at once, is not offered: {_PLAIN}, ",
+        Action.RESIZE_LORA,
+        " lowers its rank afterwards",
+    ),
     "oft": f"OFT, {_TURNS}",
     "boft": f"BOFT, {_TURNS}",
     "glora": f"GLoRA is not offered: {_PLAIN}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import FileFormatError
 from loraloom.recipes import onetrainer_network as network
 from loraloom.recipes import onetrainer_pictures as pictures
@@ -118,7 +119,7 @@ _DISTURBED = (
     "objective.ip_noise_gamma disturbs what the model sees"
 )
 _EMBEDDING = "embeddings are not trained"
-_GPUS = "several GPUs: torchrun -m loraloom train"
+_GPUS = Sentence("several GPUs: ", Action.LAUNCH_TOGETHER)
 _IN_FP32 = "what is trained stays in fp32; mixed_precision decides the rest"
 _OFFLOADED = "not offered; gradient_checkpointing=full keeps fewest activations"
 _OUTSIDE = "the checkpoint's own answer outside of masks is not asked for"
@@ -139,7 +140,7 @@ _MODEL = (
         "output_model_format",
         "",
         network.file_format,
-        "files are written as sd-scripts does; loraloom convert makes others",
+        Sentence("files are written as sd-scripts does; ", Action.CONVERT_LORA, " makes others"),
     ),
 )
 
@@ -282,9 +283,9 @@ _THEN = (
 _ALONE = (
     # No settings, with the reason why; in brackets what asks for nothing, beside what is empty or off.
     Row("compile", "", _no_setting(), _CHOSEN),
-    Row("continue_last_backup", "", _no_setting(), "a run goes on from its own folder: loraloom train --resume RUN"),
+    Row("continue_last_backup", "", _no_setting(), Sentence("a run goes on from its own folder: ", Action.TRAIN_ON)),
     Row("custom_conditioning_image", "", _no_setting(), "pictures for conditioning are not used in training"),
-    Row("debug_mode", "", _no_setting(), "loraloom dataset check FOLDER shows what a dataset is made of"),
+    Row("debug_mode", "", _no_setting(), Sentence(Action.CHECK_DATASET, " shows what a dataset is made of")),
     Row("device_indexes", "", _no_setting(), _GPUS),
     Row("dynamic_timestep_shifting", "", _no_setting(), "not for Stable Diffusion"),
     Row("embedding_learning_rate", "", _no_setting(), _EMBEDDING),

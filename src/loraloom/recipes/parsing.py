@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraloom import plain_data
+from loraloom.actions import Action, Sentence
 from loraloom.errors import FileFormatError
 from loraloom.formats.image_texts import is_image
 from loraloom.plain_data import parse_toml
@@ -43,7 +44,8 @@ def read_document(path: Path) -> Document:
     if _holds_tensors(path):
         return Document(path, "lora")
     if is_image(path):
-        raise FileFormatError(f"{path} is a picture, no recipe", f"loraloom generate --like {path} paints one like it")
+        hint = Sentence(Action.PAINT_LIKE.of(image=path), " paints one like it")
+        raise FileFormatError(f"{path} is a picture, no recipe", hint)
     text = read_text(path, limit=MAX_BYTES)
     bare = _without_comments(text).strip()
     if not bare:

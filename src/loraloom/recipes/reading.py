@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import FileFormatError
 from loraloom.recipes.dataset_config import take_dataset_config
 from loraloom.recipes.diffusers_scripts import take_diffusers_script
@@ -37,7 +38,9 @@ def read_recipe(path: Path, *, only_lora: bool = False) -> Recipe:
     if document.kind == "lora":
         return _of_lora(path)
     if only_lora:
-        raise FileFormatError(f"{path} is no LoRA file", "loraloom train --import reads recipes of other programs")
+        raise FileFormatError(
+            f"{path} is no LoRA file", Sentence(Action.IMPORT_RECIPE, " reads recipes of other programs")
+        )
     recipe = Recipe(path, "")
     script, problem = _script_of(document, recipe)
     evidence = Evidence(document, script)

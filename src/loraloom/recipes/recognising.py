@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
+from loraloom.actions import Action, Sentence
 from loraloom.errors import FileFormatError
 from loraloom.recipes.dataset_config import is_dataset_config
 from loraloom.recipes.diffusers_scripts import SCRIPTS
@@ -187,12 +189,16 @@ def _are_captions(evidence: Evidence) -> bool:
     return bool(rows) and all(isinstance(row, Mapping) and is_row & set(row) for row in rows)
 
 
-_BY_HAND = "loraloom settings --toml prints a file to fill in"
+_BY_HAND = Action.PRINT_SETTINGS
 _OTHER_MODELS = "LoRAs for Stable Diffusion 1, 2 and XL are trained here"
 _CAPTIONS = "captions of many pictures in one file are dataset.captions.table=FILE"
 
 PROGRAMS: tuple[Program, ...] = (
-    Program("a settings file of this program already", lambda e: _is_own(e.table), hint="loraloom train FILE"),
+    Program(
+        "a settings file of this program already",
+        lambda e: _is_own(e.table),
+        hint=Sentence(Action.TRAIN_FILE.of(file="FILE")),
+    ),
     # Lists.
     Program(
         "SimpleTuner's list of data backends",
@@ -214,7 +220,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "a workflow of ComfyUI",
         _is_workflow,
-        hint="it paints pictures and trains nothing; loraloom generate --like IMAGE paints as an image was painted",
+        hint=Sentence("it paints pictures and trains nothing; ", Action.PAINT_LIKE, " paints as an image was painted"),
     ),
     Program(
         "the web UI's own configuration",
@@ -224,7 +230,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "the description of a PEFT adapter",
         lambda e: e.has("peft_type") and not e.has("training_method"),
-        hint="the weights are beside it: loraloom inspect adapter_model.safetensors",
+        hint=Sentence("the weights are beside it: ", Action.INSPECT_FILE.of(file="adapter_model.safetensors")),
     ),
     Program(
         "the description of a model in diffusers' or transformers' form",
@@ -243,10 +249,15 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "ai-toolkit's job",
         lambda e: e.has("job", "config") or (e.says(r"^job\s*:") and e.says(r"^\s*process\s*:")),
-        hint=f"{_BY_HAND}: adapter.rank is its network.linear, optimizer.lr its train.lr, steps its train.steps, "
-        "dataset.folder its folder_path",
+        hint=Sentence(
+            _BY_HAND,
+            ": adapter.rank is its network.linear, optimizer.lr its train.lr, steps its train.steps, "
+            "dataset.folder its folder_path",
+        ),
     ),
-    Program("a command line of ai-toolkit", lambda e: e.says(r"\brun\.py\s+\S+\.(ya?ml|json)"), hint=_BY_HAND),
+    Program(
+        "a command line of ai-toolkit", lambda e: e.says(r"\brun\.py\s+\S+\.(ya?ml|json)"), hint=Sentence(_BY_HAND)
+    ),
     Program(
         "SimpleTuner's configuration",
         lambda e: (
@@ -254,8 +265,11 @@ PROGRAMS: tuple[Program, ...] = (
             or "data_backend_config" in e.names
             or e.says(r"\bsimpletuner\s+train\b|^(export\s+)?(TRAINING_NUM_PROCESSES|DATALOADER_CONFIG|MODEL_FAMILY)=")
         ),
-        hint=f"{_BY_HAND}: adapter.rank is its lora_rank, optimizer.lr its learning_rate, steps its max_train_steps; "
-        "the pictures are in the file that data_backend_config names",
+        hint=Sentence(
+            _BY_HAND,
+            ": adapter.rank is its lora_rank, optimizer.lr its learning_rate, steps its max_train_steps; "
+            "the pictures are in the file that data_backend_config names",
+        ),
     ),
     Program(
         "a configuration of LyCORIS' wrapper",
@@ -265,14 +279,20 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "a JSON file of LoRA_Easy_Training_Scripts of early 2023",
         lambda e: e.has("net_dim") and bool({"img_folder", "base_model", "train_resolution"} & set(e.table)),
-        hint=f"{_BY_HAND}: adapter.rank is its net_dim, adapter.alpha its alpha, dataset.folder its img_folder; the "
-        "TOML files of later versions are read",
+        hint=Sentence(
+            _BY_HAND,
+            ": adapter.rank is its net_dim, adapter.alpha its alpha, dataset.folder its img_folder; the "
+            "TOML files of later versions are read",
+        ),
     ),
     Program(
         "EveryDream2's recipe",
         lambda e: _EVERYDREAM(e) >= 2 or e.has("base", "text_encoder_overrides"),
-        hint=f"{_BY_HAND}: it trains the whole model (method=full), dataset.folder is its data_root, epochs its "
-        "max_epochs, checkpoint its resume_ckpt",
+        hint=Sentence(
+            _BY_HAND,
+            ": it trains the whole model (method=full), dataset.folder is its data_root, epochs its "
+            "max_epochs, checkpoint its resume_ckpt",
+        ),
     ),
     Program(
         "diffusion-pipe's recipe",
@@ -287,8 +307,11 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "invoke-training's recipe",
         lambda e: e.says(r"^type\s*:\s*[A-Z]+_(LORA|TEXTUAL_INVERSION|FINETUNE|LORA_AND_TEXTUAL_INVERSION)\b"),
-        hint=f"{_BY_HAND}: adapter.rank is its lora_rank_dim, epochs its max_train_epochs; its metadata.jsonl is read "
-        "as dataset.captions.table",
+        hint=Sentence(
+            _BY_HAND,
+            ": adapter.rank is its lora_rank_dim, epochs its max_train_epochs; its metadata.jsonl is read "
+            "as dataset.captions.table",
+        ),
     ),
     Program(
         "a dataset file of musubi-tuner",
@@ -316,7 +339,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "cloneofsimo's command line",
         lambda e: e.program == "train_lora_dreambooth.py" or e.says(r"\blora_pti\b"),
-        hint=_BY_HAND,
+        hint=Sentence(_BY_HAND),
     ),
     # What is read, from the most peculiar to the most general.
     Program("sd_dreambooth_extension's db_config.json", lambda e: is_db_config(e.document.data), "db_config"),
@@ -355,12 +378,17 @@ def recognise(evidence: Evidence) -> Program | None:
     return next((program for program in PROGRAMS if program.is_its(evidence)), None)
 
 
+def _with_name(hint: str, path: Path) -> str:
+    """The hint with the file's name where it says FILE."""
+    return Sentence(hint).each(lambda text: text.replace("FILE", str(path)))
+
+
 def refusal(evidence: Evidence, program: Program | None) -> FileFormatError:
     """What to say of a file that is not read: whose it is and what to do, or that it is not known."""
     path = evidence.document.path
     if program is not None:
         more = "" if program is PROGRAMS[0] else ", which is not read here"
-        return FileFormatError(f"{path} is {program.name}{more}", program.hint.replace("FILE", str(path)))
+        return FileFormatError(f"{path} is {program.name}{more}", _with_name(program.hint, path))
     keys = sorted(evidence.names)
     examples = f": its settings ({', '.join(keys[:3])}) belong to none of them" if keys else ""
     return FileFormatError(f"{path} is no recipe that is known here{examples}", f"read are those of {READ}")

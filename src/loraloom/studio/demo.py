@@ -247,7 +247,6 @@ def _whole_job(folder: Path, plan: DemoPlan, epochs: int, doors: _Doors) -> Demo
     )
     say(f"   {report.changed} of {report.tensors} tensors changed: {merged}")
     say(f"   Its picture differs from the one on the fly by at most {difference} of 255: {merge_sheet}")
-    _explain_own(plan, doors)
     return DemoResult(
         folder=folder,
         checkpoint=checkpoint,
@@ -334,21 +333,6 @@ def _train(
     size, whole = (size_text(path.stat().st_size) for path in (result.lora, checkpoint))
     say(f"   {result.lora} ({size}; the checkpoint: {whole})")
     return result.folder, result.lora, previews
-
-
-def _explain_own(plan: DemoPlan, doors: _Doors) -> None:
-    say = doors.say
-    say("6. Now with your own pictures and checkpoint")
-    say("   Put 10 to 50 pictures into a folder 10_NAME, each with a .txt file of the same name: a caption with a")
-    say("   trigger word of your own. Cut away what you never want to see. Then:")
-    say("   loraloom dataset check FOLDER")
-    if plan.regularization_prompts:
-        say('   loraloom dataset class-images YOUR.safetensors FOLDER "photo of a man"   (the regularization images)')
-    say("   loraloom train checkpoint=YOUR.safetensors dataset.folder=FOLDER name=NAME \"preview.prompts=['PROMPT']\"")
-    say('   loraloom generate YOUR.safetensors "what to see, <lora:NAME:0.8>" --lora-folder runs/NAME/weights')
-    say("   loraloom merge YOUR.safetensors runs/NAME/weights/NAME.safetensors:0.8 -o merged.safetensors")
-    if not plan.regularization_prompts:
-        say("   A person or a character instead of a style: loraloom demo --character")
 
 
 def training_settings(
