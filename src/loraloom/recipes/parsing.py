@@ -44,8 +44,8 @@ def read_document(path: Path) -> Document:
     if _holds_tensors(path):
         return Document(path, "lora")
     if is_image(path):
-        hint = Sentence(Action.PAINT_LIKE.of(image=path), " paints one like it")
-        raise FileFormatError(f"{path} is a picture, no recipe", hint)
+        like_it = Sentence(Action.PAINT_LIKE.of(image=path), " paints one like it")
+        raise FileFormatError(f"{path} is a picture, no recipe", like_it)
     text = read_text(path, limit=MAX_BYTES)
     bare = _without_comments(text).strip()
     if not bare:
