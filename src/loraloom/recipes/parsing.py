@@ -40,7 +40,7 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """Tell what a file is and parse it. Errors name the line and the column."""
+    """Tell what a file is and parse it. Raises FileFormatError, which names the line and the column."""
     if _holds_tensors(path):
         return Document(path, "lora")
     if is_image(path):

@@ -60,7 +60,10 @@ class Script:
 
 
 def read_script(text: str, path: Path, recipe: Recipe) -> Script:
-    """Arguments of a script or of a bare command line, with the script's variables put in."""
+    """Arguments of a script or of a bare command line, with the script's variables put in.
+
+    Raises FileFormatError for text without arguments.
+    """
     language = _language(text)
     lines = _joined(text, language)
     variables: dict[str, Any] = {}

@@ -145,7 +145,8 @@ def scan(
     """Bring the index up to date with these folders and all inside them; files elsewhere stay as they are known.
 
     Only files that are new or changed are read. ``hashes`` adds the SHA-256 of every file that has none yet, which
-    reads all of it. A file that cannot be read is kept with the reason. Raises MissingFileError for a missing folder.
+    reads all of it. A file that cannot be read is kept with the reason. Raises MissingFileError for a missing folder,
+    SettingsError where none is named.
     """
     roots = [_resolved_folder(folder) for folder in folders]
     if not roots:
@@ -355,7 +356,10 @@ def _escaped(word: str) -> str:
 
 
 def show(name: str, *, index: Path | None = None) -> list[LibraryEntry]:
-    """What is known of a file: by its path, its name with or without suffix, or the beginning of a hash."""
+    """What is known of a file: by its path, its name with or without suffix, or the beginning of a hash.
+
+    Raises MissingFileError for a file that the index does not know.
+    """
     digits = name.lower()
     with _opened(index) as connection:
         if _is_hash(digits):
@@ -379,7 +383,10 @@ def show(name: str, *, index: Path | None = None) -> list[LibraryEntry]:
 
 
 def forget(paths: Sequence[Path], *, index: Path | None = None) -> int:
-    """Take files, or all inside of folders, out of the index; the files themselves stay. Returns how many it were."""
+    """Take files, or all inside of folders, out of the index; the files themselves stay. Returns how many there were.
+
+    Raises MissingFileError where the index knows none of them.
+    """
     resolved = [path.resolve() for path in paths]
     with _opened(index) as connection:
         inside = {entry.path for entry in _entries(connection, resolved)}

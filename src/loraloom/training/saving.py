@@ -97,7 +97,10 @@ def _rescue_folders(run: Path) -> Iterator[Path]:
 
 
 def save_whole(path: Path, facts: RunFacts) -> None:
-    """Write the model with its trained weights as a checkpoint, atomically, and see whether it reads back."""
+    """Write the model with its trained weights as a checkpoint, atomically, and see whether it reads back.
+
+    Raises OutputError where it does not.
+    """
     spec = {key: value.removesuffix("/lora") for key, value in run_metadata(facts).items() if "network" not in key}
     metadata = {**facts.model.checkpoint.metadata, **spec}
     save_checkpoint(facts.model, path, dtype=SAVE_TYPES[facts.settings.saving.precision], metadata=metadata)

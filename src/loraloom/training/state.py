@@ -228,7 +228,7 @@ def unsound(adapters: Mapping[str, Any], optimizer: Mapping[str, Any]) -> str:
 
 
 def largest_value(tensors: Iterable[Tensor]) -> float:
-    """The largest magnitude in floating point tensors; NaN or infinity where they hold it."""
+    """The largest magnitude in floating point tensors of any shape; NaN or infinity where they hold it."""
     largest = 0.0
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():

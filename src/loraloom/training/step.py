@@ -80,7 +80,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is asked of the model: which noise at which timestep, and how its answer is judged."""
+    """What is asked of the model: which noise at which timestep, and how its answer is judged.
+
+    Latents, noise and answers are (B, C, h, w), timesteps (B,).
+    """
 
     schedule: NoiseSchedule
     prediction: objectives.Prediction
