@@ -45,7 +45,10 @@ __all__ = [
 
 
 def parse_lora_weight(text: str) -> LoraWeight:
-    """``LORA``, ``LORA:0.8`` (both parts) or ``LORA:te:unet``; a path may hold colons itself (``C:\\loras\\x.pt``)."""
+    """``LORA``, ``LORA:0.8`` (both parts) or ``LORA:te:unet``; a path may hold colons itself (``C:\\loras\\x.pt``).
+
+    Raises SettingsError for weights that are no numbers.
+    """
     from loraloom.weights.merge import LoraWeight
 
     path, numbers = text, list[float]()

@@ -151,7 +151,7 @@ class Team:
         return travels.to(tensor.device)
 
     def copy_leader(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors, of any shape, with the leading process's: what two machines compute differs by rounding."""
+        """Overwrite tensors of any shape with the leading process's: what two machines compute differs by rounding."""
         if self.size == 1:
             return
         import torch
