@@ -196,7 +196,7 @@ def run_demo(
 
     ``say`` gets the explanations, ``show_dataset`` is asked to show the report on the dataset. Left out, ``epochs``
     are those of the plan. Raises Interrupted at the next event once ``control`` asks for the end; what is finished
-    stays.
+    stays. Raises OutputError for a folder that is there and not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists already", Sentence(Action.NAME_DEMO_FOLDER))
