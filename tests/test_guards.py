@@ -29,6 +29,7 @@ LONG_FILES = {
     "models/loaded.py": 700,
     "models/names.py": 700,
     "recipes/sd_scripts.py": 950,
+    "studio/demo.py": 600,
     "training/plan.py": 950,
     "training/settings.py": 600,
     "training/state.py": 750,
