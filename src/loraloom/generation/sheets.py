@@ -90,74 +90,145 @@ def lay_out_sheet(
     footer: str = "",
     text_px: int | None = None,
 ) -> SheetLayout:
-    """Where :func:`draw_sheet` puts everything, for those who want to find an image on a sheet again."""
+    """Where :func:`draw_sheet` puts everything, for those who want to find an image on a sheet again.
+
+    ValueError when there are more labels than rows or columns.
+    """
+    count = _count_columns(cells, rows, columns)
+    width_px, height_px = _usual_size(cells)
+    letters = _Letters(text_px or min(40, max(12, width_px // 14)))
+    gap = letters.gap
+
+    sides = [wrap_text(label, max(_LABEL_EMS * letters.px, width_px), letters.font) for label in rows]
+    side_px = max((letters.width(line) for lines in sides for line in lines), default=0)
+    left = gap + (side_px + gap if side_px else 0)
+    table = _columns(cells, [*columns, *[""] * (count - len(columns))], left, width_px, letters)
+
+    page_px = left + sum(column.slot + gap for column in table)
+    # A sheet of one narrow column still shows its title in readable lines.
+    page_px = max(page_px, min(24 * letters.px, max(letters.natural_width(text) for text in (title, footer)) + 2 * gap))
+
+    stack = _Stack(letters, page_px)
+    stack.add_text(title)
+    stack.add_heads(table)
+    boxes = []
+    for y, row in enumerate(cells):
+        height = max([image.height for image in row if image is not None], default=height_px)
+        boxes.append(stack.add_row(table, height, sides[y] if y < len(sides) else (), side_px))
+    stack.add_text(footer)
+
+    texts = tuple(stack.texts)
+    return SheetLayout((page_px, stack.top), tuple(boxes), tuple(text.box for text in texts), letters.px, texts)
+
+
+class _Letters:
+    """The letters of a sheet, and the distances that follow from their height."""
+
+    def __init__(self, px: int) -> None:
+        self.px = px
+        self.font = _font(px)
+        self.line_px = _line_px(px)
+        self.gap = max(4, px // 2)
+
+    def width(self, line: str) -> int:
+        """Of a line, in pixels."""
+        return round(self.font.getlength(line) + 0.5)
+
+    def natural_width(self, text: str) -> int:
+        """Of the widest line of a text that is not wrapped."""
+        return max((self.width(" ".join(line.split())) for line in text.strip().splitlines()), default=0)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of images: its place on the page, and what stands above it."""
+
+    left: int
+    slot: int
+    """The width that it has, of which its images may take less."""
+    image_px: int
+    """Width of its widest image."""
+    head: tuple[str, ...]
+
+    def cell(self, top: int, height: int) -> Box:
+        """The box of an image, in the middle of the slot."""
+        left = self.left + (self.slot - self.image_px) // 2
+        return left, top, left + self.image_px, top + height
+
+
+class _Stack:
+    """A page that is filled from top to bottom: whatever is added stands below what was added before."""
+
+    def __init__(self, letters: _Letters, page_px: int) -> None:
+        self._letters = letters
+        self._page_px = page_px
+        self.top = letters.gap
+        self.texts: list[_Text] = []
+
+    def add_text(self, text: str) -> None:
+        """A text over the whole width of the page."""
+        gap = self._letters.gap
+        lines = wrap_text(text, self._page_px - 2 * gap, self._letters.font)
+        if lines:
+            self._write(lines, gap, self._page_px - gap, self.top, centred=False)
+            self.top += self._height(lines) + gap
+
+    def add_heads(self, table: Sequence[_Column]) -> None:
+        """The labels of the columns, all of which end on one line."""
+        height = max(self._height(column.head) for column in table)
+        for column in table:
+            if column.head:
+                top = self.top + height - self._height(column.head)
+                self._write(column.head, column.left, column.left + column.slot, top, centred=True)
+        self.top += height + self._letters.gap if height else 0
+
+    def add_row(self, table: Sequence[_Column], height: int, side: tuple[str, ...], side_px: int) -> tuple[Box, ...]:
+        """A row of images with its label beside it, both in the middle of the taller one; the boxes of the images."""
+        gap = self._letters.gap
+        needed = max(height, self._height(side))
+        if side:
+            top = self.top + needed // 2 - self._height(side) // 2
+            self._write(side, gap, gap + side_px, top, centred=False)
+        upper = self.top + (needed - height) // 2
+        self.top += needed + gap
+        return tuple(column.cell(upper, height) for column in table)
+
+    def _height(self, lines: Sequence[str]) -> int:
+        return self._letters.line_px * len(lines)
+
+    def _write(self, lines: tuple[str, ...], left: int, right: int, top: int, *, centred: bool) -> None:
+        self.texts.append(_Text(lines, (left, top, right, top + self._height(lines)), centred))
+
+
+def _count_columns(cells: Cells, rows: Sequence[str], columns: Sequence[str]) -> int:
+    """How many columns there are; ValueError when there are more labels than rows, or fewer than columns."""
     count = max([len(columns), 1, *(len(row) for row in cells)])
     if len(rows) > len(cells):
         raise ValueError(f"{len(rows)} row labels for {len(cells)} rows")
     if columns and any(len(row) > len(columns) for row in cells):
         raise ValueError(f"{len(columns)} column labels for {count} columns")
+    return count
+
+
+def _usual_size(cells: Cells) -> tuple[int, int]:
+    """(width, height) in pixels of most images: what a missing one takes."""
     images = [image for row in cells for image in row if image is not None]
-    usual = (round(median(i.width for i in images)), round(median(i.height for i in images))) if images else None
-    width_px, height_px = usual or (_EMPTY_PX, _EMPTY_PX)
-    letters = text_px or min(40, max(12, width_px // 14))
-    font, line_px, gap = _font(letters), _line_px(letters), max(4, letters // 2)
+    if not images:
+        return _EMPTY_PX, _EMPTY_PX
+    return round(median(image.width for image in images)), round(median(image.height for image in images))
 
-    widths = [
-        max([i.width for row in cells for i in row[x : x + 1] if i is not None], default=width_px) for x in range(count)
-    ]
-    heights = [max([i.height for i in row if i is not None], default=height_px) for row in cells]
-    # Narrow images get wider slots where their label needs it, up to a limit; then the label is wrapped.
-    slots = [
-        max(width, min(_natural_width(font, label), _LABEL_EMS * letters))
-        for width, label in zip(widths, [*columns, *[""] * (count - len(columns))], strict=True)
-    ]
-    heads = [wrap_text(label, slot, font) for label, slot in zip(columns, slots, strict=False)]
-    sides = [wrap_text(label, max(_LABEL_EMS * letters, width_px), font) for label in rows]
-    side_px = max((round(font.getlength(line) + 0.5) for lines in sides for line in lines), default=0)
-    left = gap + (side_px + gap if side_px else 0)
-    page_px = left + sum(slots) + gap * count
-    # A sheet of one narrow column still shows its title in readable lines.
-    page_px = max(page_px, min(24 * letters, max(_natural_width(font, text) for text in (title, footer)) + 2 * gap))
 
-    texts, top = [], gap
-    above = wrap_text(title, page_px - 2 * gap, font)
-    if above:
-        bottom = top + line_px * len(above)
-        texts.append(_Text(above, (gap, top, page_px - gap, bottom), centred=False))
-        top = bottom + gap
-    head_px = line_px * max((len(lines) for lines in heads), default=0)
-    x = left
-    edges = []
-    for index, slot in enumerate(slots):
-        edges.append(x)
-        if index < len(heads) and heads[index]:
-            used = line_px * len(heads[index])
-            texts.append(_Text(heads[index], (x, top + head_px - used, x + slot, top + head_px), centred=True))
-        x += slot + gap
-    top += head_px + gap if head_px else 0
-
-    boxes = []
-    for y, height in enumerate(heights):
-        side = sides[y] if y < len(sides) else ()
-        needed = max(height, line_px * len(side))
-        middle = top + needed // 2
-        if side:
-            first = middle - line_px * len(side) // 2
-            texts.append(_Text(side, (gap, first, gap + side_px, first + line_px * len(side)), centred=False))
-        upper = top + (needed - height) // 2
-        boxes.append(
-            tuple(
-                (edge + (slot - width) // 2, upper, edge + (slot - width) // 2 + width, upper + height)
-                for edge, slot, width in zip(edges, slots, widths, strict=True)
-            )
-        )
-        top += needed + gap
-    below = wrap_text(footer, page_px - 2 * gap, font)
-    if below:
-        bottom = top + line_px * len(below)
-        texts.append(_Text(below, (gap, top, page_px - gap, bottom), centred=False))
-        top = bottom + gap
-    return SheetLayout((page_px, top), tuple(boxes), tuple(text.box for text in texts), letters, tuple(texts))
+def _columns(cells: Cells, labels: Sequence[str], left: int, usual_px: int, letters: _Letters) -> list[_Column]:
+    """The columns from left to right."""
+    table = []
+    for x, label in enumerate(labels):
+        images = [image for row in cells for image in row[x : x + 1] if image is not None]
+        image_px = max([image.width for image in images], default=usual_px)
+        # Narrow images get wider slots where their label needs it, up to a limit; then the label is wrapped.
+        slot = max(image_px, min(letters.natural_width(label), _LABEL_EMS * letters.px))
+        table.append(_Column(left, slot, image_px, wrap_text(label, slot, letters.font)))
+        left += slot + letters.gap
+    return table
 
 
 def wrap_text(text: str, width_px: float, font: Font) -> tuple[str, ...]:
@@ -182,10 +253,6 @@ def wrap_text(text: str, width_px: float, font: Font) -> tuple[str, ...]:
                 line = line[fits:]
         lines.append(line)
     return tuple(lines)
-
-
-def _natural_width(font: Font, text: str) -> int:
-    return max((round(font.getlength(" ".join(line.split())) + 0.5) for line in text.strip().splitlines()), default=0)
 
 
 def _font(text_px: int) -> Font:
