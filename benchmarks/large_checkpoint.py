@@ -65,6 +65,7 @@ def write_lora(path: Path) -> None:
 
 def measured(command: str, folder: Path) -> dict[str, Any]:
     """Run one command and watch the memory of this process."""
+    from loraloom.adapters.strength import LoraStrength
     from loraloom.formats.tensors import open_tensors
     from loraloom.studio import library
     from loraloom.weights.inspect import inspect_file
@@ -76,7 +77,7 @@ def measured(command: str, folder: Path) -> dict[str, Any]:
         "open": lambda: open_tensors(base),
         "inspect": lambda: inspect_file(base),
         "library scan": lambda: library.scan([models], index=folder / "index.sqlite"),
-        "merge": lambda: merge(base, [LoraWeight(lora, 0.7)], merged, precision="fp16"),
+        "merge": lambda: merge(base, [LoraWeight(lora, LoraStrength(0.7))], merged, precision="fp16"),
     }
     before, peak, done = _memory(), _memory(), threading.Event()
 

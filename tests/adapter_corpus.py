@@ -13,9 +13,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from loraloom.adapters.kinds import ADAPTERS
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.adapter_kinds import ADAPTERS
 from loraloom.formats.dialects import DIFFUSERS_OLD, KOHYA
 from loraloom.formats.tensors import TensorInfo
 from loraloom.models.family import FAMILIES, Family

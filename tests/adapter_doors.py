@@ -22,6 +22,7 @@ from adapter_mutations import FLOATS, write
 from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.attach import AdapterSet, attach, create_adapters, read_adapters
 from loraloom.adapters.settings import AdapterSettings
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import LoraloomError, SettingsError
 from loraloom.formats.adapter_file import AdapterTarget, read_adapter_file
 from loraloom.formats.embedding_file import embedding_of
@@ -189,7 +190,7 @@ def _read(visit: _Visit) -> None:
 
 def _merge(visit: _Visit) -> None:
     out = visit.out / "merged.safetensors"
-    merge(visit.checkpoint, [LoraWeight(visit.path, 0.7, 0.3)], out)
+    merge(visit.checkpoint, [LoraWeight(visit.path, LoraStrength(0.7, 0.3))], out)
     with open_tensors(out) as tensors:
         _assert_sound({name: tensors[name] for name in tensors})
 
@@ -256,14 +257,19 @@ def _train(visit: _Visit) -> None:
 
 def _combine(visit: _Visit) -> None:
     out = visit.out / "sum.safetensors"
-    combine_loras([LoraWeight(visit.path, 0.7, 0.3), LoraWeight(visit.path, -0.2, 0.4)], out, rank=2)
+    combine_loras(
+        [LoraWeight(visit.path, LoraStrength(0.7, 0.3)), LoraWeight(visit.path, LoraStrength(-0.2, 0.4))], out, rank=2
+    )
     _assert_readable(out)
 
 
 def _combine_with_sound(visit: _Visit) -> None:
     """With a sound one of the same family and in the usual dialect."""
     other = visit.bench.sound_lora(visit.draft.family)
-    combine_loras([LoraWeight(other, 0.4), LoraWeight(visit.path, 0.7, 0.3)], visit.out / "both.safetensors")
+    combine_loras(
+        [LoraWeight(other, LoraStrength(0.4)), LoraWeight(visit.path, LoraStrength(0.7, 0.3))],
+        visit.out / "both.safetensors",
+    )
     _assert_readable(visit.out / "both.safetensors")
 
 

@@ -82,8 +82,8 @@ def test_doors_and_settings_start_without_torch(module: str) -> None:
 
 
 def test_registries_resolve() -> None:
-    from loraloom.adapters.kinds import ADAPTERS
     from loraloom.diffusion.samplers import SAMPLERS
+    from loraloom.formats.adapter_kinds import ADAPTERS
     from loraloom.models.family import FAMILIES
     from loraloom.training.lr_schedule_names import LR_SCHEDULES
     from loraloom.training.optimizer_names import OPTIMIZERS

@@ -5,6 +5,7 @@
     LoraloomError                problem + hint; doors print both, never a traceback
     ├── SettingsError            one or more settings are wrong; all of them are listed
     ├── UnknownNameError         a name that no registry entry carries (nearest names suggested)
+    ├── PluginError              what another package adds cannot be used
     ├── FileError                a file or folder cannot be used
     │   ├── MissingFileError     it does not exist
     │   ├── FileFormatError      it is damaged, truncated or not what it should be
@@ -40,6 +41,7 @@ __all__ = [
     "MissingFileError",
     "NotFiniteError",
     "OutputError",
+    "PluginError",
     "PromptError",
     "ResumeError",
     "SettingsError",
@@ -112,6 +114,16 @@ class UnknownNameError(LoraloomError):
         close = nearest(name, known)
         suggestion = f"did you mean {close[0]!r}? " if close else ""
         super().__init__(f"unknown {kind} {name!r}", f"{suggestion}known: {', '.join(known)}")
+
+
+class PluginError(LoraloomError):
+    """What another package adds to a table cannot be imported: its error is the cause."""
+
+    def __init__(self, kind: str, name: str, target: str) -> None:
+        super().__init__(
+            f"the {kind} {name!r}, which another package adds ({target}), cannot be imported",
+            "install a version of that package that fits this one, or uninstall it",
+        )
 
 
 class FileError(LoraloomError):

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from loraloom.errors import UnknownNameError
+from loraloom.errors import PluginError, UnknownNameError
 
 __all__ = ["Entry", "Registry"]
 
@@ -30,11 +30,20 @@ class Registry(Mapping[str, Entry]):
     """A table of named choices.
 
     ``kind`` is the word people read in errors ("sampler"). Installed packages add entries through the entry-point
-    group ``loraloom.<kind>`` (blanks become underscores); a plugin cannot replace a built-in name.
+    group ``loraloom.<kind>`` (blanks become underscores), behind the built-in ones, whose names they cannot take.
+    ``plugins`` is the class of their entries.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, Entry], *, aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, Entry],
+        *,
+        aliases: Mapping[str, str] | None = None,
+        plugins: type[Entry] = Entry,
+    ) -> None:
         self.kind = kind
+        self._plugin_entry = plugins
         self._entries = dict(entries)
         self._aliases = dict(aliases or {})
         self._plugins: dict[str, Entry] | None = None
@@ -42,8 +51,9 @@ class Registry(Mapping[str, Entry]):
     def _all(self) -> dict[str, Entry]:
         if self._plugins is None:
             group = f"loraloom.{self.kind.replace(' ', '_')}"
-            self._plugins = {point.name: Entry(point.value, "plugin") for point in entry_points(group=group)}
-        return {**self._plugins, **self._entries}
+            points = entry_points(group=group)
+            self._plugins = {point.name: self._plugin_entry(point.value, "plugin") for point in points}
+        return {**self._entries, **{name: entry for name, entry in self._plugins.items() if name not in self._entries}}
 
     def __getitem__(self, name: str) -> Entry:
         entries = self._all()
@@ -62,5 +72,12 @@ class Registry(Mapping[str, Entry]):
         return name in self._all() or name in self._aliases
 
     def load(self, name: str) -> Any:
-        """Import and return the object behind ``name``; raises UnknownNameError."""
-        return self[name].load()
+        """Import and return the object behind ``name``. Raises UnknownNameError; PluginError for a broken plugin."""
+        entry = self[name]
+        if name in self._entries or name in self._aliases:
+            return entry.load()
+
+        try:
+            return entry.load()
+        except Exception as error:  # whatever another package's module raises
+            raise PluginError(self.kind, name, entry.target) from error

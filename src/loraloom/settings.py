@@ -12,15 +12,24 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast, get_args, get_origin
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError, core_schema
 
 from loraloom.actions import Action, Sentence
 from loraloom.errors import FileFormatError, SettingsError, nearest
@@ -28,6 +37,7 @@ from loraloom.plain_data import LARGEST_WHOLE, parse_toml, shown, too_large
 from loraloom.reading import read_text
 
 __all__ = [
+    "Choices",
     "ClassPath",
     "Kohya",
     "SettingRow",
@@ -69,6 +79,28 @@ class ClassPath:
         """Whether a file that is only data may choose ``value``."""
         module, dot, name = str(value).strip().rpartition(".")
         return not dot or (module in self.libraries and name.isidentifier())
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Mark: the value is one of the names that ``names`` gives when it is asked, plugins' among them."""
+
+    names: Callable[[], Sequence[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.names())}
+
+    def _checked(self, value: str) -> str:
+        names = [repr(name) for name in self.names()]
+        if repr(value) in names:
+            return value
+        expected = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
 
 
 @dataclass(frozen=True)
@@ -187,7 +219,7 @@ def setting_rows(cls: type[Settings], prefix: str = "") -> Iterator[SettingRow]:
         table = _table(field)
         yield SettingRow(
             path=f"{prefix}{name}",
-            type="list of tables" if table else _type_name(field.annotation),
+            type="list of tables" if table else _choices(field) or _type_name(field.annotation),
             default=None if required else field.get_default(call_default_factory=True),
             required=required,
             doc=" ".join((field.description or "").split()),
@@ -224,6 +256,11 @@ def _table(field: FieldInfo) -> type[Settings] | None:
     arguments = get_args(field.annotation) if get_origin(field.annotation) is tuple else ()
     element = arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
     return element if isinstance(element, type) and issubclass(element, Settings) else None
+
+
+def _choices(field: FieldInfo) -> str:
+    """The names that a setting may have, as those of a closed list are shown; empty where it has no such list."""
+    return " | ".join(name for mark in field.metadata if isinstance(mark, Choices) for name in mark.names())
 
 
 def _type_name(annotation: Any) -> str:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.adapters.adapter import Adapter
-from loraloom.adapters.kinds import ADAPTERS
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.adapter_kinds import ADAPTERS
 
 __all__ = ["INPUTS", "LAYERS", "SETTINGS", "TRAINED", "made", "randomise", "spot"]
 

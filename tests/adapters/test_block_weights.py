@@ -7,6 +7,7 @@ import pytest
 from loraloom.adapters.block_weights import LISTS, PRESETS, block_name, parse_block_weights
 from loraloom.adapters.blocks import BLOCK_SECTIONS, block_index
 from loraloom.errors import AdapterError, SettingsError
+from loraloom.models.family import FAMILIES
 from random_loras import targets_of
 
 
@@ -42,12 +43,12 @@ def test_lists_are_of_the_known_lengths() -> None:
 def test_a_list_gives_each_block_its_number() -> None:
     weights = parse_block_weights(",".join(str(number) for number in range(17)))
     attention = "attentions_0_transformer_blocks_0_attn1_to_q"
-    assert weights.of("lora_te_text_model_encoder_layers_0_mlp_fc1", sdxl=False) == 0
-    assert weights.of(f"lora_unet_down_blocks_0_{attention}", sdxl=False) == 1
-    assert weights.of(f"lora_unet_mid_block_{attention}", sdxl=False) == 7
-    assert weights.of(f"lora_unet_up_blocks_3_{attention}", sdxl=False) == 14
+    assert weights.of("lora_te_text_model_encoder_layers_0_mlp_fc1") == 0
+    assert weights.of(f"lora_unet_down_blocks_0_{attention}") == 1
+    assert weights.of(f"lora_unet_mid_block_{attention}") == 7
+    assert weights.of(f"lora_unet_up_blocks_3_{attention}") == 14
     with pytest.raises(AdapterError, match="IN03"):
-        weights.of("lora_unet_down_blocks_0_downsamplers_0_conv", sdxl=False)
+        weights.of("lora_unet_down_blocks_0_downsamplers_0_conv")
 
 
 @pytest.mark.parametrize(
@@ -61,8 +62,8 @@ def test_a_list_gives_each_block_its_number() -> None:
     ],
 )
 def test_presets_of_sd1(preset: str, blocks: str) -> None:
-    weights = parse_block_weights(preset.lower())
-    given = {block for block in LISTS[17] if weights.of(_layer(block), sdxl=False)}
+    weights = parse_block_weights(preset.lower()).listed(FAMILIES.load("sd1").preset_blocks)
+    given = {block for block in LISTS[17] if weights.of(_layer(block))}
     if preset == "IND":
         given.discard("MID")
     assert given == set(blocks.split())
@@ -77,17 +78,17 @@ def _layer(block: str) -> str:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_cover_every_layer(preset: str) -> None:
-    weights = parse_block_weights(preset)
     for family in ("sd1", "sdxl"):
-        values = {weights.of(target.name, sdxl=family == "sdxl") for target in targets_of(family)}
+        weights = parse_block_weights(preset).listed(FAMILIES.load(family).preset_blocks)
+        values = {weights.of(target.name) for target in targets_of(family)}
         assert values <= {0.0, 1.0}
         assert values == {"NONE": {0.0}, "ALL": {1.0}}.get(preset, {0.0, 1.0})
 
 
 def test_named_blocks_and_halves() -> None:
     weights = parse_block_weights("mid=0.25, OUT03=0")
-    assert [weights.of(_layer(block), sdxl=False) for block in ("BASE", "MID", "OUT03", "IN01")] == [1, 0.25, 0, 1]
-    assert parse_block_weights("ALL0.5").of(_layer("MID"), sdxl=True) == 0.5
+    assert [weights.of(_layer(block)) for block in ("BASE", "MID", "OUT03", "IN01")] == [1, 0.25, 0, 1]
+    assert parse_block_weights("ALL0.5").of(_layer("MID")) == 0.5
 
 
 @pytest.mark.parametrize("text", ["", "1,2,3", "OUTX", "MID=x", "MIDDLE=1", ",".join(["nan"] * 17)])

@@ -15,6 +15,7 @@ from loraloom.adapters.blocks import block_index
 from loraloom.adapters.lora import LoraAdapter
 from loraloom.adapters.metadata import network_args, network_metadata
 from loraloom.adapters.settings import AdapterSettings, adapter_notices, parse_base_lora
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import AdapterError, SettingsError
 from loraloom.events import Event, Notice
 from loraloom.formats.adapter_file import write_adapter_file
@@ -188,10 +189,10 @@ def test_what_has_no_effect_is_told(settings: dict[str, Any], names: list[str]) 
 
 
 def test_base_loras_are_written_as_file_and_weight() -> None:
-    assert parse_base_lora("a.safetensors") == (Path("a.safetensors"), 1.0, 1.0)
-    assert parse_base_lora("x/a b.pt:0.5") == (Path("x/a b.pt"), 0.5, 0.5)
-    assert parse_base_lora(r"C:\a.safetensors:0.25:-1") == (Path(r"C:\a.safetensors"), 0.25, -1.0)
-    assert parse_base_lora(r"C:\a.safetensors") == (Path(r"C:\a.safetensors"), 1.0, 1.0)
+    assert parse_base_lora("a.safetensors") == (Path("a.safetensors"), LoraStrength())
+    assert parse_base_lora("x/a b.pt:0.5") == (Path("x/a b.pt"), LoraStrength(0.5, 0.5))
+    assert parse_base_lora(r"C:\a.safetensors:0.25:-1") == (Path(r"C:\a.safetensors"), LoraStrength(-1.0, 0.25))
+    assert parse_base_lora(r"C:\a.safetensors") == (Path(r"C:\a.safetensors"), LoraStrength())
 
 
 def test_metadata_in_the_words_of_the_others() -> None:

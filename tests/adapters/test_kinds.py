@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from loraloom.adapters.attach import AdapterSet, attach, read_adapters
-from loraloom.adapters.kinds import ADAPTERS
 from loraloom.adapters.lora import LoraAdapter
 from loraloom.adapters.norm import NormAdapter
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import write_adapter_file
+from loraloom.formats.adapter_kinds import ADAPTERS
 from loraloom.formats.tensors import write_tensors
 
 from .layers import INPUTS, LAYERS, SETTINGS, TRAINED, made, randomise, spot

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from loraloom.adapters.kinds import ADAPTERS
-from loraloom.adapters.readers import PROGRAMS, READERS, as_table, kind_row, reader_remark
+from loraloom.adapters.readers import PROGRAMS, as_table, reader_remark
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.formats.adapter_file import AdapterTarget, layer_keys
+from loraloom.formats.adapter_kinds import ADAPTERS, trained_kinds
 from loraloom.formats.adapter_writer import write_lora
 from loraloom.weights.read_back import read_back
 from random_loras import targets_of
@@ -22,10 +22,7 @@ TARGETS: dict[str, AdapterTarget] = {target.name: target for target in targets_o
 LINEAR = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_k"
 POINTWISE = "lora_unet_mid_block_attentions_0_proj_in"
 KERNEL = "lora_unet_mid_block_resnets_0_conv1"
-KINDS: list[dict[str, Any]] = [
-    {"kind": "lora"}, {"kind": "lora_fa"}, {"kind": "dora"}, {"kind": "dora", "dora_axis": "output"}, {"kind": "loha"},
-    {"kind": "lokr"}, {"kind": "ia3"}, {"kind": "full"},
-]  # fmt: skip
+KINDS: list[dict[str, Any]] = [{"kind": name} for name in trained_kinds()] + [{"kind": "dora", "dora_axis": "output"}]
 
 
 def trained(settings: AdapterSettings, name: str) -> dict[str, torch.Tensor]:
@@ -39,7 +36,7 @@ def trained(settings: AdapterSettings, name: str) -> dict[str, torch.Tensor]:
 
 
 def of_program(settings: AdapterSettings, program: str) -> str:
-    return READERS[kind_row(settings)].by[PROGRAMS.index(program)]
+    return str(ADAPTERS.load(settings.kind).reading(settings).by[PROGRAMS.index(program)])
 
 
 @pytest.mark.parametrize("values", KINDS, ids=str)
@@ -88,7 +85,7 @@ def test_linear_layers_of_ia3_are_as_before() -> None:
 
 def test_every_kind_that_can_be_trained_has_a_row() -> None:
     for name in ADAPTERS:
-        assert name == "norm" or kind_row(AdapterSettings.model_construct(kind=name, dora_axis="output")) in READERS
+        assert ADAPTERS.load(name).readings
 
 
 def test_a_kind_that_not_all_programs_read_says_so() -> None:

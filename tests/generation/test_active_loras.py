@@ -16,11 +16,12 @@ from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, create_adapters
 from loraloom.adapters.block_weights import parse_block_weights
-from loraloom.adapters.kinds import ADAPTERS
 from loraloom.adapters.settings import AdapterSettings
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import PromptError
 from loraloom.events import Event, Notice
 from loraloom.formats.adapter_file import AdapterTarget, write_adapter_file
+from loraloom.formats.adapter_kinds import ADAPTERS, trained_kinds
 from loraloom.generation import live_merge
 from loraloom.generation.live_merge import LiveMerge
 from loraloom.generation.loras import AppliedLora, LoraStore, attached
@@ -33,7 +34,7 @@ from picture_zoo import claims
 
 Models = Callable[[str], LoadedModel]
 CPU = torch.device("cpu")
-KINDS = ("lora", "lora_fa", "dora", "loha", "lokr", "ia3", "full", "norm")
+KINDS = tuple(ADAPTERS)
 
 
 def settings(**changes: object) -> GenerateSettings:
@@ -43,16 +44,17 @@ def settings(**changes: object) -> GenerateSettings:
 
 def of_kind(model: LoadedModel, kind: str, seed: int = 0, *, size: float = 0.05) -> AdapterSet:
     """A random LoRA of a kind, on all layers that it can be on."""
+    adapter_class = ADAPTERS.load(kind)
     draws = torch.Generator().manual_seed(seed)
     adapters: dict[AdapterTarget, Adapter] = {}
     for target in model.file_targets:
-        if (target.kind == "norm") != (kind == "norm"):
+        if not adapter_class.takes(target):
             continue
-        options = AdapterSettings(kind="lora" if kind == "norm" else kind, rank=2)  # type: ignore[arg-type]
+        options = AdapterSettings(kind=kind if kind in trained_kinds() else "lora", rank=2)
         base = model.weight_of(target).reshape(target.shape) if target.rows is None else None
-        if base is None and kind == "dora":
+        if base is None and adapter_class.needs_base:
             continue
-        adapter = ADAPTERS.load(kind).create(target, options, 2, 1.5, seed=seed, base=base)
+        adapter = adapter_class.create(target, options, 2, 1.5, seed=seed, base=base)
         for parameter in adapter.parameters():
             parameter.data += size * torch.randn(parameter.shape, generator=draws)
         adapters[target] = adapter
@@ -73,17 +75,13 @@ def difference(first: Tensor, second: Tensor) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_beside_and_merged_give_the_same_latents(toy_path: Callable[[str], Path], family: str, kind: str) -> None:
     model = load_model(toy_path(family), device=CPU, prediction="v" if family == "sd2" else "epsilon")
-    lora = AppliedLora("x", of_kind(model, kind), 0.7, 0.9)
+    lora = AppliedLora("x", of_kind(model, kind), LoraStrength(0.9, 0.7))
     plain, side, merged = (
         text_to_image(model, settings(lora_mode=mode), loras)[0].latent
         for mode, loras in (("side", []), ("side", [lora]), ("merge", [lora]))
     )
     assert difference(side, merged) < 1e-3
     assert difference(side, plain) > 1e-2
-
-
-def test_every_kind_that_can_be_read_is_tested() -> None:
-    assert set(ADAPTERS) == set(KINDS)
 
 
 def test_after_any_operations_the_weights_are_those_of_the_file(toy_path: Callable[[str], Path]) -> None:
@@ -96,7 +94,7 @@ def test_after_any_operations_the_weights_are_those_of_the_file(toy_path: Callab
     touched = False
     for _ in range(50):
         chosen = [
-            AppliedLora(lora.name, lora.adapters, draws.uniform(-1, 1), draws.uniform(-1, 1))
+            AppliedLora(lora.name, lora.adapters, LoraStrength(draws.uniform(-1, 1), draws.uniform(-1, 1)))
             for lora in draws.sample(loras, draws.randrange(4))
         ]
         action = draws.randrange(4)
@@ -262,10 +260,10 @@ def test_changing_a_unet_weight_encodes_no_text_again(
 
 
 def test_an_overwritten_file_is_noticed(toy_model: Models, write_lora: Callable[..., None], tmp_path: Path) -> None:
-    model, store, tag = toy_model("sd1"), LoraStore(), LoraTag("one", 1.0, 1.0)
+    model, store, tag = toy_model("sd1"), LoraStore(), LoraTag("one", LoraStrength(1.0, 1.0))
     write_lora(model, tmp_path / "one.safetensors", 1)
     first = store.load(tag, [tmp_path], model)
-    assert store.load(LoraTag("one", 0.5, 0.2), [tmp_path], model).adapters is first.adapters
+    assert store.load(LoraTag("one", LoraStrength(0.2, 0.5)), [tmp_path], model).adapters is first.adapters
     write_lora(model, tmp_path / "one.safetensors", 2)
     second = store.load(tag, [tmp_path], model)
     assert second.hash != first.hash
@@ -323,11 +321,9 @@ def test_weights_by_block(toy_path: Callable[[str], Path], tmp_path: Path, famil
     whole, weighted = latents("a cat <lora:x:0.9>", f"a cat <lora:x:0.9:lbw={blocks}>")
     assert difference(side, merged) < 1e-3 and difference(side, weighted) < 1e-3
     assert difference(side, whole) > 1e-2
-    by_hand = adapters.with_blocks(parse_block_weights(blocks))
-    sdxl = family == "sdxl"
-    for target, _ in adapters.items():
-        factor = parse_block_weights(blocks).of(target.name, sdxl=sdxl)
-        assert by_hand.layer_weights.get(target.name, 0.0) == factor
+    strength = LoraStrength(blocks=parse_block_weights(blocks)).listed(model.family.preset_blocks)
+    by_hand = adapters.in_blocks(strength)
+    assert {target.name for target, _ in adapters.items() if strength.of(target.name)} == set(by_hand.targets)
 
 
 def test_block_weights_that_are_none() -> None:
@@ -379,7 +375,11 @@ def test_masks_that_are_none(toy_path: Callable[[str], Path], tmp_path: Path) ->
     with pytest.raises(PromptError, match=r"large\.png cannot be read: has 13000 x 12000 pixels"):
         text_to_image(model, large)
     _, (tag,) = extract_loras(r"<lora:x:0.5:mask=C:\m\a.png:lbw=OUTD>")
-    assert (tag.mask, tag.unet, tag.blocks and tag.blocks.text) == (r"C:\m\a.png", 0.5, "OUTD")
+    assert (tag.mask, tag.strength.unet, tag.strength.blocks and tag.strength.blocks.text) == (
+        r"C:\m\a.png",
+        0.5,
+        "OUTD",
+    )
     Image.new("L", (4, 4), 255).save(tmp_path / "m.png")
     heard: list[Event] = []
     merged = settings(prompt=f"a <lora:x:1:mask={tmp_path / 'm.png'}>", lora_folders=[tmp_path], lora_mode="merge")

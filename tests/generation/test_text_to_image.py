@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from controls import Asked, asked_to_stop_at
+from loraloom.adapters.strength import LoraStrength
 from loraloom.control import Interrupted, Request
 from loraloom.errors import AdapterError, LoraloomError, PromptError, SettingsError
 from loraloom.events import Event, Notice, SamplerStepped
@@ -264,10 +265,10 @@ def test_several_loras_equal_their_sum_in_the_weights(
     toy_path: Callable[[str], Path], toy_model: Models, write_lora: WriteLora, tmp_path: Path
 ) -> None:
     model = toy_model("sd1")
-    tags = [LoraTag("one", 0.8, 0.6), LoraTag("two", -0.3, 0.5)]
+    tags = [LoraTag("one", LoraStrength(0.6, 0.8)), LoraTag("two", LoraStrength(0.5, -0.3))]
     for seed, tag in enumerate(tags):
         write_lora(model, tmp_path / f"{tag.name}.safetensors", seed)
-    text = "".join(f"<lora:{tag.name}:{tag.text_encoder}:{tag.unet}>" for tag in tags)
+    text = "".join(f"<lora:{tag.name}:{tag.strength.text_encoder}:{tag.strength.unet}>" for tag in tags)
     on_the_fly = latent(model, prompt=BASE["prompt"] + text, lora_folders=[tmp_path], cfg_scale=1)
 
     merged = load_model(toy_path("sd1"), device=torch.device("cpu"), prediction="epsilon")
@@ -304,7 +305,7 @@ def test_the_lora_comes_off_when_painting_fails(toy_model: Models, write_lora: W
 def test_a_lora_object_works_like_its_tag(toy_model: Models, write_lora: WriteLora, tmp_path: Path) -> None:
     model = toy_model("sd1")
     write_lora(model, tmp_path / "style.safetensors")
-    lora = load_lora(LoraTag("style", 0.5, 0.9), [tmp_path], model)
+    lora = load_lora(LoraTag("style", LoraStrength(0.9, 0.5)), [tmp_path], model)
     (by_object,) = text_to_image(model, settings(), [lora])
     (by_tag,) = text_to_image(model, settings(prompt=BASE["prompt"] + "<lora:style:0.5:0.9>", lora_folders=[tmp_path]))
     assert torch.equal(by_object.latent, by_tag.latent)

@@ -9,6 +9,7 @@ import pytest
 
 from loraloom.errors import MissingFileError, SettingsError
 from loraloom.events import Event, Notice, ignore
+from loraloom.formats.adapter_kinds import trained_kinds
 from loraloom.formats.tensors import write_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
@@ -113,7 +114,7 @@ def test_the_header_tells_how_deep_clip_skip_may_go(family: str, checkpoints: Ca
         checkpoint.family.check_clip_skip(checkpoint.infos, deepest + 1)
 
 
-@pytest.mark.parametrize("kind", ["lora", "lora_fa", "dora", "loha", "lokr", "ia3", "full"])
+@pytest.mark.parametrize("kind", trained_kinds())
 def test_the_planned_groups_are_those_of_the_run(make_settings: MakeSettings, kind: str, tmp_path: Path) -> None:
     from loraloom.training.preparing import prepare_parts
 

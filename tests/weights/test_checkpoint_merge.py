@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from loraloom.adapters.block_weights import parse_block_weights
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import CheckpointError, OutputError
 from loraloom.events import Event, Notice
 from loraloom.formats.tensors import open_tensors, write_tensors
@@ -153,7 +154,7 @@ def test_weights_of_whole_numbers_are_refused_by_every_tool(
     sound, output = checkpoint("sd1"), tmp_path / "out.safetensors"
     lora = write_lora("lora.safetensors", random_lora("sd1", 4))
     for run in (
-        lambda: merge(odd, [LoraWeight(lora, 0.3, 0.3)], output),
+        lambda: merge(odd, [LoraWeight(lora, LoraStrength(0.3, 0.3))], output),
         lambda: merge_checkpoints(odd, [CheckpointWeight(sound, 0.3)], output),
         lambda: merge_checkpoints(sound, [CheckpointWeight(odd, 0.3)], output),
         lambda: extract_lora(sound, odd, output, rank=3),

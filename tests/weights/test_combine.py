@@ -14,6 +14,7 @@ from torch import Tensor
 from loraloom.adapters.attach import create_adapters, read_adapters
 from loraloom.adapters.block_weights import block_name, parse_block_weights
 from loraloom.adapters.settings import AdapterSettings
+from loraloom.adapters.strength import LoraStrength
 from loraloom.cli.words import worded
 from loraloom.errors import AdapterError, OutputError
 from loraloom.formats.adapter_file import read_adapter_file
@@ -37,7 +38,7 @@ def test_the_sum_is_exact(write_lora: Write, tmp_path: Path) -> None:
     first = write_lora("a.safetensors", random_lora("sd1", 1))
     second = write_lora("b.safetensors", random_lora("sd1", 2, parts=["unet"], conv=False))
     output = tmp_path / "sum.safetensors"
-    report = combine_loras([LoraWeight(first, 0.7, 0.3), LoraWeight(second, -0.5)], output)
+    report = combine_loras([LoraWeight(first, LoraStrength(0.7, 0.3)), LoraWeight(second, LoraStrength(-0.5))], output)
     a, b, found = deltas(first), deltas(second), deltas(output)
     assert found.keys() == a.keys() | b.keys()
     for name, delta in found.items():
@@ -50,7 +51,7 @@ def test_the_sum_is_exact(write_lora: Write, tmp_path: Path) -> None:
 def test_cut_to_a_rank_it_is_the_truncated_svd_of_the_dense_sum(write_lora: Write, tmp_path: Path) -> None:
     files = [write_lora(f"{seed}.safetensors", random_lora("sd1", seed)) for seed in (1, 2, 3)]
     output = tmp_path / "sum.safetensors"
-    report = combine_loras([LoraWeight(file, 0.5, 0.5) for file in files], output, rank=3, conv_rank=2)
+    report = combine_loras([LoraWeight(file, LoraStrength(0.5, 0.5)) for file in files], output, rank=3, conv_rank=2)
     dense, found = [deltas(file) for file in files], deltas(output)
     lost = whole = 0.0
     for name, delta in found.items():
@@ -66,7 +67,7 @@ def test_cut_to_a_rank_it_is_the_truncated_svd_of_the_dense_sum(write_lora: Writ
 def test_block_weights_multiply(write_lora: Write, tmp_path: Path, checkpoint: Write) -> None:
     file, output = write_lora("a.safetensors", random_lora("sd1", 1)), tmp_path / "out.safetensors"
     blocks = parse_block_weights("MID=0.5,OUT03=0")
-    combine_loras([LoraWeight(file, 0.8, 0.8, blocks)], output)
+    combine_loras([LoraWeight(file, LoraStrength(0.8, 0.8, blocks))], output)
     before, after = deltas(file), deltas(output)
     expected = {"MID": 0.4, "OUT03": 0.0}
     for name, delta in before.items():
@@ -76,7 +77,7 @@ def test_block_weights_multiply(write_lora: Write, tmp_path: Path, checkpoint: W
             torch.testing.assert_close(after[name], delta * wanted, rtol=1e-5, atol=1e-7)
     base, plain, blocked = checkpoint("sd1"), tmp_path / "plain.safetensors", tmp_path / "blocked.safetensors"
     merge(base, [LoraWeight(output)], plain)
-    merge(base, [LoraWeight(file, 0.8, 0.8, blocks)], blocked)
+    merge(base, [LoraWeight(file, LoraStrength(0.8, 0.8, blocks))], blocked)
     one, two = open_tensors(plain), open_tensors(blocked)
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
@@ -115,7 +116,7 @@ def test_what_cannot_be_added_up_is_said(write_lora: Write, tmp_path: Path) -> N
             combine_loras([LoraWeight(good), LoraWeight(file)], output)
         assert caught.value.problem
     with pytest.raises(AdapterError, match="nothing would be left"):
-        combine_loras([LoraWeight(good, 0.0, 0.0)], output)
+        combine_loras([LoraWeight(good, LoraStrength(0.0, 0.0))], output)
     with pytest.raises(OutputError, match="one of the inputs"):
         combine_loras([LoraWeight(good)], good)
     assert not output.exists()
@@ -224,7 +225,7 @@ def test_differences_of_whole_weights_and_norms_add_up(write_lora: Write, tmp_pa
     del files[1][f"{norm}.w_norm"], files[1][f"{norm}.b_norm"]
     weights = [(0.7, 0.3), (-0.4, 5.0), (1.3, -0.9)]
     loras = [
-        LoraWeight(write_lora(f"{index}.safetensors", tensors), *weight)
+        LoraWeight(write_lora(f"{index}.safetensors", tensors), LoraStrength(*weight))
         for index, (tensors, weight) in enumerate(zip(files, weights, strict=True))
     ]
     combine_loras(loras, tmp_path / "sum.safetensors")
@@ -247,8 +248,8 @@ def test_only_layers_above_the_rank_are_cut_and_the_rest_lost_is_of_the_whole(
 ) -> None:
     """One file has ranks 2 everywhere, another only the U-Net: of the text encoder nothing is lost at rank 3."""
     loras = [
-        LoraWeight(write_lora("a.safetensors", random_lora("sd1", 1)), 0.6, 1.7),
-        LoraWeight(write_lora("b.safetensors", random_lora("sd1", 2, parts=["unet"])), -1.1),
+        LoraWeight(write_lora("a.safetensors", random_lora("sd1", 1)), LoraStrength(0.6, 1.7)),
+        LoraWeight(write_lora("b.safetensors", random_lora("sd1", 2, parts=["unet"])), LoraStrength(-1.1)),
     ]
     report = combine_loras(loras, tmp_path / "out.safetensors", rank=3)
     dense = [deltas(lora.path) for lora in loras]
@@ -296,7 +297,14 @@ def test_sdxl_in_either_naming_and_blocks_of_files_of_diffusers(write_lora: Writ
     convert_lora(own, theirs, to="diffusers")
     output, before = tmp_path / "out.safetensors", deltas(own, "sdxl")
     blocks = parse_block_weights("MID=0.3")
-    combine_loras([LoraWeight(own, 0.5), LoraWeight(other, -0.2), LoraWeight(theirs, 1.0, blocks=blocks)], output)
+    combine_loras(
+        [
+            LoraWeight(own, LoraStrength(0.5)),
+            LoraWeight(other, LoraStrength(-0.2)),
+            LoraWeight(theirs, LoraStrength(1.0, blocks=blocks)),
+        ],
+        output,
+    )
     for name, delta in deltas(output, "sdxl").items():
         wanted = delta.new_tensor(0.3 + (0.3 if block_name(name) == "MID" else 1.0)) * before[name]
         torch.testing.assert_close(delta, wanted, rtol=1e-4, atol=1e-6)

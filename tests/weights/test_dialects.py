@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from loraloom.adapters.attach import attach, read_adapters
+from loraloom.adapters.strength import LoraStrength
 from loraloom.cli.words import worded
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import read_adapter_file
@@ -432,7 +433,12 @@ def test_resized_and_added_up(
     added = deltas_here(other, model)
     resized, summed = tmp_path / "resized.safetensors", tmp_path / "sum.safetensors"
     report = resize_lora(path, resized, rank=64, precision="float", to=to)
-    combine_loras([LoraWeight(path, 0.3, 0.7), LoraWeight(other, -0.4, -0.4)], summed, precision="float", to=to)
+    combine_loras(
+        [LoraWeight(path, LoraStrength(0.3, 0.7)), LoraWeight(other, LoraStrength(-0.4, -0.4))],
+        summed,
+        precision="float",
+        to=to,
+    )
     assert report.layers and report.residual < 1e-6
     assert [read_adapter_file(file).dialect for file in (resized, summed)] == 2 * [KOHYA if to == "kohya" else PEFT]
     strengths = {name: 0.7 if name.startswith("text") else 0.3 for name in theirs}

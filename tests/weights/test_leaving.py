@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from controls import Asked, asked_to_stop_at, unfinished
+from loraloom.adapters.strength import LoraStrength
 from loraloom.control import Control, Interrupted, Request, keep_going
 from loraloom.events import Event, Listener, PieceFinished, ignore
 from loraloom.formats.file_hashes import compute_hashes
@@ -42,7 +43,7 @@ def job(
     jobs: dict[str, tuple[Work, str]] = {
         "merge": (
             lambda listener, control: merge(
-                base, [LoraWeight(lora, 0.3)], output, listener=listener, control=control
+                base, [LoraWeight(lora, LoraStrength(0.3))], output, listener=listener, control=control
             ) and None,
             "tensors",
         ),
@@ -54,7 +55,8 @@ def job(
         ),
         "combine": (
             lambda listener, control: combine_loras(
-                [LoraWeight(lora, 0.3), LoraWeight(lora, 0.6)], output, rank=3, listener=listener, control=control
+                [LoraWeight(lora, LoraStrength(weight)) for weight in (0.3, 0.6)],
+                output, rank=3, listener=listener, control=control,
             ) and None,
             "layers",
         ),

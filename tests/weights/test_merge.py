@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from loraloom.adapters.attach import attach
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import AdapterError, CheckpointError, LoraloomError, MissingFileError, OutputError, SettingsError
 from loraloom.events import Event, Notice
 from loraloom.formats.tensors import open_tensors, write_tensors
@@ -66,8 +67,8 @@ def test_every_weight_is_the_closed_form_and_the_rest_is_untouched(
 ) -> None:
     first, second = random_lora(family, 1), random_lora(family, 2, conv=False)
     loras = [
-        LoraWeight(write_lora("a.safetensors", first), unet=0.8, text_encoder=0.5),
-        LoraWeight(write_lora("b.pt", second), unet=-0.25, text_encoder=1.5),
+        LoraWeight(write_lora("a.safetensors", first), LoraStrength(0.8, 0.5)),
+        LoraWeight(write_lora("b.pt", second), LoraStrength(-0.25, 1.5)),
     ]
     report = merge(checkpoint(family), loras, tmp_path / "out.safetensors")
 
@@ -91,7 +92,12 @@ def test_half_precision_is_rounded_once(
 ) -> None:
     lora = random_lora("sd1", 3)
     path = write_lora("a.safetensors", lora)
-    merge(checkpoint("sd1", dtype), [LoraWeight(path, 0.7, 0.7)], tmp_path / "out.safetensors", precision=precision)
+    merge(
+        checkpoint("sd1", dtype),
+        [LoraWeight(path, LoraStrength(0.7, 0.7))],
+        tmp_path / "out.safetensors",
+        precision=precision,
+    )
     source, merged = open_tensors(checkpoint("sd1", dtype)), open_tensors(tmp_path / "out.safetensors")
     wanted = {None: dtype, "fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}[precision]
     deltas = {target.tensor: adapter.delta() * 0.7 for target, adapter in lora.items()}
@@ -112,7 +118,10 @@ def test_order_of_loras_does_not_matter_and_the_same_one_counts_twice(
     checkpoint: MakeFile, write_lora: MakeFile, tmp_path: Path
 ) -> None:
     first, second = random_lora("sd2", 1, conv=False), random_lora("sd2", 2, conv=False)
-    a, b = LoraWeight(write_lora("a.safetensors", first), 0.5, 0.5), LoraWeight(write_lora("b.safetensors", second))
+    a, b = (
+        LoraWeight(write_lora("a.safetensors", first), LoraStrength(0.5, 0.5)),
+        LoraWeight(write_lora("b.safetensors", second)),
+    )
     merge(checkpoint("sd2"), [a, b], tmp_path / "ab.safetensors")
     merge(checkpoint("sd2"), [b, a], tmp_path / "ba.safetensors")
     left, right = open_tensors(tmp_path / "ab.safetensors"), open_tensors(tmp_path / "ba.safetensors")
@@ -168,7 +177,7 @@ def test_diffusers_fuses_to_the_same_weights(
     model = load_model(checkpoint(family), device=CPU)
     save_checkpoint(model, tmp_path / "folder")
     lora = write_lora("a.safetensors", random_lora(family, 5, conv=False))
-    merge(checkpoint(family), [LoraWeight(lora, 0.6, 0.6)], tmp_path / "out.safetensors")
+    merge(checkpoint(family), [LoraWeight(lora, LoraStrength(0.6, 0.6))], tmp_path / "out.safetensors")
 
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "folder", torch_dtype=torch.float32, local_files_only=True)
     pipeline.load_lora_weights(lora)
@@ -190,7 +199,11 @@ def test_the_merged_model_does_what_the_lora_does_on_the_fly(
     family: str, checkpoint: MakeFile, write_lora: MakeFile, tmp_path: Path
 ) -> None:
     lora = random_lora(family, 6, size=0.2)
-    merge(checkpoint(family), [LoraWeight(write_lora("a.safetensors", lora), 0.8, 0.4)], tmp_path / "out.ckpt")
+    merge(
+        checkpoint(family),
+        [LoraWeight(write_lora("a.safetensors", lora), LoraStrength(0.8, 0.4))],
+        tmp_path / "out.ckpt",
+    )
 
     def outputs(model: LoadedModel) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -221,7 +234,7 @@ def test_any_mix_of_forms(
 ) -> None:
     path, lora = checkpoint("sd1", torch.float32, suffix), random_lora("sd1", 1, conv=False)
     output = tmp_path / f"out{out_suffix}"
-    merge(path, [LoraWeight(write_lora(f"a{lora_suffix}", lora), 0.8, 0.5)], output)
+    merge(path, [LoraWeight(write_lora(f"a{lora_suffix}", lora), LoraStrength(0.8, 0.5))], output)
     expected = expected_weights("sd1", [(lora.file_tensors(), 0.8, 0.5)])
     if out_suffix == ".ckpt":
         loaded = torch.load(output, weights_only=True)
@@ -270,7 +283,7 @@ def test_what_the_model_predicts_survives(checkpoint: MakeFile, write_lora: Make
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_metadata_records_every_merge(suffix: str, checkpoint: MakeFile, write_lora: MakeFile, tmp_path: Path) -> None:
     lora, other = (write_lora(f"{name}.safetensors", random_lora("sd1", seed)) for seed, name in enumerate("ab"))
-    merge(checkpoint("sd1"), [LoraWeight(lora, 0.8, 0.5)], tmp_path / f"one{suffix}")
+    merge(checkpoint("sd1"), [LoraWeight(lora, LoraStrength(0.8, 0.5))], tmp_path / f"one{suffix}")
     merge(tmp_path / f"one{suffix}", [LoraWeight(other)], tmp_path / f"two{suffix}")
     one, two = (open_tensors(tmp_path / f"{name}{suffix}").metadata for name in ("one", "two"))
     assert one["modelspec.title"] == "Toy"
@@ -388,7 +401,7 @@ def test_requests_that_make_no_sense(checkpoint: MakeFile, write_lora: MakeFile,
         (lambda: merge(base, [LoraWeight(tmp_path / "none.pt")], out), MissingFileError, "none.pt"),
         (lambda: merge(base, [LoraWeight(tmp_path / "none.pt")], base), MissingFileError, "none.pt"),
         (lambda: merge(path, [lora], out), CheckpointError, "is a LoRA, not a checkpoint"),
-        (lambda: merge(base, [LoraWeight(path, 0.0, 0.0)], out), AdapterError, "nothing would change"),
+        (lambda: merge(base, [LoraWeight(path, LoraStrength(0.0, 0.0))], out), AdapterError, "nothing would change"),
     ]
     for run, kind, message in cases:
         refused(tmp_path, run, kind, message)
@@ -409,19 +422,19 @@ def test_what_has_no_effect_is_told(checkpoint: MakeFile, write_lora: MakeFile, 
         return [event.text for event in events if isinstance(event, Notice)]
 
     assert notices(LoraWeight(both), LoraWeight(unet)) == []
-    (idle,) = notices(LoraWeight(both), LoraWeight(unet, 0.0, 1.0))
+    (idle,) = notices(LoraWeight(both), LoraWeight(unet, LoraStrength(0.0, 1.0)))
     assert "unet.safetensors changes nothing" in idle
-    (useless,) = notices(LoraWeight(both), LoraWeight(unet, 1.0, 0.5))
+    (useless,) = notices(LoraWeight(both), LoraWeight(unet, LoraStrength(1.0, 0.5)))
     assert "text encoder weight has no effect" in useless
     (zeros,) = notices(LoraWeight(empty))
     assert "came out as they were" in zeros
     with pytest.raises(AdapterError, match="nothing would change"):
-        merge(checkpoint("sd1"), [LoraWeight(unet, 0.0, 1.0)], tmp_path / "out.safetensors")
+        merge(checkpoint("sd1"), [LoraWeight(unet, LoraStrength(0.0, 1.0))], tmp_path / "out.safetensors")
     text = write_lora("text.safetensors", random_lora("sd1", 3, parts=["text_encoder"]))
-    (useless,) = notices(LoraWeight(text, 0.5, 1.0))
+    (useless,) = notices(LoraWeight(text, LoraStrength(0.5, 1.0)))
     assert "text.safetensors holds no U-Net layers: its U-Net weight has no effect" in useless
-    assert notices(LoraWeight(text, 0.0, 1.0)) == notices(LoraWeight(text, 0.4, 0.4)) == []
-    assert notices(LoraWeight(unet, 0.7, 0.0)) == notices(LoraWeight(unet, 0.7, 0.7)) == []
+    assert notices(LoraWeight(text, LoraStrength(0.0, 1.0))) == notices(LoraWeight(text, LoraStrength(0.4, 0.4))) == []
+    assert notices(LoraWeight(unet, LoraStrength(0.7, 0.0))) == notices(LoraWeight(unet, LoraStrength(0.7, 0.7))) == []
 
 
 def test_what_came_out_as_it_was_is_counted(checkpoint: MakeFile, write_lora: MakeFile, tmp_path: Path) -> None:
@@ -442,7 +455,7 @@ def test_what_came_out_as_it_was_is_counted(checkpoint: MakeFile, write_lora: Ma
     assert report.changed == len(layers) - len(zero)
     output = tmp_path / "no.safetensors"
     with pytest.raises(AdapterError, match="would hold values beyond the range of float16"):
-        merge(checkpoint("sd1"), [LoraWeight(path, 1e7, 1.0)], output, precision="fp16")
+        merge(checkpoint("sd1"), [LoraWeight(path, LoraStrength(1e7, 1.0))], output, precision="fp16")
     assert not output.exists()
 
 

@@ -12,21 +12,22 @@ from torch import Tensor
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, attach, read_adapters
 from loraloom.adapters.full import FullAdapter
-from loraloom.adapters.kinds import ADAPTERS
 from loraloom.adapters.settings import AdapterSettings
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.adapter_kinds import ADAPTERS, trained_kinds
 from loraloom.formats.tensors import write_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.family import FAMILIES
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.weights.inspect import inspect_file
-from loraloom.weights.merge import LoraWeight, merge, merged_tensor
+from loraloom.weights.merge import Change, LoraWeight, merge, merged_tensor
 from toys import toy_tensors
 
 MakeFile = Callable[..., Path]
 CPU = torch.device("cpu")
-KINDS = ("lora", "dora", "loha", "lokr", "ia3", "full")
+KINDS = tuple(kind for kind in trained_kinds() if ADAPTERS.load(kind).stored_as() == kind)
 
 
 def own_weight(family: str, target: AdapterTarget) -> Tensor:
@@ -43,7 +44,7 @@ def mixed(family: str, checkpoint: Path, kinds: tuple[str, ...] = KINDS, *, size
         kind = "norm" if target.kind == "norm" else kinds[index % len(kinds)]
         if kind == "norm" and set(kinds) != set(KINDS):
             continue
-        settings = AdapterSettings(kind="lora" if kind == "norm" else kind, dora_axis=("input", "output")[index % 2])  # type: ignore[arg-type]
+        settings = AdapterSettings(kind="lora" if kind == "norm" else kind, dora_axis=("input", "output")[index % 2])
         base = own_weight(family, target)
         adapter = ADAPTERS.load(kind).create(target, settings, 2, 1.5, seed=1, base=base)
         for parameter in adapter.parameters():
@@ -63,7 +64,7 @@ def outputs(model: LoadedModel) -> tuple[Tensor, Tensor]:
 def test_on_the_fly_is_merged(family: str, checkpoint: MakeFile, write_lora: MakeFile, tmp_path: Path) -> None:
     path = checkpoint(family)
     lora = write_lora("mixed.safetensors", mixed(family, path))
-    merge(path, [LoraWeight(lora, 0.8, 0.4)], tmp_path / "out.safetensors")
+    merge(path, [LoraWeight(lora, LoraStrength(0.8, 0.4))], tmp_path / "out.safetensors")
     base = load_model(path, device=CPU, prediction="epsilon")
     plain = outputs(base)
     layers = {target.name: base.layer(target) for target in base.file_targets}
@@ -97,7 +98,10 @@ def test_two_kinds_merge_alike_in_either_order_and_each_from_the_original(
 ) -> None:
     path = checkpoint("sd1")
     sets = {kind: mixed("sd1", path, (kind,)) for kind in ("dora", "loha")}
-    loras = [LoraWeight(write_lora(f"{kind}.safetensors", adapters), 0.7, 0.7) for kind, adapters in sets.items()]
+    loras = [
+        LoraWeight(write_lora(f"{kind}.safetensors", adapters), LoraStrength(0.7, 0.7))
+        for kind, adapters in sets.items()
+    ]
     merge(path, loras, tmp_path / "a.safetensors")
     merge(path, loras[::-1], tmp_path / "b.safetensors")
     one, other = open_checkpoint(tmp_path / "a.safetensors"), open_checkpoint(tmp_path / "b.safetensors")
@@ -114,7 +118,7 @@ def test_a_change_of_rows_that_depends_on_them(checkpoint: MakeFile) -> None:
     target = next(t for t in source.family.adapter_targets(source.infos) if t.rows is not None and t.rows[0] > 0)
     adapter = ADAPTERS.load("ia3").create(target, AdapterSettings(kind="ia3"), 1, 1.0, seed=0)
     adapter.weight.data.fill_(0.5)
-    merged = merged_tensor(source[target.tensor], [(target, adapter, 1.0)])
+    merged = merged_tensor(source[target.tensor], [Change.of_weight(target, adapter, 1.0)])
     start, stop = target.rows or (0, 0)
     assert torch.allclose(merged[start:stop], source[target.tensor][start:stop] * 1.5)
     assert torch.equal(merged[:start], source[target.tensor][:start])
@@ -124,7 +128,7 @@ def test_weights_in_double_precision_are_added_up_in_it(checkpoint: MakeFile) ->
     target = next(t for t in open_checkpoint(checkpoint("sd1")).family.all_targets() if t.kind == "linear")
     adapter = FullAdapter(torch.full(target.shape, 0.3))
     weight = torch.full(target.shape, 1 + 3e-12, dtype=torch.float64)
-    merged = merged_tensor(weight, [(target, adapter, 0.7)])
+    merged = merged_tensor(weight, [Change.of_weight(target, adapter, 0.7)])
     expected = weight + (torch.full(target.shape, 0.3) * 0.7).double()  # the change itself is of single precision
     assert merged.dtype == torch.float64
     assert torch.equal(merged, expected)

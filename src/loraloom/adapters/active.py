@@ -21,27 +21,31 @@ from torch.utils.hooks import RemovableHandle
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet
 from loraloom.adapters.lora import LoraAdapter
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import AdapterError
 
 __all__ = ["ActiveLoras"]
 
 
 class ActiveLoras:
-    """Several LoRAs for the layers of a live model (``layers``: module by kohya name), on it within :meth:`on`."""
+    """Several LoRAs for the layers of a live model (``layers``: module by kohya name), on it within :meth:`on`.
 
-    def __init__(self, sets: Sequence[AdapterSet], layers: Mapping[str, nn.Module]) -> None:
+    Of their strengths the weights by block are for good; those of the parts are given for each call.
+    """
+
+    def __init__(self, loras: Sequence[tuple[AdapterSet, LoraStrength]], layers: Mapping[str, nn.Module]) -> None:
         self._unet_rows: tuple[tuple[float, ...], ...] = ()
         self._text_row: tuple[float, ...] = ()
         by_layer: dict[str, list[_Part]] = {}
         self._in_unet: dict[str, bool] = {}
-        for index, adapters in enumerate(sets):
+        for index, (adapters, strength) in enumerate(loras):
             missing = [name for name in adapters.targets if name not in layers]
             if missing:
                 raise AdapterError(
                     f"the model has no layer {missing[0]} ({len(missing)} of {len(adapters)} are missing)"
                 )
             for target, adapter in adapters.items():
-                part = _Part(index, adapter, adapters.layer_weights.get(target.name, 1.0))
+                part = _Part(index, adapter, strength.of_block(target.name))
                 by_layer.setdefault(target.name, []).append(part)
                 self._in_unet[target.name] = target.part == "unet"
         self._layers = {name: layers[name] for name in by_layer}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -12,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from loraloom.adapters.readers import Reading
 from loraloom.adapters.settings import AdapterSettings
-from loraloom.errors import AdapterError
+from loraloom.errors import AdapterError, SettingsError
 from loraloom.formats.adapter_file import AdapterTarget
 from loraloom.formats.dialects import alpha_in_use
+from loraloom.formats.key_layout import KeyLayout
 from loraloom.randomness import generator, uniform
+from loraloom.settings import Settings
 
 __all__ = [
     "Adapter",
@@ -49,10 +53,31 @@ class Adapter(nn.Module, ABC):
 
     kind: ClassVar[str]
     """Name in the registry."""
+    layout: ClassVar[KeyLayout]
+    """How it lies in a file."""
+    stored_kind: ClassVar[str] = ""
+    """The kind that its file is of, where it is another: it differs in training alone."""
     needs_base: ClassVar[bool] = False
     """Whether the change depends on the layer's own weight."""
     rebuilds: ClassVar[bool] = True
     """Whether the forward pass builds a tensor as large as the weight: it is built again on the way back, not kept."""
+
+    # -- what is said of it elsewhere --------------------------------------------------------------------------
+
+    has_rank: ClassVar[bool] = True
+    """Whether its size follows from a rank; without, rank and alpha have no effect."""
+    is_low_rank: ClassVar[bool] = False
+    """Whether a down and an up matrix are trained, for which there are several starts, and dropout between them."""
+    own_settings: ClassVar[tuple[str, ...]] = ()
+    """The fields of :class:`AdapterSettings` that no other kind reads."""
+    args: ClassVar[type[Settings] | None] = None
+    """The settings of a kind from another package: what ``adapter.args`` may hold."""
+    network_module: ClassVar[str] = ""
+    """``ss_network_module`` of its files; empty for the module that the class is in."""
+    algorithm: ClassVar[str] = ""
+    """What LyCORIS calls it; empty where that does not know it."""
+    readings: ClassVar[tuple[Reading, ...]] = ()
+    """Which programs read its files; several where that depends on the settings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,6 +119,65 @@ class Adapter(nn.Module, ABC):
     @abstractmethod
     def scale_by(self, ratio: float) -> None:
         """Multiply the change by ``ratio``, spread evenly over the tensors it is made of."""
+
+    # -- what a kind may say otherwise ---------------------------------------------------------------------------
+
+    @classmethod
+    def stored_as(cls) -> str:
+        """The kind that its file is of."""
+        return cls.stored_kind or cls.kind
+
+    @classmethod
+    def takes(cls, target: AdapterTarget) -> bool:
+        """Whether it can change this layer."""
+        return target.kind != "norm"
+
+    @classmethod
+    def without_effect(cls, settings: AdapterSettings) -> Iterable[tuple[tuple[str, ...], str]]:
+        """Names of settings that have no effect on this kind, and why, besides what follows from its class."""
+        return ()
+
+    @classmethod
+    def network_args(cls, settings: AdapterSettings) -> dict[str, object]:
+        """What ``ss_network_args`` of its files says of it, besides LyCORIS' name."""
+        return {}
+
+    @classmethod
+    def doubles_rank(cls, settings: AdapterSettings) -> bool:
+        """Whether the file has twice the rank that is trained."""
+        return False
+
+    @classmethod
+    def reading(cls, settings: AdapterSettings) -> Reading:
+        """Which programs read the file that these settings make."""
+        return cls.readings[0] if cls.readings else Reading.by_none(cls.kind)
+
+    @classmethod
+    def norm_in_file(cls, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
+        """(Frobenius norm, number of values) of a layer's change, from its float32 tensors by role, without its base.
+
+        RuntimeError, KeyError or IndexError where they do not fit together.
+        """
+        changes = [tensor for role, tensor in tensors.items() if (form := cls.layout.form(role)) and form.axes]
+        norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in changes))
+        return norm, float(sum(tensor.numel() for tensor in changes))
+
+    @classmethod
+    def beside_factors(cls, tensors: Mapping[str, Tensor], target: AdapterTarget, where: str) -> dict[str, Tensor]:
+        """What stands beside the down and up matrix in diffusers' form, of a kind that wraps a LoRA.
+
+        ``where`` names file and layer in the AdapterError for what that form has no place for.
+        """
+        raise AdapterError(f"{where} is {cls.layout.title}; diffusers reads LoRA and DoRA only")
+
+    @classmethod
+    def own_args(cls, settings: AdapterSettings) -> Settings | None:
+        """``adapter.args`` as the kind's own settings. SettingsError for names and values that it does not know."""
+        if cls.args is not None:
+            return cls.args.parse(settings.args, source="adapter.args")
+        if settings.args:
+            raise SettingsError([f"adapter.args: {cls.kind} has no settings of its own"])
+        return None
 
     # -- what follows from it ----------------------------------------------------------------------------------
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loraloom.adapters.adapter import Adapter, Rows
-from loraloom.adapters.block_weights import BlockWeights
 from loraloom.adapters.blocks import BLOCK_COUNTS, block_index
-from loraloom.adapters.kinds import ADAPTERS, adapter_from_tensors
+from loraloom.adapters.kinds import adapter_from_tensors
 from loraloom.adapters.settings import AdapterSettings
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import AdapterError, SettingsError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterFile, AdapterTarget, layer_keys, read_adapter_file
+from loraloom.formats.adapter_kinds import ADAPTERS, trained_kinds
 from loraloom.formats.lora_family import family_of_layers
 from loraloom.randomness import seed_of
 
@@ -44,16 +45,11 @@ class AdapterSet(nn.Module):
         self.adapters = nn.ModuleDict({target.name: adapter for target, adapter in adapters.items()})
         self.metadata = dict(metadata or {})
         self.words = dict(words or {})
-        self.layer_weights: Mapping[str, float] = {}
-        """What a layer's change is multiplied by, besides the LoRA's weight; 1 for layers that are not named."""
 
-    def with_blocks(self, blocks: BlockWeights) -> AdapterSet:
-        """The same adapters with weights by block. AdapterError for a block that the list does not name."""
-        sdxl = any(target.part == "text_encoder_2" or "input_blocks" in target.name for target in self.targets.values())
-        kept = {target: adapter for target, adapter in self.items() if blocks.of(target.name, sdxl=sdxl)}
-        weighted = AdapterSet(kept, self.metadata, self.words)
-        weighted.layer_weights = {target.name: blocks.of(target.name, sdxl=sdxl) for target in kept}
-        return weighted.eval()
+    def in_blocks(self, strength: LoraStrength) -> AdapterSet:
+        """The same adapters, but for those in blocks of weight 0. AdapterError for a block that the list leaves out."""
+        kept = {target: adapter for target, adapter in self.items() if strength.of_block(target.name)}
+        return AdapterSet(kept, self.metadata, self.words).eval()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -133,21 +129,21 @@ class Attachment:
     The adapters compute beside the layers (a side branch), so no weight of the model is ever written.
     """
 
-    def __init__(self, adapters: AdapterSet, layers: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
+    def __init__(self, adapters: AdapterSet, layers: Mapping[str, nn.Module]) -> None:
         self.adapters = adapters
-        self._weights = dict(weights)
+        self._strength = LoraStrength()
         self._handles: list[RemovableHandle] = [
             layers[target.name].register_forward_hook(partial(self._hook, target.part, adapter))
             for target, adapter in adapters.items()
         ]
 
     def _hook(self, part: str, adapter: Adapter, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        weight = self._weights.get(part, 1.0)
+        weight = self._strength.of_part(part)
         return output if weight == 0.0 else adapter.add_to(output, inputs[0], layer, weight)
 
     def set_weights(self, *, unet: float, text_encoder: float) -> None:
         """Change how strongly each part is applied; 0 leaves the layer's output bit for bit."""
-        self._weights = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder}
+        self._strength = LoraStrength(unet, text_encoder)
 
     def detach(self) -> None:
         """Take the LoRA off. Safe to call twice."""
@@ -178,7 +174,7 @@ def attach(
     missing = [name for name in adapters.targets if name not in layers]
     if missing:
         raise AdapterError(f"the model has no layer {missing[0]} ({len(missing)} of {len(adapters)} are missing)")
-    attachment = Attachment(adapters, layers, {})
+    attachment = Attachment(adapters, layers)
     attachment.set_weights(unet=unet, text_encoder=text_encoder)
     return attachment
 
@@ -191,10 +187,12 @@ def choose_targets(
     Raises SettingsError for settings that choose no layer, or name one that is not there.
     """
     _check_block_counts(settings, family)
+    kind: type[Adapter] = ADAPTERS.load(settings.kind)
     chosen = [
         target
         for target in targets
-        if settings.trains_part(target.part)
+        if kind.takes(target)
+        and settings.trains_part(target.part)
         and (settings.trains_convolutions or not target.extended)
         and _rank_and_alpha(settings, target, family)[0] > 0
     ]
@@ -280,12 +278,12 @@ def create_adapters(
 
 def _check_start(settings: AdapterSettings, path: Path, stored: AdapterSet) -> None:
     """AdapterError unless the file holds what the settings train, and can learn."""
-    wanted = "lora" if settings.kind == "lora_fa" else settings.kind
+    kind: type[Adapter] = ADAPTERS.load(settings.kind)
     for target, adapter in stored.items():
-        if adapter.kind != wanted:
+        if adapter.kind != kind.stored_as():
             raise AdapterError(
                 f"adapter.start_from: {path} holds {adapter.kind} ({target.name}), adapter.kind is {settings.kind}",
-                f"set adapter.kind={adapter.kind}" if adapter.kind != "norm" else "it cannot be trained on",
+                f"set adapter.kind={adapter.kind}" if adapter.kind in trained_kinds() else "it cannot be trained on",
             )
         if getattr(adapter, "scale", 1.0) == 0.0:
             raise AdapterError(

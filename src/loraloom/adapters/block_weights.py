@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loraloom.errors import AdapterError, SettingsError
 from loraloom.formats.dialects import part_of_layer
@@ -51,6 +51,7 @@ _SDXL = {
     "OUTS": "100000000111",
     "OUTALL": "100000111111",
 }
+_PRESET_LISTS = {17: _SD1, 12: _SDXL}
 PRESETS = tuple(_SD1)
 """Names that stand for a list; those of SDXL divide its blocks by resolution as those of SD 1 do."""
 
@@ -93,16 +94,25 @@ class BlockWeights:
 
     text: str
     """As it was asked for."""
-    values: Mapping[str, float] | None = None
-    """By block; None for a preset, which means the list of the model that a layer belongs to."""
+    values: Mapping[str, float] | None = field(default=None, hash=False)
+    """By block; None for a preset, which means another list for each family: see :meth:`listed`."""
+    is_preset: bool = False
+    """Whether blocks that are not named go with their neighbours."""
 
-    def of(self, layer: str, *, sdxl: bool) -> float:
+    def listed(self, count: int) -> BlockWeights:
+        """With the numbers of a preset, for a family whose presets are lists of ``count`` values."""
+        if self.values is not None:
+            return self
+        digits = zip(LISTS[count], _PRESET_LISTS[count][self.text], strict=True)
+        return BlockWeights(self.text, {name: float(digit) for name, digit in digits}, is_preset=True)
+
+    def of(self, layer: str) -> float:
         """The factor of a layer. Raises AdapterError for a block that the list does not name."""
-        block = block_name(layer)
         values = self.values
         if values is None:
-            count, table = (12, _SDXL) if sdxl else (17, _SD1)
-            values = {name: float(digit) for name, digit in zip(LISTS[count], table[self.text], strict=True)}
+            raise ValueError(f"the preset {self.text} has no numbers until the family is known")
+        block = block_name(layer)
+        if self.is_preset:
             block = _nearest_trained(block, values)
         if block not in values:
             raise AdapterError(

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from loraloom.adapters.adapter import Adapter, apply_weight, weight_of
 from loraloom.adapters.kinds import adapter_from_tensors
 from loraloom.adapters.lora import LoraAdapter
+from loraloom.adapters.readers import Reading
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.key_layout import WEIGHT, KeyLayout
 
 __all__ = ["DoraAdapter"]
 
@@ -26,7 +28,50 @@ class DoraAdapter(Adapter):
     """
 
     kind = "dora"
+    layout = KeyLayout(
+        "DoRA",
+        own={"dora_scale": WEIGHT},
+        wraps=frozenset({"lora", "loha", "lokr"}),
+        # The first one is written: transformers reads no other spelling, PEFT both.
+        keys={
+            "kohya": {".dora_scale": "dora_scale"},
+            "comfy": {".dora_scale": "dora_scale"},
+            "peft": {".lora_magnitude_vector.weight": "dora_scale", ".lora_magnitude_vector": "dora_scale"},
+        },
+        peft_modules=("lora_magnitude_vector",),
+        peft_rows="dora_scale",
+        # Rounding the lengths would change the whole weight, not only what was learned.
+        exact=frozenset({"dora_scale"}),
+    )
     needs_base = True
+    is_low_rank = True
+    own_settings = ("dora_axis",)
+    network_module = "lycoris.kohya"
+    algorithm = "lora"
+    readings = (
+        Reading(
+            "dora, `adapter.dora_axis=input` (default)",
+            (
+                "yes since 1.9; before, the lengths are ignored",
+                "yes (versions of April 2024 refuse it)",
+                "yes",
+                "no: its loader of files takes lengths for those of outputs, and fails",
+                "no: it leaves out the lengths",
+            ),
+            "adapter.dora_axis=input",
+        ),
+        Reading(
+            "dora, `adapter.dora_axis=output`",
+            (
+                "no: a wrong result (lengths are taken for those of inputs)",
+                "no: a slightly different result (divided by lengths of the unchanged weight)",
+                "no: a slightly different result (as Forge)",
+                "yes",
+                "yes, after a conversion to diffusers' form",
+            ),
+            "adapter.dora_axis=output",
+        ),
+    )
 
     def __init__(self, inner: Adapter, magnitude: Tensor) -> None:
         super().__init__()
@@ -54,6 +99,25 @@ class DoraAdapter(Adapter):
         with torch.no_grad():
             adapter.magnitude.copy_(adapter._lengths(base.detach().cpu()))
         return adapter
+
+    @classmethod
+    def network_args(cls, settings: AdapterSettings) -> dict[str, object]:
+        return {"dora_wd": "True", "wd_on_output": str(settings.dora_axis == "output")}
+
+    @classmethod
+    def doubles_rank(cls, settings: AdapterSettings) -> bool:
+        return LoraAdapter.doubles_rank(settings)
+
+    @classmethod
+    def reading(cls, settings: AdapterSettings) -> Reading:
+        return cls.readings[settings.dora_axis == "output"]
+
+    @classmethod
+    def beside_factors(cls, tensors: Mapping[str, Tensor], target: AdapterTarget, where: str) -> dict[str, Tensor]:
+        magnitude = tensors["dora_scale"]
+        if magnitude.shape[:1] == (1,):
+            raise AdapterError(f"{where} is a DoRA with a length for each input channel; PEFT has them for outputs")
+        return {"dora_scale": magnitude.float().reshape((-1,) if target.kind == "linear" else (1, -1, 1, 1))}
 
     @property
     def ranks(self) -> tuple[int, ...]:

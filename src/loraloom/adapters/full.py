@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.adapters.adapter import Adapter, apply_weight, fitted
+from loraloom.adapters.readers import NO, Reading
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.key_layout import VECTOR, WEIGHT, KeyLayout
 
 __all__ = ["FullAdapter"]
 
@@ -19,7 +21,14 @@ class FullAdapter(Adapter):
     """``delta = diff``; files of other trainers may change the bias too (``diff_b``)."""
 
     kind = "full"
+    layout = KeyLayout(
+        "full difference", own={"diff": WEIGHT}, more={"diff_b": VECTOR}, columns=(("diff",),), adds_up=True
+    )
     rebuilds = False
+    has_rank = False
+    network_module = "lycoris.kohya"
+    algorithm = "full"
+    readings = (Reading("full", ("yes since 1.5", "yes", "yes", "yes", NO)),)
 
     def __init__(self, diff: Tensor, diff_b: Tensor | None = None) -> None:
         super().__init__()

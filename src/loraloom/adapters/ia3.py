@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.adapters.adapter import Adapter, apply_weight, fitted, per_channel, weight_of
+from loraloom.adapters.readers import NO, Reading
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.key_layout import FLAG, WEIGHT, KeyLayout
 
 __all__ = ["Ia3Adapter"]
 
@@ -22,7 +24,28 @@ class Ia3Adapter(Adapter):
     """``delta = W * scale`` along the output channels, or along the input channels (``on_input``)."""
 
     kind = "ia3"
+    layout = KeyLayout(
+        "(IA)3",
+        own={"on_input": FLAG, "weight": WEIGHT},
+        is_told_by_all=True,
+        keys={"comfy": {}},  # with ``.weight`` every U-Net in ComfyUI's names would be a LoRA
+    )
     needs_base = True
+    has_rank = False
+    network_module = "lycoris.kohya"
+    algorithm = "ia3"
+    readings = (
+        Reading(
+            "ia3",
+            (
+                "yes since 1.5; of convolutions only factors of inputs, which are those trained here",
+                NO,
+                NO,
+                "no: its loader of files fails; a network made with the same preset loads it",
+                NO,
+            ),
+        ),
+    )
 
     def __init__(self, scale: Tensor, *, on_input: bool, ndim: int = 2) -> None:
         super().__init__()

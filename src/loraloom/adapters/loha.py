@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.adapters.adapter import Adapter, alpha_of, fitted
+from loraloom.adapters.readers import NO, Reading
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.key_layout import FACTOR, KERNEL, NUMBER, KeyLayout, Product
 from loraloom.randomness import generator
 
-__all__ = ["LohaAdapter", "without_core"]
+__all__ = ["LohaAdapter", "product_of", "scale_in_file", "without_core"]
 
 _FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_ENDS = {f".{role}": role for role in (*_FACTORS, "hada_t1", "hada_t2")}
 
 
 class LohaAdapter(Adapter):
@@ -27,6 +30,21 @@ class LohaAdapter(Adapter):
     """
 
     kind = "loha"
+    layout = KeyLayout(
+        "LoHa",
+        own=dict.fromkeys(_FACTORS, FACTOR),
+        more={"hada_t1": KERNEL, "hada_t2": KERNEL, "alpha": NUMBER},
+        needs=((_FACTORS,),),
+        products=(Product("hada_w1_a", "hada_w1_b", "hada_t1"), Product("hada_w2_a", "hada_w2_b", "hada_t2")),
+        ranks=("hada_w1_b",),
+        columns=(("hada_w1_b",),),
+        keys={"peft": _ENDS},
+        peft_modules=(*_FACTORS, "hada_t1", "hada_t2"),
+        marks=("hada_w1",),
+    )
+    network_module = "lycoris.kohya"
+    algorithm = "loha"
+    readings = (Reading("loha", ("yes since 1.5", "yes", "yes", "yes", NO)),)
 
     def __init__(self, factors: tuple[Tensor, Tensor, Tensor, Tensor], alpha: float, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -51,6 +69,12 @@ class LohaAdapter(Adapter):
         w1_a = torch.randn(out, rank, generator=random) * 0.1
         w1_b, w2_b = (torch.randn(rank, columns, generator=random) for _ in range(2))
         return cls((w1_a, w1_b, torch.zeros(out, rank), w2_b), alpha, target.shape)
+
+    @classmethod
+    def norm_in_file(cls, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
+        first = product_of(tensors, "hada_w1_a", "hada_w1_b", "hada_t1")
+        change = first * product_of(tensors, "hada_w2_a", "hada_w2_b", "hada_t2")
+        return float(change.norm()) * scale_in_file(tensors, len(tensors["hada_w1_b"])), change.numel()
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -91,6 +115,19 @@ class LohaAdapter(Adapter):
             factors += [fitted(pair, "w_a", (out, rank), target), fitted(pair, "w_b", (rank, columns), target)]
         alpha = alpha_of(tensors, factors[1].shape[0])
         return cls((factors[0], factors[1], factors[2], factors[3]), alpha, target.shape)
+
+
+def product_of(tensors: Mapping[str, Tensor], left: str, right: str, core: str = "") -> Tensor:
+    """The product of two stored factors, with the core between them where the file has one."""
+    if core in tensors:
+        factors = tensors[right].flatten(1), tensors[left].flatten(1)
+        return torch.einsum("ijkl,jr,ip->prkl", tensors[core], *factors)
+    return tensors[left].flatten(1) @ tensors[right].flatten(1)
+
+
+def scale_in_file(tensors: Mapping[str, Tensor], rank: int) -> float:
+    """The size of alpha / rank."""
+    return abs(alpha_of(tensors, rank)) / rank
 
 
 def without_core(core: Tensor, a: Tensor, b: Tensor, target: AdapterTarget) -> tuple[Tensor, Tensor]:

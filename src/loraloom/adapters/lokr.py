@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 import torch
@@ -11,13 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loraloom.adapters.adapter import Adapter, alpha_of, fitted, uniform_tensor
-from loraloom.adapters.loha import without_core
+from loraloom.adapters.loha import product_of, scale_in_file, without_core
+from loraloom.adapters.readers import NO, Reading
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.key_layout import FACTOR, KERNEL, MATRIX, NUMBER, KeyLayout, Product
 from loraloom.randomness import generator
 
 __all__ = ["LokrAdapter", "split_dimension"]
+
+_FIRST = ("lokr_w1", "lokr_w1_a", "lokr_w1_b")
+_SECOND = ("lokr_w2", "lokr_w2_a", "lokr_w2_b")
+_ROLES = (*_FIRST, *_SECOND, "lokr_t2")
 
 
 def split_dimension(size: int, factor: int) -> tuple[int, int]:
@@ -40,7 +46,24 @@ class LokrAdapter(Adapter):
     """
 
     kind = "lokr"
+    layout = KeyLayout(
+        "LoKr",
+        own=dict.fromkeys(_FIRST, MATRIX) | dict.fromkeys(_SECOND, FACTOR),
+        more={"lokr_t2": KERNEL, "alpha": NUMBER},
+        needs=tuple(((whole,), (left, right)) for whole, left, right in (_FIRST, _SECOND)),
+        products=(Product("lokr_w1_a", "lokr_w1_b"), Product("lokr_w2_a", "lokr_w2_b", "lokr_t2")),
+        ranks=("lokr_w2_b", "lokr_w1_b"),
+        columns=(("lokr_w1", "lokr_w1_b"), ("lokr_w2", "lokr_w2_b")),
+        keys={"peft": {f".{role}": role for role in _ROLES}},
+        peft_modules=_ROLES,
+        peft_scaled="lokr_w1",
+        marks=("lokr_w",),
+    )
     rebuilds = False
+    own_settings = ("lokr_factor", "lokr_decompose_both", "lokr_full_matrix")
+    network_module = "lycoris.kohya"
+    algorithm = "lokr"
+    readings = (Reading("lokr", ("yes since 1.5", "yes", "yes", "yes", NO)),)
 
     def __init__(self, w1: tuple[Tensor, ...], w2: tuple[Tensor, ...], alpha: float, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -77,6 +100,30 @@ class LokrAdapter(Adapter):
         else:
             w2 = uniform_tensor((b, rank), 1 / math.sqrt(rank), random), torch.zeros(rank, columns)
         return cls(w1, w2, alpha, target.shape)
+
+    @classmethod
+    def without_effect(cls, settings: AdapterSettings) -> Iterable[tuple[tuple[str, ...], str]]:
+        if settings.lokr_full_matrix:
+            names = ("rank", "alpha", "rank_stabilized", "lokr_decompose_both", "block_alphas", "conv_alpha")
+            yield names, "with adapter.lokr_full_matrix"
+
+    @classmethod
+    def network_args(cls, settings: AdapterSettings) -> dict[str, object]:
+        return {
+            "factor": settings.lokr_factor,
+            **({"decompose_both": "True"} if settings.lokr_decompose_both else {}),
+            **({"full_matrix": "True"} if settings.lokr_full_matrix else {}),
+        }
+
+    @classmethod
+    def norm_in_file(cls, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
+        first = tensors["lokr_w1"] if "lokr_w1" in tensors else product_of(tensors, "lokr_w1_a", "lokr_w1_b")
+        second = tensors.get("lokr_w2")
+        if second is None:
+            second = product_of(tensors, "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+        ranks = [len(tensors[role]) for role in cls.layout.ranks if role in tensors]
+        scale = scale_in_file(tensors, ranks[0]) if ranks else 1.0
+        return float(first.norm() * second.norm()) * scale, first.numel() * second.numel()
 
     @property
     def ranks(self) -> tuple[int, ...]:

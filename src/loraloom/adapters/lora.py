@@ -12,12 +12,23 @@ from torch import Tensor, nn
 
 from loraloom.adapters.adapter import Adapter, alpha_of, squeezed, uniform_tensor
 from loraloom.adapters.initial import orthogonal_rows, principal_factors
+from loraloom.adapters.readers import Reading
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.dialects import OLD_LAYERS
+from loraloom.formats.key_layout import FACTOR, KERNEL, NUMBER, KeyLayout, Product
 from loraloom.randomness import generator
 
 __all__ = ["Adapter", "LoraAdapter"]
+
+_PEFT_FACTORS = {".lora_A.weight": "down", ".lora_B.weight": "up"}
+_KOHYA_FACTORS = {".lora_down.weight": "down", ".lora_up.weight": "up"}
+"""Written behind the layer names of the other one, too: ComfyUI reads every pair of the two."""
+_KOHYA_KEYS = {**_KOHYA_FACTORS, ".lora_mid.weight": "mid", **_PEFT_FACTORS, ".alpha": "alpha"}
+_OLD_KEYS = {".lora.down.weight": "down", ".lora.up.weight": "up", ".alpha": "alpha"}
+"""diffusers' before PEFT."""
+_ENDS = {"down.weight": "down", "up.weight": "up", "alpha": "alpha"}
 
 
 class LoraAdapter(Adapter):
@@ -30,7 +41,36 @@ class LoraAdapter(Adapter):
     """
 
     kind = "lora"
+    layout = KeyLayout(
+        "LoRA",
+        own={"down": FACTOR, "up": FACTOR},
+        more={"mid": KERNEL, "alpha": NUMBER},
+        needs=((("up", "down"),),),
+        products=(Product("up", "down", "mid", left_is_out_first=True),),
+        ranks=("down",),
+        columns=(("down",),),
+        keys={
+            "kohya": _KOHYA_KEYS,
+            "comfy": _KOHYA_KEYS,
+            "peft": {**_PEFT_FACTORS, **_KOHYA_FACTORS, **_OLD_KEYS},
+            "diffusers-old": {
+                **{f"{inside}.{end}": role for inside in OLD_LAYERS for end, role in _ENDS.items()},
+                **_OLD_KEYS,
+            },
+        },
+        peft_modules=("lora_A", "lora_B"),
+        is_pair=True,
+        marks=("lora_up", "lora_down", "lora_A", "lora_B", "lora.up", "lora.down", ":up"),
+    )
     rebuilds = False
+    is_low_rank = True
+    network_module = "networks.lora"
+    readings = (
+        Reading(
+            "lora (with convolutions, any init, rank-stabilized), lora_fa",
+            ("yes", "yes", "yes", "yes", "yes; several ranks or alphas: after a conversion to diffusers' form"),
+        ),
+    )
     trains_down: ClassVar[bool] = True
     """Whether ``down`` is trained, or stays as it starts."""
 
@@ -80,6 +120,10 @@ class LoraAdapter(Adapter):
         else:
             down = uniform_tensor(wide, 1 / math.sqrt(columns), generator(seed, "init", target.name))
         return cls(down, torch.zeros(up_shape), alpha)
+
+    @classmethod
+    def doubles_rank(cls, settings: AdapterSettings) -> bool:
+        return settings.init == "pissa" and cls.trains_down
 
     def remember_start(self) -> None:
         """Count from here: the change is what the factors make of the weight beyond what they make of it now."""

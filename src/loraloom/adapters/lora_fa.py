@@ -11,4 +11,6 @@ class LoraFaAdapter(LoraAdapter):
     """Only ``up`` is trained: half of the trained values, and no layer's input is kept. Its file is a LoRA's."""
 
     kind = "lora_fa"
+    stored_kind = "lora"
     trains_down = False
+    network_module = "networks.lora_fa"

@@ -1,14 +1,16 @@
-"""What a LoRA file's metadata says about its kind, in the words of sd-scripts and LyCORIS. No torch here."""
+"""What a LoRA file's metadata says about its kind, in the words of sd-scripts and LyCORIS."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from loraloom.adapters.settings import AdapterSettings
+from loraloom.formats.adapter_kinds import ADAPTERS
+
+if TYPE_CHECKING:
+    from loraloom.adapters.adapter import Adapter
 
 __all__ = ["network_args", "network_metadata"]
-
-_MODULES = {"lora": "networks.lora", "lora_fa": "networks.lora_fa"}
-_ALGORITHMS = {"dora": "lora"}
-"""LyCORIS' name of a kind where it is another."""
 
 
 def network_metadata(settings: AdapterSettings) -> dict[str, object]:
@@ -16,18 +18,19 @@ def network_metadata(settings: AdapterSettings) -> dict[str, object]:
 
     Ranks that differ from layer to layer are ``Dynamic``, as in files that sd-scripts has resized.
     """
+    kind: type[Adapter] = ADAPTERS.load(settings.kind)
     by_layer = settings.rank_from_file or settings.block_ranks is not None
     rank: int | str = "Dynamic" if by_layer else settings.rank
     alpha: float | str = settings.alpha or float(settings.rank)
     if isinstance(rank, int) and not isinstance(alpha, str):
         if settings.rank_stabilized:
             alpha *= rank**0.5
-        if settings.init == "pissa" and settings.kind != "lora_fa":
+        if kind.doubles_rank(settings):
             rank, alpha = 2 * rank, 2 * alpha
     if by_layer or settings.block_alphas is not None:
         alpha = "Dynamic"
     return {
-        "network_module": _MODULES.get(settings.kind, "lycoris.kohya"),
+        "network_module": kind.network_module or kind.__module__,
         "network_dim": rank,
         "network_alpha": alpha,
         "network_dropout": settings.dropout,
@@ -38,17 +41,12 @@ def network_metadata(settings: AdapterSettings) -> dict[str, object]:
 def network_args(settings: AdapterSettings) -> dict[str, object]:
     """What sd-scripts writes as ``ss_network_args``: only what was asked for."""
     args: dict[str, object] = {}
-    kind = settings.kind
-    if kind not in _MODULES:
-        args["algo"] = _ALGORITHMS.get(kind, kind)
+    kind: type[Adapter] = ADAPTERS.load(settings.kind)
+    if kind.algorithm:
+        args["algo"] = kind.algorithm
     if settings.conv_rank:
         args |= {"conv_dim": settings.conv_rank, "conv_alpha": settings.conv_alpha or settings.conv_rank}
-    if kind == "dora":
-        args |= {"dora_wd": "True", "wd_on_output": str(settings.dora_axis == "output")}
-    if kind == "lokr":
-        args["factor"] = settings.lokr_factor
-        args |= {"decompose_both": "True"} if settings.lokr_decompose_both else {}
-        args |= {"full_matrix": "True"} if settings.lokr_full_matrix else {}
+    args |= kind.network_args(settings) | settings.args
     for name, value in (("rank_dropout", settings.rank_dropout), ("module_dropout", settings.module_dropout)):
         if value:
             args[name] = value

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loraloom.adapters.adapter import Adapter, fitted
+from loraloom.adapters.readers import NO, Reading
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.key_layout import VECTOR, KeyLayout
 
 __all__ = ["NormAdapter"]
 
@@ -20,7 +22,16 @@ class NormAdapter(Adapter):
     """``delta = w_norm``, and ``b_norm`` for the bias, of a group or layer normalization."""
 
     kind = "norm"
+    layout = KeyLayout("norm difference", own={"w_norm": VECTOR}, more={"b_norm": VECTOR}, adds_up=True)
     rebuilds = False
+    has_rank = False
+    readings = (
+        Reading("LyCORIS' differences of normalizations (read, not trained)", ("yes", "yes", "yes", "yes", NO)),
+    )
+
+    @classmethod
+    def takes(cls, target: AdapterTarget) -> bool:
+        return target.kind == "norm"
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from loraloom.adapters.strength import LoraStrength
+from loraloom.errors import SettingsError
+from loraloom.formats.adapter_kinds import ADAPTERS, trained_kinds
 from loraloom.plain_data import is_slow_expression
-from loraloom.settings import Kohya, Settings
+from loraloom.settings import Choices, Kohya, Settings
+
+if TYPE_CHECKING:
+    from loraloom.adapters.adapter import Adapter
 
 __all__ = ["AdapterSettings", "adapter_notices", "parse_base_lora"]
-
-_LOW_RANK = ("lora", "lora_fa", "dora")
-"""Kinds that are made of a down and an up matrix."""
-_RANKLESS = ("ia3", "full")
-"""Kinds that have no rank."""
 
 Rank = Annotated[int, Field(ge=0, le=4096)]
 Alpha = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+AdapterArgument = bool | int | float | str | tuple[float, ...]
 
 
 class AdapterSettings(Settings):
     """What is trained on top of the frozen checkpoint."""
 
-    kind: Annotated[Literal["lora", "lora_fa", "dora", "loha", "lokr", "ia3", "full"], Kohya("algo")] = "lora"
+    kind: Annotated[str, Kohya("algo"), Choices(trained_kinds)] = "lora"
     """Kind of adapter: lora is read by every program; docs/adapters.md says what the others are for and
     which programs read them."""
     rank: Annotated[int, Kohya("network_dim"), Field(ge=1, le=4096)] = 16
@@ -73,6 +76,8 @@ class AdapterSettings(Settings):
     """lokr: the first matrix of low rank as well, not only the second."""
     lokr_full_matrix: Annotated[bool, Kohya("full_matrix")] = False
     """lokr: both matrices whole, whatever the rank."""
+    args: dict[str, AdapterArgument] = Field(default_factory=dict)
+    """Settings of a kind that another package adds, by its own names: adapter.args.start=0.5."""
     start_from: Annotated[Path | None, Kohya("network_weights")] = None
     """A LoRA file to go on from, instead of a new one."""
     rank_from_file: Annotated[bool, Kohya("dim_from_weights")] = False
@@ -87,9 +92,7 @@ class AdapterSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        problems = []
-        if self.init != "default" and self.kind not in _LOW_RANK:
-            problems.append(f"adapter.init={self.init} is for {', '.join(_LOW_RANK)}, not for {self.kind}")
+        problems = list(self._problems_of_kind())
         if self.init != "default" and self.start_from is not None:
             problems.append("adapter.init and adapter.start_from both say where the adapter starts; set one of them")
         if self.rank_from_file and self.start_from is None:
@@ -113,6 +116,17 @@ class AdapterSettings(Settings):
             raise ValueError("; ".join(problems))
         return self
 
+    def _problems_of_kind(self) -> Iterator[str]:
+        """What the kind has no use for. Its code is imported only where such a setting is given."""
+        if self.init != "default" and not _kind(self.kind).is_low_rank:
+            able = [name for name in trained_kinds() if _kind(name).is_low_rank]
+            yield f"adapter.init={self.init} is for {', '.join(able)}, not for {self.kind}"
+        if self.args:
+            try:
+                _kind(self.kind).own_args(self)
+            except SettingsError as error:
+                yield from error.problems
+
     def trains_part(self, part: str) -> bool:
         """Whether layers of this part (``unet``, ``text_encoder``, ``text_encoder_2``) are trained."""
         return self.unet if part == "unet" else self.text_encoder
@@ -123,8 +137,8 @@ class AdapterSettings(Settings):
         return any(self.conv_block_ranks) if self.conv_block_ranks is not None else self.conv_rank > 0
 
 
-def parse_base_lora(text: str) -> tuple[Path, float, float]:
-    """``file[:weight]`` or ``file:text encoder weight:U-Net weight`` as (file, text encoder, U-Net); ValueError."""
+def parse_base_lora(text: str) -> tuple[Path, LoraStrength]:
+    """``file[:weight]`` or ``file:text encoder weight:U-Net weight`` as file and strength; ValueError."""
     name, weights = text, list[float]()
     while len(weights) < 2:
         rest, colon, last = name.rpartition(":")
@@ -139,12 +153,14 @@ def parse_base_lora(text: str) -> tuple[Path, float, float]:
         raise ValueError(f"{text!r} names no file")
     if any(not abs(weight) < float("inf") for weight in weights):
         raise ValueError(f"{text!r} has a weight that is no number")
-    return Path(name).expanduser(), (weights or [1.0])[0], (weights or [1.0])[-1]
+    weights = weights or [1.0]
+    return Path(name).expanduser(), LoraStrength(weights[-1], weights[0])
 
 
 def adapter_notices(settings: AdapterSettings) -> list[str]:
     """What was set and has no effect, one sentence each."""
-    kind = settings.kind
+    kinds = {name: _kind(name) for name in reversed(trained_kinds())}
+    name, kind = settings.kind, kinds[settings.kind]
     told: list[str] = []
     given = {name for name in type(settings).model_fields if _differs(settings, name)}
 
@@ -152,23 +168,20 @@ def adapter_notices(settings: AdapterSettings) -> list[str]:
         told.extend(f"adapter.{name} has no effect {why}" for name in names if name in given)
 
     if settings.rank_from_file:
-        names: tuple[str, ...] = ("rank", "alpha", "conv_rank", "conv_alpha", "rank_stabilized", "lokr_factor")
-        names += ("lokr_decompose_both", "lokr_full_matrix", "dora_axis")
+        names: tuple[str, ...] = ("rank", "alpha", "conv_rank", "conv_alpha", "rank_stabilized")
+        names += tuple(name for kind in kinds.values() for name in kind.own_settings)
         names += ("block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas")
         tell(names, "with adapter.rank_from_file, which takes the ranks from the file")
         given -= set(names)
-    if kind in _RANKLESS:
+    if not kind.has_rank:
         names = ("rank", "alpha", "rank_stabilized", "block_alphas", "conv_block_alphas", "conv_alpha")
-        tell(names, f"with adapter.kind={kind}, which has no rank")
-    if kind not in _LOW_RANK:
-        tell(("dropout",), f"with adapter.kind={kind}; rank_dropout and module_dropout have")
-    if kind != "lokr":
-        tell(("lokr_factor", "lokr_decompose_both", "lokr_full_matrix"), f"with adapter.kind={kind}")
-    elif settings.lokr_full_matrix:
-        names = ("rank", "alpha", "rank_stabilized", "lokr_decompose_both", "block_alphas", "conv_alpha")
-        tell(names, "with adapter.lokr_full_matrix")
-    if kind != "dora":
-        tell(("dora_axis",), f"with adapter.kind={kind}")
+        tell(names, f"with adapter.kind={name}, which has no rank")
+    if not kind.is_low_rank:
+        tell(("dropout",), f"with adapter.kind={name}; rank_dropout and module_dropout have")
+    for other in kinds.values():
+        tell(tuple(one for one in other.own_settings if one not in kind.own_settings), f"with adapter.kind={name}")
+    for names, why in kind.without_effect(settings):
+        tell(names, why)
     if settings.conv_block_ranks is not None:
         tell(("conv_rank",), "with adapter.conv_block_ranks")
     if settings.block_alphas is not None and settings.alpha is not None and not settings.text_encoder:
@@ -179,6 +192,12 @@ def adapter_notices(settings: AdapterSettings) -> list[str]:
         names = ("conv_rank", "conv_alpha", "block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas")
         tell(names, "with adapter.unet=false")
     return list(dict.fromkeys(told))
+
+
+def _kind(name: str) -> type[Adapter]:
+    """The class of a kind; imports its module."""
+    kind: type[Adapter] = ADAPTERS.load(name)
+    return kind
 
 
 def _differs(settings: AdapterSettings, name: str) -> bool:

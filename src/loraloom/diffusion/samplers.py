@@ -14,6 +14,7 @@ from loraloom.registry import Entry, Registry
 __all__ = [
     "ALIGNED_SD",
     "ALIGNED_SDXL",
+    "KARRAS",
     "SAMPLERS",
     "SIGMA_SCHEDULES",
     "LevelOptions",
@@ -27,6 +28,10 @@ __all__ = [
 ALIGNED_SD = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 ALIGNED_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 """Levels that were optimized for a model with ten steps (Align Your Steps, Sabour et al., 2404.14507)."""
+
+
+KARRAS = "Karras"
+"""The noise levels that some samplers take themselves."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class SigmaScheduleEntry(Entry):
 
     takes: frozenset[str] = frozenset()
     old_names: tuple[str, ...] = ()
+    is_of_sampler: bool = False
+    """Whether it comes with one sampler, and has no name of its own in the web UI."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,10 @@ class SamplerEntry(Entry):
     """It chooses its levels between the ends of the schedule; the noise levels that are named do nothing."""
     one_at_a_time: bool = False
     """Its steps depend on the image, so a batch would change it."""
+    brownian: bool = False
+    """All of its noise is increments of the image's Brownian path; none is drawn from the stream of its seed."""
+    karras_from: int | None = None
+    """From so many steps on it takes Karras levels between the ends of those that are named."""
     needs_unguided: bool = False
     """Its function is given clean latents with guidance and without; the guidance scale is divided by 12.5."""
 
@@ -158,7 +169,7 @@ SIGMA_SCHEDULES = Registry(
     "sigma schedule",
     {
         "Uniform": SigmaScheduleEntry(f"{_SCHEDULES}:uniform", "evenly spaced timesteps, ending with the first"),
-        "Karras": SigmaScheduleEntry(
+        KARRAS: SigmaScheduleEntry(
             f"{_SCHEDULES}:karras", "more steps at low noise (rho 7)", takes=frozenset({"limits", "rho"})
         ),
         "Exponential": SigmaScheduleEntry(f"{_SCHEDULES}:exponential", "evenly spaced in log sigma", takes=_LIMITS),
@@ -190,7 +201,11 @@ SIGMA_SCHEDULES = Registry(
             "whole timesteps counted from the last, for distilled models",
             old_names=("trailing",),
         ),
-        "LCM": SigmaScheduleEntry(f"{_SCHEDULES}:lcm", "evenly spaced among the 50 timesteps of consistency models"),
+        "LCM": SigmaScheduleEntry(
+            f"{_SCHEDULES}:lcm",
+            "evenly spaced among the 50 timesteps of consistency models",
+            is_of_sampler=True,
+        ),
     },
 )
 
@@ -215,6 +230,7 @@ SAMPLERS = Registry(
             order=2,
             calls=2,
             random=True,
+            brownian=True,
             old_names=("DPMSolverSDEScheduler",),
         ),
         "DPM++ 2M SDE": SamplerEntry(
@@ -224,6 +240,7 @@ SAMPLERS = Registry(
             takes=_FRESH,
             order=2,
             random=True,
+            brownian=True,
         ),
         "DPM++ 2M SDE Heun": SamplerEntry(
             f"{_SAMPLING}.multistep:dpmpp_2m_sde_heun",
@@ -232,6 +249,7 @@ SAMPLERS = Registry(
             takes=_FRESH,
             order=2,
             random=True,
+            brownian=True,
         ),
         "DPM++ 2S a": SamplerEntry(
             f"{_SAMPLING}.two_calls:dpmpp_2s_ancestral",
@@ -249,6 +267,7 @@ SAMPLERS = Registry(
             takes=_FRESH,
             order=2,
             random=True,
+            brownian=True,
             discards_penultimate=True,
         ),
         "Euler a": SamplerEntry(
@@ -311,6 +330,7 @@ SAMPLERS = Registry(
             order=2,
             calls=2,
             random=True,
+            karras_from=20,
         ),
         "DDIM": SamplerEntry(
             f"{_SAMPLING}.one_step:ddim",

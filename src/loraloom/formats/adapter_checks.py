@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from loraloom.formats.dialects import FOREIGN_SUFFIXES, Shaped, kind_of, rank_of
+from loraloom.formats.adapter_kinds import Shaped, form_of, inner_roles, layout_of, rank_of
+from loraloom.formats.dialects import FOREIGN_SUFFIXES, dialect_of
 from loraloom.formats.entries import TensorInfo, show
+from loraloom.formats.key_layout import Product
 
 __all__ = [
     "EIGHT_BIT_FLOATS",
@@ -42,31 +44,6 @@ _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, *EIGHT_B
 _NUMBERS = _FLOATS | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 """Types of a single number: sd-scripts writes alphas that were not given as whole numbers."""
 
-_MATRIX, _FACTOR, _KERNEL = (2,), (2, 4), (4,)
-_DIMENSIONS: Mapping[str, tuple[int, ...]] = {
-    "down": _FACTOR,
-    "up": _FACTOR,
-    "mid": _KERNEL,
-    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), _FACTOR),
-    **dict.fromkeys(("hada_t1", "hada_t2", "lokr_t2"), _KERNEL),
-    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w1_b"), _MATRIX),
-    **dict.fromkeys(("lokr_w2", "lokr_w2_a", "lokr_w2_b"), _FACTOR),
-    "diff": (1, 2, 4),
-    **dict.fromkeys(("diff_b", "w_norm", "b_norm"), (1,)),
-    "dora_scale": (1, 2, 4),
-    "weight": (1, 2, 4),
-}
-"""How many axes the tensor of a role may have. ``alpha`` and ``on_input`` hold one number in any shape."""
-
-_PRODUCTS: tuple[tuple[str, str, str], ...] = (
-    ("up", "down", "mid"),
-    ("hada_w1_a", "hada_w1_b", "hada_t1"),
-    ("hada_w2_a", "hada_w2_b", "hada_t2"),
-    ("lokr_w1_a", "lokr_w1_b", ""),
-    ("lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-)
-"""Left factor, right factor, and the core of LyCORIS' Tucker form that may stand between them."""
-
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of any shape, or of 8-bit floats as a copy in a type that can be calculated with, value for value."""
@@ -77,16 +54,19 @@ def widened(tensor: torch.Tensor) -> torch.Tensor:
 def problem_of_layer(name: str, keys: Mapping[str, str], infos: Mapping[str, TensorInfo]) -> str | None:
     """Why the tensors of a layer are no adapter, or None. ``keys``: by role; ``infos``: by key."""
     roles = {role: infos[key] for role, key in keys.items()}
-    if kind_of(roles) is None:
+    layout = layout_of(roles)
+    if layout is None:
         return f"layer {name} holds {', '.join(sorted(roles))}: together they are no kind of adapter"
     for role, info in roles.items():
         if problem := _problem_of_tensor(role, info):
             return f"{show(keys[role])} {problem}"
-    if lacking := _lacking(roles):
+    inside = [inner for inner in (layout, layout_of(inner_roles(roles))) if inner is not None]
+    if lacking := next(filter(None, (one.lacking(roles) for one in inside)), None):
         return f"layer {name} has no {lacking} tensor: the file is incomplete"
-    for left, right, core in _PRODUCTS:
-        if left in roles and not _fits(roles, left, right, core):
-            shapes = [f"{role} {tuple(roles[role].shape)}" for role in (left, core, right) if role in roles]
+    for product in (product for one in inside for product in one.products):
+        if product.left in roles and not _fits(roles, product):
+            parts = product.left, product.core, product.right
+            shapes = [f"{role} {tuple(roles[role].shape)}" for role in parts if role in roles]
             return f"the factors of layer {name} do not fit one another: {', '.join(shapes)}"
     return None
 
@@ -101,43 +81,34 @@ def problem_of_vectors(key: str, info: TensorInfo) -> str | None:
     return None
 
 
-def _lacking(roles: Mapping[str, TensorInfo]) -> str | None:
-    """A tensor without which the others have no product."""
-    needed = [pair for *pair, _ in _PRODUCTS if roles.keys() & set(pair)]
-    if any(role.startswith("hada_") for role in roles):
-        needed = [["hada_w1_a", "hada_w1_b"], ["hada_w2_a", "hada_w2_b"]]
-    for side in ("lokr_w1", "lokr_w2"):
-        if any(role.startswith("lokr_") for role in roles) and not roles.keys() & {side, f"{side}_a", f"{side}_b"}:
-            return side
-    return next((role for pair in needed for role in pair if role not in roles), None)
-
-
 def _problem_of_tensor(role: str, info: TensorInfo) -> str | None:
     kind = str(info.dtype).removeprefix("torch.")
-    if role in ("alpha", "on_input"):
-        allowed = _NUMBERS | ({torch.bool} if role == "on_input" else set())
+    form = form_of(role)
+    assert form is not None
+    if not form.axes:
+        allowed = _NUMBERS | ({torch.bool} if form.is_flag else set())
         if info.numel != 1:
             return f"has shape {tuple(info.shape)}, where one number belongs"
         return None if info.dtype in allowed else f"is {kind}, where a number belongs"
     if info.dtype not in _FLOATS:
         return f"holds {kind} values; the weights of an adapter are floating-point numbers"
-    if len(info.shape) not in _DIMENSIONS[role]:
-        return f"has shape {tuple(info.shape)}, {' or '.join(map(str, _DIMENSIONS[role]))} axes were expected"
+    if len(info.shape) not in form.axes:
+        return f"has shape {tuple(info.shape)}, {' or '.join(map(str, form.axes))} axes were expected"
     return f"is empty, shape {tuple(info.shape)}" if info.numel == 0 else None
 
 
-def _fits(roles: Mapping[str, TensorInfo], left: str, right: str, core: str) -> bool:
+def _fits(roles: Mapping[str, TensorInfo], product: Product) -> bool:
     """Whether ``left @ right``, or with a core in the middle the product of the three, exists."""
-    first, second = roles[left].shape, roles[right].shape
+    first, second, core = roles[product.left].shape, roles[product.right].shape, product.core
     # The kernel is in the right factor, or in the core where there is one.
     if any(size != 1 for size in (*first[2:], *(second[2:] if core in roles else ()))):
         return False
     if core not in roles:
         return first[1] == second[0]
     # LoCon stores up (out, r), mid (r, r, kh, kw), down (r, in); LoHa and LoKr the left factor the other way round.
-    rank = first[1] if left == "up" else first[0]
+    rank = first[1] if product.left_is_out_first else first[0]
     middle = roles[core].shape
-    return middle[:2] == (rank, second[0]) and (left != "up" or middle[0] == middle[1])
+    return middle[:2] == (rank, second[0]) and (not product.left_is_out_first or middle[0] == middle[1])
 
 
 @dataclass(frozen=True)
@@ -183,4 +154,5 @@ def doubts_about(layers: Mapping[str, Mapping[str, Shaped]], alpha: Callable[[st
 
 def foreign_kinds(keys: Mapping[str, TensorInfo]) -> dict[str, str]:
     """Kinds of adapter that are not read, by a key that says so."""
-    return {key: kind for key in keys for suffix, kind in FOREIGN_SUFFIXES.items() if key.endswith(suffix)}
+    found = {key: kind for key in keys for suffix, kind in FOREIGN_SUFFIXES.items() if key.endswith(suffix)}
+    return {key: kind for key, kind in found.items() if dialect_of(key) is None}  # some package may read it

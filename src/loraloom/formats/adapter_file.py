@@ -6,14 +6,16 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_checks import Doubt, doubts_about, problem_of_vectors, widened
+from loraloom.formats.adapter_kinds import layouts
 from loraloom.formats.cloneofsimo import companions
-from loraloom.formats.dialects import CLONEOFSIMO, KOHYA, PEFT, Dialect, is_text_layer
+from loraloom.formats.dialects import CLONEOFSIMO, DIALECTS, KOHYA, PEFT, Dialect, is_text_layer
 from loraloom.formats.file_hashes import compute_hashes
 from loraloom.formats.foreign import what_it_is
 from loraloom.formats.lora_keys import lora_keys
@@ -33,9 +35,6 @@ __all__ = [
 ]
 
 _KINDS_READ = "LoRA, DoRA, LoHa, LoKr, (IA)3 and full differences of floating-point numbers can be used"
-
-KEPT_EXACT = (".dora_scale", ".lora_magnitude_vector.weight")
-"""Ends of the keys of tensors that are never rounded."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +167,15 @@ def write_adapter_file(
 ) -> None:
     """Write tensors under their keys atomically, every floating-point one as ``dtype``, with the hashes of the file.
 
-    Commands write through :func:`loraloom.formats.adapter_writer.write_lora`, which knows the keys. DoRA's lengths stay
-    as they are: rounding them would change the whole weight, not only what was learned. ``source`` is where the values
-    come from. Raises AdapterError when a value is NaN, or does not fit into ``dtype``: such a file would be ruined
-    silently. ``check`` is given the finished file before it takes its place.
+    Commands write through :func:`loraloom.formats.adapter_writer.write_lora`, which knows the keys. What a kind says to
+    be exact (DoRA's lengths) stays as it is. ``source`` is where the values come from. Raises AdapterError when a value
+    is NaN, or does not fit into ``dtype``: such a file would be ruined silently. ``check`` is given the finished file
+    before it takes its place.
     """
     cast = {}
+    exact = _exact_ends()
     for key, tensor in tensors.items():
-        wanted = dtype if tensor.is_floating_point() and not key.endswith(KEPT_EXACT) else tensor.dtype
+        wanted = dtype if tensor.is_floating_point() and not key.endswith(exact) else tensor.dtype
         cast[key] = tensor.detach().to("cpu", wanted).contiguous()
         if bool(torch.isfinite(cast[key]).all()):
             continue
@@ -185,6 +185,19 @@ def write_adapter_file(
     model_hash, legacy_hash = model_hashes(cast, metadata)
     hashes = {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
     write_tensors(path, cast, metadata={**metadata, **hashes}, check=check)
+
+
+@cache
+def _exact_ends() -> tuple[str, ...]:
+    """Ends of the keys of tensors that are never rounded."""
+    written = (
+        suffix
+        for layout in layouts().values()
+        for dialect in DIALECTS.values()
+        for suffix, role in layout.ends(dialect.name).items()
+        if role in layout.exact
+    )
+    return tuple(dict.fromkeys(written))
 
 
 def model_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:

@@ -24,7 +24,8 @@ from loraloom.formats.adapter_file import (
     read_adapter_file,
     write_adapter_file,
 )
-from loraloom.formats.dialects import KOHYA, PEFT, Dialect, kind_of, rank_of, title_of
+from loraloom.formats.adapter_kinds import ADAPTERS, inner_roles, is_pair, kind_of, layout_of, rank_of, title_of
+from loraloom.formats.dialects import KOHYA, PEFT, Dialect
 from loraloom.formats.lora_factors import factors_of, product_norm
 from loraloom.formats.tensors import open_tensors, write_tensors
 
@@ -143,8 +144,7 @@ def _highest_ranks(ranks: Mapping[str, int], targets: Mapping[str, AdapterTarget
 
 
 def _diffusers_keys(roles: Mapping[str, Tensor], target: AdapterTarget, rank: int, where: str) -> dict[str, Tensor]:
-    magnitude = roles.get("dora_scale")
-    if kind_of(_inner(roles)) != "lora":
+    if not is_pair(_inner(roles)):
         raise AdapterError(f"{where} is {title_of(roles)}; diffusers reads LoRA and DoRA only", _EXTRACT)
     factors = factors_of(_inner(roles), where)
     down, up = factors.without_scale()
@@ -155,18 +155,19 @@ def _diffusers_keys(roles: Mapping[str, Tensor], target: AdapterTarget, rank: in
         "down": down.reshape(rank, -1, *(factors.kernel if target.kind == "conv3x3" else ones)),
         "up": up.reshape(-1, rank, *ones),
     }
-    if magnitude is not None:
-        if magnitude.shape[:1] == (1,):
-            raise AdapterError(
-                f"{where} is a DoRA with a length for each input channel; PEFT has them for outputs", _EXTRACT
-            )
-        made["dora_scale"] = magnitude.float().reshape((-1,) if target.kind == "linear" else (1, -1, 1, 1))
+    layout = layout_of(roles)
+    if layout is not None and layout.wraps:
+        try:
+            made |= ADAPTERS.load(str(kind_of(roles))).beside_factors(roles, target, where)
+        except AdapterError as error:
+            raise AdapterError(error.problem, _EXTRACT) from error
     return layer_keys(f"{target.part}.{target.diffusers_name}", made, PEFT)
 
 
 def _inner(roles: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without DoRA's lengths."""
-    return {role: tensor for role, tensor in roles.items() if role != "dora_scale"}
+    """The tensors of the adapter inside, without DoRA's lengths."""
+    inside = inner_roles(roles)
+    return {role: tensor for role, tensor in roles.items() if role in inside}
 
 
 def _bundled(words: Words) -> dict[str, Tensor]:
@@ -245,11 +246,10 @@ class _Expected:
         """Whether the change is the same, but for the rounding of the factors to the file's type."""
         if "down" not in wanted:
             return set(wanted) == set(found) and all(self._is_cast(wanted[role], found[role]) for role in wanted)
-        if ("dora_scale" in wanted) != ("dora_scale" in found):
+        around = [set(roles) - inner_roles(roles) for roles in (wanted, found)]
+        if around[0] != around[1]:
             return False
-        if "dora_scale" in wanted and not torch.equal(
-            wanted["dora_scale"].float().flatten(), found["dora_scale"].flatten()
-        ):
+        if not all(torch.equal(wanted[role].float().flatten(), found[role].flatten()) for role in around[0]):
             return False
         before, after = factors_of(_inner(wanted), ""), factors_of(_inner(found), "")
         if (len(before.up), before.down.shape[1]) != (len(after.up), after.down.shape[1]):

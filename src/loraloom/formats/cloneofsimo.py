@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from loraloom.formats.dialects import Shaped
+from loraloom.formats.adapter_kinds import Shaped
 
 __all__ = ["companions", "is_numbered_list", "layer_names", "numbered_key", "pairs_of_list"]
 

@@ -1,6 +1,7 @@
 """The dialects in which LoRA files name their tensors: one table each, suffix of the key to role of the tensor.
 
-A key is ``<layer name><suffix>``. The layer names of each dialect are resolved by whoever knows the model
+What the suffixes are stands in the layouts of the kinds (:mod:`loraloom.formats.key_layout`). A key is
+``<layer name><suffix>``. The layer names of each dialect are resolved by whoever knows the model
 (:class:`loraloom.formats.adapter_file.AdapterTarget` lists every name of a layer). cloneofsimo's files number their
 tensors instead: :mod:`loraloom.formats.cloneofsimo`. A file as a whole is read by :mod:`loraloom.formats.lora_keys`.
 """
@@ -8,9 +9,11 @@ tensors instead: :mod:`loraloom.formats.cloneofsimo`. A file as a whole is read 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cache, cached_property
+
+from loraloom.formats.adapter_kinds import layouts
 
 __all__ = [
     "CLONEOFSIMO",
@@ -18,37 +21,24 @@ __all__ = [
     "DIALECTS",
     "DIFFUSERS_OLD",
     "FOREIGN_SUFFIXES",
-    "KIND_TITLES",
     "KOHYA",
     "PEFT",
     "Dialect",
-    "Shaped",
     "adapter_name",
     "alpha_in_use",
     "dialect_of",
     "is_text_layer",
-    "kind_of",
     "part_of_layer",
-    "rank_of",
-    "title_of",
 ]
-
-
-class Shaped(Protocol):
-    """A tensor, or what a file says of one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """``roles`` maps a key's suffix to the tensor's role (``down``, ``alpha``); ``prefixes`` start its layer names."""
+    """Whose names they are (``title``); ``prefixes`` start its layer names."""
 
     name: str
     title: str
     prefixes: tuple[str, ...]
-    roles: Mapping[str, str]
     dotted: bool
     """Whether its layer names have dots."""
     endings: Mapping[str, str] = field(default_factory=dict)
@@ -56,6 +46,15 @@ class Dialect:
 
     named: bool = False
     """Whether its keys may hold PEFT's name of the adapter and PEFT's names of its wrappers."""
+
+    @cached_property
+    def roles(self) -> Mapping[str, str]:
+        """A key's suffix to the tensor's role (``down``, ``alpha``), of every kind of adapter."""
+        roles: dict[str, str] = {}
+        for layout in layouts().values():
+            for suffix, role in layout.ends(self.name).items():
+                roles.setdefault(suffix, role)
+        return roles
 
     def split(self, key: str) -> tuple[str, str] | None:
         """``key`` as (layer name, role), or None when it is not one of this dialect's."""
@@ -65,7 +64,7 @@ class Dialect:
     def parted(self, key: str) -> tuple[str, str] | None:
         """``key`` as what stands before the (longest) suffix that this dialect knows, and that suffix."""
         if self.named:
-            key = _WRAPPERS.sub(r"\1", _ADAPTER_NAME.sub(r"\1\3", key))
+            key = _WRAPPERS.sub(r"\1", _adapter_name().sub(r"\1\3", key))
         if not key.startswith(self.prefixes):
             return None
         for start in _suffix_starts(key) if self.dotted else (key.find("."),):
@@ -91,42 +90,27 @@ def _suffix_starts(key: str) -> list[int]:
     return starts[::-1]
 
 
-_PRODUCTS = (
-    *(f"hada_{factor}" for factor in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-    *(f"lokr_{factor}" for factor in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
-)
-"""Roles of LoHa and LoKr, called the same in every dialect."""
+@cache
+def _adapter_name() -> re.Pattern[str]:
+    """``.lora_A.my_style.weight``: what PEFT writes where the adapter has a name of its own."""
+    modules = sorted({name for layout in layouts().values() for name in layout.peft_modules})
+    return re.compile(rf"(\.(?:{'|'.join(map(re.escape, modules))}))\.((?!weight$)[^.]+)(\.weight)?$")
 
-_ADAPTER_NAME = re.compile(
-    r"(\.(?:lora_[AB]|lora_magnitude_vector|hada_[wt][0-9a-z_]*|lokr_[wt][0-9a-z_]*))\.((?!weight$)[^.]+)(\.weight)?$"
-)
-"""``.lora_A.my_style.weight``: what PEFT writes where the adapter has a name of its own."""
+
 _WRAPPERS = re.compile(r"^((?:unet|text_encoder|text_encoder_2)\.)(?:base_model\.model\.|module\.|_orig_mod\.)+")
 """What PEFT and torch (for several GPUs, or compiled) put around a part that was wrapped before it was saved."""
 
 
 def adapter_name(key: str) -> str | None:
     """The name of the adapter that PEFT wrote into a key: ``my_style``; None where there is none."""
-    found = _ADAPTER_NAME.search(key)
+    found = _adapter_name().search(key)
     return None if found is None else found[2]
 
-
-_PEFT_FACTORS = {".lora_A.weight": "down", ".lora_B.weight": "up"}
-_KOHYA_FACTORS = {".lora_down.weight": "down", ".lora_up.weight": "up"}
-"""Written behind the layer names of the other one, too: ComfyUI reads every pair of the two."""
 
 KOHYA = Dialect(
     "kohya",
     "kohya sd-scripts, AUTOMATIC1111, ComfyUI",
     ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lycoris_"),
-    {
-        **_KOHYA_FACTORS,
-        ".lora_mid.weight": "mid",
-        **_PEFT_FACTORS,
-        ".alpha": "alpha",
-        **{f".{role}": role for role in (*_PRODUCTS, "dora_scale", "diff", "diff_b", "w_norm", "b_norm", "on_input")},
-        ".weight": "weight",
-    },
     dotted=False,
 )
 _BARE_UNET = ("down_blocks.", "mid_block.", "up_blocks.")
@@ -136,21 +120,10 @@ PEFT = Dialect(
     "peft",
     "diffusers with PEFT",
     ("unet.", "text_encoder.", "text_encoder_2.", "base_model.model.", *_BARE_UNET),
-    {
-        **_PEFT_FACTORS,
-        **_KOHYA_FACTORS,
-        ".lora.down.weight": "down",
-        ".lora.up.weight": "up",
-        ".alpha": "alpha",
-        # The first one is written: transformers reads no other spelling, PEFT both.
-        ".lora_magnitude_vector.weight": "dora_scale",
-        ".lora_magnitude_vector": "dora_scale",
-        **{f".{role}": role for role in _PRODUCTS},
-    },
     dotted=True,
     named=True,
 )
-_OLD_LAYERS = {
+OLD_LAYERS = {
     **{f".processor.to_{name}_lora": f".to_{name}" for name in "qkv"},
     ".processor.to_out_lora": ".to_out.0",
     **{f".to_{name}_lora": f".{name}_proj" for name in "qkv"},
@@ -158,33 +131,24 @@ _OLD_LAYERS = {
     ".lora_linear_layer": "",
 }
 """Attention processors of the U-Net, then the text encoder's two spellings: what stands in the key, in the name."""
-_OLD_SUFFIXES = {
-    f"{inside}.{end}": (role, ending)
-    for inside, ending in _OLD_LAYERS.items()
-    for role, end in (("down", "down.weight"), ("up", "up.weight"), ("alpha", "alpha"))
-}
 DIFFUSERS_OLD = Dialect(
     "diffusers-old",
     "diffusers before PEFT (attention processors)",
     ("unet.", "text_encoder.", "text_encoder_2.", *_BARE_UNET),
-    {
-        **{suffix: role for suffix, (role, _) in _OLD_SUFFIXES.items()},
-        ".lora.down.weight": "down",
-        ".lora.up.weight": "up",
-        ".alpha": "alpha",
-    },
     dotted=True,
-    endings={suffix: ending for suffix, (_, ending) in _OLD_SUFFIXES.items()},
+    endings={
+        f"{inside}.{end}": ending
+        for inside, ending in OLD_LAYERS.items()
+        for end in ("down.weight", "up.weight", "alpha")
+    },
 )
 COMFY = Dialect(
     "comfy",
     "ComfyUI (the checkpoint's own names)",
     ("diffusion_model.", "text_encoders."),
-    {suffix: role for suffix, role in KOHYA.roles.items() if role not in ("weight", "on_input")},
     dotted=True,
 )
-"""(IA)3's ``.weight`` is left out: with it every U-Net would be a LoRA."""
-CLONEOFSIMO = Dialect("cloneofsimo", "cloneofsimo/lora, sd_dreambooth_extension (numbered)", (), {}, dotted=False)
+CLONEOFSIMO = Dialect("cloneofsimo", "cloneofsimo/lora, sd_dreambooth_extension (numbered)", (), dotted=False)
 """Its tensors have numbers; the layers get kohya's names when a file is read."""
 DIALECTS: Mapping[str, Dialect] = {
     dialect.name: dialect for dialect in (KOHYA, PEFT, DIFFUSERS_OLD, COMFY, CLONEOFSIMO)
@@ -200,55 +164,6 @@ FOREIGN_SUFFIXES: Mapping[str, str] = {
     ".lora_B.bias": "LoRA with biases",
 }
 """Suffixes of adapter kinds that a reader must refuse by name instead of dropping silently."""
-
-KIND_TITLES: Mapping[str, str] = {
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "loha": "LoHa",
-    "lokr": "LoKr",
-    "ia3": "(IA)3",
-    "full": "full difference",
-    "norm": "norm difference",
-}
-"""What people call the kinds that :func:`kind_of` tells."""
-
-
-_ROLES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
-    "lora": (frozenset({"down", "up"}), frozenset({"mid", "alpha"})),
-    "loha": (
-        frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
-        frozenset({"hada_t1", "hada_t2", "alpha"}),
-    ),
-    "lokr": (
-        frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
-        frozenset({"lokr_t2", "alpha"}),
-    ),
-    "ia3": (frozenset({"weight", "on_input"}), frozenset()),
-    "full": (frozenset({"diff"}), frozenset({"diff_b"})),
-    "norm": (frozenset({"w_norm"}), frozenset({"b_norm"})),
-}
-"""By kind: the roles that only it has, and those that may come with them."""
-
-
-def kind_of(roles: Iterable[str]) -> str | None:
-    """The kind of adapter that one layer's tensors make, told by their roles; None when they make none, or two."""
-    roles = set(roles)
-    if "dora_scale" in roles:
-        return "dora" if kind_of(roles - {"dora_scale"}) in ("lora", "loha", "lokr") else None
-    for kind, (own, more) in _ROLES.items():
-        if roles & own:
-            complete = kind != "ia3" or own <= roles
-            return kind if complete and roles <= own | more else None
-    return None
-
-
-_RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
-"""Roles whose first axis is the rank."""
-
-
-def rank_of(roles: Mapping[str, Shaped]) -> int | None:
-    """The rank of a layer's factors; None for a kind, or a LoKr layer, without."""
-    return next((roles[role].shape[0] for role in _RANKED if role in roles and roles[role].shape), None)
 
 
 def alpha_in_use(stored: float | None, rank: int) -> float:
@@ -286,15 +201,6 @@ def part_of_layer(name: str) -> str:
 def is_text_layer(name: str) -> bool:
     """Whether a layer, by its name in a file of any dialect, is a text encoder's."""
     return part_of_layer(name).startswith("text_encoder")
-
-
-def title_of(roles: Iterable[str]) -> str:
-    """What people call the kind of a layer: ``LoKr with DoRA``."""
-    roles = set(roles)
-    inner = kind_of(roles - {"dora_scale"})
-    if "dora_scale" in roles and inner in ("loha", "lokr"):
-        return f"{KIND_TITLES[inner]} with DoRA"
-    return KIND_TITLES.get(kind_of(roles) or "", "unknown")
 
 
 def dialect_of(key: str) -> tuple[Dialect, str, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from loraloom.formats.adapter_kinds import layouts
 from loraloom.formats.entries import TensorInfo
 from loraloom.formats.lora_keys import lora_keys
 
@@ -62,7 +63,7 @@ def _is_refiner(infos: Infos) -> bool:
 _KINDS: tuple[tuple[Callable[[Infos], bool], str], ...] = (
     (lambda infos: lora_keys(infos, {}) is not None, "is a LoRA, not a checkpoint"),
     (
-        _any_contains("lora_up", "lora_down", "lora_A", "lora_B", "lora.up", "lora.down", "hada_w1", "lokr_w", ":up"),
+        lambda infos: any(mark in name for layout in layouts().values() for mark in layout.marks for name in infos),
         "has tensors like those of a LoRA under names of no program that is known here",
     ),
     (_is_numbered_list, "is a list of tensors without names in no order that is known here"),

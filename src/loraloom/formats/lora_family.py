@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from math import prod
 
-from loraloom.formats.dialects import Shaped, is_text_layer
+from loraloom.formats.adapter_kinds import Shaped, layouts
+from loraloom.formats.dialects import is_text_layer
 
 __all__ = ["family_name", "family_of_layers"]
 
@@ -106,10 +108,11 @@ def _said(metadata: Mapping[str, str]) -> list[str]:
 def _width(roles: Mapping[str, Shaped]) -> int | None:
     """How many channels a linear layer reads, as far as its tensors tell."""
 
-    def columns(*names: str) -> int | None:
+    def columns(names: tuple[str, ...]) -> int | None:
         return next((roles[name].shape[1] for name in names if name in roles and len(roles[name].shape) > 1), None)
 
-    first, second = columns("lokr_w1", "lokr_w1_b"), columns("lokr_w2", "lokr_w2_b")
-    if first is not None and second is not None:
-        return first * second
-    return columns("down", "hada_w1_b", "diff")
+    for layout in layouts().values():
+        counts = [columns(names) for names in layout.columns]
+        if counts and None not in counts:
+            return prod(count for count in counts if count is not None)
+    return None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from loraloom.errors import AdapterError, FileError
-from loraloom.formats.dialects import Shaped, kind_of, rank_of
+from loraloom.formats.adapter_kinds import Shaped, inner_roles, is_pair, layout_of, layouts, rank_of
 from loraloom.formats.entries import show
 from loraloom.plain_data import is_slow_expression
 from loraloom.reading import read_text
@@ -64,15 +64,17 @@ def add_peft_scales(path: Path, layers: Mapping[str, dict[str, torch.Tensor]], m
     Without a configuration alpha equals the rank. Raises AdapterError as :func:`peft_scales` does.
     """
     scales = peft_scales(path, layers, metadata)
+    of_rows = [layout.peft_rows for layout in layouts().values() if layout.peft_rows]
     for name, roles in layers.items():
-        if _is_peft(name) and "dora_scale" in roles:  # always of rows: (out,), or (1, out, 1, 1) of a convolution
-            lengths = roles["dora_scale"]
-            roles["dora_scale"] = lengths.reshape(-1, 1, *(1 for _ in lengths.shape[2:]))
+        for role in of_rows if _is_peft(name) else ():
+            if role in roles:  # (out,), or (1, out, 1, 1) of a convolution
+                roles[role] = roles[role].reshape(-1, 1, *(1 for _ in roles[role].shape[2:]))
         scale = scales.get(name, PeftScale())
         if scale.alpha is not None:
             roles["alpha"] = torch.tensor(scale.alpha)
         if scale.factor is not None:
-            roles["lokr_w1"] = roles["lokr_w1"].float() * scale.factor
+            scaled = _scaled_role(roles)
+            roles[scaled] = roles[scaled].float() * scale.factor
 
 
 def _is_peft(name: str) -> bool:
@@ -88,14 +90,20 @@ def _scale(name: str, roles: Mapping[str, Shaped], config: Mapping[str, Any]) ->
     alpha = _number(told, f"the alpha of layer {name}")
     rank = rank_of(roles)
     if rank is not None:
-        stabilized = bool(config.get("use_rslora")) and kind_of(roles) in ("lora", "dora")
+        stabilized = bool(config.get("use_rslora")) and is_pair(inner_roles(roles))
         alpha *= math.sqrt(rank) if stabilized else 1.0
         return PeftScale(alpha=_number(alpha, f"the alpha of layer {name}"))
     told = _by_pattern(config, "rank_pattern", name, config.get("r"))
-    if "lokr_w1" not in roles or told is None:
+    if _scaled_role(roles) not in roles or told is None:
         return None
     divisor = _number(told, f"the rank of layer {name}")
     return PeftScale(factor=_number(alpha / divisor, f"the scale of layer {name}")) if divisor > 0 else None
+
+
+def _scaled_role(roles: Mapping[str, Shaped]) -> str:
+    """The tensor that PEFT's scale belongs to in a layer without a rank; empty for a kind that has none."""
+    layout = layout_of(inner_roles(roles))
+    return "" if layout is None else layout.peft_scaled
 
 
 _CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")

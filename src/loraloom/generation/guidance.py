@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from loraloom.diffusion import objectives
+from loraloom.diffusion.samplers import SamplerEntry
 from loraloom.generation.loras import BatchLoras
 from loraloom.generation.prompts import PromptPlan, parse_attention
 from loraloom.generation.settings import GenerateSettings, PromptCompatibility
@@ -21,15 +22,13 @@ from loraloom.models.loaded import LoadedModel
 
 __all__ = ["Guidance", "ImagePlans", "StepCounter", "TextCache", "calls_per_step", "encoder_widths", "segments_of"]
 
-_TWO_CALLS = frozenset({"Heun", "DPM2", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "Restart"})
 
-
-def calls_per_step(sampler: str, compatibility: PromptCompatibility) -> int:
-    """What the web UI counts as steps of prompt schedules: for its second-order samplers every call of the model.
+def calls_per_step(sampler: SamplerEntry, compatibility: PromptCompatibility) -> int:
+    """What the web UI counts as steps of prompt schedules: every call, for samplers that make two of them a step.
 
     Loraloom's rules count the steps that were asked for.
     """
-    return 2 if compatibility != "none" and sampler in _TWO_CALLS else 1
+    return 2 if compatibility != "none" and sampler.calls == 2 else 1
 
 
 def encoder_widths(model: LoadedModel) -> dict[TextPart, int]:

@@ -38,7 +38,7 @@ def infotext_of(
     """The infotext of one image. ``beside``: those of the LoRAs that its prompt does not name; they get tags."""
     plan = plan_of(settings)
     hashes = ", ".join(f"{lora.name}: {lora.hash}" for lora in loras if lora.hash)
-    tags = "".join(f"<lora:{lora.name}:{lora.text_encoder:g}:{lora.unet:g}>" for lora in beside)
+    tags = "".join(f"<lora:{lora.name}:{lora.strength.text_encoder:g}:{lora.strength.unet:g}>" for lora in beside)
     fields = {
         "Steps": settings.steps,
         "Sampler": plan.sampler,
@@ -109,5 +109,5 @@ def _hires_fields(settings: GenerateSettings) -> dict[str, object]:
 def _schedule_title(plan: SamplerPlan) -> str:
     """Levels that come with a sampler (DDIM's, UniPC's, LCM's) have no name of their own in the web UI."""
     entry = plan.entry
-    own = entry.ends_at_first or entry.own_levels or plan.schedule == "LCM"
+    own = entry.ends_at_first or entry.own_levels or plan.levels.is_of_sampler
     return "Automatic" if own and plan.is_usual else plan.schedule

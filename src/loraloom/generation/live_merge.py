@@ -34,7 +34,9 @@ class LiveMerge:
     @torch.no_grad()
     def apply(self, loras: Sequence[AppliedLora]) -> None:
         """Have exactly these LoRAs in the model; those of before are gone."""
-        targets = [target for lora in loras for target in lora.adapters.targets.values() if _strength(lora, target)]
+        targets = [
+            target for lora in loras for target in lora.adapters.targets.values() if lora.strength.of(target.name)
+        ]
         # Together, because some layers share a tensor of the file.
         changed, self._changed = self._changed, {}
         for target, with_bias in changed.items():
@@ -66,7 +68,7 @@ class LiveMerge:
         weight: Tensor | None = None
         bias: Tensor | None = None
         for lora in loras:
-            strength = _strength(lora, target)
+            strength = lora.strength.of(target.name)
             if strength == 0.0 or target.name not in lora.adapters.targets:
                 continue
             adapter = lora.adapters.adapter(target.name)
@@ -77,11 +79,6 @@ class LiveMerge:
             if more is not None and bool(more.any()):
                 bias = more * strength if bias is None else bias + more * strength
         return weight, bias
-
-
-def _strength(lora: AppliedLora, target: AdapterTarget) -> float:
-    weight = lora.unet if target.part == "unet" else lora.text_encoder
-    return weight * lora.adapters.layer_weights.get(target.name, 1.0)
 
 
 def merges(

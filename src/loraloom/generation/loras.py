@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.attach import AdapterSet, read_adapters
+from loraloom.adapters.strength import FULL, LoraStrength
 from loraloom.errors import FileError, PromptError, nearest
 from loraloom.events import Listener, ignore
 from loraloom.formats.cloneofsimo import companions
@@ -37,8 +38,8 @@ class AppliedLora:
 
     name: str
     adapters: AdapterSet
-    text_encoder: float = 1.0
-    unet: float = 1.0
+    strength: LoraStrength = FULL
+    """With the numbers of the family's blocks, where it has weights by block."""
     hash: str | None = None
     """The first 12 digits of the hash of the file's content (AutoV3), computed and never taken from its metadata."""
     path: Path | None = None
@@ -55,7 +56,7 @@ class AppliedLora:
 
     def unet_at(self, progress: float) -> float:
         """The U-Net's weight when this share of the steps is done."""
-        return self.unet if self.curve is None else self.curve.at(progress)
+        return self.strength.unet if self.curve is None else self.curve.at(progress)
 
 
 class BatchLoras:
@@ -101,11 +102,11 @@ class BatchLoras:
     def take_text(self, image: int) -> None:
         """The next text is one of this image's."""
         if self._active is not None:
-            self._active.weigh_text(self._row(image, lambda lora: lora.text_encoder))
+            self._active.weigh_text(self._row(image, lambda lora: lora.strength.text_encoder))
 
     def text_key(self, image: int) -> tuple[object, ...]:
         """What this image's LoRAs make of a text depends on this and nothing else."""
-        row = self._row(image, lambda lora: lora.text_encoder)
+        row = self._row(image, lambda lora: lora.strength.text_encoder)
         return tuple(
             (id(lora.adapters), weight)
             for lora, weight in zip(self.used, row, strict=True)
@@ -172,14 +173,15 @@ class LoraStore:
             lora = load_lora(replace(tag, name=str(path)), (), model, listener)
             self._read[key] = replace(lora, adapters=lora.adapters.to(model.device))
         lora = self._read[key] = self._read.pop(key)  # the last one used is the last one
-        if tag.blocks is not None:
-            blocks = key, tag.blocks.text
+        strength = tag.strength.listed(model.family.preset_blocks)
+        if strength.blocks is not None:
+            blocks = key, strength.blocks.text
             if blocks not in self._weighted:
                 self._weighted = {other: kept for other, kept in self._weighted.items() if other[0] in self._read}
-                self._weighted[blocks] = lora.adapters.with_blocks(tag.blocks)
+                self._weighted[blocks] = lora.adapters.in_blocks(strength)
             lora = replace(lora, adapters=self._weighted[blocks])
         mask = None if tag.mask is None else self._mask(Path(tag.mask).expanduser())
-        return replace(lora, name=tag.name, text_encoder=tag.text_encoder, unet=tag.unet, curve=tag.curve, mask=mask)
+        return replace(lora, name=tag.name, strength=strength, curve=tag.curve, mask=mask)
 
     def _mask(self, path: Path) -> Tensor:
         """The picture as (1, 1, H, W) in [0, 1]."""
@@ -203,7 +205,8 @@ class LoraStore:
         kept = () if self._active is None else self._active[0]
         if self._active is None or [id(one) for one in kept] != [id(one) for one in sets]:
             layers = {target.name: model.layer(target) for target in model.file_targets}
-            self._active = sets, ActiveLoras([one.to(model.device) for one in sets], layers)
+            parts = [(lora.adapters.to(model.device), lora.strength) for lora in loras]
+            self._active = sets, ActiveLoras(parts, layers)
         return self._active[1]
 
 
@@ -258,7 +261,8 @@ def load_lora(tag: LoraTag, folders: Sequence[Path], model: LoadedModel, listene
     path = find_lora(tag.name, folders)
     adapters = read_adapters(path, model.file_targets, listener=listener)
     digits = file_hashes(path).content[:12]
-    return AppliedLora(tag.name, adapters, tag.text_encoder, tag.unet, digits, path, tag.curve)
+    strength = tag.strength.listed(model.family.preset_blocks)
+    return AppliedLora(tag.name, adapters, strength, digits, path, tag.curve)
 
 
 @contextmanager

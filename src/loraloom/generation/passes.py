@@ -66,8 +66,7 @@ def plan_prompts(
     loras: Iterable[AppliedLora] = (),
 ) -> PlannedPrompts:
     """Plan the prompts of a pass; ``earlier_steps`` are those of the pass before it, ``loras`` may bring words."""
-    sampler = plan_of(settings).sampler
-    calls = calls_per_step(sampler, settings.prompt_compatibility)
+    calls = calls_per_step(plan_of(settings).entry, settings.prompt_compatibility)
     # The web UI counts the steps that were asked for also where image-to-image takes fewer.
     from_picture = settings.init_image is not None and settings.prompt_compatibility == "none"
     steps = steps_taken(settings) if from_picture else settings.steps

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from loraloom.diffusion.samplers import LevelOptions, SamplerPlan, resolve_sampler
+from loraloom.diffusion.samplers import KARRAS, LevelOptions, SamplerPlan, resolve_sampler
 from loraloom.generation.noise import ImageSeed
 from loraloom.generation.settings import GenerateSettings
 
@@ -118,8 +118,9 @@ def ignored_settings(settings: GenerateSettings) -> list[str]:
         lines.append(f"{plan.sampler} chooses its own noise levels, so {plan.schedule} does nothing")
     if entry.own_levels and settings.discard_penultimate_sigma:
         lines.append(f"{plan.sampler} chooses its own noise levels, so discard_penultimate_sigma does nothing")
-    if plan.sampler == "Restart" and settings.steps >= 20 and plan.schedule != "Karras":
-        lines.append(f"Restart takes Karras levels from 20 steps on, between the ends of {plan.schedule}")
+    if entry.karras_from is not None and settings.steps >= entry.karras_from and plan.schedule != KARRAS:
+        ends = f"between the ends of {plan.schedule}"
+        lines.append(f"{plan.sampler} takes {KARRAS} levels from {entry.karras_from} steps on, {ends}")
     if entry.pure_noise and settings.sgm_noise_multiplier:
         lines.append(f"{plan.sampler} starts from pure noise anyway, so sgm_noise_multiplier does nothing")
     if settings.variation_strength == 0 and settings.variation_seed != -1:
@@ -178,7 +179,7 @@ def sampling_fields(settings: GenerateSettings, seed: ImageSeed) -> dict[str, ob
 
 def _draws_fresh(settings: GenerateSettings, plan: SamplerPlan) -> bool:
     """Whether the sampler draws from the image's stream: not from its Brownian path, and not nothing."""
-    if plan.sampler.endswith(("SDE", "SDE Heun")):
+    if plan.entry.brownian:
         return False
     if plan.entry.random:
         return settings.eta != 0

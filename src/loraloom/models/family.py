@@ -110,6 +110,14 @@ class Family(ABC):
     """Whether LoRA files name the U-Net's layers as the checkpoint does (SDXL), not as diffusers does."""
     aligned_sigmas: ClassVar[tuple[float, ...]] = ALIGNED_SD
     """Noise levels of ``Align Your Steps``."""
+    preset_blocks: ClassVar[int] = 17
+    """Length of the list of block weights that a preset's name (``OUTD``) stands for."""
+    kohya_v2: ClassVar[bool] = False
+    """kohya's ``ss_v2``."""
+    modelspec_implementation: ClassVar[str] = "diffusers"
+    """Whose code ModelSpec says the model is for."""
+    web_ui_version: ClassVar[str]
+    """What the web UI calls the family in what it keeps about a LoRA: ``SD1``."""
     uses_sizes: ClassVar[bool] = False
     """Whether the U-Net is told picture sizes and a pooled text vector (SDXL)."""
 

@@ -32,6 +32,7 @@ class SD1(Family):
     modelspec_architecture = "stable-diffusion-v1"
     latent_scale = 0.18215
     default_resolution = 512
+    web_ui_version = "SD1"
     text_parts = (
         TextPart(
             part="text_encoder",

@@ -31,6 +31,8 @@ class SD2(Family):
     modelspec_architecture = "stable-diffusion-v2-512"
     latent_scale = 0.18215
     default_resolution = 512
+    kohya_v2 = True
+    web_ui_version = "SD2"
     probes_prediction = True
     text_parts = (
         TextPart(

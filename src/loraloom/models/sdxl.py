@@ -37,6 +37,9 @@ class SDXL(Family):
     latent_scale = 0.13025
     default_resolution = 1024
     lora_sai_names = True
+    preset_blocks = 12
+    modelspec_implementation = "https://github.com/Stability-AI/generative-models"
+    web_ui_version = "SDXL"
     uses_sizes = True
     aligned_sigmas = ALIGNED_SDXL
     text_parts = (

@@ -196,7 +196,7 @@ def _with_lora(prompt: str, lora: str, chosen: Mapping[str, str]) -> str:
         from loraloom.generation.prompts import extract_loras
 
         (tag,) = extract_loras(match[0])[1]
-        te, unet = weights[0] or f"{tag.text_encoder:g}", weights[1] or f"{tag.unet:g}"
+        te, unet = weights[0] or f"{tag.strength.text_encoder:g}", weights[1] or f"{tag.strength.unet:g}"
         return f"<{match[1]}:{match[2]}:{te}:{unet}>"
 
     return _TAG.sub(weighed, prompt)

@@ -69,9 +69,10 @@ class Job:
 
     def lora(self, path: Path) -> AppliedLora:
         """A LoRA file at weight 1, read unless it is in memory already."""
+        from loraloom.adapters.strength import FULL
         from loraloom.generation.prompts import LoraTag
 
-        return self._store.load(LoraTag(str(path), 1.0, 1.0), (), self.model, self._listener)
+        return self._store.load(LoraTag(str(path), FULL), (), self.model, self._listener)
 
     def paint(
         self,

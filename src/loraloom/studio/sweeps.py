@@ -352,6 +352,7 @@ def _table(outcomes: Sequence[Outcome], failures: Sequence[tuple[Combination, st
 
 def _sheet(outcomes: Sequence[Outcome], listener: Listener) -> Image.Image:
     """Prompts x combinations, each prompt with one seed, and what each checkpoint makes of them alone."""
+    from loraloom.adapters.strength import FULL
     from loraloom.generation.loras import load_lora
     from loraloom.generation.prompts import LoraTag
     from loraloom.generation.sheets import draw_sheet
@@ -369,7 +370,7 @@ def _sheet(outcomes: Sequence[Outcome], listener: Listener) -> Image.Image:
             model, loaded_from = _load(settings, listener), source
             columns.append(_paint(model, settings, prompts, [], listener))
             labels.append(f"{settings.checkpoint.stem}, without" if several else "without")
-        lora = load_lora(LoraTag(str(outcome.lora), 1.0, 1.0), (), model)
+        lora = load_lora(LoraTag(str(outcome.lora), FULL), (), model)
         columns.append(_paint(model, settings, prompts, [lora], listener))
         labels.append(outcome.combination.label)
     return draw_sheet(

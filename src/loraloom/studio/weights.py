@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraloom.adapters.block_weights import BlockWeights, parse_block_weights
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import SettingsError
 from loraloom.events import Listener, ignore
 from loraloom.formats.files import output_error
@@ -67,7 +68,7 @@ def parse_lora_weight(text: str) -> LoraWeight:
             [f"{text!r} is not LORA:weight or LORA:text_encoder:unet{what}"], "for example style.safetensors:0.8"
         )
     text_encoder, unet = (numbers or [1.0])[0], (numbers or [1.0])[-1]
-    return LoraWeight(Path(path), unet=unet, text_encoder=text_encoder)
+    return LoraWeight(Path(path), LoraStrength(unet, text_encoder))
 
 
 def _exists(path: str) -> bool:
@@ -158,7 +159,9 @@ def _weighted(loras: Sequence[str], block_weights: Sequence[str]) -> list[LoraWe
         )
     blocks: list[BlockWeights | None] = [parse_block_weights(text) for text in block_weights]
     blocks = blocks if len(blocks) == len(loras) else (blocks or [None]) * len(loras)
-    return [replace(parse_lora_weight(text), blocks=each) for text, each in zip(loras, blocks, strict=True)]
+    read = [parse_lora_weight(text) for text in loras]
+    strengths = [replace(lora.strength, blocks=each) for lora, each in zip(read, blocks, strict=True)]
+    return [replace(lora, strength=strength) for lora, strength in zip(read, strengths, strict=True)]
 
 
 def merge_checkpoints(
@@ -177,7 +180,7 @@ def merge_checkpoints(
 
     others = []
     for text in checkpoints[1:]:
-        path, unet = parse_lora_weight(text).path, parse_lora_weight(text).unet
+        path, unet = parse_lora_weight(text).path, parse_lora_weight(text).strength.unet
         others.append(CheckpointWeight(path, 0.5 if str(path) == text and difference is None else unet))
     blocks = parse_block_weights(block_weights) if block_weights is not None else None
     _check_output(output)

@@ -28,25 +28,24 @@ def merge_base_loras(model: LoadedModel, settings: AdapterSettings, listener: Li
     AdapterError before anything is changed when one of them does not fit.
     """
     asked = [parse_base_lora(text) for text in settings.base_loras]
-    for path, _, _ in asked:
+    for path, _ in asked:
         _exists(path, "adapter.base_loras")
     loras = []
-    for path, text_encoder, unet in asked:
+    for path, strength in asked:
         adapters = read_adapters(path, model.file_targets, listener=listener)
-        loras.append(AppliedLora(path.stem, adapters, text_encoder, unet))
-        listener(
-            Notice(f"merged {path.name} into the checkpoint in memory (text encoder {text_encoder:g}, U-Net {unet:g})")
-        )
+        loras.append(AppliedLora(path.stem, adapters, strength))
+        weights = f"text encoder {strength.text_encoder:g}, U-Net {strength.unet:g}"
+        listener(Notice(f"merged {path.name} into the checkpoint in memory ({weights})"))
     LiveMerge(model).apply(loras)
 
 
 def changed_weights(model: LoadedModel, settings: AdapterSettings) -> list[nn.Parameter]:
     """The live weights that ``adapter.base_loras`` will change; they then are the run's own, no longer the file's."""
     changed: dict[int, nn.Parameter] = {}
-    for path, text_encoder, unet in map(parse_base_lora, settings.base_loras):
+    for path, strength in map(parse_base_lora, settings.base_loras):
         for target in match_layers(read_adapter_file(path), model.file_targets):
             weight = model.layer(target).weight
-            if (unet if target.part == "unet" else text_encoder) and isinstance(weight, nn.Parameter):
+            if strength.of(target.name) and isinstance(weight, nn.Parameter):
                 changed[id(weight)] = weight
     return list(changed.values())
 
@@ -68,9 +67,10 @@ def origin_metadata(settings: AdapterSettings) -> dict[str, str]:
         told["loraloom.started_from"] = json.dumps(start)
     merged = []
     for text in settings.base_loras:
-        path, text_encoder, unet = parse_base_lora(text)
+        path, strength = parse_base_lora(text)
         _exists(path, "adapter.base_loras")
-        merged.append({"file": path.name, "sha256": sha256_of(path), "text_encoder": text_encoder, "unet": unet})
+        weights = {"text_encoder": strength.text_encoder, "unet": strength.unet}
+        merged.append({"file": path.name, "sha256": sha256_of(path), **weights})
     if merged:
         told["loraloom.base_loras"] = json.dumps(merged)
     return told

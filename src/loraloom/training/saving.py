@@ -180,7 +180,7 @@ def _kohya_metadata(facts: RunFacts) -> dict[str, str]:
         "network_args": json.dumps(arguments) if arguments else None,
         "mixed_precision": facts.mixed_precision,
         "full_fp16": False,
-        "v2": model.family.name == "sd2",
+        "v2": model.family.kohya_v2,
         "base_model_version": model.family.base_model_version_for(model.prediction),
         "clip_skip": settings.clip_skip,
         "max_token_length": facts.max_token_length,
@@ -257,9 +257,7 @@ def _modelspec(facts: RunFacts) -> dict[str, str]:
     spec = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{model.family.modelspec_architecture_for(model.prediction)}/lora",
-        "implementation": (
-            "https://github.com/Stability-AI/generative-models" if model.family.name == "sdxl" else "diffusers"
-        ),
+        "implementation": model.family.modelspec_implementation,
         "title": settings.saving.title or settings.name,
         "resolution": "{}x{}".format(*settings.dataset.size),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from loraloom.adapters.attach import AdapterSet, Attachment
 from loraloom.adapters.settings import AdapterSettings
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import SettingsError
 from loraloom.models.loaded import LoadedModel
 from loraloom.training.parameter_groups import part_rates
@@ -62,15 +63,16 @@ class WholeView(Attachment):
     """
 
     def __init__(self, whole: WholeModel) -> None:
-        super().__init__(AdapterSet({}), {}, {})
+        super().__init__(AdapterSet({}), {})
         self._whole = whole
         self._aside: dict[nn.Parameter, Tensor] = {}
 
     @torch.no_grad()
     def set_weights(self, *, unet: float, text_encoder: float) -> None:
         """Show the trained parts so strongly."""
+        strength = LoraStrength(unet, text_encoder)
         for part, parameter, stored in self._whole.stored():
-            weight = unet if part == "unet" else text_encoder
+            weight = strength.of_part(part)
             trained = self._aside.pop(parameter, None)
             if trained is not None:
                 parameter.copy_(trained)

@@ -11,10 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.block_weights import block_name
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterFile
-from loraloom.formats.dialects import alpha_in_use, is_text_layer, kind_of, rank_of, title_of
+from loraloom.formats.adapter_kinds import ADAPTERS, inner_roles, is_pair, kind_of, rank_of, title_of
+from loraloom.formats.dialects import is_text_layer
 from loraloom.formats.lora_factors import factors_of
 from loraloom.weights.low_rank import factors_of_product
 
@@ -91,15 +93,16 @@ def _measured(file: AdapterFile, name: str) -> LayerStrength:
 
     if not all(bool(torch.isfinite(tensor).all()) for tensor in roles.values()):
         return LayerStrength(name, block, kind, rank, math.nan, math.nan, None, "not finite")
-    inner = {role: tensor for role, tensor in roles.items() if role != "dora_scale"}
-    if kind_of(inner) == "lora":
+    inside = inner_roles(roles)
+    inner = {role: tensor for role, tensor in roles.items() if role in inside}
+    if is_pair(inner):
         layer = factors_of(inner, f"{file.path}: layer {name}")
         if layer.is_beyond_range():
             return LayerStrength(name, block, kind, rank, math.inf, math.inf, None, "not finite")
         values = factors_of_product(layer.up, layer.down).values.double() * abs(layer.scale)
         norm = float(values.square().sum().sqrt())
         return strength(norm, len(layer.up) * layer.down.shape[1], _effective_rank(values))
-    norm, count = _norm_of(kind_of(inner), inner, file, name)
+    norm, count = _norm_of(inner, file, name)
     return strength(norm, count, None)
 
 
@@ -112,40 +115,15 @@ def _effective_rank(values: Tensor) -> float | None:
     return math.exp(float(-(shares * shares.log()).sum()))
 
 
-def _norm_of(kind: str | None, roles: Mapping[str, Tensor], file: AdapterFile, name: str) -> tuple[float, float]:
-    """(Frobenius norm, number of weights) of the change that other kinds than LoRA make."""
-    t = {role: tensor.float() for role, tensor in roles.items()}
+def _norm_of(roles: Mapping[str, Tensor], file: AdapterFile, name: str) -> tuple[float, float]:
+    """(Frobenius norm, number of weights) of the change that other kinds than LoRA make, as they say themselves."""
+    kind: type[Adapter] = ADAPTERS.load(str(kind_of(roles)))
     try:
-        if kind == "loha":
-            halves = [
-                _product(t, "hada_w1_a", "hada_w1_b", "hada_t1"),
-                _product(t, "hada_w2_a", "hada_w2_b", "hada_t2"),
-            ]
-            change = halves[0] * halves[1]
-            return float(change.norm()) * _scale(t, len(t["hada_w1_b"])), change.numel()
-        if kind == "lokr":
-            first = t["lokr_w1"] if "lokr_w1" in t else _product(t, "lokr_w1_a", "lokr_w1_b")
-            second = t["lokr_w2"] if "lokr_w2" in t else _product(t, "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-            ranks = [len(t[role]) for role in ("lokr_w2_b", "lokr_w1_b") if role in t]
-            scale = _scale(t, ranks[0]) if ranks else 1.0
-            return float(first.norm() * second.norm()) * scale, first.numel() * second.numel()
+        return kind.norm_in_file({role: tensor.float() for role, tensor in roles.items()})
     except (RuntimeError, KeyError, IndexError) as error:
         raise AdapterError(
             f"{file.path}: the tensors of layer {name} do not fit together", "the file is damaged"
         ) from error
-    tensors = [tensor for role, tensor in t.items() if role not in ("alpha", "on_input")]
-    norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
-    return norm, float(sum(tensor.numel() for tensor in tensors))
-
-
-def _product(t: Mapping[str, Tensor], left: str, right: str, middle: str = "") -> Tensor:
-    if middle in t:
-        return torch.einsum("ijkl,jr,ip->prkl", t[middle], t[right].flatten(1), t[left].flatten(1))
-    return t[left].flatten(1) @ t[right].flatten(1)
-
-
-def _scale(t: Mapping[str, Tensor], rank: int) -> float:
-    return abs(alpha_in_use(float(t["alpha"]) if "alpha" in t else None, rank)) / rank
 
 
 def _blocks(layers: Sequence[LayerStrength]) -> tuple[BlockStrength, ...]:

@@ -83,6 +83,7 @@ def merge_checkpoints(
         listener(notice)
     merged_with = [(open_checkpoint(other.path), other.weight) for other in others]
     subtracted = open_checkpoint(difference) if difference is not None else None
+    blocks = None if blocks is None else blocks.listed(source.family.preset_blocks)
     everyone = [checkpoint for checkpoint, _ in merged_with] + ([subtracted] if subtracted else [])
     for checkpoint in everyone:
         _check_alike(source, checkpoint)
@@ -158,7 +159,7 @@ def _terms(
     missing: dict[str, list[str]],
 ) -> list[Term]:
     """What is added to the first's tensor; its own name with a negative number takes away its share."""
-    factor = blocks.of(_layer_name(source, name), sdxl=source.family.lora_sai_names) if blocks is not None else 1.0
+    factor = blocks.of(_layer_name(source, name)) if blocks is not None else 1.0
     terms: list[Term] = []
     for other, weight in others:
         strength, minuend = weight * factor, subtracted or source

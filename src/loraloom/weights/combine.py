@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,10 +16,10 @@ from loraloom.control import Control, each_of, keep_going
 from loraloom.errors import AdapterError, OutputError
 from loraloom.events import Listener, ignore
 from loraloom.formats.adapter_file import AdapterFile, AdapterTarget, read_adapter_file
+from loraloom.formats.adapter_kinds import kind_of, layout_of, title_of
 from loraloom.formats.adapter_writer import WrittenLora, check_output, write_lora
-from loraloom.formats.dialects import is_text_layer, kind_of, title_of
-from loraloom.formats.files import sha256_of
 from loraloom.formats.lora_factors import LoraFactors, product_norm
+from loraloom.models.family import Family
 from loraloom.weights.lora_layers import (
     NamedLayers,
     file_precision,
@@ -29,7 +29,7 @@ from loraloom.weights.lora_layers import (
     output_dialect,
     related_metadata,
 )
-from loraloom.weights.low_rank import Factors, factors_of_product
+from loraloom.weights.low_rank import Residual, factors_of_product
 from loraloom.weights.merge import PRECISIONS, LoraWeight, file_name, is_same_or_inside
 
 __all__ = ["COMBINED_KEY", "CombineReport", "combine_loras"]
@@ -90,66 +90,101 @@ def combine_loras(
     and one word with two meanings. ``control`` is heeded between two layers, of which ``listener`` hears.
     Raises OutputError for an output that is one of the files.
     """
-    if len(loras) < 1:
-        raise AdapterError("no LoRA to combine", "name at least two")
-    check_output(output)
-    for value, option in ((rank, "rank"), (conv_rank, "conv rank")):
-        if value is not None and value < 1:
-            raise AdapterError(f"{option} {value} is below 1")
-    files = [read_adapter_file(lora.path) for lora in loras]
-    inputs = [path for lora, file in zip(loras, files, strict=True) for path in (lora.path, *file.beside)]
-    if any(is_same_or_inside(output, path) for path in inputs):
-        raise OutputError(f"{output} is one of the inputs", "give the result a name of its own")
-    parts = [_Part(lora, file, named_layers(file)) for lora, file in zip(loras, files, strict=True)]
-    sdxl = _check_one_family(parts)
+    parts = _opened(loras, output, rank, conv_rank)
+    files = [part.file for part in parts]
     limits = (rank, conv_rank if conv_rank is not None else rank)
-    summed: dict[str, dict[str, Tensor]] = {}
-    ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    residuals: dict[str, float] = {}
-    whole = left = 0.0
     names = dict.fromkeys(name for part in parts for name in part.named.layers)
-    for name in each_of("layers", names, listener, control):
-        holders = [(part, _weight(part.lora, name, sdxl=sdxl)) for part in parts if name in part.named.layers]
-        weighted = [(part, weight) for part, weight in holders if weight]
-        if not weighted:
-            continue
-        if kind_of(weighted[0][0].named.layers[name]) in ("full", "norm"):
-            summed[name] = _summed(name, weighted)
-            continue
-        layers = [
-            (layer_of(part.named.layers[name], part.where(name), "combining"), weight) for part, weight in weighted
-        ]
-        _check_shapes(name, layers, [part.file for part, _ in weighted])
-        layer, limit = layers[0][0], limits[layers[0][0].is_convolution]
-        down, up = _side_by_side(layers)
-        if limit is not None and limit < len(down):
-            factors = factors_of_product(up, down)
-            residuals[name] = factors.residual(limit)
-            down, up = factors.pair(limit)
-            whole, left = _add_up(whole, left, factors, residuals[name])
-        elif limit is not None:
-            residuals[name] = 0.0
-            whole += product_norm(up, down) ** 2
-        summed[name] = layer.roles(down, up)
-        ranks[layer.is_convolution][name] = len(down)
-    if not summed:
+    found = {name: _combined_layer(name, parts, limits) for name in each_of("layers", names, listener, control)}
+    layers = {name: layer for name, layer in found.items() if layer is not None}
+    if not layers:
         raise AdapterError("nothing would be left: no layer has a weight other than 0", "check the weights")
+
+    plain, convolutions = (
+        {name: layer.rank for name, layer in layers.items() if layer.rank and layer.is_convolution == wanted}
+        for wanted in (False, True)
+    )
     targets: dict[str, AdapterTarget] = {}
     for part in parts:
         targets |= part.named.targets
     words = _words(files)
     written = write_lora(
         output,
-        summed,
-        metadata=_metadata(parts, network_facts(*ranks)),
+        {name: layer.roles for name, layer in layers.items()},
+        metadata=_metadata(parts, network_facts(plain, convolutions)),
         dtype=PRECISIONS[precision] if precision else _widest(files),
         dialect=output_dialect(files, to),
         targets=targets,
         words=words,
         source="the sum",
     )
-    residual = math.sqrt(left / whole) if whole else 0.0
-    return CombineReport(written, ranks[0] | ranks[1], residuals, residual, tuple(words))
+
+    cut = Residual()
+    residuals = {name: layer.residual for name, layer in layers.items() if layer.residual is not None}
+    for name, residual in residuals.items():
+        cut.add(layers[name].norm, residual)
+    return CombineReport(written, plain | convolutions, residuals, cut.relative, tuple(words))
+
+
+def _opened(loras: Sequence[LoraWeight], output: Path, rank: int | None, conv_rank: int | None) -> list[_Part]:
+    """The LoRAs, weighed by the blocks of their family. AdapterError or OutputError for what makes no sum.
+
+    Nothing is computed before.
+    """
+    if len(loras) < 1:
+        raise AdapterError("no LoRA to combine", "name at least two")
+    check_output(output)
+    for value, option in ((rank, "rank"), (conv_rank, "conv rank")):
+        if value is not None and value < 1:
+            raise AdapterError(f"{option} {value} is below 1")
+
+    files = [read_adapter_file(lora.path) for lora in loras]
+    inputs = [path for lora, file in zip(loras, files, strict=True) for path in (lora.path, *file.beside)]
+    if any(is_same_or_inside(output, path) for path in inputs):
+        raise OutputError(f"{output} is one of the inputs", "give the result a name of its own")
+
+    parts = [_Part(lora, file, named_layers(file)) for lora, file in zip(loras, files, strict=True)]
+    family = _check_one_family(parts)
+    return [replace(part, lora=part.lora.for_family(family)) for part in parts]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of the sum: its tensors by role, and, where it has factors, what became of them."""
+
+    roles: Mapping[str, Tensor]
+    rank: int = 0
+    is_convolution: bool = False
+    norm: float = 0.0
+    """Frobenius norm of the whole sum; found only where there is a limit."""
+    residual: float | None = None
+    """Relative Frobenius norm of what was cut away; None where there is no limit."""
+
+
+def _combined_layer(name: str, parts: Sequence[_Part], limits: tuple[int | None, int | None]) -> _Layer | None:
+    """A layer of the sum, cut to the limit of layers or of convolutions; None where nothing has a weight there."""
+    holders = [(part, part.lora.strength.of(name)) for part in parts if name in part.named.layers]
+    weighted = [(part, weight) for part, weight in holders if weight]
+    if not weighted:
+        return None
+
+    layout = layout_of(weighted[0][0].named.layers[name])
+    if layout is not None and layout.adds_up:  # whole weights, biases, normalizations
+        return _Layer(_summed(name, weighted))
+
+    layers = [(layer_of(part.named.layers[name], part.where(name), "combining"), weight) for part, weight in weighted]
+    _check_shapes(name, layers, [part.file for part, _ in weighted])
+    first = layers[0][0]
+    limit = limits[first.is_convolution]
+    down, up = _side_by_side(layers)
+    if limit is None:
+        return _Layer(first.roles(down, up), len(down), first.is_convolution)
+    if limit >= len(down):
+        return _Layer(first.roles(down, up), len(down), first.is_convolution, product_norm(up, down), 0.0)
+
+    factors = factors_of_product(up, down)
+    down, up = factors.pair(limit)
+    residual = factors.residual(limit)
+    return _Layer(first.roles(down, up), len(down), first.is_convolution, factors.norm, residual)
 
 
 def _words(files: Sequence[AdapterFile]) -> dict[str, Mapping[str, Tensor]]:
@@ -171,12 +206,8 @@ def _are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[place], second[place]) for place in first)
 
 
-def _add_up(whole: float, left: float, factors: Factors, residual: float) -> tuple[float, float]:
-    return whole + factors.norm**2, left + (residual * factors.norm) ** 2
-
-
-def _check_one_family(parts: Sequence[_Part]) -> bool:
-    """AdapterError for LoRAs of two families; whether they are SDXL's."""
+def _check_one_family(parts: Sequence[_Part]) -> Family | None:
+    """The family of the LoRAs, None where it is unknown; AdapterError for LoRAs of two."""
     families = {str(part.lora.path): part.named.family for part in parts}
     known = {path: family for path, family in families.items() if family is not None}
     if len({family.name for family in known.values()}) > 1:
@@ -188,12 +219,7 @@ def _check_one_family(parts: Sequence[_Part]) -> bool:
             f"the LoRAs are for different models: the layers of {unknown} belong to no known family",
             "only LoRAs of one family can be added up",
         )
-    return any(family.lora_sai_names for family in known.values())
-
-
-def _weight(lora: LoraWeight, name: str, *, sdxl: bool) -> float:
-    weight = lora.text_encoder if is_text_layer(name) else lora.unet
-    return weight * (lora.blocks.of(name, sdxl=sdxl) if lora.blocks is not None else 1.0)
+    return next(iter(known.values()), None)
 
 
 def _check_shapes(name: str, layers: Sequence[tuple[LoraFactors, float]], files: Sequence[AdapterFile]) -> None:
@@ -258,16 +284,7 @@ def _metadata(parts: Sequence[_Part], facts: Mapping[str, str]) -> dict[str, str
         if key in told_by_first
     }
     triggers = dict.fromkeys(_triggers(files))
-    recipe = [
-        {
-            "file": file_name(lora.path),
-            "sha256": sha256_of(lora.path),
-            "unet": lora.unet,
-            "text_encoder": lora.text_encoder,
-            **({"blocks": lora.blocks.text} if lora.blocks is not None else {}),
-        }
-        for lora in loras
-    ]
+    recipe = [lora.as_record() for lora in loras]
     told = ", ".join(file_name(lora.path) for lora in loras)
     return {
         **kept,

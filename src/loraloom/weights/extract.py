@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from loraloom.models.loaded import check_is_weight, not_finite
 from loraloom.models.names import is_extra
 from loraloom.models.prediction import read_signs
 from loraloom.weights.lora_layers import network_facts
-from loraloom.weights.low_rank import Factors, factors_of_matrix
+from loraloom.weights.low_rank import Factors, Residual, factors_of_matrix
 from loraloom.weights.merge import PRECISIONS, file_name, is_same_or_inside
 
 __all__ = ["EXTRACTED_KEY", "ExtractReport", "ExtractedLayer", "extract_lora"]
@@ -82,56 +81,81 @@ def extract_lora(
     first, second = open_checkpoint(base), open_checkpoint(tuned)
     pairs = _matched(first, second)
     limits = (rank, rank if conv_rank is None else conv_rank)
-    held: dict[str, dict[str, Tensor]] = {}
-    layers: list[ExtractedLayer] = []
-    ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    whole = lost = outside = 0.0
-    unchanged = 0
+    layers: list[_Layer] = []
+    unchanged, outside = 0, 0.0
     for before, after in each_of("layers", pairs, listener, control):
         delta = _difference(first, before, second, after)
         if not bool((delta.abs() > min_difference).any()):
             unchanged += 1
             continue
-        is_convolution = before.kind == "conv3x3"
-        limit = min(limits[is_convolution], *delta.shape)
+        limit = min(limits[before.kind == "conv3x3"], *delta.shape)
         if limit == 0:
             outside += float(torch.linalg.vector_norm(delta)) ** 2
             continue
-        factors, chosen = _factors(delta, limit, to_residual)
-        residual = factors.residual(chosen)
-        down, up = factors.pair(chosen)
-        kernel = before.shape[2:]
-        roles = {
-            "down": down.reshape(chosen, -1, *kernel).to(PRECISIONS[precision]),
-            "up": up.reshape(-1, chosen, *(1 for _ in kernel)).to(PRECISIONS[precision]),
-            "alpha": torch.tensor(float(chosen)),
-        }
-        held[before.name] = roles
-        layers.append(ExtractedLayer(before.name, chosen, residual))
-        ranks[is_convolution][before.name] = chosen
-        whole, lost = whole + factors.norm**2, lost + (residual * factors.norm) ** 2
+        layers.append(_layer(before, delta, limit, to_residual, PRECISIONS[precision]))
     if not layers:
         raise AdapterError(
             f"{tuned} differs from {base} in none of the {len(pairs)} layers that a LoRA can change",
             f"no value differs by more than {min_difference:g}: is it the right pair?",
         )
-    residual = math.sqrt(lost / whole) if whole else 0.0
+
+    cut = Residual()
+    for layer in layers:
+        cut.add(layer.norm, layer.residual)
     left_out, names = _other_differences(first, second, {before.tensor for before, _ in pairs}, control)
     outside += left_out
-    share = outside / (outside + whole)
+    share = outside / (outside + cut.whole)
     if outside:
-        told = f", the first is {names[0]}" if names else ""
-        listener(
-            Notice(
-                f"{share:.2%} of the difference (squared norm) is in tensors that this LoRA does not hold "
-                f"({len(names)} besides layers left out{told})",
-                "warning" if share > 0.05 else "info",
-            )
-        )
-    metadata = _metadata(first, second, layers, residual, network_facts(*ranks))
-    targets = {before.name: before for before, _ in pairs}
-    write_lora(output, held, metadata=metadata, dtype=PRECISIONS[precision], targets=targets)
-    return ExtractReport(output, tuple(layers), unchanged, residual, share)
+        listener(_outside_notice(share, names))
+
+    told = tuple(ExtractedLayer(layer.target.name, layer.rank, layer.residual) for layer in layers)
+    plain, convolutions = (
+        {layer.target.name: layer.rank for layer in layers if (layer.target.kind == "conv3x3") == wanted}
+        for wanted in (False, True)
+    )
+    write_lora(
+        output,
+        {layer.target.name: layer.roles for layer in layers},
+        metadata=_metadata(first, second, told, cut.relative, network_facts(plain, convolutions)),
+        dtype=PRECISIONS[precision],
+        targets={before.name: before for before, _ in pairs},
+    )
+    return ExtractReport(output, told, unchanged, cut.relative, share)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of the LoRA: its tensors by role, and how well they are the difference (``norm``: Frobenius, its)."""
+
+    target: AdapterTarget
+    roles: Mapping[str, Tensor]
+    rank: int
+    norm: float
+    residual: float
+
+
+def _layer(target: AdapterTarget, delta: Tensor, limit: int, to_residual: float | None, dtype: torch.dtype) -> _Layer:
+    """The factors of a difference (out, in times kernel) of at most this rank, in the type of the file."""
+    factors, rank = _factors(delta, limit, to_residual)
+    residual = factors.residual(rank)
+    down, up = factors.pair(rank)
+    kernel = target.shape[2:]
+    roles = {
+        "down": down.reshape(rank, -1, *kernel).to(dtype),
+        "up": up.reshape(-1, rank, *(1 for _ in kernel)).to(dtype),
+        "alpha": torch.tensor(float(rank)),
+    }
+    return _Layer(target, roles, rank, factors.norm, residual)
+
+
+def _outside_notice(share: float, names: Sequence[str]) -> Notice:
+    """What to say of the share of the difference that is elsewhere, ``names`` besides layers that were left out."""
+    told = f", the first is {names[0]}" if names else ""
+    return Notice(
+        f"{share:.2%} of the difference (squared norm) is in tensors that this LoRA does not hold "
+        f"({len(names)} besides layers left out{told})",
+        "warning" if share > 0.05 else "info",
+    )
 
 
 _LARGEST_NORM = 1e18
@@ -230,7 +254,7 @@ def _model_tensors(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _metadata(
-    first: Checkpoint, second: Checkpoint, layers: list[ExtractedLayer], residual: float, network: dict[str, str]
+    first: Checkpoint, second: Checkpoint, layers: Sequence[ExtractedLayer], residual: float, network: dict[str, str]
 ) -> dict[str, str]:
     family = first.family
     prediction = read_signs(second, second.metadata, second.path).prediction or "epsilon"

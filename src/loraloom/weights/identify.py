@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraloom.errors import FileError
-from loraloom.formats.dialects import rank_of, title_of
+from loraloom.formats.adapter_kinds import rank_of, title_of
 from loraloom.formats.file_hashes import is_hash
 from loraloom.formats.foreign import what_it_is
 from loraloom.formats.lora_family import family_name

@@ -13,8 +13,9 @@ from loraloom.actions import Action, Sentence
 from loraloom.errors import AdapterError, FileFormatError, LoraloomError
 from loraloom.formats.adapter_checks import doubts_about, foreign_kinds, widened
 from loraloom.formats.adapter_file import content_hash, read_adapter_file
+from loraloom.formats.adapter_kinds import rank_of, title_of
 from loraloom.formats.cloneofsimo import companions
-from loraloom.formats.dialects import CLONEOFSIMO, PEFT, part_of_layer, rank_of, title_of
+from loraloom.formats.dialects import CLONEOFSIMO, PEFT, part_of_layer
 from loraloom.formats.entries import show
 from loraloom.formats.files import old_hash, sha256_of, size_text
 from loraloom.formats.foreign import what_it_is

@@ -13,8 +13,9 @@ from loraloom.actions import Action, Sentence
 from loraloom.adapters.attach import match_layers
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_file import AdapterFile, AdapterTarget
+from loraloom.formats.adapter_kinds import is_pair, kind_of, title_of
 from loraloom.formats.adapter_writer import OUTPUT_DIALECTS, Layers
-from loraloom.formats.dialects import KOHYA, PEFT, Dialect, kind_of, title_of
+from loraloom.formats.dialects import KOHYA, PEFT, Dialect
 from loraloom.formats.lora_factors import LoraFactors, factors_of
 from loraloom.formats.lora_family import family_name
 from loraloom.models.family import FAMILIES, Family
@@ -76,7 +77,7 @@ def output_dialect(files: Sequence[AdapterFile], to: str | None) -> Dialect:
 
 def layer_of(roles: Mapping[str, Tensor], where: str, doing: str) -> LoraFactors:
     """A layer as two factors. Raises AdapterError for another kind than LoRA, or damaged tensors."""
-    if kind_of(roles) != "lora":
+    if not is_pair(roles):
         kind = title_of(roles) if kind_of(roles) else f"made of {', '.join(sorted(roles))}"
         raise AdapterError(
             f"{where} is {kind}; {doing} is exact for LoRA and LoCon only",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loraloom.errors import AdapterError, SettingsError
 
-__all__ = ["CRITERIA", "Criterion", "Factors", "chosen_rank", "factors_of_matrix", "factors_of_product"]
+__all__ = ["CRITERIA", "Criterion", "Factors", "Residual", "chosen_rank", "factors_of_matrix", "factors_of_product"]
 
 CRITERIA = ("sv_ratio", "sv_cumulative", "sv_fro")
 OVERSAMPLING = 10
@@ -41,6 +41,26 @@ class Factors:
         """``(down, up)`` of the first ``rank``, the singular values shared evenly between them."""
         root = self.values[:rank].clamp(min=0).sqrt().float()
         return root[:, None] * self.right[:rank], self.left[:, :rank] * root
+
+
+@dataclass
+class Residual:
+    """What was cut away of several layers together, added up layer by layer."""
+
+    whole: float = 0.0
+    """Squared Frobenius norm of all layers."""
+    lost: float = 0.0
+    """Of what was cut away of them."""
+
+    def add(self, norm: float, residual: float) -> None:
+        """A layer: its Frobenius norm, and the relative one of what was cut away."""
+        self.whole += norm**2
+        self.lost += (residual * norm) ** 2
+
+    @property
+    def relative(self) -> float:
+        """Relative Frobenius norm of all that was cut away."""
+        return math.sqrt(self.lost / self.whole) if self.whole else 0.0
 
 
 @dataclass(frozen=True)

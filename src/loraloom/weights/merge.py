@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from loraloom.actions import Action, Sentence
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, read_adapters
-from loraloom.adapters.block_weights import BlockWeights
+from loraloom.adapters.strength import FULL, LoraStrength
 from loraloom.control import Control, keep_going
 from loraloom.errors import AdapterError, OutputError
 from loraloom.events import Listener, Notice, ignore
@@ -34,6 +34,7 @@ from loraloom.models.saving import saved_dtype
 __all__ = [
     "MERGED_KEY",
     "PRECISIONS",
+    "Change",
     "LoraWeight",
     "MergeReport",
     "MergedLora",
@@ -50,18 +51,28 @@ MERGED_KEY = "loraloom.merged"
 
 @dataclass(frozen=True)
 class LoraWeight:
-    """A LoRA file and how strongly each part of it is applied."""
+    """A LoRA file and how strongly it is applied."""
 
     path: Path
-    unet: float = 1.0
-    text_encoder: float = 1.0
-    blocks: BlockWeights | None = None
-    """What the weight is multiplied by, block by block; None for 1 everywhere."""
+    strength: LoraStrength = FULL
 
-    def weight(self, target: AdapterTarget, family: Family) -> float:
-        """The weight of a layer."""
-        weight = self.unet if target.part == "unet" else self.text_encoder
-        return weight if self.blocks is None else weight * self.blocks.of(target.name, sdxl=family.lora_sai_names)
+    def for_family(self, family: Family | None) -> LoraWeight:
+        """The same, with the numbers that presets of block weights have in a family (None: as in most)."""
+        return replace(self, strength=self.strength.listed((family or Family).preset_blocks))
+
+    def as_record(self, control: Control = keep_going) -> dict[str, object]:
+        """The file, its checksum and the weights, as the metadata of a result tells them.
+
+        ``control`` is heeded while the file is read for its checksum.
+        """
+        strength = self.strength
+        return {
+            "file": file_name(self.path),
+            "sha256": sha256_of(self.path, control),
+            "unet": strength.unet,
+            "text_encoder": strength.text_encoder,
+            **({"blocks": strength.blocks.text} if strength.blocks is not None else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,26 @@ class MergeReport:
     loras: tuple[MergedLora, ...]
 
 
-Change = tuple[AdapterTarget, "Adapter | _BiasChange", float]
+@dataclass(frozen=True)
+class Change:
+    """What is added to a tensor, or to some of its rows: ``strength`` times what ``delta`` gives."""
+
+    rows: tuple[int, int] | None
+    """None for all of them."""
+    delta: Callable[[Tensor | None], Tensor]
+    """Given the rows in the layer's shape where it asks for them (``base_shape``), else None."""
+    strength: float
+    base_shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def of_weight(cls, target: AdapterTarget, adapter: Adapter, strength: float) -> Change:
+        """What an adapter does to the weight of its layer."""
+        return cls(target.rows, adapter.delta, strength, target.shape if adapter.needs_base else None)
+
+    @classmethod
+    def of_bias(cls, target: AdapterTarget, bias: Tensor, strength: float) -> Change:
+        """What an adapter does to the bias of its layer."""
+        return cls(target.rows, lambda base: bias, strength)
 
 
 def merge(
@@ -116,29 +146,29 @@ def merge(
     sets = [read_adapters(lora.path, targets, listener=listener) for lora in loras]
     if any(is_same_or_inside(output, path) for path in (checkpoint, *(lora.path for lora in loras))):
         raise OutputError(f"{output} is one of the inputs", "give the merged checkpoint a name of its own")
-    merged = tuple(_counted(lora, adapters, source.family) for lora, adapters in zip(loras, sets, strict=True))
+    loras = [lora.for_family(source.family) for lora in loras]
+    merged = tuple(_counted(lora, adapters) for lora, adapters in zip(loras, sets, strict=True))
     for notice in _without_effect(loras, sets, merged):
         listener(notice)
     changes = _changes(loras, sets, source)
     for name in changes:
         check_is_weight(source.path, name, source.info(name).dtype)
     dtype = PRECISIONS[precision] if precision else None
-    changed: set[str] = set()
-    broken: list[str] = []
+    result = _Merged(source, changes, dtype)
     write_tensors(
         output,
-        [_source(source, name, changes.get(name, ()), dtype, changed, broken) for name in source],
+        result.sources(),
         metadata=_metadata(source, loras, control),
         extras=source.extras,
         listener=listener,
         control=control,
     )
-    if broken:
-        listener(kept_broken(source, broken))
-    if len(changed) < len(changes):
-        lost = f"{len(changes) - len(changed)} of {len(changes)} tensors came out as they were"
+    if result.broken:
+        listener(kept_broken(source, result.broken))
+    if len(result.changed) < len(changes):
+        lost = f"{len(changes) - len(result.changed)} of {len(changes)} tensors came out as they were"
         listener(Notice(f"{lost}: the change is zero, or too small for the precision of the file", "warning"))
-    return MergeReport(output, len(source), len(changed), merged)
+    return MergeReport(output, len(source), len(result.changed), merged)
 
 
 def merged_tensor(weight: Tensor, changes: Sequence[Change], dtype: torch.dtype | None = None) -> Tensor:
@@ -156,28 +186,16 @@ def merged_tensor(weight: Tensor, changes: Sequence[Change], dtype: torch.dtype 
 def _deltas(changes: Sequence[Change], weight: Tensor) -> dict[tuple[int, int], Tensor]:
     """The weighted changes, those of the same rows added up first, so that two LoRAs merge alike in either order."""
     deltas: dict[tuple[int, int], Tensor] = {}
-    for target, adapter, strength in changes:
-        where = target.rows or (0, weight.shape[0])
-        base = weight[slice(*where)].reshape(target.shape) if adapter.needs_base else None
-        delta = adapter.delta(base) * strength
+    for change in changes:
+        where = change.rows or (0, weight.shape[0])
+        base = None if change.base_shape is None else weight[slice(*where)].reshape(change.base_shape)
+        delta = change.delta(base) * change.strength
         deltas[where] = deltas[where].add_(delta) if where in deltas else delta
     return deltas
 
 
-class _BiasChange:
-    """The change that an adapter makes to its layer's bias, where a change of a weight is expected."""
-
-    needs_base = False
-
-    def __init__(self, delta: Tensor) -> None:
-        self._delta = delta
-
-    def delta(self, base: Tensor | None = None) -> Tensor:
-        return self._delta.clone()
-
-
-def _counted(lora: LoraWeight, adapters: AdapterSet, family: Family) -> MergedLora:
-    applied = sum(lora.weight(target, family) != 0.0 for target, _ in adapters.items())
+def _counted(lora: LoraWeight, adapters: AdapterSet) -> MergedLora:
+    applied = sum(lora.strength.of(target.name) != 0.0 for target, _ in adapters.items())
     return MergedLora(lora.path, len(adapters), applied)
 
 
@@ -192,12 +210,12 @@ def _without_effect(
             "LORA:text_encoder:unet gives the parts weights of their own",
         )
     for lora, adapters, counted in zip(loras, sets, merged, strict=True):
-        parts = adapters.parts()
+        parts, strength = adapters.parts(), lora.strength
         if not counted.applied:
             yield Notice(f"{lora.path} changes nothing: none of its layers has a weight other than 0", "warning")
-        elif parts == ["unet"] and lora.text_encoder not in (0.0, lora.unet):
+        elif parts == ["unet"] and strength.text_encoder not in (0.0, strength.unet):
             yield Notice(f"{lora.path} holds no text encoder layers: its text encoder weight has no effect", "warning")
-        elif "unet" not in parts and lora.unet not in (0.0, lora.text_encoder):
+        elif "unet" not in parts and strength.unet not in (0.0, strength.text_encoder):
             yield Notice(f"{lora.path} holds no U-Net layers: its U-Net weight has no effect", "warning")
 
 
@@ -209,63 +227,61 @@ def _changes(loras: Sequence[LoraWeight], sets: Sequence[AdapterSet], source: Ch
     changes: dict[str, list[Change]] = {}
     for lora, adapters in zip(loras, sets, strict=True):
         for target, adapter in adapters.items():
-            strength = lora.weight(target, source.family)
+            strength = lora.strength.of(target.name)
             if strength == 0.0:
                 continue
-            changes.setdefault(target.tensor, []).append((target, adapter, strength))
+            changes.setdefault(target.tensor, []).append(Change.of_weight(target, adapter, strength))
             bias = adapter.bias_delta()
             if bias is None or not bool(bias.any()):
                 continue
             if target.bias not in source:
                 raise AdapterError(f"{lora.path} changes the bias of {target.name}, which has none in this checkpoint")
-            changes.setdefault(target.bias, []).append((target, _BiasChange(bias), strength))
+            changes.setdefault(target.bias, []).append(Change.of_bias(target, bias, strength))
     return changes
 
 
-def _source(
-    source: Checkpoint,
-    name: str,
-    changes: Sequence[Change],
-    dtype: torch.dtype | None,
-    changed: set[str],
-    broken: list[str],
-) -> TensorSource:
-    info = source.info(name)
-    wanted = saved_dtype(name, info, source.family, dtype)
-    load = partial(_load, source, name, changes, wanted, changed, broken)
-    return TensorSource(name, TensorInfo(wanted, info.shape), load)
+class _Merged:
+    """The tensors of the result, each made when it is written, and what came of them."""
 
+    def __init__(self, source: Checkpoint, changes: Mapping[str, Sequence[Change]], dtype: torch.dtype | None) -> None:
+        self._source = source
+        self._changes = changes
+        self._dtype = dtype
+        self.changed: set[str] = set()
+        """Tensors that the LoRAs made a difference to."""
+        self.broken: list[str] = []
+        """Tensors with NaN that no LoRA changes."""
 
-def _load(
-    source: Checkpoint,
-    name: str,
-    changes: Sequence[Change],
-    dtype: torch.dtype,
-    changed: set[str],
-    broken: list[str],
-) -> Tensor:
-    """One tensor of the output; notes in ``changed`` whether the LoRAs made a difference to it.
+    def sources(self) -> list[TensorSource]:
+        """What the writer takes, in the order of the checkpoint."""
+        return [self._tensor_source(name) for name in self._source]
 
-    NaN in the checkpoint is an error where a LoRA changes the tensor; elsewhere it is noted in ``broken``.
-    """
-    weight = source[name]
-    if not is_extra(name) and weight.is_floating_point() and not is_finite(weight):
-        if changes:
-            raise not_finite(source.path, name, weight)
-        broken.append(name)
-        return weight.to(dtype)
-    if not changes and dtype == weight.dtype:
-        return weight
-    plain = weight.to(dtype)
-    result = merged_tensor(weight, changes, dtype) if changes else plain
-    if not is_finite(result):
-        raise AdapterError(
-            f"{name} would hold values beyond the range of {str(dtype).removeprefix('torch.')}",
-            Sentence("use smaller weights, or another precision: ", Action.MERGE_PRECISION),
-        )
-    if changes and not torch.equal(result, plain):
-        changed.add(name)
-    return result
+    def _tensor_source(self, name: str) -> TensorSource:
+        info = self._source.info(name)
+        wanted = saved_dtype(name, info, self._source.family, self._dtype)
+        return TensorSource(name, TensorInfo(wanted, info.shape), partial(self._made, name, wanted))
+
+    def _made(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One tensor. NaN in the checkpoint is an error where a LoRA changes it; elsewhere it is noted."""
+        weight, changes = self._source[name], self._changes.get(name, ())
+        if not is_extra(name) and weight.is_floating_point() and not is_finite(weight):
+            if changes:
+                raise not_finite(self._source.path, name, weight)
+            self.broken.append(name)
+            return weight.to(dtype)
+        if not changes and dtype == weight.dtype:
+            return weight
+
+        plain = weight.to(dtype)
+        result = merged_tensor(weight, changes, dtype) if changes else plain
+        if not is_finite(result):
+            raise AdapterError(
+                f"{name} would hold values beyond the range of {str(dtype).removeprefix('torch.')}",
+                Sentence("use smaller weights, or another precision: ", Action.MERGE_PRECISION),
+            )
+        if changes and not torch.equal(result, plain):
+            self.changed.add(name)
+        return result
 
 
 def kept_broken(source: Checkpoint, names: Sequence[str]) -> Notice:
@@ -291,18 +307,9 @@ def is_same_or_inside(output: Path, source: Path) -> bool:
 def _metadata(source: Checkpoint, loras: Sequence[LoraWeight], control: Control) -> dict[str, str]:
     """The source's, what was merged (earlier merges first), and what the model predicts where it is not obvious."""
     checkpoint = file_name(source.path)
-    merged = [
-        {
-            "checkpoint": checkpoint,
-            "file": file_name(lora.path),
-            "sha256": sha256_of(lora.path, control),
-            "unet": lora.unet,
-            "text_encoder": lora.text_encoder,
-            **({"blocks": lora.blocks.text} if lora.blocks is not None else {}),
-        }
-        for lora in loras
-    ]
-    names = [checkpoint, *(f"{file_name(lora.path)}:{lora.text_encoder:g}:{lora.unet:g}" for lora in loras)]
+    merged = [{"checkpoint": checkpoint, **lora.as_record(control)} for lora in loras]
+    told = (f"{file_name(lora.path)}:{lora.strength.text_encoder:g}:{lora.strength.unet:g}" for lora in loras)
+    names = [checkpoint, *told]
     kept = {key: value for key, value in source.metadata.items() if key != "modelspec.hash_sha256"}
     signs = read_signs(source, source.metadata, source.path)
     marks = prediction_metadata(signs) if signs.prediction == "v" or signs.zero_terminal_snr else {}

@@ -22,6 +22,7 @@ from loraloom.formats.lora_keys import lora_keys
 from loraloom.formats.peft_config import peft_configs
 from loraloom.formats.pictures import rgb_of, rgb_picture
 from loraloom.formats.tensors import open_tensors
+from loraloom.models.family import FAMILIES
 from loraloom.reading import read_text
 from loraloom.weights.identify import identify
 
@@ -44,7 +45,6 @@ PREVIEW_PX = 512
 _COMPUTED = ("sshs_model_hash", "sshs_legacy_hash")
 _STRENGTH = ("lora_adapter_metadata",)
 """Keys that say how strong the layers are, not what people call the file."""
-_VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def write_sidecars(path: Path, *, preview: Path | None = None) -> list[Path]:
     told = _read_sidecar(side)
     said: dict[str, Any] = {
         "description": metadata.get("modelspec.description"),
-        "sd version": _VERSIONS.get(known.family),
+        "sd version": FAMILIES.load(known.family).web_ui_version if known.family in FAMILIES else None,
         "activation text": metadata.get("modelspec.trigger_phrase"),
         "notes": metadata.get("modelspec.usage_hint"),
     }

@@ -23,7 +23,7 @@ from torch import Tensor
 from loraloom.actions import Action, Sentence, parts_to_record
 from loraloom.errors import LoraloomError
 from loraloom.formats.adapter_file import AdapterFile, read_adapter_file
-from loraloom.formats.dialects import kind_of, title_of
+from loraloom.formats.adapter_kinds import inner_roles, is_pair, title_of
 from loraloom.formats.lora_factors import factors_of, product_norm
 from loraloom.formats.lora_family import family_name
 from loraloom.formats.lora_keys import LoraKeys, lora_keys
@@ -67,7 +67,7 @@ def read_back(path: Path) -> ReadBackReport:
     file = read_adapter_file(path)
     count = len(open_tensors(path))
     for name, roles in file.layers.items():
-        if kind_of({role for role in roles if role != "dora_scale"}) != "lora" or "mid" in roles:
+        if not is_pair(inner_roles(roles)) or "mid" in roles:
             return ReadBackReport(str(path), "", count, 0, f"diffusers does not read {title_of(roles)} ({name})")
     import diffusers
 
@@ -83,7 +83,7 @@ def _loaded_by_diffusers(path: Path, file: AdapterFile, count: int) -> tuple[int
     """How many tensors got a layer, and what is wrong, if anything."""
     from diffusers import loaders
 
-    family: Family = FAMILIES.load(family_name(file.layers, file.metadata) or "sd1")()
+    family: Family = FAMILIES.load(family_name(file.layers, file.metadata) or next(iter(FAMILIES)))()
     models = _models(family)
     modules = {f"{part}.{_short(name)}": module for part, model in models.items() for name, module in _leaves(model)}
     mixin = getattr(loaders, f"StableDiffusion{'XL' if family.uses_sizes else ''}LoraLoaderMixin")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from loraloom.control import Control, each_of, keep_going
 from loraloom.errors import AdapterError, OutputError
 from loraloom.events import Listener, ignore
 from loraloom.formats.adapter_file import read_adapter_file
+from loraloom.formats.adapter_kinds import layout_of
 from loraloom.formats.adapter_writer import WrittenLora, check_output, write_lora
-from loraloom.formats.dialects import kind_of
 from loraloom.weights.lora_layers import (
     file_precision,
     layer_of,
@@ -23,11 +22,8 @@ from loraloom.weights.lora_layers import (
     output_dialect,
     related_metadata,
 )
-from loraloom.weights.low_rank import Criterion, chosen_rank, factors_of_product
+from loraloom.weights.low_rank import Criterion, Residual, chosen_rank, factors_of_product
 from loraloom.weights.merge import PRECISIONS, file_name, is_same_or_inside
-
-RANKLESS = ("full", "norm")
-"""Kinds that hold differences of whole tensors."""
 
 __all__ = ["ResizeReport", "ResizedLayer", "resize_lora"]
 
@@ -92,9 +88,10 @@ def resize_lora(
     layers: dict[str, Mapping[str, Tensor]] = {}
     told = []
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    whole = lost = 0.0
+    cut = Residual()
     for name, roles in each_of("layers", named.layers.items(), listener, control):
-        if kind_of(roles) in RANKLESS:
+        layout = layout_of(roles)
+        if layout is not None and layout.adds_up:  # differences of whole tensors, which have no rank
             layers[name] = roles
             continue
         layer = layer_of(roles, f"{lora}: layer {name}", "resizing")
@@ -105,7 +102,7 @@ def resize_lora(
         layers[name] = layer.roles(*factors.pair(chosen))
         ranks[layer.is_convolution][name] = chosen
         told.append(ResizedLayer(name, layer.rank, chosen, 1 - residual**2))
-        whole, lost = whole + factors.norm**2, lost + (residual * factors.norm) ** 2
+        cut.add(factors.norm, residual)
     if not told:
         raise AdapterError(f"{lora} has no layer with a rank: there is nothing to resize")
     written = write_lora(
@@ -122,5 +119,4 @@ def resize_lora(
         words=file.embeddings,
         source=str(lora),
     )
-    residual = math.sqrt(lost / whole) if whole else 0.0
-    return ResizeReport(written, tuple(told), residual, len(layers) - len(told), tuple(file.embeddings))
+    return ResizeReport(written, tuple(told), cut.relative, len(layers) - len(told), tuple(file.embeddings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import PromptError
 from loraloom.generation.prompts import LoraTag, extract_loras
 from loraloom.generation.prompts.tags import WeightCurve
@@ -12,19 +13,19 @@ from loraloom.generation.prompts.tags import WeightCurve
 @pytest.mark.parametrize(
     ("tag", "expected"),
     [
-        ("<lora:ada>", LoraTag("ada", 1.0, 1.0)),
-        ("<lora:ada:0.8>", LoraTag("ada", 0.8, 0.8)),
-        ("<lora:ada:0.5:0.9>", LoraTag("ada", 0.5, 0.9)),
-        ("<lora:ada:te=0.5>", LoraTag("ada", 0.5, 0.5)),
-        ("<lora:ada:unet=0.5>", LoraTag("ada", 1.0, 0.5)),
-        ("<lora:ada:0.2:unet=.5>", LoraTag("ada", 0.2, 0.5)),
-        ("<lora:ada:te=0:unet=-1>", LoraTag("ada", 0.0, -1.0)),
-        ("<lora:ada::0.5>", LoraTag("ada", 1.0, 0.5)),
-        ("<lyco:ada:1.5>", LoraTag("ada", 1.5, 1.5)),
-        ("<lora:My Style v1.2 (épée) 猫:0.7>", LoraTag("My Style v1.2 (épée) 猫", 0.7, 0.7)),
-        ("<lora:folder/ada.safetensors:1>", LoraTag("folder/ada.safetensors", 1.0, 1.0)),
-        (r"<lora:C:\loras\ada.safetensors:0.5>", LoraTag(r"C:\loras\ada.safetensors", 0.5, 0.5)),
-        ("<lora:/tmp/ada.pt>", LoraTag("/tmp/ada.pt", 1.0, 1.0)),
+        ("<lora:ada>", LoraTag("ada", LoraStrength(1.0, 1.0))),
+        ("<lora:ada:0.8>", LoraTag("ada", LoraStrength(0.8, 0.8))),
+        ("<lora:ada:0.5:0.9>", LoraTag("ada", LoraStrength(0.9, 0.5))),
+        ("<lora:ada:te=0.5>", LoraTag("ada", LoraStrength(0.5, 0.5))),
+        ("<lora:ada:unet=0.5>", LoraTag("ada", LoraStrength(0.5, 1.0))),
+        ("<lora:ada:0.2:unet=.5>", LoraTag("ada", LoraStrength(0.5, 0.2))),
+        ("<lora:ada:te=0:unet=-1>", LoraTag("ada", LoraStrength(-1.0, 0.0))),
+        ("<lora:ada::0.5>", LoraTag("ada", LoraStrength(0.5, 1.0))),
+        ("<lyco:ada:1.5>", LoraTag("ada", LoraStrength(1.5, 1.5))),
+        ("<lora:My Style v1.2 (épée) 猫:0.7>", LoraTag("My Style v1.2 (épée) 猫", LoraStrength(0.7, 0.7))),
+        ("<lora:folder/ada.safetensors:1>", LoraTag("folder/ada.safetensors", LoraStrength(1.0, 1.0))),
+        (r"<lora:C:\loras\ada.safetensors:0.5>", LoraTag(r"C:\loras\ada.safetensors", LoraStrength(0.5, 0.5))),
+        ("<lora:/tmp/ada.pt>", LoraTag("/tmp/ada.pt", LoraStrength(1.0, 1.0))),
     ],
 )
 def test_lora_tags(tag: str, expected: LoraTag) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from loraloom.adapters.block_weights import BlockWeights, parse_block_weights
+from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import PromptError, SettingsError
 
 __all__ = ["LoraTag", "WeightCurve", "extract_loras", "without_broken_loras"]
@@ -18,15 +19,12 @@ __all__ = ["LoraTag", "WeightCurve", "extract_loras", "without_broken_loras"]
 
 @dataclass(frozen=True)
 class LoraTag:
-    """``<lora:name:0.8>``: a LoRA by name or path, and its weights."""
+    """``<lora:name:0.8>``: a LoRA by name or path, and how strongly it acts."""
 
     name: str
-    text_encoder: float
-    unet: float
+    strength: LoraStrength
     curve: WeightCurve | None = None
-    """The U-Net's weight where it changes over the steps; ``unet`` is then its largest."""
-    blocks: BlockWeights | None = None
-    """What the weights are multiplied by, block by block."""
+    """The U-Net's weight where it changes over the steps; that of ``strength`` is then its largest."""
     mask: str | None = None
     """Path of a picture that is white where the U-Net's part acts."""
 
@@ -121,7 +119,8 @@ def _read_tag(tag: str, content: str) -> LoraTag:
         elif text.strip():
             weights[key] = _weight(tag, text)
     text_encoder = weights.get("te", 1.0)
-    return LoraTag(name, text_encoder, weights.get("unet", text_encoder), curve, blocks, mask and mask[1].strip())
+    strength = LoraStrength(weights.get("unet", text_encoder), text_encoder, blocks)
+    return LoraTag(name, strength, curve, mask and mask[1].strip())
 
 
 def _blocks(tag: str, text: str) -> BlockWeights:
