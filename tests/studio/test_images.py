@@ -16,8 +16,8 @@ from loraloom.events import Event, Notice
 from loraloom.formats import file_hashes
 from loraloom.formats.image_info import parse_parameters, read_parameters
 from loraloom.formats.tensors import write_tensors
+from loraloom.generation.painting import image_size
 from loraloom.generation.settings import GenerateSettings
-from loraloom.generation.text_to_image import image_size
 from loraloom.models.family import FAMILIES
 from loraloom.studio.images import check_prompts, generate_images, model_hash, say_size
 from loraloom.studio.painter import Loading, Painter

@@ -18,10 +18,10 @@ from loraloom.formats.image_info import save_image
 from loraloom.formats.pictures import rgb_picture
 from loraloom.formats.room import Need, picture_bytes, require_room
 from loraloom.generation.loras import find_lora, other_loras
+from loraloom.generation.painting import with_seeds
 from loraloom.generation.passes import hires_settings
 from loraloom.generation.prompts import PromptReader
 from loraloom.generation.settings import GenerateSettings
-from loraloom.generation.text_to_image import with_seeds
 from loraloom.models.loaded import LoadedModel
 from loraloom.studio.painter import Loading, Painter
 
