@@ -275,7 +275,7 @@ def test_several_loras_equal_their_sum_in_the_weights(
     for tag in tags:
         lora = load_lora(tag, [tmp_path], merged)
         for target, adapter in lora.adapters.items():
-            weight = lora.unet if target.part == "unet" else lora.text_encoder
+            weight = lora.strength.unet if target.part == "unet" else lora.strength.text_encoder
             layer = merged.layer(target)
             layer.weight.data = layer.weight.data + weight * adapter.delta().reshape(layer.weight.shape)
     assert_same(on_the_fly, latent(merged, cfg_scale=1))  # guidance would multiply what is rounded otherwise

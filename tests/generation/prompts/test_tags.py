@@ -75,7 +75,7 @@ def test_straight_lines_between_points(progress: float, weight: float) -> None:
 )
 def test_texts_have_the_weight_that_is_furthest_from_zero(tag: str, largest: float) -> None:
     (found,) = extract_loras(tag)[1]
-    assert (found.text_encoder, found.unet) == (largest, largest)
+    assert (found.strength.text_encoder, found.strength.unet) == (largest, largest)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_curve_is_the_unets_and_texts_may_have_a_weight_of_their_own(
     tag: str, text_encoder: float, unet: float
 ) -> None:
     (found,) = extract_loras(tag)[1]
-    assert (found.text_encoder, found.unet) == (text_encoder, unet)
+    assert (found.strength.text_encoder, found.strength.unet) == (text_encoder, unet)
     assert found.curve is not None and max(weight for _, weight in found.curve.points) == unet
 
 
@@ -123,6 +123,11 @@ def test_points_may_lie_on_one_another_and_at_both_ends() -> None:
 def test_a_mask_is_taken_out_of_any_place() -> None:
     for tag in ("<lora:ada:mask=left.png:0.3:0.7>", "<lora:ada:0.3:0.7:mask= left.png >"):
         (found,) = extract_loras(tag)[1]
-        assert (found.name, found.text_encoder, found.unet, found.mask) == ("ada", 0.3, 0.7, "left.png")
+        assert (found.name, found.strength.text_encoder, found.strength.unet, found.mask) == (
+            "ada",
+            0.3,
+            0.7,
+            "left.png",
+        )
     (windows,) = extract_loras(r"<lora:D:\a.pt:0.6:mask=C:\m\left.png>")[1]
-    assert (windows.name, windows.unet, windows.mask) == (r"D:\a.pt", 0.6, r"C:\m\left.png")
+    assert (windows.name, windows.strength.unet, windows.mask) == (r"D:\a.pt", 0.6, r"C:\m\left.png")
