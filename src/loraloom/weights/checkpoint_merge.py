@@ -87,42 +87,24 @@ def merge_checkpoints(
     everyone = [checkpoint for checkpoint, _ in merged_with] + ([subtracted] if subtracted else [])
     for checkpoint in everyone:
         _check_alike(source, checkpoint)
-    baked = _vae_tensors(vae, source) if vae is not None else {}
-    dtype = PRECISIONS[precision] if precision else None
-    missing: dict[str, list[str]] = {str(checkpoint.path): [] for checkpoint in everyone}
-    broken: list[str] = []
-    sources, merged = [], 0
-    for name in source:
-        info = source.info(name)
-        wanted = saved_dtype(name, info, source.family, dtype)
-        load: Callable[[], Tensor]
-        if vae is not None and name in baked:
-            load = partial(_cast, baked[name], wanted, vae, name)
-        elif is_extra(name) or not (info.dtype.is_floating_point or name.endswith((".weight", ".bias"))):
-            load = partial(_own, source, name, wanted, broken)
-        else:
-            check_is_weight(source.path, name, info.dtype)
-            terms = _terms(source, name, merged_with, subtracted, blocks, missing)
-            merged += bool(terms)
-            load = (
-                partial(_merged, source, name, terms, wanted) if terms else partial(_own, source, name, wanted, broken)
-            )
-        sources.append(TensorSource(name, TensorInfo(wanted, info.shape), load))
-    if not merged:
+
+    result = _Sum(source, merged_with, subtracted, blocks, vae)
+    sources = [result.tensor_source(name, PRECISIONS[precision] if precision else None) for name in source]
+    if not result.merged:
         raise CheckpointError("nothing would change: every weight is 0", "write CHECKPOINT:0.3")
-    left_out = {str(other.path): _only_in(other, source) for other in everyone}
+
+    missing = {path: tuple(names) for path, names in result.missing.items() if names}
+    alone = {str(other.path): _only_in(other, source) for other in everyone}
+    left_out = {path: names for path, names in alone.items() if names}
     for what, found in (("lacks", missing), ("alone has", left_out)):
         for path, names in found.items():
-            if names:
-                listener(Notice(f"{path} {what} {len(names)} tensors, the first is {names[0]}", "warning"))
+            listener(Notice(f"{path} {what} {len(names)} tensors, the first is {names[0]}", "warning"))
+
     metadata = _metadata(source, others, subtracted, blocks, vae, control)
     write_tensors(output, sources, metadata=metadata, extras=source.extras, listener=listener, control=control)
-    if broken:
-        listener(kept_broken(source, broken))
-    told = {path: tuple(names) for path, names in missing.items() if names}
-    return CheckpointMergeReport(
-        output, len(sources), merged, told, {path: names for path, names in left_out.items() if names}
-    )
+    if result.broken:
+        listener(kept_broken(source, result.broken))
+    return CheckpointMergeReport(output, len(sources), result.merged, missing, left_out)
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
@@ -150,30 +132,67 @@ Term = tuple[Checkpoint, str, float]
 """A tensor of another checkpoint and what it is multiplied by."""
 
 
-def _terms(
-    source: Checkpoint,
-    name: str,
-    others: Sequence[tuple[Checkpoint, float]],
-    subtracted: Checkpoint | None,
-    blocks: BlockWeights | None,
-    missing: dict[str, list[str]],
-) -> list[Term]:
-    """What is added to the first's tensor; its own name with a negative number takes away its share."""
-    factor = blocks.of(_layer_name(source, name)) if blocks is not None else 1.0
-    terms: list[Term] = []
-    for other, weight in others:
-        strength, minuend = weight * factor, subtracted or source
-        found, old = _name_in(other, name, source), _name_in(minuend, name, source)
-        for checkpoint, there in ((other, found), (minuend, old)):
-            if there is None and name not in missing[str(checkpoint.path)]:
-                missing[str(checkpoint.path)].append(name)
-        if found is None or old is None or strength == 0.0:
-            continue
-        for checkpoint, there in ((other, found), (minuend, old)):
-            _check_shape(source, name, checkpoint, there)
-            check_is_weight(checkpoint.path, there, checkpoint.info(there).dtype)
-        terms += [(other, found, strength), (minuend, old, -strength)]
-    return terms
+class _Sum:
+    """The tensors of the result, each made when it is written, and what came of them."""
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        others: Sequence[tuple[Checkpoint, float]],
+        subtracted: Checkpoint | None,
+        blocks: BlockWeights | None,
+        vae: Path | None,
+    ) -> None:
+        self._source, self._others, self._subtracted = source, others, subtracted
+        self._blocks, self._vae = blocks, vae
+        self._baked = {} if vae is None else _vae_tensors(vae, source)
+        self.merged = 0
+        """How many tensors are computed."""
+        self.broken: list[str] = []
+        """Tensors with NaN that stay as they are; known when they are written."""
+        everyone = [*(other for other, _ in others), *([] if subtracted is None else [subtracted])]
+        self.missing: dict[str, list[str]] = {str(checkpoint.path): [] for checkpoint in everyone}
+        """Names that a checkpoint lacks, by its path."""
+
+    def tensor_source(self, name: str, dtype: torch.dtype | None) -> TensorSource:
+        """Where a tensor comes from: the VAE that was asked for, a sum, or the first checkpoint as it is."""
+        info = self._source.info(name)
+        wanted = saved_dtype(name, info, self._source.family, dtype)
+        load: Callable[[], Tensor] = partial(self._own, name, wanted)
+        if self._vae is not None and name in self._baked:
+            load = partial(_cast, self._baked[name], wanted, self._vae, name)
+        elif not is_extra(name) and (info.dtype.is_floating_point or name.endswith((".weight", ".bias"))):
+            check_is_weight(self._source.path, name, info.dtype)
+            if terms := self._terms(name):
+                self.merged += 1
+                load = partial(_merged, self._source, name, terms, wanted)
+        return TensorSource(name, TensorInfo(wanted, info.shape), load)
+
+    def _own(self, name: str, dtype: torch.dtype) -> Tensor:
+        tensor = self._source[name]
+        if not is_extra(name) and tensor.is_floating_point() and not is_finite(tensor):
+            self.broken.append(name)
+        return tensor.to(dtype)
+
+    def _terms(self, name: str) -> list[Term]:
+        """What is added to the first's tensor; its own name with a negative number takes away its share."""
+        source = self._source
+        factor = self._blocks.of(_layer_name(source, name)) if self._blocks is not None else 1.0
+        terms: list[Term] = []
+        for other, weight in self._others:
+            strength, minuend = weight * factor, self._subtracted or source
+            found, old = _name_in(other, name, source), _name_in(minuend, name, source)
+            for checkpoint, there in ((other, found), (minuend, old)):
+                if there is None and name not in self.missing[str(checkpoint.path)]:
+                    self.missing[str(checkpoint.path)].append(name)
+            if found is None or old is None or strength == 0.0:
+                continue
+
+            for checkpoint, there in ((other, found), (minuend, old)):
+                _check_shape(source, name, checkpoint, there)
+                check_is_weight(checkpoint.path, there, checkpoint.info(there).dtype)
+            terms += [(other, found, strength), (minuend, old, -strength)]
+        return terms
 
 
 def _layer_name(source: Checkpoint, name: str) -> str:
@@ -229,13 +248,6 @@ def _check_shape(source: Checkpoint, name: str, other: Checkpoint, there: str) -
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A projection's shape, whether it is kept as a matrix or as a 1x1 convolution."""
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
-
-
-def _own(source: Checkpoint, name: str, dtype: torch.dtype, broken: list[str]) -> Tensor:
-    tensor = source[name]
-    if not is_extra(name) and tensor.is_floating_point() and not is_finite(tensor):
-        broken.append(name)
-    return tensor.to(dtype)
 
 
 def _cast(load: Callable[[], Tensor], dtype: torch.dtype, path: Path, name: str) -> Tensor:
