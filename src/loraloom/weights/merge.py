@@ -112,7 +112,7 @@ class Change:
 
     @classmethod
     def of_bias(cls, target: AdapterTarget, bias: Tensor, strength: float) -> Change:
-        """What an adapter does to the bias of its layer."""
+        """What an adapter does to the bias of its layer: ``bias`` (out,) is added, ``strength`` times."""
         return cls(target.rows, lambda base: bias, strength)
 
 
