@@ -1,6 +1,6 @@
-"""What work that takes long can be asked: to wait, to end. One noun for all of it, whoever asks and from wherever.
+"""How work that takes long is asked to wait or to end: one noun for all of it, no matter who asks and from where.
 
-A :class:`Request` is a wish, a :data:`Control` is whom the work asks for it. A signal, a file in a run's folder, a
+A :class:`Request` is a wish, a :data:`Control` is what the work asks for it. A signal, a file in a run's folder, a
 button are controls; :func:`first_of` makes one of several. Work that can simply be left between two pieces calls
 :func:`heed` there. A training run asks the control itself, because it has something to save first. No torch here.
 """
@@ -89,7 +89,7 @@ def wait_out(control: Control, *, sleep: Callable[[float], None] = time.sleep) -
 def heed(control: Control, *, sleep: Callable[[float], None] = time.sleep) -> None:
     """Stand between two pieces of work that can be left here: wait out a pause, go on, or raise Interrupted.
 
-    What is finished stays; whoever calls undoes or keeps the piece in progress as for any other error.
+    What is finished stays; the caller undoes or keeps the piece in progress as with any other error.
     """
     request = wait_out(control, sleep=sleep)
     if request is not Request.GO:

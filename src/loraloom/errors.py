@@ -61,8 +61,8 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
 class LoraloomError(Exception):
     """What went wrong (``problem``, one line that names the thing) and what to do about it (``hint``).
 
-    Both may quote what stands in a file: control characters and ends of lines in them become escapes. A hint that
-    proposes something to do is a :class:`~loraloom.actions.Sentence`: neutral words here, its own at each door.
+    Both may quote the content of a file: control characters and line ends in them become escapes. A hint that proposes
+    something to do is a :class:`~loraloom.actions.Sentence`: neutral words here, its own at each door.
     """
 
     def __init__(self, problem: str, hint: str = "") -> None:
@@ -84,7 +84,7 @@ def while_handling(first: BaseException | None, what: str) -> Iterator[None]:
     """Inside, something is rescued or tidied after the failure ``first``, which must stay the one that is shown.
 
     What fails here is noted on ``first`` ("``what``: ..."), and doors print the notes behind it. Without a ``first``
-    nothing is caught; an interruption passes always.
+    nothing is caught; an interruption always passes.
     """
     try:
         yield

@@ -11,7 +11,7 @@ _UNSHOWN = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066
 
 
 def one_line(text: str) -> str:
-    """The text with such characters, and bytes that are no text, as escapes.
+    """The text with such characters, and bytes that are not text, as escapes.
 
     Names in strangers' files must not steer a terminal, and every stream and file must be able to hold them.
     """

@@ -271,7 +271,7 @@ BROKEN = {
     ],
     "dora": [("dora_scale", torch.ones(1, 7), "dora_scale"), ("up", torch.ones(20, 3), r"\(20, 3\)")],
     "full": [("diff", torch.ones(20, 11), r"\(20, 11\)")],
-    "ia3": [("weight", torch.ones(3), "does not fit"), ("on_input", None, "no kind of adapter")],
+    "ia3": [("weight", torch.ones(3), "does not fit"), ("on_input", None, "do not make an adapter")],
 }
 
 

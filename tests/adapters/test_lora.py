@@ -226,7 +226,7 @@ def broken_files() -> dict[str, tuple[dict[str, torch.Tensor], str]]:
         ),
         "stray key": ({**good, "something": torch.ones(1)}, "belong to no LoRA layer"),
         "OFT": ({**good, "lora_unet_a.oft_blocks": torch.ones(1)}, "OFT"),
-        "two kinds in one layer": ({**good, "lora_unet_a.hada_w1_a": torch.ones(1)}, "no kind of adapter"),
+        "two kinds in one layer": ({**good, "lora_unet_a.hada_w1_a": torch.ones(1)}, "do not make an adapter"),
         "a matrix as alpha": ({**good, "lora_unet_a.alpha": torch.ones(2)}, "has shape .2,., where one number belongs"),
         "no LoRA": ({"model.diffusion_model.x": torch.ones(1)}, "is not a LoRA file"),
     }

@@ -105,7 +105,7 @@ def test_one_file_of_settings_only(command: Command, files: Path) -> None:
     outcome = command("train", "run.toml", "--import", kohya(files))
     assert outcome.code == 1 and "settings come from one file" in outcome.err
     outcome = command("train", "--like", kohya(files))
-    assert outcome.code == 1 and "is no LoRA file" in outcome.err
+    assert outcome.code == 1 and "is not a LoRA file" in outcome.err
 
 
 def test_the_page_has_every_name() -> None:

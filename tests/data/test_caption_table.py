@@ -207,7 +207,7 @@ def test_rows_without_a_picture_are_counted(folder: Path) -> None:
         ("file_name,text\na.png,\nb.png,\n", "gives no picture a caption"),
         ("text,file_name\na, b,c.png\n", "line 2 has 3 cells for 2 columns"),
         ('file_name,text\na.png,x\nb.png,"never closed\nc.png,y\n', "line 3: its quotation marks are not closed"),
-        ("[1, 2]", "entry 1 is no row"),
+        ("[1, 2]", "entry 1 is not a row"),
         ('file_name,text\na.png,"' + "y" * 200_000 + '"\n', "field larger than field limit"),
     ],
 )

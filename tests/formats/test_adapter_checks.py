@@ -60,11 +60,11 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     "LoKr without a side": ({"lokr_w1": LOKR["lokr_w1"]}, "has no lokr_w2 tensor"),
     "LoKr, one factor": ({"lokr_w1_b": torch.ones(2, 5), "lokr_w2": torch.ones(4, 7)}, "has no lokr_w1_a tensor"),
     "int8 (IA)3": ({**IA3, "weight": torch.ones(3, dtype=torch.int8)}, "weight' holds int8 values"),
-    "(IA)3 without its side": ({"weight": IA3["weight"]}, "no kind of adapter"),
+    "(IA)3 without its side": ({"weight": IA3["weight"]}, "do not make an adapter"),
     "difference of 3 axes": ({"diff": torch.ones(2, 3, 4)}, "diff' has shape .2, 3, 4., 1 or 2 or 4 axes"),
     "int32 difference": ({"diff": torch.ones(2, 3, dtype=torch.int32)}, "diff' holds int32 values"),
     "DoRA's lengths, complex": ({**LORA, "dora_scale": torch.ones(1, 5, dtype=torch.complex64)}, "holds complex64"),
-    "lengths alone": ({"dora_scale": torch.ones(1, 5)}, "no kind of adapter"),
+    "lengths alone": ({"dora_scale": torch.ones(1, 5)}, "do not make an adapter"),
     "an infinite alpha": ({**LORA, "alpha": torch.tensor(float("-inf"))}, "the alpha of layer lora_unet_a is -inf"),
     "an alpha that is NaN": ({**LOHA, "alpha": torch.tensor(float("nan"))}, "the alpha of layer lora_unet_a is nan"),
 }

@@ -46,7 +46,7 @@ def test_patterns_that_could_take_for_ever_are_refused(pattern: str, tmp_path: P
 
 
 def test_patterns_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="is no regular expression"):
+    with pytest.raises(AdapterError, match="is not a regular expression"):
         alpha_of(tmp_path, {"[a": 3.0})
     with pytest.raises(AdapterError, match="holds 4001 patterns"):
         alpha_of(tmp_path, {f"x{number}": 3.0 for number in range(4001)})
@@ -86,7 +86,7 @@ def test_inspect_shows_the_alphas_that_act(tmp_path: Path) -> None:
 
 
 def test_patterns_that_inspect_cannot_use_either(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="no regular expression") as caught:
+    with pytest.raises(AdapterError, match="not a regular expression") as caught:
         alpha_of(tmp_path, {"(to_q": 0.7})
     path = tmp_path / "x.safetensors"
     assert caught.value.problem == f"{path}: {inspect_file(path).facts['cannot be used']}"

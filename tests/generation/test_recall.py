@@ -99,8 +99,8 @@ def test_variants_that_are_understood(pairs: str, expected: dict[str, Any]) -> N
     [
         ("Clip skip: -2", "clip_skip", 2, "counts layers as ComfyUI does"),
         ("Clip skip: 0", "clip_skip", None, "clip_skip = 0 is not taken over"),
-        ("Seed: -5", "seed", None, "no seed of a finished picture"),
-        ("Variation seed: -1", "variation_seed", None, "no seed of a finished picture"),
+        ("Seed: -5", "seed", None, "not a seed of a finished picture"),
+        ("Variation seed: -1", "variation_seed", None, "not a seed of a finished picture"),
         ("Steps: 20.5", "steps", None, "Steps: 20.5 is not understood"),
         ("Steps: 1e400", "steps", None, "Steps: 1e400 is not understood"),
         ("Steps: 1e300", "steps", None, "is not taken over"),

@@ -70,7 +70,7 @@ def test_the_kind_of_file_is_told_by_content(tmp_path: Path) -> None:
             "SDXL refiner",
         ),
         (named("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"), "upscaler"),
-        (named("whatever.weight"), "no known kind of model (1 tensors, the first is 'whatever.weight')"),
+        (named("whatever.weight"), "not a known kind of model (1 tensors, the first is 'whatever.weight')"),
     ],
 )
 def test_errors_say_what_the_file_is(tmp_path: Path, tensors: dict[str, Tensor], said: str) -> None:

@@ -393,7 +393,7 @@ def test_later_names_of_db_config(tmp_path: Path) -> None:
         ("a.json", "[" * 100_000, "nested|line"),
         ("a.toml", "a = " + "[" * 20_000, "nested|line|not valid"),
         ("a.toml", "   \n", "is empty"),
-        ("a.json", '{"colour": 1}', "no recipe that is known"),
+        ("a.json", '{"colour": 1}', "not a recipe that is known"),
         ("a.json", '{"training_method": "LORA", "model_type": "FLUX_DEV_1"}', "flux dev 1"),
         ("a.toml", '[dataset]\nfolder = "x"\n', "settings file of this program"),
     ],
@@ -411,7 +411,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"network_dim = 4\nname = '\xff'\n")
     with pytest.raises(FileFormatError, match="line 2"):
         read_recipe(tmp_path / "b")
-    with pytest.raises(FileFormatError, match="no LoRA file"):
+    with pytest.raises(FileFormatError, match="not a LoRA file"):
         read_recipe(FILES / "sd-scripts.toml", only_lora=True)
 
 
@@ -1239,7 +1239,7 @@ def test_tables_where_a_word_belongs(tmp_path: Path, name: str, text: str, value
 def test_files_of_prompts_in_odd_forms(tmp_path: Path, data: Any) -> None:
     written(tmp_path, "p.json", json.dumps(data) if not isinstance(data, (int, str)) else f"[{json.dumps(data)}, 4]")
     recipe = read_recipe(written(tmp_path, "a.toml", 'network_dim = 3\nsample_prompts = "p.json"\n'))
-    assert any("are no prompts" in text for _, text in recipe.problems)
+    assert any("are not prompts" in text for _, text in recipe.problems)
 
 
 def test_why_the_pictures_are_still_needed_is_said(tmp_path: Path) -> None:

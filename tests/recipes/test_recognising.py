@@ -132,7 +132,7 @@ def test_files_that_are_read(tmp_path: Path, name: str, text: str, program: str)
 )
 def test_what_is_not_known_is_refused_and_never_filled_up(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(FileFormatError, match="no recipe that is known here") as caught:
+    with pytest.raises(FileFormatError, match="not a recipe that is known here") as caught:
         read_recipe(tmp_path / name)
     for program in ("sd-scripts", "OneTrainer", "LoRA_Easy_Training_Scripts", "diffusers"):
         assert program in caught.value.hint

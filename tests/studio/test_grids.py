@@ -73,7 +73,7 @@ def test_axes_are_read(text: str, name: str, values: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("stepz=1", "no axis"), ("steps", "no axis"), ("steps=", "no values"), ("count=1,2", "no axis"),
+    [("stepz=1", "not an axis"), ("steps", "not an axis"), ("steps=", "no values"), ("count=1,2", "not an axis"),
      ("seed=1-5 (-1)", "holds no number")],
 )  # fmt: skip
 def test_axes_that_are_wrong(text: str, message: str) -> None:

@@ -113,7 +113,7 @@ def test_files_that_say_nothing(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg", exif=info)
     cases: list[tuple[str, type[LoraloomError], str]] = [
         ("plain.png", FileFormatError, "says nothing of how it was made"),
-        ("photo.jpg", FileFormatError, "no list of parameters: 'a holiday'"),
+        ("photo.jpg", FileFormatError, "not a list of parameters: 'a holiday'"),
         ("gone.png", MissingFileError, "there is no such file"),
     ]
     for name, kind, message in cases:

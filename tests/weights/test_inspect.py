@@ -238,7 +238,7 @@ def test_loras_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     pair = {f"{name}.lora_down.weight": torch.ones(2, 4), f"{name}.lora_up.weight": torch.ones(4, 2)}
     cases = {
         "OFT": pair | {f"{name}.oft_blocks": torch.ones(4, 2)},
-        "no kind of adapter": pair | {f"{name}.hada_w1_a": torch.ones(4, 2)},
+        "do not make an adapter": pair | {f"{name}.hada_w1_a": torch.ones(4, 2)},
         "belong to no LoRA layer": pair | {"something": torch.ones(1)},
     }
     for message, tensors in cases.items():
@@ -268,7 +268,7 @@ def test_other_models_are_named(tmp_path: Path) -> None:
         "no text encoder": unet,
         "Flux": {"double_blocks.0.x": torch.ones(1)},
         "textual inversion": {"emb_params": torch.ones(1)},
-        "no known kind": {"weight": torch.ones(1)},
+        "not a known kind": {"weight": torch.ones(1)},
     }
     for words, tensors in cases.items():
         write_tensors(tmp_path / "x.safetensors", tensors)

@@ -48,7 +48,7 @@ class Adapter(nn.Module, ABC):
 
     The change is a number times a tensor in the shape of the layer's weight, so a LoRA can be applied at any strength,
     merged, and several of them added up. Kinds whose change depends on the layer's own weight (``needs_base``) are
-    given that weight as ``base``: the checkpoint's, whatever else is applied beside them.
+    given that weight as ``base``: the checkpoint's, no matter what else is applied beside them.
     """
 
     kind: ClassVar[str]
@@ -222,9 +222,10 @@ class Adapter(nn.Module, ABC):
         return uniform(self.dropout_seed, "module") < self.module_dropout
 
     def draw_rows(self, shape: Sequence[int], random: torch.Generator | None, device: torch.device) -> Tensor:
-        """Uniform numbers in [0, 1) for a batch, (B, ...): of a part, those that the whole would have given it.
+        """Uniform numbers in [0, 1) for a batch, (B, ...): for a part of a batch, the numbers that the whole batch
+        would have given it.
 
-        A batch that is not the part that was told of (another question about some of its pictures) draws for itself.
+        A batch that is not the announced part (another question about some of its pictures) draws for itself.
         """
         if self.rows is None or shape[0] != len(self.rows.chosen):
             return torch.rand(tuple(shape), generator=random, device=device)

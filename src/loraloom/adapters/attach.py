@@ -31,7 +31,7 @@ __all__ = ["AdapterSet", "Attachment", "attach", "choose_targets", "create_adapt
 class AdapterSet(nn.Module):
     """Adapters by target: a whole LoRA. ``len()`` is the number of layers.
 
-    ``words``: textual-inversion vectors that its file brings, by word and encoder (``any``, ``clip_l``, ``clip_g``).
+    ``words``: textual-inversion vectors that its file contains, by word and encoder (``any``, ``clip_l``, ``clip_g``).
     """
 
     def __init__(
@@ -322,7 +322,7 @@ def _start_from(
     targets: Sequence[AdapterTarget],
     listener: Listener,
 ) -> None:
-    """Give adapters the values of a file, alphas included; layers that only one of the two has are told."""
+    """Give adapters the values of a file, alphas included; a notice names the layers that only one of the two has."""
     stored = read_adapters(path, targets, listener=listener)
     _check_start(settings, path, stored)
     lost = 0
@@ -424,7 +424,7 @@ def _comfy_names(target: AdapterTarget) -> list[str]:
 
 
 def _lycoris_names(target: AdapterTarget) -> list[str]:
-    """What LyCORIS calls a layer of a model of diffusers that was given to it by itself."""
+    """What LyCORIS calls a layer of a diffusers model that it was given on its own."""
     if target.part == "text_encoder_2":  # the same names as the first one's
         return []
     short = target.diffusers_name.removeprefix("text_model.")

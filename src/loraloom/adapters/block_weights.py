@@ -62,7 +62,7 @@ _PLACES = (
     (re.compile(r"up_blocks_(\d+)_upsamplers_(\d+)_"), "OUT", 2),
 )
 _IN_FRONT = re.compile(r"^(?:lora_unet_|unet_|diffusion_model_|base_model_model_|lycoris_)")
-"""What stands before a layer's own path."""
+"""What comes before a layer's own path."""
 _SECTIONS = (
     (re.compile(r"input_blocks_(\d+)_"), "IN"),
     (re.compile(r"output_blocks_(\d+)_"), "OUT"),
@@ -93,7 +93,7 @@ class BlockWeights:
     """What the weight of a LoRA is multiplied by, block by block."""
 
     text: str
-    """As it was asked for."""
+    """The text as it was given."""
     values: Mapping[str, float] | None = field(default=None, hash=False)
     """By block; None for a preset, which means another list for each family: see :meth:`listed`."""
     is_preset: bool = False
@@ -168,5 +168,5 @@ def _number(piece: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise SettingsError([f"block weights: {piece!r} in {text!r} is no number"])
+        raise SettingsError([f"block weights: {piece!r} in {text!r} is not a number"])
     return value

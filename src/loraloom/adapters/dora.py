@@ -24,7 +24,7 @@ class DoraAdapter(Adapter):
     """``delta = magnitude * (W + inner) / |W + inner| - W`` with another adapter inside, a LoRA when it is trained.
 
     Lengths are of columns (one for each input channel; ``magnitude`` is (1, in[, 1, 1])) or of rows (one for each
-    output channel; (out, 1[, 1, 1])). The gradient takes the length below the fraction as constant (section 4.3).
+    output channel; (out, 1[, 1, 1])). For the gradient, the length below the fraction counts as constant (section 4.3).
     """
 
     kind = "dora"

@@ -24,7 +24,7 @@ def adapter_from_tensors(tensors: Mapping[str, Tensor], target: AdapterTarget) -
     name = kind_of(tensors)
     if name is None:
         raise AdapterError(
-            f"layer {target.name} holds {', '.join(sorted(tensors))}: together they are no kind of adapter",
+            f"layer {target.name} holds {', '.join(sorted(tensors))}: together they do not make an adapter",
             "the file is incomplete, or mixes kinds that this version does not mix",
         )
     kind: type[Adapter] = ADAPTERS.load(name)

@@ -43,7 +43,7 @@ class Reading:
 
 
 def reader_remark(settings: AdapterSettings) -> str | None:
-    """What to say at the start of a run whose file not every program reads; None where all do."""
+    """The sentence for the start of a run whose file not every program reads; None where all do."""
     kind: type[Adapter] = ADAPTERS.load(settings.kind)
     reading = kind.reading(settings)
     if reading.is_universal:

@@ -44,7 +44,7 @@ _CHANGES_NOTHING = frozenset({"check", "captions", "plan", "inspect", "settings"
 def show_failure(error: LoraloomError) -> None:
     """Print an error's problem and hint to stderr, a line each, and then what failed while it was being handled.
 
-    What a file made of them cannot steer the terminal.
+    Text that comes from a file cannot steer the terminal.
     """
     from rich.console import Console
 

@@ -28,7 +28,7 @@ _TRIES = 500
 
 
 class ForgivingStream(io.RawIOBase):
-    """Bytes go to ``raw``; where that fails they are dropped, and ``failure`` tells why.
+    """Bytes go to ``raw``; where that fails they are dropped, and ``failure`` says why.
 
     ``sleep`` is how it waits for a pipe that does not block its writers and is full.
     """

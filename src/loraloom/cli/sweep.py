@@ -18,7 +18,7 @@ def sweep(
         ),
     ],
     workers: Annotated[
-        int, typer.Option("--workers", min=0, help="Train so many runs at once, through Ray. 0: one after another.")
+        int, typer.Option("--workers", min=0, help="Runs to train at once, through Ray. 0: one after another.")
     ] = 0,
     ray_address: Annotated[
         str | None, typer.Option("--ray-address", help="Use the machines of a Ray cluster that share these folders.")

@@ -99,7 +99,7 @@ def _watched(start: Callable[..., TrainingResult]) -> None:
 
 
 def _run_here(text: str) -> Path:
-    """The folder of a run. Of several processes only the leading one, which hands it on, must see it."""
+    """The folder of a run. Of several processes, only the leading one has to see it; it hands the settings on."""
     from loraloom.actions import Sentence
     from loraloom.errors import MissingFileError
     from loraloom.studio.runs.folder import find_run
@@ -157,7 +157,7 @@ def _chosen_settings(path: Path | None, recipe: Path | None, like: Path | None, 
 
 
 def split_arguments(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """A settings file (at most one) and ``key=value`` overrides, told apart by the equals sign."""
+    """A settings file (at most one) and ``key=value`` overrides, which are recognised by the equals sign."""
     overrides = [argument for argument in arguments if "=" in argument]
     files = [argument for argument in arguments if "=" not in argument]
     if len(files) > 1:

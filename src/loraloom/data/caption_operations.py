@@ -46,8 +46,8 @@ _OPEN, _CLOSE = "\ue000", "\ue001"  # stand for {{ and }} while choices are made
 class Moment:
     """When a caption is drawn: everything besides the picture that it depends on.
 
-    ``epoch`` and ``step`` count from 0; ``occurrence`` is the how-manieth showing in the epoch it is; ``total_steps``
-    and ``steps_per_epoch`` are those of the run (only tag warm-up asks for them and for ``step``).
+    ``epoch`` and ``step`` count from 0; ``occurrence`` numbers the showings of the picture within the epoch;
+    ``total_steps`` and ``steps_per_epoch`` are those of the run (only tag warm-up asks for them and for ``step``).
     """
 
     seed: int
@@ -83,7 +83,7 @@ class _Draw:
 
 
 def caption_of(lines: Sequence[str], settings: CaptionSettings, identity: str, moment: Moment) -> str:
-    """What the model is told when the picture ``identity`` is shown at ``moment``.
+    """The caption that the model gets when the picture ``identity`` is shown at ``moment``.
 
     ``lines`` are the lines of its caption. With settings that change nothing it is the first of them.
     """

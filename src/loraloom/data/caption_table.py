@@ -123,7 +123,7 @@ class CaptionTable:
 
     @property
     def unused(self) -> list[str]:
-        """Names of pictures that nobody asked for."""
+        """Names in the table that no picture has."""
         return [key for key in self._rows if key not in self._used]
 
     def _odd(self) -> Iterator[Problem]:
@@ -324,7 +324,7 @@ def _check_quotes(text: str, delimiter: str) -> None:
 
 def _named_row(row: Any, where: str) -> _Row:
     if not isinstance(row, Mapping):
-        raise ValueError(f"{where} is no row with names")
+        raise ValueError(f"{where} is not a row with names")
     plain = {_plain(key): value for key, value in row.items()}
     given = (plain[name] for name in _NAMES if isinstance(plain.get(name), str) and plain[name].strip())
     name = next(given, None)

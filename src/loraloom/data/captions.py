@@ -1,4 +1,4 @@
-"""Caption files: found beside a picture, decoded whatever wrote them, one line each.
+"""Caption files: found beside a picture, decoded no matter which program wrote them, one line each.
 
 Rules: the first ending of ``caption_extensions`` for which ``<stem><ending>`` exists is the caption; if none does,
 ``<picture's full name><ending>`` (cat.png.txt) is taken. The first line that is not blank is used (captions.lines: or

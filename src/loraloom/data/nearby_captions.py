@@ -1,7 +1,7 @@
 """Where no picture of a folder has a caption: what lies around that may hold them, and what to set to use it.
 
-Nothing that is found here is used by itself. A caption that comes from a file which nobody named would be a surprise; a
-run without captions, next to a file that holds all of them, is a worse one. So it is named before anything is trained.
+Nothing that is found here is used by itself. A caption from a file that was never named would be a surprise; a run
+without captions, next to a file that holds all of them, is a worse one. So it is named before anything is trained.
 """
 
 from __future__ import annotations

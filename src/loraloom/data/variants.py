@@ -36,7 +36,7 @@ PLAIN = Variation()
 
 @dataclass(frozen=True)
 class Colours:
-    """A small change of colour: hue turned by so many degrees, values raised to ``gamma``."""
+    """A small change of colour: hue turned by ``hue`` degrees, values raised to ``gamma``."""
 
     hue: float
     gamma: float

@@ -62,17 +62,17 @@ class SigmaScheduleEntry(Entry):
 
 @dataclass(frozen=True)
 class SamplerEntry(Entry):
-    """A sampler: its code, how it starts, what it costs, what it can be told."""
+    """A sampler: its code, how it starts, what it costs, which options it takes."""
 
     schedule: str = "Uniform"
-    """The noise levels it uses unless told otherwise ("Automatic"), as in the web UI."""
+    """The noise levels it uses unless others are chosen ("Automatic"), as in the web UI."""
     takes: frozenset[str] = frozenset()
     """Options of its function: eta, s_noise, s_churn, s_tmin, s_tmax, order, variant."""
     order: int = 1
     calls: int = 1
     """Model calls a step."""
     random: bool = False
-    """Whether it adds noise in every step unless told otherwise."""
+    """Whether it adds noise in every step unless its options say otherwise."""
     old_names: tuple[str, ...] = ()
     pure_noise: bool = False
     """Start from unit noise in the variance-preserving picture: x = noise * sqrt(1 + sigma²), not noise * sigma."""
@@ -113,7 +113,7 @@ class SamplerPlan:
 
     @property
     def is_usual(self) -> bool:
-        """Whether the noise levels are those that the sampler uses unless told otherwise."""
+        """Whether the noise levels are those that the sampler uses unless others are chosen."""
         return self.schedule == self.entry.schedule
 
 

@@ -1,7 +1,7 @@
 """Whether the tensors of a LoRA file can be what their keys say: types and shapes, looked at once, before any is used.
 
-Nothing is read here: types and shapes stand in the file's header. What fits a layer of a model is decided where the
-model is known (:mod:`loraloom.adapters`).
+Nothing is read here: types and shapes are in the file's header. What fits a layer of a model is decided where the model
+is known (:mod:`loraloom.adapters`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def problem_of_layer(name: str, keys: Mapping[str, str], infos: Mapping[str, Ten
     roles = {role: infos[key] for role, key in keys.items()}
     layout = layout_of(roles)
     if layout is None:
-        return f"layer {name} holds {', '.join(sorted(roles))}: together they are no kind of adapter"
+        return f"layer {name} holds {', '.join(sorted(roles))}: together they do not make an adapter"
     for role, info in roles.items():
         if problem := _problem_of_tensor(role, info):
             return f"{show(keys[role])} {problem}"

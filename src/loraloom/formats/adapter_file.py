@@ -83,15 +83,15 @@ class AdapterFile:
     beside: tuple[Path, ...] = ()
     """Other files that were read with it (cloneofsimo's text encoder and embedding)."""
     doubts: tuple[Doubt, ...] = ()
-    """What can be used and is odd all the same: alphas of zero or below it, ranks without use."""
+    """What can be used but is odd: alphas of zero or below, ranks that are larger than they need to be."""
 
 
 def read_adapter_file(path: Path) -> AdapterFile:
-    """Open a LoRA file (``.safetensors``, ``.pt`` or ``.ckpt``, told by content); no tensor is read yet.
+    """Open a LoRA file (``.safetensors``, ``.pt`` or ``.ckpt``, recognised by content); no tensor is read yet.
 
     cloneofsimo's ``NAME.pt`` of a U-Net brings ``NAME.text_encoder.pt`` (or ``NAME_txt.pt``) and ``NAME.ti.pt`` along.
     Raises AdapterError for a file that holds no LoRA, holds one of a kind that cannot be read, or holds keys that
-    belong to no layer: a key that would be dropped silently would be a LoRA that looks different here.
+    belong to no layer: a key that was dropped silently would make the LoRA look different here.
     """
     file = _read_one(path)
     if file.dialect is not CLONEOFSIMO or path.suffix == ".safetensors" or _is_of_text(file):

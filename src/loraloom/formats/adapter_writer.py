@@ -56,7 +56,7 @@ class WrittenLora:
 
 
 def check_output(path: Path) -> None:
-    """OutputError unless a LoRA can be written under this name: only safetensors has a place for what it says."""
+    """OutputError unless a LoRA can be written under this name: only safetensors has a place for its metadata."""
     if path.suffix.lower() != ".safetensors":
         raise OutputError(f"{path} does not end in .safetensors", "LoRAs are written as .safetensors")
 
@@ -78,7 +78,7 @@ def write_lora(
     middle tensor too, and the layers of a part are padded with zeros to one rank: most versions of diffusers take the
     first layer's rank for the alpha of all. ``source`` names in messages what was converted. DoRA's lengths are never
     rounded, since that would change the whole weight. Raises AdapterError for values that are not finite, or not as
-    ``dtype``, and for a kind that the dialect has no place for; OutputError when the file does not read back.
+    ``dtype``, and for a kind that the dialect cannot hold; OutputError when the file does not read back.
     """
     source, targets, words = source or str(path), targets or {}, words or {}
     layers = {name: {role: tensor.detach().cpu() for role, tensor in roles.items()} for name, roles in layers.items()}
@@ -121,7 +121,7 @@ def write_lora(
 
 
 def _kohya_keys(name: str, roles: Mapping[str, Tensor], target: AdapterTarget | None, where: str) -> dict[str, Tensor]:
-    """As they are, with an alpha; factors of convolutions in four dimensions, as web UIs want them."""
+    """The tensors as they are, with an alpha; factors of convolutions in four dimensions, as web UIs want them."""
     if kind_of(roles) is None:
         raise AdapterError(f"{where} is made of {', '.join(sorted(roles))}", "the file is damaged")
     roles = dict(roles)

@@ -2,8 +2,8 @@
 
 A ``.pt`` is a list (up, down, up, down, ...), a ``.safetensors`` has keys ``unet:0:up``. The numbers follow the order
 in which diffusers 0.10 to 0.11 registered its modules: down, up, middle, attention before res blocks, and in a
-transformer block the feed-forward layer between the two attentions (later versions: behind both). Which of the two it
-is, and which layers are there at all, is told by count and shapes. Alpha is not stored and equals the rank.
+transformer block the feed-forward layer between the two attentions (later versions: behind both). Count and shapes
+decide which of the two it is, and which layers are there at all. Alpha is not stored and equals the rank.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _unet_modules(modules: Sequence[str], *, with_res_blocks: bool) -> Iterator[
 
 
 def _fits(name: str, up: tuple[int, ...], down: tuple[int, ...]) -> bool:
-    """Whether a layer of that name can have these shapes: the place of the feed-forward layer tells the order."""
+    """Whether a layer of that name can have these shapes: the place of the feed-forward layer gives the order away."""
     if name.endswith(("conv1", "conv2")):
         return len(down) == 4 and down[2:] == (3, 3)
     if name.endswith("ff_net_0_proj"):
@@ -106,7 +106,7 @@ def _fits(name: str, up: tuple[int, ...], down: tuple[int, ...]) -> bool:
 
 
 def companions(path: Path) -> list[Path]:
-    """The files that belong to a U-Net's list: its text encoder's and its embedding, as far as they are there."""
+    """The files that belong to a U-Net's list: its text encoder's and its embedding, where these exist."""
     if path.suffix.lower() == ".safetensors":
         return []
     names = (f"{path.stem}.text_encoder{path.suffix}", f"{path.stem}_txt{path.suffix}", f"{path.stem}.ti{path.suffix}")

@@ -1,7 +1,7 @@
 """The dialects in which LoRA files name their tensors: one table each, suffix of the key to role of the tensor.
 
-What the suffixes are stands in the layouts of the kinds (:mod:`loraloom.formats.key_layout`). A key is
-``<layer name><suffix>``. The layer names of each dialect are resolved by whoever knows the model
+What the suffixes are stands in the layouts of the kinds (:mod:`loraloom.formats.key_layout`). A key is ``<layer
+name><suffix>``. The layer names of each dialect are resolved by the code that knows the model
 (:class:`loraloom.formats.adapter_file.AdapterTarget` lists every name of a layer). cloneofsimo's files number their
 tensors instead: :mod:`loraloom.formats.cloneofsimo`. A file as a whole is read by :mod:`loraloom.formats.lora_keys`.
 """
@@ -130,7 +130,7 @@ OLD_LAYERS = {
     ".to_out_lora": ".out_proj",
     ".lora_linear_layer": "",
 }
-"""Attention processors of the U-Net, then the text encoder's two spellings: what stands in the key, in the name."""
+"""Attention processors of the U-Net, then the text encoder's two spellings: as in the key, as in the name."""
 DIFFUSERS_OLD = Dialect(
     "diffusers-old",
     "diffusers before PEFT (attention processors)",
@@ -169,8 +169,8 @@ FOREIGN_SUFFIXES: Mapping[str, str] = {
 def alpha_in_use(stored: float | None, rank: int) -> float:
     """The alpha that acts: what the file stores, zero and negative values too; the rank where it stores none.
 
-    So do AUTOMATIC1111, Forge, ComfyUI, diffusers and sd-scripts' merging. Where sd-scripts and LyCORIS go on training
-    from a file they take zero for the rank instead.
+    AUTOMATIC1111, Forge, ComfyUI, diffusers and sd-scripts' merging do the same. Only when sd-scripts and LyCORIS go on
+    training from a file do they take a zero for the rank.
     """
     return float(rank) if stored is None else stored
 

@@ -1,6 +1,6 @@
 """The hashes by which programs know a file, computed from its bytes and remembered until it changes.
 
-What a file says of itself (``sshs_model_hash`` and the like) is a claim: anybody can write it, and some programs
+What a file says about itself (``sshs_model_hash`` and the like) is a claim: anybody can write it, and some programs
 write one that was never true (sd-scripts' ``merge_lora.py`` hashes before it rounds). Nothing here reads it.
 """
 

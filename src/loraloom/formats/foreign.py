@@ -25,7 +25,7 @@ def what_it_is(infos: Infos) -> str:
 
 
 def _unknown(infos: Infos) -> str:
-    return f"is no known kind of model ({len(infos)} tensors, the first is {next(iter(infos))!r})"
+    return f"is not a known kind of model ({len(infos)} tensors, the first is {next(iter(infos))!r})"
 
 
 def _any_contains(*pieces: str) -> Callable[[Infos], bool]:

@@ -1,8 +1,8 @@
 """Which family of models a LoRA was made for: the one answer that every command gives.
 
-Widths decide, since nothing else is a fact of the tensors: SD 1 reads text of width 768, SD 2 of 1024, SDXL of 2048.
-Models of other widths (small ones for tests, say) are told apart by blocks that only one family has. What the metadata
-says counts after that, and last what names are usual for: the same layer has had the names of several programs.
+Widths decide, since they are the only facts in the tensors: SD 1 reads text of width 768, SD 2 of 1024, SDXL of 2048.
+Models of other widths (small ones for tests, say) are told apart by blocks that only one family has. After that the
+metadata counts, and last the style of the names: the same layer has had the names of several programs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _VERSIONS = (
 
 
 def family_name(layers: Layers, metadata: Mapping[str, str]) -> str:
-    """The family as ``models`` names it (sd1, sd2, sdxl); empty where nothing tells.
+    """The family as ``models`` names it (sd1, sd2, sdxl); empty where nothing gives it away.
 
     ``layers``: by their name in the file, the type and shape (or the tensor) of every role.
     """

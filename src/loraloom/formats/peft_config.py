@@ -29,10 +29,10 @@ _MOST_PATTERNS = 4000
 
 @dataclass(frozen=True)
 class PeftScale:
-    """What a configuration says of one layer: its ``alpha``, or a ``factor`` on all of its change.
+    """What a configuration says about one layer: its ``alpha``, or a ``factor`` on all of its change.
 
-    The factor is of Kronecker products whose sides are whole: nothing in the file has their rank, and PEFT divides by
-    it even so.
+    The factor is for Kronecker products whose sides are whole: nothing in the file has their rank, but PEFT divides by
+    it all the same.
     """
 
     alpha: float | None = None
@@ -42,10 +42,11 @@ class PeftScale:
 def peft_scales(
     path: Path, layers: Mapping[str, Mapping[str, Shaped]], metadata: Mapping[str, str]
 ) -> dict[str, PeftScale]:
-    """What PEFT's configuration says of the layers with PEFT's names; nothing of those that have an alpha or need none.
+    """What PEFT's configuration says about the layers with PEFT's names; nothing about those that have an alpha or need
+    none.
 
     Only names and shapes are looked at. Raises AdapterError, without the name of the file, for patterns that cannot be
-    used and for alphas and ranks that are no numbers.
+    used and for alphas and ranks that are not numbers.
     """
     configs = peft_configs(path, metadata)
     found = {}
@@ -129,7 +130,7 @@ def _number(value: object, what: str) -> float:
         if -_LARGEST <= value <= _LARGEST:
             return float(value)
         raise AdapterError(f"{what} is beyond the range of float32 in PEFT's configuration", _DAMAGED)
-    raise AdapterError(f"{what} is {show(value)} in PEFT's configuration, which is no number", _DAMAGED)
+    raise AdapterError(f"{what} is {show(value)} in PEFT's configuration, which is not a number", _DAMAGED)
 
 
 def _by_pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
@@ -157,7 +158,7 @@ def _ends_with(key: str, pattern: str, name: str) -> bool:
     try:
         return re.match(rf"(.*\.)?({pattern})$", name) is not None
     except re.error as error:
-        raise AdapterError(f"{show(pattern)} in its {key} is no regular expression: {error}", _DAMAGED) from error
+        raise AdapterError(f"{show(pattern)} in its {key} is not a regular expression: {error}", _DAMAGED) from error
 
 
 def peft_configs(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

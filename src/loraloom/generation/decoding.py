@@ -16,7 +16,7 @@ from loraloom.models.loaded import LoadedModel
 __all__ = ["LARGEST_WHOLE", "TILE", "decode", "encode", "image_of", "not_finite", "tiled"]
 
 LARGEST_WHOLE = 2048 * 2048
-"""Pixels up to which a picture goes through the autoencoder whole unless told otherwise."""
+"""Pixels up to which a picture goes through the autoencoder whole, unless the settings say otherwise."""
 TILE = 64
 """Width and height of a tile in latent pixels."""
 OVERLAP = 16
@@ -26,7 +26,7 @@ OVERLAP = 16
 def decode(model: LoadedModel, latents: Tensor, *, tiling: bool | None = None, listener: Listener = ignore) -> Tensor:
     """(B, 4, h, w) scaled latents -> (B, 3, 8h, 8w) in [-1, 1].
 
-    ``tiling`` None: in tiles above :data:`LARGEST_WHOLE` and where memory runs out, which is told.
+    ``tiling`` None: in tiles above :data:`LARGEST_WHOLE` and where memory runs out, with a notice.
     """
     area = latents.shape[-1] * latents.shape[-2] * LATENT_STEP**2
     if tiling is None and area > LARGEST_WHOLE:

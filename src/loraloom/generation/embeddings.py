@@ -23,7 +23,7 @@ _ENCODERS: Mapping[str, Encoder] = {"clip": "clip_l", "open_clip": "clip_g"}
 def embedding_files(folders: Sequence[Path]) -> dict[str, Path]:
     """Every embedding under the folders by its name, the file's without suffix; earlier folders win.
 
-    A second suffix is no part of the name: ``style.ti.pt`` is ``style``.
+    A second suffix is not a part of the name: ``style.ti.pt`` is ``style``.
     """
     found: dict[str, Path] = {}
     for folder in folders:
@@ -48,10 +48,10 @@ def load_embeddings(
 
     No other file is opened.
 
-    A name is found by its tokens, so case does not matter, and part of a word is no name. ``widths``: of each text
+    A name is found by its tokens, so case does not matter, and part of a word is not a name. ``widths``: of each text
     encoder of the model, None where any will do. ``brought``: words that LoRAs bring, which win over files of that
-    name. An embedding made for other encoders is told by a warning and stays text, as in the web UI; FileFormatError
-    for a file that cannot be read.
+    name. An embedding made for other encoders causes a warning and stays text, as in the web UI; FileFormatError for a
+    file that cannot be read.
     """
     own = brought or {}
     files = {**embedding_files(folders), **{word: file.path for word, file in own.items()}}

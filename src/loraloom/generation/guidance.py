@@ -55,7 +55,7 @@ class TextCache:
         self._settings = settings
         self._embeddings = embeddings
         width, height = size
-        # Original size, crop and target size as SDXL was told in training: the whole picture, uncropped.
+        # Original size, crop and target size as SDXL had them in training: the whole picture, uncropped.
         self._sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=model.device)
         self._known: dict[tuple[object, ...], Conditioning] = {}
 

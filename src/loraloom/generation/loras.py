@@ -161,7 +161,8 @@ class LoraStore:
     def load(
         self, tag: LoraTag, folders: Sequence[Path], model: LoadedModel, listener: Listener = ignore
     ) -> AppliedLora:
-        """The LoRA of a tag with the tag's weights; read anew, and doubts about it said, when the file is another."""
+        """The LoRA of a tag with the tag's weights; read again, with notices about what is odd in it, when the file has
+        changed."""
         asked = tag.name, tuple(folders)
         path = self._paths.get(asked)
         if path is None or not path.is_file():
@@ -295,7 +296,7 @@ def _is_path(name: str) -> bool:
 def _at_path(name: str) -> Path | None:
     """The file at a path that may lack its suffix, seen from the working folder."""
     for candidate in (name, *(f"{name}{suffix}" for suffix in _SUFFIXES)):
-        # A name too long for the file system is no path, and neither is one in a home that nobody has.
+        # A name too long for the file system is not a path, and neither is one in the home of an unknown user.
         with suppress(OSError, ValueError, RuntimeError):
             path = Path(candidate).expanduser() if candidate.startswith("~/") else Path(candidate)
             if path.is_file():

@@ -1,4 +1,4 @@
-"""An infotext of any program read back into settings, with what could not be taken over said."""
+"""An infotext of any program read back into settings, with remarks about what could not be taken over."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Recalled:
 
 
 def recall(parameters: Parameters) -> Recalled:
-    """The settings that an infotext tells of. Never fails: what is not understood becomes a remark."""
+    """The settings that an infotext describes. Never fails: what is not understood becomes a remark."""
     fields = _known_spellings(parameters.fields)
     known = dict(fields)
     found: dict[str, Any] = {"prompt": parameters.prompt, "negative_prompt": parameters.negative_prompt}
@@ -131,7 +131,7 @@ def _plain_settings(found: dict[str, Any], fields: dict[str, str], remarks: list
             remarks.append(f"{name}: {_short(text)} is not understood")
             continue
         if setting in ("seed", "variation_seed") and value < 0:
-            remarks.append(f"{name}: {text} is no seed of a finished picture; a random one is drawn")
+            remarks.append(f"{name}: {text} is not a seed of a finished picture; a random one is drawn")
         elif setting == "clip_skip" and value < 0:
             remarks.append(f"{name}: {text} counts layers as ComfyUI does, here {-value}")
             found[setting] = -value
@@ -388,7 +388,7 @@ def _addnet_tags(fields: dict[str, str], remarks: list[str]) -> str:
         if name == "None":
             continue
         if slots[slot].get("Module", "LoRA") != "LoRA":
-            remarks.append(f"AddNet Model {slot}: {model} is no LoRA")
+            remarks.append(f"AddNet Model {slot}: {model} is not a LoRA")
             continue
         tags += f"<lora:{name}:{weights[0]}:{weights[1]}>"
     return tags

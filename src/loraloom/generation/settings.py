@@ -55,7 +55,7 @@ class GenerateSettings(Settings):
     """What weights do: original (the web UI's: weigh, then restore the mean), no_norm (weigh only), comfy (ComfyUI's:
     weigh the difference from an empty text), ignore (nothing), none (brackets are text)."""
     comma_backtrack: Annotated[int, Field(ge=0, le=74)] = 20
-    """Where a chunk of 75 tokens is full within a phrase, the words after a comma at most so many tokens back move on
+    """Where a chunk of 75 tokens is full within a phrase, the words after a comma at most this many tokens back move on
     to the next chunk."""
     prompt_compatibility: PromptCompatibility = "none"
     """a1111: read prompts exactly as the web UI does, its known faults included; a1111-1.5: as it did before 1.6."""
@@ -157,7 +157,7 @@ class GenerateSettings(Settings):
     inpaint_padding: Annotated[int, Field(ge=0, le=1024)] = 32
     """Surroundings, in pixels, that are seen with inpaint_area=mask."""
     hires_scale: Annotated[float | None, Field(gt=1, le=8)] = None
-    """High-resolution pass: enlarge the finished latents so many times and paint them again."""
+    """High-resolution pass: enlarge the finished latents by this factor and paint them again."""
     hires_width: Annotated[int | None, Field(ge=8, le=8192, multiple_of=8)] = None
     """Its width, instead of hires_scale; with one of the two sizes the other follows."""
     hires_height: Annotated[int | None, Field(ge=8, le=8192, multiple_of=8)] = None
@@ -182,7 +182,7 @@ class GenerateSettings(Settings):
     vae_tiling: bool | None = None
     """Decode and encode in overlapping tiles. Unset: above 2048 x 2048 pixels, or where memory ends."""
     preview_every: Annotated[int, Field(ge=0, le=500)] = 0
-    """Every so many steps write what is being painted to preview.png in the output folder. 0: never."""
+    """Every N steps, write the unfinished picture to preview.png in the output folder. 0: never."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"

@@ -39,7 +39,7 @@ class SheetLayout:
 
     size: tuple[int, int]
     cells: tuple[tuple[Box, ...], ...]
-    """One box for each cell, row by row; an image smaller than its cell stands in the middle."""
+    """One box for each cell, row by row; an image smaller than its cell is put in the middle."""
     labels: tuple[Box, ...]
     """The boxes of all texts: title, columns, rows, footer."""
     text_px: int

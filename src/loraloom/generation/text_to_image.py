@@ -69,10 +69,9 @@ def paint(
 
     The LoRAs of the prompt's tags are found in ``settings.lora_folders`` and used besides ``loras``; they are off the
     model again when the last image is out: between images too, or, merged into its weights (``lora_mode``), at the end,
-    when the weights are read from the file again (so it must be side for a model that has other weights than its file).
-    Adapters that a caller has attached stay.
-    Images of one batch may have different LoRAs, at different weights. ``store`` keeps LoRAs from one call to the
-    next; ``control`` is heeded between two steps.
+    when the weights are read from the file again. That is why ``lora_mode`` must be ``side`` for a model whose weights
+    are not those of its file. Adapters that a caller has attached stay. Images of one batch may have different LoRAs,
+    at different weights. ``store`` keeps LoRAs from one call to the next; ``control`` is heeded between two steps.
     Raises PromptError, FileError (styles, wildcards, embeddings, pictures), AdapterError, CheckpointError (an editing
     model; NaN), HardwareError (memory, NaN in half precision).
     """

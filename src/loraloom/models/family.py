@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["FAMILIES", "SIZE_CHANNELS", "SIZE_COUNT", "Family", "Infos", "TextPart", "has_axes", "recognise"]
 
 SIZE_COUNT = 6
-"""Picture sizes that an SDXL U-Net is told: original height and width, crop top and left, target height and width."""
+"""Picture sizes that an SDXL U-Net is given: original height and width, crop top and left, target height and width."""
 SIZE_CHANNELS = 256
 """Sinusoids of each."""
 
@@ -50,7 +50,7 @@ class TextPart:
     """Layers of a file saved without those that are never read (SD 2: 23 of 24); None where none is left out."""
 
     def skip_in(self, layers: int) -> int:
-        """The layer normally read in a file with so many layers, counted from the end."""
+        """The layer normally read in a file with ``layers`` layers, counted from the end."""
         return 1 if layers == self.trimmed_layers else self.skip
 
     @property
@@ -81,7 +81,7 @@ class TextPart:
 
 
 def has_axes(infos: Infos, name: str, axes: int) -> bool:
-    """Whether there is a tensor of that name with so many axes: a file of strangers may call anything by any name."""
+    """Whether there is a tensor of that name with that many axes: a stranger's file may call anything by any name."""
     return name in infos and len(infos[name].shape) == axes
 
 
@@ -119,7 +119,7 @@ class Family(ABC):
     web_ui_version: ClassVar[str]
     """What the web UI calls the family in what it keeps about a LoRA: ``SD1``."""
     uses_sizes: ClassVar[bool] = False
-    """Whether the U-Net is told picture sizes and a pooled text vector (SDXL)."""
+    """Whether the U-Net is also given picture sizes and a pooled text vector (SDXL)."""
 
     def base_model_version_for(self, prediction: Prediction) -> str:
         """``base_model_version`` of a checkpoint with that prediction."""

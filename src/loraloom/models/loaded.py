@@ -154,7 +154,8 @@ class LoadedModel:
         return weight.detach()
 
     def restore(self, target: AdapterTarget, *, bias: bool = False) -> None:
-        """Make the weight (or bias) of a layer what it was when it was loaded; nothing was kept, the file is read."""
+        """Make the weight (or bias) of a layer what it was when it was loaded; no copy was kept, so the file is read
+        again."""
         name = target.bias if bias else target.tensor
         path, _, own = name.removeprefix(self.prefixes[target.part]).rpartition(".")
         owner = self.parts[target.part].get_submodule(path)
@@ -212,7 +213,7 @@ class LoadedModel:
         return module
 
     def rest(self, part: str) -> int:
-        """Let a part wait in the checkpoint file until :meth:`using` asks for it; the bytes that this frees.
+        """Let a part wait in the checkpoint file until :meth:`using` asks for it. Returns the bytes that this frees.
 
         Its answers stay the same: a weight in the file's precision is converted at the moment of use. 0 where nothing
         is gained: the part lies mapped on the CPU already, or rests there as it is.
@@ -340,9 +341,9 @@ class LoadedModel:
     def denoise(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The U-Net's raw prediction (epsilon or v), fp32, differentiable.
 
-        ``noisy`` is (B, 4, h, w), ``timesteps`` (B,) whole or fractional. Without sizes in the conditioning, an
-        SDXL model is told an uncropped picture of the size being made. Raises CheckpointError for an inpainting
-        or depth model, whose U-Net needs more than latents.
+        ``noisy`` is (B, 4, h, w), ``timesteps`` (B,) whole or fractional. Without sizes in the conditioning, an SDXL
+        model is given those of an uncropped picture of the size being made. Raises CheckpointError for an inpainting or
+        depth model, whose U-Net needs more than latents.
         """
         unet = self.unet
         if unet.in_channels != noisy.shape[1]:

@@ -1,7 +1,7 @@
 """One argument of sd-scripts: what its value says, and which setting it is.
 
 A key that needs no other one is read here, by the mark of a setting, by a row of :data:`EXCEPTIONS`, or by the reason
-why it is no setting (:mod:`~loraloom.recipes.names`).
+why it is not a setting (:mod:`~loraloom.recipes.names`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "LyCORIS_preset": "full",
     "preset": "full",
 }
-"""Values at which keys that are no settings here do nothing."""
+"""Values at which keys that are not settings here do nothing."""
 
 
 def given(items: Items, name: str) -> Any:
@@ -103,7 +103,7 @@ def says_nothing(name: str, value: Any) -> bool:
 
 
 def is_default(name: str, value: Any) -> bool:
-    """Whether a key that is no setting here asks for nothing with this value."""
+    """Whether a key that is not a setting here asks for nothing with this value."""
     if value is False or str(value).strip().lower() in ("false", "0", "0.0", "none"):
         return True
     default = _DEFAULTS.get(name)

@@ -94,7 +94,7 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
 
 def _named(place: str, entries: Any) -> Items:
     if not isinstance(entries, Mapping):
-        raise FileFormatError(f"{place} is no table", "settings are written name = value below [general]")
+        raise FileFormatError(f"{place} is not a table", "settings are written name = value below [general]")
     return {
         _OTHER_NAMES.get(str(name), str(name)): Item(f"{place}.{name}", value)
         for name, value in entries.items()
@@ -106,7 +106,7 @@ def _subsets(datasets: Any, recipe: Recipe, folders: tuple[Path, ...]) -> Iterat
     for number, dataset in enumerate(datasets if isinstance(datasets, list) else []):
         place = f"datasets[{number}]"
         if not isinstance(dataset, Mapping):
-            recipe.problem("", f"{place} is no table")
+            recipe.problem("", f"{place} is not a table")
             continue
         above, seen = _named(place, dataset), set[str]()
         listed = dataset.get("subsets")
@@ -117,7 +117,7 @@ def _subsets(datasets: Any, recipe: Recipe, folders: tuple[Path, ...]) -> Iterat
         for index, entries in enumerate(tables):
             label = f"{place}.subsets[{index}]"
             if not isinstance(entries, Mapping):
-                recipe.problem("", f"{label} is no table")
+                recipe.problem("", f"{label} is not a table")
                 continue
             own = {**above, **_named(label, entries)}
             folder = own.get("image_dir")
@@ -157,7 +157,7 @@ def _without_folders(place: str, above: Items, tables: Sequence[Any], recipe: Re
         if isinstance(entries, Mapping):
             _leave_out(label, _named(label, entries), recipe)
         else:
-            recipe.problem("", f"{label} is no table")
+            recipe.problem("", f"{label} is not a table")
     for item in above.values():
         recipe.skip(item.key, "no subset of this dataset names a folder of pictures")
 

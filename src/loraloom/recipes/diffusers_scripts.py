@@ -24,7 +24,7 @@ __all__ = ["SCRIPTS", "take_diffusers_script"]
 
 @dataclass(frozen=True)
 class _Defaults:
-    """What a script does where nothing is said."""
+    """What a script does where an argument is missing."""
 
     resolution: int
     batch: int
@@ -246,7 +246,7 @@ class _Translation:
             1.0 if accumulated is None else finite(accumulated.value),
         ]
         if None in numbers:
-            self.recipe.skip(key, "what it multiplies is no number")
+            self.recipe.skip(key, "what it multiplies is not a number")
             return
         first, second, third = (number or 0.0 for number in numbers)
         if rate is not None:

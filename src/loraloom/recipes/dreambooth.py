@@ -179,7 +179,7 @@ def _concepts_of_file(text: str, model_dir: str, file: _Config) -> None:
             recipe.change(key, "read")
             take_concepts(data, recipe, source=place, prefix=key, model_dir=model_dir)
         else:
-            recipe.problem("dataset.folder", f"{key}: {place} is no list of concepts")
+            recipe.problem("dataset.folder", f"{key}: {place} is not a list of concepts")
     file.change("concepts_list", f"{key} counts instead")
 
 
@@ -217,7 +217,7 @@ def _text_encoder_stop(row: Row, file: _Config) -> None:
         return
     share = 1.0 if is_nothing(item.value) else finite(item.value)
     if share is None:
-        recipe.problem("optimizer.text_encoder_stop", f"{item.key} = {shown(item.value)} is no number")
+        recipe.problem("optimizer.text_encoder_stop", f"{item.key} = {shown(item.value)} is not a number")
         share = 1.0
     if share == 0:
         recipe.set("adapter.text_encoder", False, item.key)

@@ -85,7 +85,7 @@ def _entries(panel: str, table: Mapping[str, Any], part: str, recipe: Recipe) ->
     found = table.get(part, {})
     if isinstance(found, Mapping):
         return [(str(name), value) for name, value in found.items()]
-    recipe.problem("", f"{panel}.{part} = {shown(found)} is no table")
+    recipe.problem("", f"{panel}.{part} = {shown(found)} is not a table")
     return []
 
 

@@ -137,7 +137,7 @@ REASONS: dict[str, str] = {
     "metadata_thumbnail": _METADATA,
     "metadata_merged_from": Sentence("written by ", Action.MERGE_LORAS, ", not by training"),
     "metadata_preprocessor": _METADATA,
-    "metadata_is_negative_embedding": "a LoRA is no embedding",
+    "metadata_is_negative_embedding": "a LoRA is not an embedding",
     "use_safetensors": "saving.format is safetensors unless it says otherwise",
     "save_last_n_steps_state": "states are counted, not measured in steps: saving.keep_states",
     "resume": _RESUME,
@@ -231,7 +231,7 @@ NETWORK_REASONS = {
     "disable_conv_cp": "the Tucker form of convolutions is not offered",
     "regularizers": "not offered",
 }
-"""The same for what stands in network_args."""
+"""The same for what is in network_args."""
 
 TRAIN_NETWORK_ARGUMENTS = listed(
     "adaptive_noise_scale alpha_mask async_upload base_weights base_weights_multiplier bucket_no_upscale "
@@ -278,7 +278,7 @@ def setting_of(name: str) -> str | None:
 
 
 def reason_for(name: str, *, network: bool = False) -> str | None:
-    """Why a key of sd-scripts is no setting; None for a key that is not known."""
+    """Why a key of sd-scripts is not a setting; None for a key that is not known."""
     name = SPELLINGS.get(name, name)
     return (NETWORK_REASONS.get(name) if network else None) or REASONS.get(name) or NETWORK_REASONS.get(name)
 

@@ -24,7 +24,7 @@ def read_sizes(recipe: Recipe, value: Any, key: str) -> list[Any]:
     for part in str(value).split(","):
         sides = [side.strip() for side in part.lower().split("x")]
         if not all(side.isdecimal() and len(side) < 10 for side in sides) or len(sides) > 2:
-            recipe.problem("", f"{key} = {shown(value)} is no size such as 512, 512x768 or 512,768")
+            recipe.problem("", f"{key} = {shown(value)} is not a size such as 512, 512x768 or 512,768")
             return []
         sizes.append(int(sides[0]) if len(sides) == 1 else [int(side) for side in sides])
     return sizes
@@ -118,7 +118,7 @@ def _repeats(row: Row, part: _Part) -> None:
     by_samples = str(part.taken("balancing_strategy", "REPEATS") or "").upper() == "SAMPLES"
     key = f"{part.label}.balancing"
     if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not -math.inf < amount < math.inf:
-        part.recipe.problem("", f"{key} = {shown(amount)} is no number")
+        part.recipe.problem("", f"{key} = {shown(amount)} is not a number")
     elif by_samples:
         part.recipe.skip(key, f"{amount} pictures in an epoch: set the concept's repeats so that it comes near")
     elif amount != round(amount) or amount < 1:

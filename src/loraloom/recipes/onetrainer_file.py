@@ -40,15 +40,15 @@ class OneTrainerFile(Reading):
             return otherwise
         number = _number(value)
         if number is None:
-            self.recipe.problem("", f"{key} = {shown(value)} is no number")
+            self.recipe.problem("", f"{key} = {shown(value)} is not a number")
             return otherwise
         return number
 
     def word(self, key: str) -> str:
-        """Take one of OneTrainer's words; a value that is no text is a problem, and counts as none."""
+        """Take one of OneTrainer's words; a value that is not text is a problem, and counts as none."""
         value = self.taken(key)
         if value is not None and not isinstance(value, (str, bool)):
-            self.recipe.problem("", f"{key} = {shown(value)} is no word")
+            self.recipe.problem("", f"{key} = {shown(value)} is not a word")
         return _word(value)
 
     def peek(self, key: str) -> float:
@@ -67,7 +67,7 @@ class OneTrainerFile(Reading):
         take_arguments(items, self.recipe, defaults=False)
 
     def count(self, key: str, path: str, number: float) -> None:
-        """Set a whole number, at least 1; a fraction is rounded and said."""
+        """Set a whole number, at least 1; a fraction is rounded, with a remark."""
         whole = max(1, round(number))
         note = "" if whole == number else f"{number:g} became {whole}"
         self.recipe.set(path, whole, key, note=note)

@@ -51,7 +51,7 @@ def run_name(row: Row, file: OneTrainerFile) -> None:
     if is_nothing(target):
         return
     if not isinstance(target, str):
-        file.recipe.problem(row.ours, f"{row.key} = {shown(target)} is no path")
+        file.recipe.problem(row.ours, f"{row.key} = {shown(target)} is not a path")
         return
     name = re.split(r"[\\/]", target.rstrip("\\/"))[-1]
     name = re.sub(r"\.(safetensors|ckpt|pt)$", "", name, flags=re.IGNORECASE)

@@ -95,7 +95,7 @@ def _listed(key: str, file_key: str, what: str, file: OneTrainerFile) -> Sequenc
         recipe.skip(file_key, f"{error.problem}")
         return []
     if not isinstance(data, list) or not all(isinstance(entry, Mapping) for entry in data):
-        recipe.problem("", f"{file_key}: {path} is no list of {what}")
+        recipe.problem("", f"{file_key}: {path} is not a list of {what}")
         return []
     recipe.change(file_key, f"{len(data)} {what} of {path.name}, see below")
     return data

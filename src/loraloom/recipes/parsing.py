@@ -36,7 +36,7 @@ class Document:
     data: Any = None
     text: str = ""
     problem: FileFormatError | None = None
-    """Why text is no TOML, for a file that turns out to be nothing else either."""
+    """Why text is not TOML, for a file that turns out to be nothing else either."""
 
 
 def read_document(path: Path) -> Document:

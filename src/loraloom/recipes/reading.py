@@ -31,7 +31,7 @@ def read_recipe(path: Path, *, only_lora: bool = False) -> Recipe:
     """A recipe of another program, or of a LoRA file, in our settings.
 
     Whose file it is gets decided first (:mod:`~loraloom.recipes.recognising`). Raises MissingFileError, or
-    FileFormatError (with line and column where there are some) for what is no recipe, or one that is not read;
+    FileFormatError (with line and column where there are some) for what is not a recipe, or one that is not read;
     values that do not fit wait in ``problems`` until :meth:`Recipe.finished`.
     """
     document = read_document(path)
@@ -39,7 +39,7 @@ def read_recipe(path: Path, *, only_lora: bool = False) -> Recipe:
         return _of_lora(path)
     if only_lora:
         raise FileFormatError(
-            f"{path} is no LoRA file", Sentence(Action.IMPORT_RECIPE, " reads recipes of other programs")
+            f"{path} is not a LoRA file", Sentence(Action.IMPORT_RECIPE, " reads recipes of other programs")
         )
     recipe = Recipe(path, "")
     script, problem = _script_of(document, recipe)

@@ -216,7 +216,7 @@ PROGRAMS: tuple[Program, ...] = (
         lambda e: any({"prompt", "random_seed", "diffusion_steps"} <= set(entry) for entry in e.entries),
         hint="import the configuration that names it (sample_definition_file_name); the list is read with it",
     ),
-    # What is no recipe at all.
+    # What is not a recipe at all.
     Program(
         "a workflow of ComfyUI",
         _is_workflow,
@@ -391,4 +391,4 @@ def refusal(evidence: Evidence, program: Program | None) -> FileFormatError:
         return FileFormatError(f"{path} is {program.name}{more}", _with_name(program.hint, path))
     keys = sorted(evidence.names)
     examples = f": its settings ({', '.join(keys[:3])}) belong to none of them" if keys else ""
-    return FileFormatError(f"{path} is no recipe that is known here{examples}", f"read are those of {READ}")
+    return FileFormatError(f"{path} is not a recipe that is known here{examples}", f"read are those of {READ}")

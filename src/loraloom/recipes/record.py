@@ -46,7 +46,7 @@ def _is_path(path: str) -> bool:
 
 
 def _take_files(path: str, value: Any, key: str, recipe: Recipe) -> None:
-    """Files lie beside the LoRA, in the current folder, or nobody knows where."""
+    """Files are beside the LoRA, in the current folder, or cannot be found."""
     from loraloom.adapters.settings import parse_base_lora
 
     names = [file_name(entry) for entry in (value if isinstance(value, list) else [value])]

@@ -106,7 +106,7 @@ def _dataset_config(row: Row, file: Arguments) -> None:
 
 
 def _checkpoint(row: Row, file: Arguments) -> None:
-    """A name on the hub is no file; everything else is left to the mark."""
+    """A name on the hub is not a file; everything else is left to the mark."""
     item = file.left[row.key]
     text = str(item.value).strip()
     is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None
@@ -214,7 +214,7 @@ def _alpha_of_the_guide(file: Arguments) -> None:
 
 
 def _sd_scripts_defaults(spoken: frozenset[str], recipe: Recipe) -> None:
-    """What sd-scripts does where nothing is said, if that is not what is done here."""
+    """What sd-scripts does where an argument is missing, if that differs from what is done here."""
 
     def default(path: str, value: Any, *names: str, why: str) -> None:
         if recipe.get(path) is None and not spoken.intersection(names or ("",)):
@@ -235,7 +235,7 @@ def _sd_scripts_defaults(spoken: frozenset[str], recipe: Recipe) -> None:
 
 
 def dataset_defaults(recipe: Recipe) -> None:
-    """What sd-scripts does with pictures where nothing is said."""
+    """What sd-scripts does with pictures where an argument is missing."""
     for path, value, name, why in (
         ("dataset.buckets", False, "enable_bucket", "every picture is cropped to one shape"),
         ("dataset.caption_extensions", [".caption", ".txt"], "caption_extension", ".caption files first"),

@@ -166,7 +166,7 @@ def _network(row: Row, file: Arguments) -> None:
 
     algorithm = found.pop("algo", None)
     if module is not None and not isinstance(module.value, str):
-        recipe.problem("adapter.kind", f"{module.key} = {shown(module.value)} is no name of a module")
+        recipe.problem("adapter.kind", f"{module.key} = {shown(module.value)} is not the name of a module")
         module = None
     if module is not None:
         _module(module, algorithm, network)
@@ -259,7 +259,7 @@ def _preset(network: _Network) -> None:
 
 
 def _lycoris_convolutions(network: _Network) -> None:
-    """LyCORIS trains convolutions with the rank of the other layers unless told otherwise."""
+    """LyCORIS trains convolutions with the rank of the other layers unless an argument says otherwise."""
     recipe, found = network.file.recipe, network.found
     preset = str(found.pop("preset", "full"))
     if preset not in _WITH_CONVOLUTIONS or "conv_dim" in found:

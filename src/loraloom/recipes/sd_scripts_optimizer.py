@@ -43,7 +43,7 @@ def _optimizer(row: Row, file: Reading) -> None:
     """A short name, or the path of a class: of a package whose methods have names here, or of any other."""
     named, recipe = file.left.pop(row.key), file.recipe
     if not isinstance(named.value, str):
-        recipe.problem("optimizer.name", f"{named.key} = {shown(named.value)} is no name of an optimizer")
+        recipe.problem("optimizer.name", f"{named.key} = {shown(named.value)} is not the name of an optimizer")
         return
     name = named.value.strip().partition("(")[0]
     package = name.rpartition(".")[0]
@@ -103,7 +103,8 @@ def _add_argument(path: str, name: str, value: Any, key: str, recipe: Recipe) ->
 
 
 def adafactor(file: Reading) -> None:
-    """sd-scripts' Adafactor finds its rate by itself unless told otherwise, and then its schedule is its own."""
+    """sd-scripts' Adafactor finds its rate by itself unless an argument says otherwise, and then has a schedule of its
+    own."""
     recipe = file.recipe
     if recipe.get("optimizer.name") != "adafactor":
         return
@@ -144,7 +145,7 @@ def _take_schedule(named: Item, recipe: Recipe) -> None:
     from loraloom.training.lr_schedule_names import LR_SCHEDULES
 
     if not isinstance(named.value, str):
-        recipe.problem("lr_schedule.name", f"{named.key} = {shown(named.value)} is no name of an lr schedule")
+        recipe.problem("lr_schedule.name", f"{named.key} = {shown(named.value)} is not the name of an lr schedule")
         return
     name = named.value.strip()
     if name.startswith("adafactor"):

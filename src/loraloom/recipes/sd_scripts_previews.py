@@ -107,7 +107,7 @@ def _lines_of_data(path: Path, prompts: Item, recipe: Recipe) -> list[str]:
     lines = data if isinstance(data, list) else []
     usable = [line for line in lines if isinstance(line, str) or (isinstance(line, Mapping) and line.get("prompt"))]
     if not usable or len(usable) < len(lines):
-        recipe.problem("preview.prompts", f"{prompts.key}: {path} holds entries that are no prompts")
+        recipe.problem("preview.prompts", f"{prompts.key}: {path} holds entries that are not prompts")
     return [line if isinstance(line, str) else _prompt_line(line) for line in usable]
 
 
@@ -137,7 +137,7 @@ def _usable_prompt(line: str, key: str, recipe: Recipe) -> str:
 
 
 def _sampler(name: str) -> tuple[str, str]:
-    """A sampler of previews by its name here, and what is to be said about it."""
+    """A sampler of previews by its name here, and a remark about it."""
     from loraloom.diffusion.samplers import resolve_sampler
 
     plain = name.strip().lower()

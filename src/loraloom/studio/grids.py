@@ -85,7 +85,7 @@ def read_axis(text: str) -> Axis:
     if not equals or name not in known:
         close = nearest(name, known)
         hint = f"did you mean {close[0]}?" if close else "for example steps=10,20,30"
-        raise SettingsError([f"{text!r} is no axis"], hint)
+        raise SettingsError([f"{text!r} is not an axis"], hint)
     parts = next(csv.reader([values], skipinitialspace=True), [])
     found = [one for part in parts for one in _expanded(part.strip())]
     if not found or not any(found):

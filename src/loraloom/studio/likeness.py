@@ -32,7 +32,8 @@ def given_like(
 ) -> dict[str, Any]:
     """The settings of an image with those that are ``given`` on top, for the checkpoint that will paint it.
 
-    Files that are not the image's (checkpoint, autoencoder, embeddings) are said. Errors as :func:`settings_like`.
+    A notice names files that are not the image's (checkpoint, autoencoder, embeddings). Errors as
+    :func:`settings_like`.
     """
     names = ("lora_folders", "embedding_folders", "vae")
     known = GenerateSettings.parse(
@@ -61,7 +62,7 @@ def _other_files(recalled: Recalled, image: str, checkpoint: Path, known: Genera
 
 
 def settings_like(path: Path, lora_folders: Sequence[Path], *, listener: Listener = ignore) -> Recalled:
-    """Settings that make the image again. What is not as it was is told as a warning.
+    """Settings that make the image again. A warning names what is not as it was.
 
     A LoRA that is not there under its name is looked for by its hash in ``lora_folders``. Raises MissingFileError, and
     FileFormatError for a file that says nothing of how it was made.
@@ -87,7 +88,7 @@ def _parameters(path: Path) -> Parameters:
         )
     if not found.fields:
         raise FileFormatError(
-            f"{path}: the text inside is no list of parameters: {found.prompt[:60]!r}",
+            f"{path}: the text inside is not a list of parameters: {found.prompt[:60]!r}",
             "give the prompt and the settings yourself",
         )
     return found
@@ -103,7 +104,8 @@ def _parameters_of_text(path: Path) -> Parameters:
 
 
 def _with_found_loras(prompt: str, recalled: Recalled, folders: Sequence[Path], listener: Listener) -> str:
-    """The prompt with its LoRA tags naming the files whose content has the hash that the image tells, where one has."""
+    """The prompt with its LoRA tags naming the files whose content has the hash given in the image, where there is
+    one."""
     for tag in extract_loras(prompt)[1]:
         digits = recalled.lora_hashes.get(tag.name, "")
         named = _by_name(tag.name, folders)
@@ -122,7 +124,7 @@ def _with_found_loras(prompt: str, recalled: Recalled, folders: Sequence[Path], 
 def _what_was_found(
     name: str, digits: str, named: Path | None, found: Path | None, claiming: Sequence[Path]
 ) -> Iterator[Notice]:
-    """What to say of a LoRA that is not there under its name with the content that its hash tells."""
+    """The sentence about a LoRA whose name and hash do not lead to the same file."""
     if found is not None:
         other = "" if named is None else f"; {named} has the name, but another content"
         yield Notice(f"the LoRA {name} is {found} here, known by its hash, computed from its content{other}")

@@ -1,7 +1,7 @@
 """A message to an address of the person's choice when a run ends, fails or has painted a preview.
 
 Nothing is sent unless ``notify.url`` is set. Messages go out on a thread of their own, so that a slow or dead server
-never holds up training; one that cannot be delivered is told once, as a warning.
+never holds up training; for one that cannot be delivered there is one warning.
 """
 
 from __future__ import annotations

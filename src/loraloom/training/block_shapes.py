@@ -25,5 +25,5 @@ def block_weights(shape: str, count: int) -> tuple[float, ...]:
     except ValueError as error:
         raise ValueError(f"{shape!r}: what is behind + must be a number") from error
     if name not in SHAPES:
-        raise ValueError(f"{shape!r} is no shape; known: {', '.join(SHAPES)}, with +number behind it, or a list")
+        raise ValueError(f"{shape!r} is not a shape; known: {', '.join(SHAPES)}, with +number behind it, or a list")
     return tuple(SHAPES[name](index / max(count - 1, 1)) + raised for index in range(count))

@@ -27,7 +27,7 @@ _BRACKETS = frozenset("()[]\\")
 
 
 def caption_text(sample: Sample, moment: Moment) -> Text:
-    """What the model is told when the sample is shown at ``moment``: plain text, or weighted stretches."""
+    """The caption that the model gets when the sample is shown at ``moment``: plain text, or weighted stretches."""
     return text_of(sample.caption_at(moment), weighted=sample.captions.weighted)
 
 
@@ -53,9 +53,9 @@ def needed_chunks(sample: Sample, model: LoadedModel) -> int:
 class CaptionEncoder:
     """Conditioning of captions: encoded once each while no text encoder is trained, else in every step.
 
-    What was encoded is kept in memory up to a limit, and in files if ``dataset.cache_text_to_disk`` says so. The first
-    damaged files are told to ``listener``; they are written anew. Once ``control`` asks for anything, nothing more is
-    encoded ahead, so that the step in progress is soon over.
+    What was encoded is kept in memory up to a limit, and in files if ``dataset.cache_text_to_disk`` says so.
+    ``listener`` hears of the first damaged files; they are written again. Once ``control`` asks for anything, nothing
+    more is encoded ahead, so that the step in progress is soon over.
     """
 
     def __init__(

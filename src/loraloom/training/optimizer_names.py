@@ -30,7 +30,7 @@ class Recipe:
     args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments that differ from the class's defaults; optimizer.args may change them."""
     quick: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments that change the speed and nothing else, so that nobody needs to hear of them."""
+    """Arguments that change only the speed, so that they need no mention."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Names that the method's first implementation, and with it sd-scripts, has for arguments."""
     adaptive: bool = False
@@ -42,7 +42,7 @@ class Recipe:
     paged: bool = False
     """Keeps its state in memory that moves between the GPU and the computer."""
     remark: str = ""
-    """What people should hear before they use it."""
+    """What people should know before they use it."""
 
     @property
     def class_name(self) -> str:

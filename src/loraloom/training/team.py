@@ -2,7 +2,7 @@
 
 Every process sees the same steps and takes its share of each step's pictures, so the number of processes changes how
 long a run takes and not what it learns. Only gradients of what is trained travel. Process 0 leads: it alone writes,
-validates, paints previews, and hears whoever stops or pauses the run.
+validates, paints previews, and listens for a stop or a pause.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class Team:
             ) from error
 
     def _heard(self) -> tuple[str, str] | None:
-        """What the process that failed first said of itself."""
+        """What the process that failed first said about itself."""
         if self.store is None:
             return None
         try:

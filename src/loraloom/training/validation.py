@@ -1,8 +1,8 @@
 """How well the run does on pictures it does not train on, and on each one that it does.
 
 Every measurement asks the same questions: the same pictures, the same noise, the same timesteps. The numbers of two
-epochs, or of two runs with other settings, can so be compared directly, and are far less noisy than the training loss.
-The loss is always the plain squared error of the model's own target, whatever the run itself minimises.
+epochs, or of two runs with other settings, can therefore be compared directly, and are far less noisy than the training
+loss. The loss is always the plain squared error of the model's own target, whatever the run itself minimises.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def validation_pictures(
         return (), ()
     update = {"folder": settings.folder, "concepts": (), "use_regularization": False, "regularization_folder": None}
     found = load_dataset(dataset.settings.model_copy(update=update))
-    # What is said of the settings is said of the dataset already.
+    # The remarks on the settings have been made for the dataset already.
     problems = [problem for problem in found.problems if problem.severity != "info" and problem.kind != "settings"]
     trained = {sample.digest for sample in dataset.samples}
     pictures = {sample.digest: sample.path for sample in found.training}

@@ -67,7 +67,7 @@ class Anatomy:
     blocks: tuple[BlockStrength, ...]
 
     def in_state(self, state: State) -> list[LayerStrength]:
-        """The layers of which this is to be said."""
+        """The layers that are in this state."""
         return [layer for layer in self.layers if layer.state == state]
 
 

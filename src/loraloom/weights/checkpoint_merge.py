@@ -69,14 +69,14 @@ def merge_checkpoints(
     With ``difference`` it is ``first + sum of weight * (other - difference)``. ``blocks`` multiply the weights block by
     block, ``BASE`` those of everything outside of the U-Net's numbered blocks. ``vae``: a VAE file or a checkpoint
     whose VAE is taken as it is. The names are the first's: a tensor that another lacks stays as the first's
-    (``missing``), one that only another has is not taken (``left_out``); both are told. Sums are in float32, rounded
+    (``missing``), one that only another has is not taken (``left_out``); both are listed. Sums are in float32, rounded
     once. A first convolution that reads more channels (inpainting) takes part with those that the others have.
-    ``control`` is heeded between two tensors, of which ``listener`` hears.
-    Raises CheckpointError for two families, sizes or predictions, and for values that are not finite.
+    ``control`` is heeded between two tensors, of which ``listener`` hears. Raises CheckpointError for two families,
+    sizes or predictions, and for values that are not finite.
     """
     _check_output(output, [first, *(other.path for other in others), *([difference] if difference else [])])
     if not others:
-        raise CheckpointError("one checkpoint alone is no merge", "name at least two")
+        raise CheckpointError("one checkpoint alone is not a merge", "name at least two")
     keep_freed_memory()
     source = open_checkpoint(first)
     if notice := source.translation_notice():

@@ -108,7 +108,7 @@ def _lora(known: str, tensors: TensorFile, keys: LoraKeys, texts: Mapping[str, s
 
 
 def tag_counts(metadata: Mapping[str, str]) -> Counter[str]:
-    """How often each tag was in the captions, over all folders (``ss_tag_frequency``); empty where nothing is said."""
+    """How often each tag was in the captions, over all folders (``ss_tag_frequency``); empty where it is missing."""
     counts: Counter[str] = Counter()
     with suppress(ValueError, RecursionError):
         folders = json.loads(metadata.get("ss_tag_frequency", "{}"))

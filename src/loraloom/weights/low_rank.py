@@ -76,7 +76,7 @@ class Criterion:
 
     def __post_init__(self) -> None:
         if self.name not in CRITERIA:
-            raise SettingsError([f"{self.name!r} is no way to choose a rank"], f"known: {', '.join(CRITERIA)}")
+            raise SettingsError([f"{self.name!r} is not a way to choose a rank"], f"known: {', '.join(CRITERIA)}")
         if self.name == "sv_ratio" and not self.value >= 1:
             raise SettingsError([f"sv_ratio {self.value:g} is below 1"], "2 keeps values of at least half the largest")
         if self.name != "sv_ratio" and not 0 < self.value <= 1:

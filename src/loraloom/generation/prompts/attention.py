@@ -44,8 +44,8 @@ def parse_attention(
     BREAK becomes conditioning.BREAK wherever it stands, also inside brackets. With ``emphasis="comfy"`` the rules are
     ComfyUI's, brackets that do not match included: an explicit weight replaces those around it and square brackets are
     text (BREAK works all the same, and a weight that is not finite is none); with ``"none"`` everything is text. With
-    the web UI's rules a BREAK in weighted brackets is the word, as it is there; only ``(a:1.2.3)``, at which the web UI
-    fails, is text under all rules.
+    the web UI's rules a BREAK in weighted brackets is the word, as it is there; The one exception is ``(a:1.2.3)``, at
+    which the web UI fails: it is text under all rules.
     """
     if emphasis == "none":
         return [Segment(prompt)]

@@ -1,6 +1,6 @@
 """Prompts that change while an image is made: ``[from:to:when]``, ``[to:when]``, ``[from::when]``, ``[a|b]``.
 
-``when`` with a point is a share of the steps, else a step. Brackets that are no schedule stay as they are, for
+``when`` with a point is a share of the steps, else a step. Brackets that are not schedule stay as they are, for
 :mod:`attention`; nothing is an error.
 """
 
@@ -192,7 +192,7 @@ def _split(items: list[_Item], mark: str) -> tuple[_Items, ...]:
 
 
 def _change(parts: tuple[_Items, ...], clock: _Clock) -> _Change | None:
-    """``before:after:when``; None where the last part is no number."""
+    """``before:after:when``; None where the last part is not a number."""
     last = parts[-1]
     number = _WHEN.fullmatch(last[0]) if len(last) == 1 and isinstance(last[0], str) else None
     if number is None:

@@ -159,7 +159,7 @@ def _largest(curve: WeightCurve) -> float:
 def _share(tag: str, text: str) -> float:
     share = _weight(tag, text)
     if not 0 <= share <= 1:
-        raise PromptError(f"{tag}: {text.strip()!r} is no share of the steps", "shares are from 0 to 1")
+        raise PromptError(f"{tag}: {text.strip()!r} is not a share of the steps", "shares are from 0 to 1")
     return share
 
 

@@ -231,5 +231,5 @@ class EventLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # what could not be written was told when it happened
+        with suppress(OSError):  # what could not be written was reported when it happened
             self._file.close()

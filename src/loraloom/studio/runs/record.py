@@ -102,7 +102,7 @@ class Recorder:
         self._listener(event)
 
     def failed(self, error: BaseException) -> None:
-        """Record how the run ended; whoever called hears of it by the error itself."""
+        """Record how the run ended; the caller learns of it from the error itself."""
         match error:
             case LoraloomError():
                 problem, hint = error.problem, error.hint

@@ -26,7 +26,7 @@ from loraloom.studio.runs.log import LOG_NAME, RunLog, is_superseded, went_back_
 __all__ = ["RunStatus", "list_runs", "read_status"]
 
 _SPEED_STEPS = 50
-"""The time left is told from so many last steps."""
+"""The time left is estimated from this many of the last steps."""
 _KINDS = frozenset(
     {"RunCreated", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed"}
     | {"StepFinished", "PreviewSaved", "ValidationMeasured"}
@@ -147,7 +147,7 @@ class RunStatus:
 def list_runs(folder: Path) -> list[RunStatus]:
     """Every run in ``folder``, by name. MissingFileError when there is no such folder."""
     if not folder.is_dir():
-        raise MissingFileError(f"{folder} is no folder of runs", "give the folder that output= named")
+        raise MissingFileError(f"{folder} is not a folder of runs", "give the folder that output= named")
     return [_status_or_problem(path) for path in run_folders(folder)]
 
 

@@ -179,7 +179,7 @@ def _follow(settings: TrainSettings | None, folder: Path, team: Team) -> Trainin
 
 @dataclass(frozen=True)
 class _Task:
-    """What the leading process tells the others before they begin."""
+    """What the leading process sends the others before they begin."""
 
     settings: TrainSettings
     point: ResumePoint | None
