@@ -17,7 +17,7 @@ from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import AdapterSet, create_adapters
 from loraloom.adapters.block_weights import parse_block_weights
 from loraloom.adapters.settings import AdapterSettings
-from loraloom.adapters.strength import LoraStrength
+from loraloom.adapters.strength import FULL, LoraStrength
 from loraloom.errors import PromptError
 from loraloom.events import Event, Notice
 from loraloom.formats.adapter_file import AdapterTarget, write_adapter_file
@@ -153,7 +153,7 @@ def test_kinds_that_are_not_low_rank_have_weights_by_image_too(toy_model: Models
     x = torch.randn(3, 5, target.shape[1], generator=torch.Generator().manual_seed(1))
     sets = [of_kind(model, kind) for kind in ("lora", "loha", "dora")]
     alone = [AdapterSet({target: one.adapter(target.name)}) for one in sets]
-    active = ActiveLoras(alone, {target.name: layer})
+    active = ActiveLoras([(one, FULL) for one in alone], {target.name: layer})
     rows = [[0.5, 1.0, 0.2], [0.5, 0.0, 0.2], [0.0, -1.0, 0.7]]
     with torch.no_grad(), active.on():
         active.weigh_unet(rows)
@@ -174,7 +174,7 @@ def test_a_layers_work_does_not_grow_with_the_number_of_loras(
         for one in sets:
             for _, adapter in one.items():
                 adapter.up.data += 0.1  # type: ignore[union-attr]
-        active = ActiveLoras(sets, layers)
+        active = ActiveLoras([(one, FULL) for one in sets], layers)
         active.weigh_unet([[0.5] * number])
         active.weigh_text([0.5] * number)
         calls: list[int] = []
@@ -297,7 +297,7 @@ def test_layers_that_are_missing_are_named(toy_model: Models) -> None:
     from loraloom.errors import AdapterError
 
     with pytest.raises(AdapterError, match="the model has no layer"):
-        ActiveLoras([of_kind(toy_model("sd1"), "lora")], {"x": nn.Linear(1, 1)})
+        ActiveLoras([(of_kind(toy_model("sd1"), "lora"), FULL)], {"x": nn.Linear(1, 1)})
 
 
 @pytest.mark.parametrize(
