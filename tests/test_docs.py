@@ -15,6 +15,7 @@ from loraloom.settings import setting_rows
 from loraloom.training.lr_schedule_names import LR_SCHEDULES
 from loraloom.training.optimizer_names import OPTIMIZERS
 from loraloom.training.settings import TrainSettings
+from test_imports import ALLOWED, GROUND
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -26,6 +27,14 @@ def test_links_resolve(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+NAME = re.compile(r"`([a-z_]+)`")
+
+
+def is_room(path: Path) -> bool:
+    """Whether it is a module or a package of code, not a folder of data."""
+    return path.stem != "__init__" and (path.suffix == ".py" or (path / "__init__.py").is_file())
 
 
 def anchors_of(page: Path) -> set[str]:
@@ -87,6 +96,38 @@ def test_every_optimizer_and_schedule_is_in_the_documentation() -> None:
     page = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8")
     named = {word for line in page.splitlines() if line.startswith("| ") for word in re.findall(r"\w+", line)}
     assert [name for name in (*OPTIMIZERS, *LR_SCHEDULES) if name not in named] == []
+
+
+def test_the_architecture_has_the_table_that_the_imports_keep() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| package | may import")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
+    said = {package: rule for packages, rule in rows for package in packages.split(", ")}
+    assert set(said) == set(ALLOWED)
+    for package, allowed in ALLOWED.items():
+        if package not in ("studio", "cli"):
+            assert allowed == set(said[package].split(", ")) - {"nothing"}, package
+    assert said["studio"] == "everything above this line" and ALLOWED["studio"] == set(said) - {"studio", "cli"}
+    assert said["cli"].startswith("studio, and the torch-free")
+    ground = page.partition("\nground ")[2].partition("```")[0].split()
+    assert set(ground) == GROUND and len(ground) == len(GROUND)
+
+
+def test_the_architecture_knows_every_room_of_studio() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = page.partition("## The rooms of studio")[2].partition("\n## ")[0]
+    named = {name for line in rooms.splitlines() if line.startswith("| ") for name in NAME.findall(line.split("|")[2])}
+    found = {path.stem for path in (ROOT / "src" / "loraloom" / "studio").glob("*") if is_room(path)}
+    assert named == found
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    source = ROOT / "src" / "loraloom"
+    known = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
+    for name in re.findall(r"`((?:[a-z_0-9]+/)*[a-z_0-9]+\.py)`", page):
+        if not name.startswith("tests/"):
+            assert any(path == name or path.endswith("/" + name) for path in known), name
 
 
 def test_the_settings_page_is_up_to_date() -> None:
