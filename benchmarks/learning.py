@@ -49,6 +49,7 @@ from loraloom.studio.demo import (
     paint_regularization,
     training_settings,
 )
+from loraloom.studio.painter import Painter
 from loraloom.studio.runs.training import run_training
 from loraloom.training.step import Batch, Objective, training_loss
 
@@ -160,7 +161,7 @@ def train_plan(
     """Train a plan of the demo as the demo does, without previews; ``folder`` is a new one. Returns the LoRA."""
     dataset = copy_dataset(plan, folder / "dataset")
     if plan.regularization_prompts:
-        paint_regularization(pictures.model, plan, dataset / "regularization_images")
+        paint_regularization(pictures.checkpoint, plan, dataset / "regularization_images", painter=Painter())
     settings = training_settings(
         plan, pictures.checkpoint, dataset, folder / "runs", epochs=epochs, overrides=["device=cpu", *overrides]
     )

@@ -32,6 +32,7 @@ __all__ = [
     "RunResumed",
     "RunStarted",
     "SamplerStepped",
+    "StageReached",
     "StateSaved",
     "StepFinished",
     "ValidationMeasured",
@@ -83,6 +84,14 @@ class PieceFinished(Event):
     what: str
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class StageReached(Event):
+    """A job of several stages came to one of them; ``facts``: what there is to say of it, as plain data."""
+
+    stage: str
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ __all__ = [
     "parse_json",
     "parse_toml",
     "shown",
+    "size_text",
     "too_large",
 ]
 
@@ -147,3 +148,14 @@ def _few(parts: Iterable[str], count: int = 6) -> str:
     found = list(parts)
     more = f" and {len(found) - count} more" if len(found) > count else ""
     return ", ".join(found[:count]) + more
+
+
+def size_text(nbytes: int) -> str:
+    """A size for people: ``1.5 GB`` (decimal units)."""
+    if nbytes < 1000:
+        return f"{nbytes} bytes"
+    size, units = nbytes / 1000, ["kB", "MB", "GB", "TB"]
+    while size >= 999.95 and len(units) > 1:
+        size /= 1000
+        del units[0]
+    return f"{size:.1f} {units[0]}"

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from loraloom.cli.dataset import app
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, SettingsError
+from loraloom.events import Event, PieceFinished
 from loraloom.studio.datasets import check_dataset
 
 
@@ -43,10 +44,8 @@ def digest(folder: Path) -> str:
 
 def test_report(folder: Path) -> None:
     (folder / "2_HighRes" / "3.txt").write_text("word, " * 60, encoding="utf-8")
-    seen: list[tuple[int, int]] = []
-    report = check_dataset(
-        DatasetSettings(folder=folder, resolution=128), progress=lambda done, total: seen.append((done, total))
-    )
+    seen: list[Event] = []
+    report = check_dataset(DatasetSettings(folder=folder, resolution=128), listener=seen.append)
     assert [(row.concept.label, row.share) for row in report.concepts] == [
         ("1_LowRes", pytest.approx(0.2)),
         ("2_HighRes", pytest.approx(0.8)),
@@ -62,7 +61,7 @@ def test_report(folder: Path) -> None:
     assert report.longest_tokens == 120
     assert report.max_token_length == 150
     assert report.clean
-    assert seen[-1] == (30, 30)
+    assert seen == [PieceFinished("pictures", number, 30) for number in range(1, 31)]
 
 
 def test_printed_tables(folder: Path) -> None:

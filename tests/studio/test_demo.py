@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,26 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from controls import Asked, unfinished
+from loraloom.cli.demo import explanation
+from loraloom.control import Interrupted, Request
 from loraloom.data.dataset import load_dataset
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import OutputError
+from loraloom.events import Event, StageReached, from_record, to_record
 from loraloom.formats.image_info import read_parameters
 from loraloom.models.checkpoint import open_checkpoint
-from loraloom.studio.demo import CHARACTER, STYLE, DemoPlan, DemoResult, copy_dataset, run_demo, training_settings
+from loraloom.studio.demo import (
+    CHARACTER,
+    STAGES,
+    STYLE,
+    DemoPlan,
+    DemoResult,
+    copy_dataset,
+    run_demo,
+    training_settings,
+)
+from loraloom.studio.painter import Painter
 
 SHORT_STYLE = replace(STYLE, prompts=STYLE.prompts[:2], overrides=("steps=12",))
 SHORT_CHARACTER = replace(
@@ -28,10 +43,21 @@ SHORT_CHARACTER = replace(
 
 
 def run(plan: DemoPlan, folder: Path) -> tuple[DemoResult, list[str], list[Path]]:
-    said: list[str] = []
-    shown: list[Path] = []
-    result = run_demo(folder, plan=plan, say=said.append, show_dataset=shown.append, epochs=1)
-    return result, said, shown
+    reached: list[StageReached] = []
+    painter = Painter()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StageReached):
+            reached.append(event)
+
+    result = run_demo(folder, plan=plan, epochs=1, painter=painter, listener=listen)
+    assert painter.loads == 2, "the checkpoint and the merged one"
+    assert [from_record(json.loads(json.dumps(to_record(event)))) for event in reached] == reached
+    assert [event.stage for event in reached] == [
+        stage for stage in STAGES if stage != "regularization" or plan.regularization_prompts
+    ]
+    said = [line for event in reached for line in explanation(event.stage, event.facts)]
+    return result, said, [Path(event.facts["folder"]) for event in reached if event.stage == "prepared"]
 
 
 @pytest.fixture
@@ -122,3 +148,15 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists already"):
         run_demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.usefixtures("_hurried")
+def test_a_demo_is_left_while_it_paints(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    # A pause; then the three stages before pictures are painted, and the third question after them.
+    control = Asked(Request.PAUSE, *[Request.GO] * 7, Request.STOP)
+    with pytest.raises(Interrupted):
+        run_demo(tmp_path / "demo", plan=SHORT_CHARACTER, listener=heard.append, control=control)
+    assert [event.stage for event in heard if isinstance(event, StageReached)][-1] == "regularization"
+    assert (tmp_path / "demo" / "dataset").is_dir()
+    assert unfinished(tmp_path) == []

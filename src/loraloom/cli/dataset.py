@@ -40,18 +40,16 @@ def check(
     Ends with 0 if every picture and caption can be used (warnings may remain), with 1 if one cannot.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from loraloom.cli.progress import ProgressDisplay
     from loraloom.data.settings import DatasetSettings
     from loraloom.settings import apply_overrides
     from loraloom.studio.datasets import check_dataset
 
     data = apply_overrides({"folder": str(folder)}, overrides or [])
     settings = DatasetSettings.parse(data, source="the command line")
-    columns = (TextColumn("reading pictures"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True, emoji=False), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        report = check_dataset(settings, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
+        report = check_dataset(settings, listener=display)
     show_report(report, Console(emoji=False), everything=everything)
     if not report.clean:
         raise typer.Exit(1)

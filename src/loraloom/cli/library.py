@@ -31,7 +31,7 @@ def scan(
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.studio.library import scan as scan_folders
 
-    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
         report = scan_folders(folders, hashes=hashes, index=index, listener=display)
     for before, after in report.moved:
         typer.echo(visible(f"moved: {before} -> {after}"))

@@ -17,6 +17,7 @@ from loraloom.events import (
     MemoryMeasured,
     MemoryPredicted,
     Notice,
+    PieceFinished,
     PreviewSaved,
     RunFinished,
     RunPaused,
@@ -34,7 +35,8 @@ __all__ = ["ProgressDisplay"]
 class ProgressDisplay:
     """The listener of a terminal. Use it as a context manager."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, transient: bool = False) -> None:
+        """``transient``: the bars are gone when the work is done."""
         self._console = console or Console(highlight=False, emoji=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -43,6 +45,7 @@ class ProgressDisplay:
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
             console=self._console,
+            transient=transient,
         )
         self._tasks: dict[str, TaskID] = {}
         self._seconds_per_step = 0.0
@@ -74,6 +77,8 @@ class ProgressDisplay:
                 self._seconds_per_step += share * (event.seconds - self._seconds_per_step)
                 status = f"epoch {event.epoch}  loss {event.average_loss:.4f}  {_rate(self._seconds_per_step)}"
                 self._bar("training", event.step, None, status)
+            case PieceFinished():
+                self._bar(event.what, event.done, event.total)
             case ImageSaved():
                 self._bar("images", event.done, event.total)
             case ValidationMeasured():

@@ -71,7 +71,7 @@ def merge_checkpoints(
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.studio.weights import merge_checkpoints as merge
 
-    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
         report = merge(
             checkpoints,
             output,
@@ -109,7 +109,7 @@ def extract(
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.studio.weights import extract_lora
 
-    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
         report = extract_lora(
             base,
             tuned,
@@ -155,6 +155,9 @@ def resize(
     read_back: CheckWithDiffusers = True,
 ) -> None:
     """Make a LoRA smaller: its best approximation of a lower rank."""
+    from rich.console import Console
+
+    from loraloom.cli.progress import ProgressDisplay
     from loraloom.studio.weights import resize_lora, written_text
 
     if (dynamic is None) != (dynamic_param is None):
@@ -162,7 +165,17 @@ def resize(
     way = (dynamic.value, dynamic_param) if dynamic is not None and dynamic_param is not None else None
     said = precision.value if precision else None
     names = to.value if to else None
-    report = resize_lora(lora, output, rank=rank, conv_rank=conv_rank, dynamic=way, precision=said, to=names)
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
+        report = resize_lora(
+            lora,
+            output,
+            rank=rank,
+            conv_rank=conv_rank,
+            dynamic=way,
+            precision=said,
+            to=names,
+            listener=display,
+        )
     if layers:
         for layer in report.layers:
             typer.echo(f"{layer.name}: rank {layer.old_rank} to {layer.rank}, {layer.kept:.2%} of the energy")

@@ -109,15 +109,17 @@ def merge(
 
     said, blocks = precision.value if precision else None, block_weights or []
     if is_lora(first):
-        combined = combine_loras(
-            [first, *loras],
-            output,
-            block_weights=blocks,
-            rank=rank,
-            conv_rank=conv_rank,
-            precision=said,
-            to=to.value if to else None,
-        )
+        with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
+            combined = combine_loras(
+                [first, *loras],
+                output,
+                block_weights=blocks,
+                rank=rank,
+                conv_rank=conv_rank,
+                precision=said,
+                to=to.value if to else None,
+                listener=display,
+            )
         ranks = sorted(set(combined.ranks.values()))
         told = f", ranks {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f", rank {ranks[0]}" if ranks else ""
         left = "" if rank is None else f"; left out: {combined.residual:.2%} of the norm"
@@ -127,7 +129,7 @@ def merge(
     if rank is not None or conv_rank is not None or to is not None:
         given = "--to" if to is not None else "--rank"
         raise SettingsError([f"{given} is for LoRAs merged into a LoRA"], f"{first} is a checkpoint")
-    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False)) as display:
+    with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
         report = merge_loras(Path(first), loras, output, block_weights=blocks, precision=said, listener=display)
     for lora in report.loras:
         typer.echo(f"{lora.path}: {lora.applied} of {lora.layers} layers applied")

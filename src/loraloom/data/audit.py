@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.data.concepts import Concept
 from loraloom.data.problems import Problem, Severity, normal_name, readable, worst_first
 from loraloom.data.sample import Dataset, Sample
@@ -56,11 +57,15 @@ def concept_shares(dataset: Dataset) -> list[ConceptShare]:
     return shares
 
 
-def audit(dataset: Dataset, measure: Measure) -> list[Problem]:
-    """Everything worth knowing: what loading found, and what is found by looking at the samples together."""
+def audit(dataset: Dataset, measure: Measure, control: Control = keep_going) -> list[Problem]:
+    """Everything worth knowing: what loading found, and what is found by looking at the samples together.
+
+    ``control`` is heeded between two of them.
+    """
     problems = list(dataset.problems)
     seen: set[str] = set()
     for sample in dataset.samples:
+        heed(control)
         problems += _size(sample, dataset)
         if sample.picture in seen:  # the same picture at another resolution
             continue

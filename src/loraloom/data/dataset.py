@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loraloom.control import Control, each_of, keep_going
 from loraloom.data.buckets import Size, assign_buckets, bucket_sizes
 from loraloom.data.caption_operations import file_words
 from loraloom.data.caption_table import FOUND_BY_THEMSELVES, CaptionTable
@@ -22,6 +23,7 @@ from loraloom.data.sample import Dataset, Sample
 from loraloom.data.settings import CaptionSettings, ConceptSettings, DatasetSettings
 from loraloom.data.variants import PLAIN, Variation
 from loraloom.errors import DatasetError, FileError
+from loraloom.events import Listener, ignore
 from loraloom.formats.pictures import SUFFIXES, picture_budget, quiet_decoders
 
 __all__ = ["load_dataset"]
@@ -43,13 +45,17 @@ class _Found:
 
 
 def load_dataset(
-    settings: DatasetSettings, *, progress: Callable[[int, int], None] | None = None, allow_empty: bool = False
+    settings: DatasetSettings,
+    *,
+    allow_empty: bool = False,
+    listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> Dataset:
     """Find, decode once and describe every picture.
 
     A picture or caption that cannot be used becomes a Problem with its path and is skipped. DatasetError when the
-    folder is missing or nothing usable is left (``allow_empty``: that is a Problem too). ``progress`` is told
-    (done, total) pictures.
+    folder is missing or nothing usable is left (``allow_empty``: that is a Problem too). ``listener`` hears
+    of every picture, ``control`` is heeded between them.
     """
     layout = find_layout(settings)
     listed = []
@@ -57,7 +63,7 @@ def load_dataset(
         beside = _mask_source(concept, settings) == "beside"
         listed.append((concept, list_files(concept, layout, settings.caption_extensions, beside=beside)))
     problems = list(layout.problems)
-    found = _find_pictures(listed, settings, problems, progress)
+    found = _find_pictures(listed, settings, problems, listener, control)
     near = list(_without_captions(listed, found, settings))
     offered = {problem.path for problem in near if problem.kind == "captions-nearby"}
     problems = [problem for problem in problems if problem.kind != "caption-orphan" or problem.path not in offered]
@@ -86,10 +92,11 @@ def _find_pictures(
     listed: Sequence[tuple[Concept, Files]],
     settings: DatasetSettings,
     problems: list[Problem],
-    progress: Callable[[int, int], None] | None,
+    listener: Listener,
+    control: Control,
 ) -> list[_Found]:
     paths = list(dict.fromkeys(concept.folder / relative for concept, files in listed for relative in files.images))
-    facts = dict(zip(paths, _inspect_all(paths, settings.max_megapixels, progress), strict=True))
+    facts = dict(zip(paths, _inspect_all(paths, settings.max_megapixels, listener, control), strict=True))
     found: list[_Found] = []
     masks = MaskFiles(settings)
     tables: dict[Path, CaptionTable | FileError] = {}
@@ -274,7 +281,7 @@ def _mask(
 
 
 def _inspect_all(
-    paths: Sequence[Path], max_megapixels: float, progress: Callable[[int, int], None] | None
+    paths: Sequence[Path], max_megapixels: float, listener: Listener, control: Control
 ) -> list[ImageFacts | FileError]:
     """Facts or the error of each path. Decoding releases the interpreter lock, so threads use every core.
 
@@ -291,10 +298,9 @@ def _inspect_all(
     results: list[ImageFacts | FileError] = []
     with quiet_decoders(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
-            for result in pool.map(inspect, paths):
-                results.append(result)
-                if progress is not None:
-                    progress(len(results), len(paths))
+            begun = pool.map(inspect, paths)
+            for _ in each_of("pictures", paths, listener, control):
+                results.append(next(begun))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # else thousands of pictures are decoded for nobody
             raise

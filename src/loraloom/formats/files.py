@@ -15,6 +15,7 @@ from typing import BinaryIO
 from loraloom.control import Control, heed, keep_going
 from loraloom.errors import FileError, OutputError
 from loraloom.formats.unfinished import remove_leftovers, unfinished_file
+from loraloom.plain_data import size_text
 from loraloom.reading import check_readable, open_file, read_bytes, read_text
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "read_text",
     "require_space",
     "sha256_of",
-    "size_text",
     "sync_folder",
     "write_bytes",
     "write_text",
@@ -147,17 +147,6 @@ def old_hash(path: Path) -> str:
             return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
     except OSError as error:
         raise FileError(f"{path}: cannot be read, {_reason(error)}") from error
-
-
-def size_text(nbytes: int) -> str:
-    """A size for people: ``1.5 GB`` (decimal units)."""
-    if nbytes < 1000:
-        return f"{nbytes} bytes"
-    size, units = nbytes / 1000, ["kB", "MB", "GB", "TB"]
-    while size >= 999.95 and len(units) > 1:
-        size /= 1000
-        del units[0]
-    return f"{size:.1f} {units[0]}"
 
 
 def output_error(path: Path, error: OSError, nbytes: int | None = None) -> OutputError:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from loraloom.errors import OutputError
 from loraloom.events import Listener, Notice, ignore
-from loraloom.formats.files import output_error, size_text
+from loraloom.formats.files import output_error
 from loraloom.formats.unfinished import unfinished_file
+from loraloom.plain_data import size_text
 
 __all__ = ["Need", "free_bytes", "picture_bytes", "require_room"]
 

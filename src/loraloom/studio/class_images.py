@@ -78,7 +78,9 @@ def make_class_images(
     """
     if not settings.prompt.strip():
         raise SettingsError(["the class prompt is empty"], 'say what the class is, for example "photo of a man"')
-    samples = load_dataset(dataset.model_copy(update={"use_regularization": False})).training
+    samples = load_dataset(
+        dataset.model_copy(update={"use_regularization": False}), listener=listener, control=control
+    ).training
     count = len(samples) if count is None else count
     folder = folder or dataset.folder / "regularization_images" / f"1_{_class_name(settings.prompt, samples)}"
     if folder.exists() and not folder.is_dir():

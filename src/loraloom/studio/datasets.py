@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraloom.control import Control, each_of, keep_going
 from loraloom.data.audit import ConceptShare, audit, concept_shares
 from loraloom.data.buckets import Size
 from loraloom.data.dataset import load_dataset
 from loraloom.data.problems import Problem, readable
 from loraloom.data.sample import Dataset
 from loraloom.data.settings import DatasetSettings
+from loraloom.events import Listener, ignore
 
 __all__ = [
     "BucketUse",
@@ -59,12 +61,15 @@ class DatasetReport:
         return not any(problem.severity == "error" for problem in self.problems)
 
 
-def check_dataset(settings: DatasetSettings, *, progress: Callable[[int, int], None] | None = None) -> DatasetReport:
+def check_dataset(
+    settings: DatasetSettings, *, listener: Listener = ignore, control: Control = keep_going
+) -> DatasetReport:
     """Read everything, decode every picture, look for problems. Changes nothing.
 
+    ``listener`` hears of every picture, ``control`` is heeded between them.
     A dataset without a usable picture gives a report that says so; DatasetError only if the folder cannot be read.
     """
-    dataset = load_dataset(settings, progress=progress, allow_empty=True)
+    dataset = load_dataset(settings, allow_empty=True, listener=listener, control=control)
     lengths: dict[str, tuple[int, int]] = {}
     measure = _measure()
 
@@ -73,7 +78,7 @@ def check_dataset(settings: DatasetSettings, *, progress: Callable[[int, int], N
             lengths[text] = measure(text)
         return lengths[text]
 
-    problems = audit(dataset, remembered)
+    problems = audit(dataset, remembered, control)
     longest = max(dataset.samples, key=lambda sample: remembered(sample.fullest_caption)[0], default=None)
     chunks = max((remembered(sample.fullest_caption)[1] for sample in dataset.samples), default=1)
     return DatasetReport(
@@ -114,20 +119,29 @@ class CaptionPreviews:
     notices: tuple[str, ...]
 
 
-def preview_captions(settings: DatasetSettings, *, draws: int = 4, seed: int = 0, epochs: int = 10) -> CaptionPreviews:
+def preview_captions(
+    settings: DatasetSettings,
+    *,
+    draws: int = 4,
+    seed: int = 0,
+    epochs: int = 10,
+    listener: Listener = ignore,
+    control: Control = keep_going,
+) -> CaptionPreviews:
     """What the model would be told about each picture in its first ``draws`` showings with this run seed.
 
     Tag warm-up is shown as in a run of ``epochs`` epochs with one picture a step. Pictures at several resolutions are
-    listed once for each, as each has draws of its own.
+    listed once for each, as each has draws of its own. ``listener`` hears of every picture and caption, ``control`` is
+    heeded between them.
     """
     from loraloom.data.caption_operations import OPERATIONS, Moment
     from loraloom.models.tokenizer import clip_tokenizer
 
-    dataset = load_dataset(settings)
+    dataset = load_dataset(settings, listener=listener, control=control)
     tokenizer = clip_tokenizer()
     per_epoch = dataset.draws_per_epoch
     previews = []
-    for sample in dataset.samples:
+    for sample in each_of("captions", dataset.samples, listener, control):
         told = []
         first = 0 if sample.concept.settings is None else sample.concept.settings.first_epoch - 1
         for number in range(draws):

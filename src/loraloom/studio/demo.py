@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,29 +18,29 @@ from PIL import Image, ImageChops, ImageStat
 from loraloom.actions import Action, Sentence
 from loraloom.control import Control, heed, keep_going
 from loraloom.errors import OutputError
-from loraloom.events import Event, Listener, PreviewSaved, ignore
-from loraloom.formats.files import make_folder, size_text, write_text
+from loraloom.events import Event, Listener, Notice, PreviewSaved, StageReached, ignore
+from loraloom.formats.files import make_folder, write_text
 from loraloom.formats.image_info import save_image
 from loraloom.formats.room import Need, require_room
 from loraloom.generation.settings import GenerateSettings
 from loraloom.generation.sheets import draw_sheet
-from loraloom.generation.text_to_image import GeneratedImage, paint_each
-from loraloom.hardware import choose_device, one_thread
-from loraloom.models.loaded import LoadedModel, load_model
-from loraloom.studio.curves import CURVES_NAME, read_curves, sparkline
+from loraloom.generation.text_to_image import GeneratedImage
+from loraloom.hardware import one_thread
+from loraloom.studio.curves import CURVES_NAME, read_curves
 from loraloom.studio.embedded import write_checkpoint
+from loraloom.studio.painter import Loading, Painter
 from loraloom.studio.runs.log import RunLog
 from loraloom.studio.runs.training import run_training
-from loraloom.studio.stopping import heeding
 from loraloom.studio.weights import merge_loras
 from loraloom.training.settings import TrainSettings
 
 __all__ = [
     "CHARACTER",
+    "STAGES",
     "STYLE",
     "DemoPlan",
     "DemoResult",
-    "Painter",
+    "Pictures",
     "copy_dataset",
     "make_checkpoint",
     "paint_regularization",
@@ -57,6 +57,20 @@ STEPS = 20
 SEED = 42
 REGULARIZATION_SEED = 7000
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+STAGES = (
+    "checkpoint",
+    "dataset",
+    "regularization",
+    "prepared",
+    "training",
+    "trained",
+    "weights",
+    "weighed",
+    "merge",
+    "merged",
+    "end",
+)
+"""What a demo comes to, in this order; regularization images are painted for a character alone."""
 
 
 @dataclass(frozen=True)
@@ -164,175 +178,212 @@ class DemoResult:
 
 
 @dataclass(frozen=True)
-class _Doors:
-    """How the demo speaks to whoever started it."""
+class _Demo:
+    """One demo: where it goes, what it teaches, who is told and asked."""
 
+    folder: Path
+    plan: DemoPlan
+    painter: Painter
     listener: Listener
-    say: Callable[[str], None]
-    show_dataset: Callable[[Path], None]
     control: Control
 
-    @property
-    def heeding(self) -> Listener:
-        """The listener of all but the training, which ends well by itself: a stop that is asked for is heard."""
-        return heeding(self.listener, self.control)
-
-    def go_on(self) -> None:
-        """Wait out a pause, and raise Interrupted when the end was asked for."""
+    def reach(self, stage: str, **facts: object) -> None:
+        """Tell that the demo came to a stage, unless it is asked to end there."""
         heed(self.control)
+        self.listener(StageReached(stage, facts))
+
+    @property
+    def checkpoint(self) -> Path:
+        """The small checkpoint."""
+        return self.folder / "checkpoint" / "demo-sd1.safetensors"
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The rows of the sheet."""
+        return (*self.plan.prompts, *self.plan.control_prompts)
+
+    def pictures(self, folder: Path, loras: Path | None = None) -> Pictures:
+        """What paints into a folder."""
+        return Pictures(folder, loras or folder, self.painter, self.listener, self.control)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What came of the training."""
+
+    run: Path
+    lora: Path
+    previews: tuple[PreviewSaved, ...]
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """The pictures of each row by weight, and their sheet."""
+
+    rows: tuple[tuple[GeneratedImage, ...], ...]
+    sheet: Path
+    changes: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """The checkpoint with the LoRA in it, its picture, and how far that is from the one on the fly, of 255."""
+
+    checkpoint: Path
+    sheet: Path
+    image: GeneratedImage
+    difference: int
 
 
 def run_demo(
     folder: Path,
     *,
     plan: DemoPlan = STYLE,
-    listener: Listener = ignore,
-    say: Callable[[str], None] = lambda text: None,
-    show_dataset: Callable[[Path], None] = lambda folder: None,
     epochs: int | None = None,
+    painter: Painter | None = None,
+    listener: Listener = ignore,
     control: Control = keep_going,
 ) -> DemoResult:
     """Prepare a dataset, train a LoRA on it, use it on the fly, merge it; everything lands in ``folder``, a new one.
 
-    ``say`` gets the explanations, ``show_dataset`` is asked to show the report on the dataset. Left out, ``epochs``
-    are those of the plan. Raises Interrupted at the next event once ``control`` asks for the end; what is finished
-    stays. Raises OutputError for a folder that is there and not empty.
+    ``listener`` hears StageReached for each of :data:`STAGES`, besides what training and painting tell. Left out,
+    ``epochs`` are those of the plan. Raises OutputError for a folder that holds anything, Interrupted once ``control``
+    asks for the end; what is finished stays.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists already", Sentence(Action.NAME_DEMO_FOLDER))
     require_room([Need(folder, DEMO_BYTES, "checkpoints, LoRAs, pictures")], listener)
     make_folder(folder)
-    doors = _Doors(listener, say, show_dataset, control)
-    return _whole_job(folder, plan, epochs or plan.epochs, doors)
-
-
-def _whole_job(folder: Path, plan: DemoPlan, epochs: int, doors: _Doors) -> DemoResult:
     began = time.monotonic()
-    checkpoint = _explain_checkpoint(folder, doors)
-    base = load_model(checkpoint, device=choose_device())
-    dataset = _prepare_dataset(folder, plan, base, doors)
-    run, lora, previews = _train(folder, plan, checkpoint, dataset, epochs, doors)
-    epochs_sheet = _epochs_sheet(folder, plan, previews)
+    demo = _Demo(folder, plan, painter or Painter(), listener, control)
 
-    say = doors.say
-    say("5. What came of it")
-    say(
-        "   The same prompts with more and more of the LoRA, on the fly: <lora:NAME:WEIGHT> in the prompt. Each row has"
-    )
-    say("   one seed, so all that differs in it is the weight. None of these prompts is a caption of the dataset.")
-    painter = Painter(folder / "images", lora.parent, doors.heeding)
-    prompts = (*plan.prompts, *plan.control_prompts)
-    rows = [_paint_row(painter, base, prompt, lora.stem, number) for number, prompt in enumerate(prompts)]
-    weights_sheet = _weights_sheet(folder, plan, prompts, rows)
-    say(f"   {weights_sheet}")
-    changes = tuple(_mean_difference(row[0].image, row[-1].image) for row in rows)
-    if plan.control_prompts:
-        called, others = changes[: len(plan.prompts)], changes[len(plan.prompts) :]
-        say(f"   With the trigger word {plan.trigger!r} the pictures change by {fmean(called):.0f} of 255 in the mean,")
-        say(f"   without it by {fmean(others):.0f}: that is what the regularization images are for.")
+    checkpoint = make_checkpoint(demo.checkpoint)
+    demo.reach("checkpoint", path=str(checkpoint), bytes=checkpoint.stat().st_size)
+    dataset = _prepare_dataset(demo)
+    trained = _train(demo, dataset, epochs or plan.epochs)
+    epochs_sheet = _epochs_sheet(folder, plan, trained.previews)
+    weighed = _paint_by_weight(demo, trained.lora)
+    merged = _merge(demo, trained.lora, weighed)
+    demo.reach("end", regularization=bool(plan.regularization_prompts))
 
-    say("   The same LoRA merged: a checkpoint of its own that needs no LoRA, and paints the same picture.")
-    without, with_lora = rows[0][0], rows[0][-1]
-    merged = folder / "checkpoint" / f"demo-sd1-{plan.name}.safetensors"
-    doors.go_on()
-    report = merge_loras(checkpoint, [f"{lora}:{WEIGHTS[-1]:g}"], merged, precision="float", listener=doors.heeding)
-    (from_merged,) = painter.paint(load_model(merged, device=choose_device()), {"merged": (prompts[0], SEED)})
-    difference = _largest_difference(with_lora.image, from_merged.image)
-    merge_sheet = folder / "sheets" / "merge.png"
-    _write_sheet(
-        merge_sheet,
-        [[without.image, with_lora.image, from_merged.image]],
-        columns=("the checkpoint", "with the LoRA on the fly", "the merged checkpoint"),
-        title=prompts[0],
-    )
-    say(f"   {report.changed} of {report.tensors} tensors changed: {merged}")
-    say(f"   Its picture differs from the one on the fly by at most {difference} of 255: {merge_sheet}")
+    without, with_lora = weighed.rows[0][0], weighed.rows[0][-1]
+    pictures = demo.pictures(folder / "images")
     return DemoResult(
         folder=folder,
         checkpoint=checkpoint,
-        lora=lora,
-        previews=tuple(Path(preview.path) for preview in previews),
-        curves=run / CURVES_NAME,
+        lora=trained.lora,
+        previews=tuple(Path(preview.path) for preview in trained.previews),
+        curves=trained.run / CURVES_NAME,
         epochs_sheet=epochs_sheet,
-        weights_sheet=weights_sheet,
-        merge_sheet=merge_sheet,
-        image_without=painter.path(_image_name(0, WEIGHTS[0])),
-        image_with=painter.path(_image_name(0, WEIGHTS[-1])),
-        image_merged=painter.path("merged"),
-        merged_checkpoint=merged,
+        weights_sheet=weighed.sheet,
+        merge_sheet=merged.sheet,
+        image_without=pictures.path(_image_name(0, WEIGHTS[0])),
+        image_with=pictures.path(_image_name(0, WEIGHTS[-1])),
+        image_merged=pictures.path("merged"),
+        merged_checkpoint=merged.checkpoint,
         lora_pixel_difference=_largest_difference(without.image, with_lora.image),
-        merge_pixel_difference=difference,
-        merge_latent_difference=float((with_lora.latent - from_merged.latent).abs().max()),
-        changes=changes,
+        merge_pixel_difference=merged.difference,
+        merge_latent_difference=float((with_lora.latent - merged.image.latent).abs().max()),
+        changes=weighed.changes,
         seconds=time.monotonic() - began,
     )
 
 
-def _explain_checkpoint(folder: Path, doors: _Doors) -> Path:
-    """Chapters 1 and 2 of the guide: what a LoRA is, how it is used."""
-    checkpoint = make_checkpoint(folder / "checkpoint" / "demo-sd1.safetensors")
-    size = size_text(checkpoint.stat().st_size)
-    say = doors.say
-    say("1. What a LoRA is: a small file that teaches a Stable Diffusion checkpoint something new")
-    say("   The checkpoint itself stays as it is; beside the layers of its U-Net and its text encoder small pairs of")
-    say("   matrices are trained. Your checkpoint will be a real one. The demo's comes with the package, in the file")
-    say("   layout of a real one: tiny, trained from scratch on emoji drawings, it knows a hundred simple things.")
-    say(f"   {checkpoint} ({size})")
-    say("2. How it is used: on the fly, with a weight you choose for each picture, or merged into a checkpoint")
-    say("   On the fly is the recommended way, since the weight stays free. Step 5 does both.")
-    return checkpoint
-
-
-def _prepare_dataset(folder: Path, plan: DemoPlan, base: LoadedModel, doors: _Doors) -> Path:
-    """Chapter 3: pictures with captions, and for a character regularization images."""
-    say = doors.say
-    say("3. Preparing a dataset: pictures with captions in a folder n_name, where n is the number of repeats")
-    say(f"   Each caption says what is to be seen, and has a word of its own for what is taught: {plan.trigger!r}.")
-    say("   That is the trigger word, by which you call it in a prompt later.")
-    dataset = copy_dataset(plan, folder / "dataset")
+def _prepare_dataset(demo: _Demo) -> Path:
+    """Pictures with captions, and for a character regularization images."""
+    plan = demo.plan
+    demo.reach("dataset", trigger=plan.trigger)
+    dataset = copy_dataset(plan, demo.folder / "dataset")
     if plan.regularization_prompts:
-        count = len(plan.regularization_prompts)
-        say(f"   Regularization images: {count} pictures that the checkpoint itself paints of things of that kind")
-        say("   without the trigger word (at least as many as training images). They show the LoRA what must not")
-        say("   change. Their captions are the prompts they were painted from.")
-        paint_regularization(base, plan, dataset / "regularization_images", listener=doors.heeding)
-    doors.show_dataset(dataset)
+        demo.reach("regularization", images=len(plan.regularization_prompts))
+        place = dataset / "regularization_images"
+        paint_regularization(
+            demo.checkpoint, plan, place, painter=demo.painter, listener=demo.listener, control=demo.control
+        )
+    demo.reach("prepared", folder=str(dataset))
     return dataset
 
 
-def _train(
-    folder: Path, plan: DemoPlan, checkpoint: Path, dataset: Path, epochs: int, doors: _Doors
-) -> tuple[Path, Path, list[PreviewSaved]]:
-    """Chapter 4: the training. Returns the run's folder, the LoRA and the previews."""
-    say = doors.say
-    say("4. Training: show a picture with noise added, ask the model which noise, correct the LoRA a little; repeat")
-    say(f"   Learning rate {plan.lr:g}, far more than the 1e-4 that suits a real checkpoint: this one is tiny, and")
-    say("   minutes are short. After each epoch the LoRA is saved and the same pictures are painted from the same")
-    say("   seeds; compare them, and take the epoch you like best.")
+def _train(demo: _Demo, dataset: Path, epochs: int) -> _Trained:
+    demo.reach("training", lr=demo.plan.lr)
     previews: list[PreviewSaved] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, PreviewSaved):
             previews.append(event)
-        doors.listener(event)
+        demo.listener(event)
 
-    settings = training_settings(plan, checkpoint, dataset, folder / "runs", epochs=epochs, previews=True)
+    settings = training_settings(
+        demo.plan, demo.checkpoint, dataset, demo.folder / "runs", epochs=epochs, previews=True
+    )
     with one_thread():
-        result = run_training(settings, listener=listen, control=doors.control)
-    doors.go_on()
+        result = run_training(settings, listener=listen, control=demo.control)
+    heed(demo.control)
     if result.lora is None:
         raise OutputError("the training was ended without a LoRA", "run the demo again in another folder")
-    curves = read_curves(RunLog(result.folder).events())
-    values = [mean for _, mean in curves.means]
-    say(f"   The loss, averaged: {values[0]:.3f} {sparkline(values)} {values[-1]:.3f}")
-    say(
-        "   It jumps from step to step, since some noise is easier to see than other; only its average means something,"
+    demo.reach(
+        "trained",
+        losses=[mean for _, mean in read_curves(RunLog(result.folder).events()).means],
+        curves=str(result.folder / CURVES_NAME),
+        lora=str(result.lora),
+        bytes=result.lora.stat().st_size,
+        checkpoint_bytes=demo.checkpoint.stat().st_size,
     )
-    say("   and a low one does not prove that the pictures are good. Look at them as well.")
-    say(f"   {result.folder / CURVES_NAME}")
-    size, whole = (size_text(path.stat().st_size) for path in (result.lora, checkpoint))
-    say(f"   {result.lora} ({size}; the checkpoint: {whole})")
-    return result.folder, result.lora, previews
+    return _Trained(result.folder, result.lora, tuple(previews))
+
+
+def _paint_by_weight(demo: _Demo, lora: Path) -> _Weighed:
+    """The same prompts with more and more of the LoRA: each row has one seed."""
+    demo.reach("weights")
+    pictures = demo.pictures(demo.folder / "images", lora.parent)
+    rows = tuple(
+        tuple(_paint_row(pictures, demo.checkpoint, prompt, lora.stem, number))
+        for number, prompt in enumerate(demo.prompts)
+    )
+    sheet = _weights_sheet(demo.folder, demo.plan, demo.prompts, rows)
+    changes = tuple(_mean_difference(row[0].image, row[-1].image) for row in rows)
+    called, others = changes[: len(demo.plan.prompts)], changes[len(demo.plan.prompts) :]
+    demo.reach(
+        "weighed",
+        sheet=str(sheet),
+        trigger=demo.plan.trigger,
+        changed_with_trigger=fmean(called),
+        changed_without=fmean(others) if others else None,
+    )
+    return _Weighed(rows, sheet, changes)
+
+
+def _merge(demo: _Demo, lora: Path, weighed: _Weighed) -> _Merged:
+    """The LoRA in a checkpoint of its own, which is to paint the same picture."""
+    demo.reach("merge")
+    output = demo.folder / "checkpoint" / f"demo-sd1-{demo.plan.name}.safetensors"
+    report = merge_loras(
+        demo.checkpoint,
+        [f"{lora}:{WEIGHTS[-1]:g}"],
+        output,
+        precision="float",
+        listener=demo.listener,
+        control=demo.control,
+    )
+    (image,) = demo.pictures(demo.folder / "images", lora.parent).paint(output, {"merged": (demo.prompts[0], SEED)})
+    without, with_lora = weighed.rows[0][0], weighed.rows[0][-1]
+    difference = _largest_difference(with_lora.image, image.image)
+    sheet = demo.folder / "sheets" / "merge.png"
+    _write_sheet(
+        sheet,
+        [[without.image, with_lora.image, image.image]],
+        columns=("the checkpoint", "with the LoRA on the fly", "the merged checkpoint"),
+        title=demo.prompts[0],
+    )
+    demo.reach(
+        "merged",
+        changed=report.changed,
+        tensors=report.tensors,
+        checkpoint=str(output),
+        difference=difference,
+        sheet=str(sheet),
+    )
+    return _Merged(output, sheet, image, difference)
 
 
 def training_settings(
@@ -376,18 +427,20 @@ def training_settings(
 
 
 @dataclass(frozen=True)
-class Painter:
+class Pictures:
     """Paints the demo's pictures into a folder: one size and sampler, fp32."""
 
     folder: Path
     lora_folder: Path
+    painter: Painter
     listener: Listener = ignore
+    control: Control = keep_going
 
     def path(self, name: str) -> Path:
         """Where a picture is saved."""
         return self.folder / f"{name}.png"
 
-    def paint(self, model: LoadedModel, wanted: Mapping[str, tuple[str, int]]) -> list[GeneratedImage]:
+    def paint(self, checkpoint: Path, wanted: Mapping[str, tuple[str, int]]) -> list[GeneratedImage]:
         """Paint and save pictures, each a name with its (prompt, seed), all in one pass through the model."""
         settings = GenerateSettings(
             width=RESOLUTION_PX,
@@ -401,11 +454,16 @@ class Painter:
         make_folder(self.folder)
         images = []
         each = [(prompt, "", seed) for prompt, seed in wanted.values()]
-        painted = paint_each(model, settings, each, listener=self.listener)
-        for name, image in zip(wanted, painted, strict=True):
-            save_image(image.image, self.path(name), image.infotext)
-            images.append(image)
+        with self.painter.job(checkpoint, Loading(precision="no"), listener=self._heard, control=self.control) as job:
+            for name, image in zip(wanted, job.paint_each(settings, each), strict=True):
+                save_image(image.image, self.path(name), image.infotext)
+                images.append(image)
         return images
+
+    def _heard(self, event: Event) -> None:
+        """What is said of the checkpoint is no news here: it is the same with every row."""
+        if not isinstance(event, Notice):
+            self.listener(event)
 
 
 def make_checkpoint(path: Path) -> Path:
@@ -424,24 +482,31 @@ def copy_dataset(plan: DemoPlan, folder: Path) -> Path:
 
 
 def paint_regularization(
-    model: LoadedModel, plan: DemoPlan, folder: Path, *, listener: Listener = ignore
+    checkpoint: Path,
+    plan: DemoPlan,
+    folder: Path,
+    *,
+    painter: Painter,
+    listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> list[Path]:
     """Paint a plan's regularization images with the bare checkpoint, each with its prompt as caption."""
-    painter = Painter(folder, folder, listener)
+    pictures = Pictures(folder, folder, painter, listener, control)
     for number, prompt in enumerate(plan.regularization_prompts):
-        painter.paint(model, {f"{number:02d}": (prompt, REGULARIZATION_SEED + number)})
+        pictures.paint(checkpoint, {f"{number:02d}": (prompt, REGULARIZATION_SEED + number)})
         write_text(folder / f"{number:02d}.txt", prompt + "\n")
-    return [painter.path(f"{number:02d}") for number in range(len(plan.regularization_prompts))]
+    return [pictures.path(f"{number:02d}") for number in range(len(plan.regularization_prompts))]
 
 
 def _image_name(row: int, weight: float) -> str:
     return f"row{row + 1}_weight_{weight:g}"
 
 
-def _paint_row(painter: Painter, model: LoadedModel, prompt: str, lora: str, row: int) -> list[GeneratedImage]:
+def _paint_row(pictures: Pictures, checkpoint: Path, prompt: str, lora: str, row: int) -> list[GeneratedImage]:
     """One prompt and seed with all weights; 0 is the checkpoint alone."""
     tags = {weight: f" <lora:{lora}:{weight:g}>" if weight else "" for weight in WEIGHTS}
-    return painter.paint(model, {_image_name(row, weight): (prompt + tag, SEED + row) for weight, tag in tags.items()})
+    wanted = {_image_name(row, weight): (prompt + tag, SEED + row) for weight, tag in tags.items()}
+    return pictures.paint(checkpoint, wanted)
 
 
 def _weights_sheet(

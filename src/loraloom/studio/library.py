@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from loraloom.actions import Action, Sentence
+from loraloom.control import Control, each_of, heed, keep_going
 from loraloom.errors import FileError, LoraloomError, MissingFileError, OutputError, SettingsError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.folders import data_folder
@@ -140,51 +141,90 @@ def _bring_up_to_date(connection: sqlite3.Connection) -> None:
 
 
 def scan(
-    folders: Sequence[Path], *, hashes: bool = False, index: Path | None = None, listener: Listener = ignore
+    folders: Sequence[Path],
+    *,
+    hashes: bool = False,
+    index: Path | None = None,
+    listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> ScanReport:
     """Bring the index up to date with these folders and all inside them; files elsewhere stay as they are known.
 
     Only files that are new or changed are read. ``hashes`` adds the SHA-256 of every file that has none yet, which
-    reads all of it. A file that cannot be read is kept with the reason. Raises MissingFileError for a missing folder,
-    SettingsError where none is named.
+    reads all of it. A file that cannot be read is kept with the reason. ``listener`` hears of every file that was read,
+    ``control`` is heeded between them; what was read so far is kept. Raises MissingFileError for a missing
+    folder, SettingsError where none is named.
     """
     roots = [_resolved_folder(folder) for folder in folders]
     if not roots:
         raise SettingsError(["no folder to scan"], Sentence(Action.SCAN_LIBRARY))
-    found = {path: facts for root in roots for path, facts in _walk(root, listener)}
+    found = {path: facts for root in roots for path, facts in _walk(root, listener, control)}
     with _opened(index) as connection:
-        known = {entry.path: entry for entry in _entries(connection, roots)}
-        wanted = [path for path, facts in found.items() if path not in known or _facts(known[path]) != facts]
-        unhashed = (
-            {path for path, entry in known.items() if not (entry.sha256 and entry.autov3) and not entry.problem}
-            if hashes
-            else set()
-        )
-        gone = [path for path in known if path not in found]
-        by_fingerprint = {known[path].fingerprint: path for path in gone if known[path].fingerprint}
-        moved: list[tuple[str, str]] = []
-        broken: dict[str, str] = {path: entry.problem for path, entry in known.items() if entry.problem}
-        todo = [*wanted, *(path for path in found if path in unhashed and path not in set(wanted))]
-        added = changed = 0
-        for start in range(0, len(todo), BATCH):
-            batch = [_read(path, *found[path], hashes=hashes) for path in todo[start : start + BATCH]]
-            for entry in batch:
-                broken.pop(entry.path, None)
-                if entry.problem:
-                    broken[entry.path] = entry.problem
-                earlier = by_fingerprint.pop(entry.fingerprint, None) if entry.path not in known else None
-                if earlier is not None:
-                    moved.append((earlier, entry.path))
-                elif entry.path not in known:
-                    added += 1
-                elif entry.path in wanted:
-                    changed += entry.fingerprint != known[entry.path].fingerprint
+        changes = _Changes(found, {entry.path: entry for entry in _entries(connection, roots)})
+        todo = changes.to_read(hashes=hashes)
+        batch: list[LibraryEntry] = []
+        try:
+            for path in each_of("files", todo, listener, control):
+                batch.append(_read(path, *found[path], hashes=hashes, control=control))
+                if len(batch) == BATCH:
+                    _store(connection, batch)
+                    changes.note(batch)
+                    batch = []
+        finally:  # also where it was asked to end
             _store(connection, batch)
-            listener(Notice(f"{min(start + BATCH, len(todo))} of {len(todo)} files read"))
-        _remove(connection, gone)
-    removed = len(gone) - len(moved)
-    told = tuple((path, reason) for path, reason in sorted(broken.items()) if path in found)
-    return ScanReport(len(found), len(todo), added, changed, removed, tuple(moved), told)
+            changes.note(batch)
+        _remove(connection, changes.gone)
+    return changes.report(len(todo))
+
+
+class _Changes:
+    """What is different in some folders from what the index knows of them, counted while the files are read."""
+
+    def __init__(self, found: Mapping[str, tuple[int, str]], known: Mapping[str, LibraryEntry]) -> None:
+        self._found, self._known = found, known
+        self.gone = [path for path in known if path not in found]
+        self._fresh = {path for path, facts in found.items() if path not in known or _facts(known[path]) != facts}
+        self._by_fingerprint = {known[path].fingerprint: path for path in self.gone if known[path].fingerprint}
+        self._moved: list[tuple[str, str]] = []
+        self._broken = {path: entry.problem for path, entry in known.items() if entry.problem}
+        self._added = self._changed = 0
+
+    def to_read(self, *, hashes: bool) -> list[str]:
+        """Files that are new or changed, and with ``hashes`` those behind them that have none yet."""
+        fresh = [path for path in self._found if path in self._fresh]
+        if not hashes:
+            return fresh
+        unhashed = {
+            path for path, entry in self._known.items() if not (entry.sha256 and entry.autov3) and not entry.problem
+        }
+        return [*fresh, *(path for path in self._found if path in unhashed - self._fresh)]
+
+    def note(self, entries: Sequence[LibraryEntry]) -> None:
+        """Count what was read. A new file with the content of one that is gone is that one, moved."""
+        for entry in entries:
+            known = self._known.get(entry.path)
+            self._broken.pop(entry.path, None)
+            if entry.problem:
+                self._broken[entry.path] = entry.problem
+            earlier = self._by_fingerprint.pop(entry.fingerprint, None) if known is None else None
+            if earlier is not None:
+                self._moved.append((earlier, entry.path))
+            elif known is None:
+                self._added += 1
+            elif entry.path in self._fresh:
+                self._changed += entry.fingerprint != known.fingerprint
+
+    def report(self, read: int) -> ScanReport:
+        """What the scan came to."""
+        return ScanReport(
+            files=len(self._found),
+            read=read,
+            added=self._added,
+            changed=self._changed,
+            removed=len(self.gone) - len(self._moved),
+            moved=tuple(self._moved),
+            broken=tuple((path, reason) for path, reason in sorted(self._broken.items()) if path in self._found),
+        )
 
 
 def _resolved_folder(folder: Path) -> Path:
@@ -193,10 +233,11 @@ def _resolved_folder(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _walk(root: Path, listener: Listener) -> Iterator[tuple[str, tuple[int, str]]]:
+def _walk(root: Path, listener: Listener, control: Control) -> Iterator[tuple[str, tuple[int, str]]]:
     """Path, and size and stamp, of every model file below a folder. Links to folders are not followed."""
     stack = [str(root)]
     while stack:
+        heed(control)
         folder = stack.pop()
         try:
             with os.scandir(folder) as entries:
@@ -251,12 +292,12 @@ def _facts(entry: LibraryEntry) -> tuple[int, str]:
     return entry.size, entry.stamp
 
 
-def _read(path: str, size: int, stamp: str, *, hashes: bool) -> LibraryEntry:
+def _read(path: str, size: int, stamp: str, *, hashes: bool, control: Control) -> LibraryEntry:
     from loraloom.weights.identify import fingerprint, identify
 
     try:
         entry = LibraryEntry(path, size, stamp, **asdict(identify(Path(path))))
-        return _with_hashes(entry) if hashes else entry
+        return _with_hashes(entry, control) if hashes else entry
     except LoraloomError as error:
         try:
             marked = fingerprint(Path(path))
@@ -265,14 +306,14 @@ def _read(path: str, size: int, stamp: str, *, hashes: bool) -> LibraryEntry:
         return LibraryEntry(path, size, stamp, marked, "broken", problem=error.problem)
 
 
-def _with_hashes(entry: LibraryEntry) -> LibraryEntry:
+def _with_hashes(entry: LibraryEntry, control: Control = keep_going) -> LibraryEntry:
     """With the hashes of the content. Raises FileFormatError where the file's own checksums say that it is damaged."""
     from loraloom.formats.file_hashes import file_hashes
     from loraloom.formats.tensors import open_tensors
 
     with open_tensors(Path(entry.path)) as tensors:
         tensors.check_all()
-    hashes = file_hashes(Path(entry.path))
+    hashes = file_hashes(Path(entry.path), control)
     return replace(entry, sha256=hashes.sha256, autov3=hashes.content[:12])
 
 

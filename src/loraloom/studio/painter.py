@@ -59,13 +59,13 @@ class Job:
     """One job at the model: made by :meth:`Painter.job`, over when that block ends.
 
     ``model`` is the loaded checkpoint. It is lent: LoRAs come and go through :meth:`paint` and :meth:`paint_each`
-    alone, and a picture that nobody took is not painted to its end.
+    alone. Each of these ends what the one before has not painted yet.
     """
 
     def __init__(self, model: LoadedModel, store: LoraStore, listener: Listener, control: Control) -> None:
         self.model = model
         self._store, self._listener, self._control = store, listener, control
-        self._open: list[Generator[GeneratedImage, None, None]] = []
+        self._open: Generator[GeneratedImage, None, None] | None = None
 
     def lora(self, path: Path) -> AppliedLora:
         """A LoRA file at weight 1, read unless it is in memory already."""
@@ -118,13 +118,15 @@ class Job:
         # What paints takes its LoRAs off when it ends. One that is left in the middle, because saving a picture
         # failed, would keep them on for as long as anything (a traceback) holds on to it.
         assert isinstance(images, Generator)
-        self._open.append(images)
+        self.close()
+        self._open = images
         return images
 
     def close(self) -> None:
         """End what was left in the middle."""
-        while self._open:
-            self._open.pop().close()
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
 
 @dataclass

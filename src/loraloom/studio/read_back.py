@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from loraloom.actions import Sentence, parts_from_record
+from loraloom.control import POLL_S, Control, heed, keep_going
 from loraloom.events import Event, Listener, Notice, WeightsSaved
 
 __all__ = ["ReadBack", "read_back_now", "reader_installed"]
@@ -26,10 +28,13 @@ def reader_installed() -> bool:
     return find_spec("diffusers") is not None and find_spec("transformers") is not None
 
 
-def read_back_now(paths: Sequence[Path], listener: Listener) -> None:
-    """Have the reader sort every tensor of these files, and tell what it found; nothing where none is installed."""
+def read_back_now(paths: Sequence[Path], listener: Listener, control: Control = keep_going) -> None:
+    """Have the reader sort every tensor of these files, and tell what it found; nothing where none is installed.
+
+    ``control`` is heeded while it reads; its process ends with it.
+    """
     if reader_installed():
-        _tell(_reports(paths), listener)
+        _tell(_reports(paths, control), listener)
 
 
 class ReadBack:
@@ -70,18 +75,36 @@ class ReadBack:
                 _tell(_reports(there), self._listener)
 
 
-def _reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def _reports(paths: Sequence[Path], control: Control = keep_going) -> list[dict[str, Any]]:
     # -P: modules are not looked for in the present folder, which may hold a stranger's diffusers.py.
     command = [sys.executable, "-P", "-m", "loraloom.weights.read_back", *map(str, paths)]
     # A session of its own: Ctrl-C in the terminal is for the run, which waits for what is being read.
-    done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", check=False, start_new_session=True
-    )
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"path"')]
+    output, complaints = _output_of(command, control)
+    reports = [json.loads(line) for line in output.splitlines() if line.startswith('{"path"')]
     if not reports:
-        said = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+        said = (complaints.strip() or "it said nothing").splitlines()[-1]
         return [{"path": str(paths[0]), "reader": "", "tensors": 0, "used": 0, "problem": f"no reader started: {said}"}]
     return reports
+
+
+def _output_of(command: Sequence[str], control: Control) -> tuple[str, str]:
+    """What a process of its own writes to stdout and stderr until it ends; it is killed where this is left."""
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            while True:
+                heed(control)
+                with suppress(subprocess.TimeoutExpired):
+                    return process.communicate(timeout=POLL_S)
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _tell(reports: Sequence[dict[str, Any]], listener: Listener) -> None:

@@ -23,17 +23,16 @@ from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeas
 from loraloom.formats.files import make_folder, write_text
 from loraloom.formats.room import Need, require_room
 from loraloom.studio.crash_report import write_report
+from loraloom.studio.painter import Job, Loading, Painter
 from loraloom.studio.runs.folder import RunFolder, check_run_name, with_absolute_paths
 from loraloom.studio.runs.log import RunLog
 from loraloom.studio.runs.training import run_training, train_run
-from loraloom.studio.stopping import heeding
 from loraloom.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from loraloom.generation.loras import AppliedLora
-    from loraloom.models.loaded import LoadedModel
     from loraloom.training.previews import PreviewPrompt
 
 __all__ = ["Axis", "Combination", "Outcome", "SweepResult", "plan_sweep", "run_sweep", "split_axes"]
@@ -147,14 +146,15 @@ def run_sweep(
     *,
     workers: int = 0,
     address: str | None = None,
+    painter: Painter | None = None,
     listener: Listener = ignore,
     control: Control = keep_going,
 ) -> SweepResult:
     """Train what is missing, then write the table and the sheet.
 
     ``workers`` above 0 trains that many runs at once in processes of Ray, ``address`` on a Ray cluster (whose machines
-    see the same folders). A run that fails is reported and does not keep the others from running. Interrupted when
-    ``control`` asks for the end: everything finished so far is kept.
+    see the same folders). A run that fails is reported and does not keep the others from running. ``painter`` keeps the
+    model of the sheet for later. Interrupted when ``control`` asks for the end: everything finished so far is kept.
     """
     folder = combinations[0].settings.output
     missing = [combination for combination in combinations if _finished(combination) is None]
@@ -185,7 +185,7 @@ def run_sweep(
         from loraloom.formats.image_info import save_image
 
         sheet = folder / "sheet.png"
-        save_image(_sheet(outcomes, heeding(listener, control)), sheet, "")
+        save_image(_sheet(outcomes, painter or Painter(), listener, control), sheet, "")
     elif outcomes:
         listener(Notice("no sheet: set preview.prompts to see what each combination paints"))
     return SweepResult(folder, tuple(outcomes), tuple(failures), table, sheet)
@@ -350,29 +350,30 @@ def _table(outcomes: Sequence[Outcome], failures: Sequence[tuple[Combination, st
     return text.getvalue()
 
 
-def _sheet(outcomes: Sequence[Outcome], listener: Listener) -> Image.Image:
+def _sheet(outcomes: Sequence[Outcome], painter: Painter, listener: Listener, control: Control) -> Image.Image:
     """Prompts x combinations, each prompt with one seed, and what each checkpoint makes of them alone."""
-    from loraloom.adapters.strength import FULL
-    from loraloom.generation.loras import load_lora
-    from loraloom.generation.prompts import LoraTag
     from loraloom.generation.sheets import draw_sheet
     from loraloom.training.previews import preview_prompts
 
     prompts = preview_prompts(outcomes[0].combination.settings.preview)
+    several = len({outcome.combination.settings.checkpoint for outcome in outcomes}) > 1
     columns: list[list[Image.Image]] = []
     labels: list[str] = []
-    model, loaded_from = None, None
-    for outcome in outcomes:
-        settings = outcome.combination.settings
-        source = settings.checkpoint, settings.prediction, settings.zero_terminal_snr, settings.clip_skip
-        if model is None or source != loaded_from:
-            several = len({other.combination.settings.checkpoint for other in outcomes}) > 1
-            model, loaded_from = _load(settings, listener), source
-            columns.append(_paint(model, settings, prompts, [], listener))
+    for _, alike in itertools.groupby(outcomes, lambda outcome: _painted_with(outcome.combination.settings)):
+        group = list(alike)
+        settings = group[0].combination.settings
+        loading = Loading(
+            device=settings.device,
+            precision=settings.mixed_precision,
+            prediction=settings.prediction,
+            zero_terminal_snr=settings.zero_terminal_snr,
+        )
+        with painter.job(settings.checkpoint, loading, listener=listener, control=control) as job:
+            columns.append(_paint(job, settings, prompts, []))
             labels.append(f"{settings.checkpoint.stem}, without" if several else "without")
-        lora = load_lora(LoraTag(str(outcome.lora), FULL), (), model)
-        columns.append(_paint(model, settings, prompts, [lora], listener))
-        labels.append(outcome.combination.label)
+            for outcome in group:
+                columns.append(_paint(job, outcome.combination.settings, prompts, [job.lora(outcome.lora)]))
+                labels.append(outcome.combination.label)
     return draw_sheet(
         [list(row) for row in zip(*columns, strict=True)],
         rows=[prompt.text for prompt in prompts],
@@ -381,42 +382,23 @@ def _sheet(outcomes: Sequence[Outcome], listener: Listener) -> Image.Image:
     )
 
 
-def _load(settings: TrainSettings, listener: Listener) -> LoadedModel:
-    from loraloom.hardware import choose_device, choose_precision
-    from loraloom.models.loaded import load_model
-
-    device = choose_device(settings.device)
-    return load_model(
-        settings.checkpoint,
-        device=device,
-        compute=choose_precision(device, settings.mixed_precision).compute,
-        prediction=settings.prediction,
-        zero_terminal_snr=settings.zero_terminal_snr,
-        listener=listener,
-    )
+def _painted_with(settings: TrainSettings) -> tuple[object, ...]:
+    """Equal for runs whose pictures without a LoRA are the same."""
+    return settings.checkpoint, settings.prediction, settings.zero_terminal_snr, settings.clip_skip
 
 
 def _paint(
-    model: LoadedModel,
-    settings: TrainSettings,
-    prompts: Sequence[PreviewPrompt],
-    loras: Sequence[AppliedLora],
-    listener: Listener,
+    job: Job, settings: TrainSettings, prompts: Sequence[PreviewPrompt], loras: Sequence[AppliedLora]
 ) -> list[Image.Image]:
-    from loraloom.generation.text_to_image import text_to_image
     from loraloom.training.previews import preview_image_settings
 
-    return [
-        text_to_image(
-            model,
-            preview_image_settings(
-                prompt, settings.preview, index, settings.dataset.size, settings.clip_skip, prompt.text
-            ),
-            loras,
-            listener=listener,
-        )[0].image
-        for index, prompt in enumerate(prompts)
-    ]
+    pictures = []
+    for index, prompt in enumerate(prompts):
+        chosen = preview_image_settings(
+            prompt, settings.preview, index, settings.dataset.size, settings.clip_skip, prompt.text
+        )
+        pictures += [painted.image for painted in job.paint(chosen, loras)]
+    return pictures
 
 
 def _split(text: str) -> list[str]:

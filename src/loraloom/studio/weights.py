@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from loraloom.adapters.block_weights import BlockWeights, parse_block_weights
 from loraloom.adapters.strength import LoraStrength
+from loraloom.control import Control, keep_going
 from loraloom.errors import SettingsError
 from loraloom.events import Listener, ignore
 from loraloom.formats.files import output_error
@@ -85,13 +86,14 @@ def merge_loras(
     block_weights: Sequence[str] = (),
     precision: str | None = None,
     listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> MergeReport:
     """Merge the LoRAs (as :func:`parse_lora_weight` reads them) into a checkpoint."""
     from loraloom.weights.merge import merge
 
     weighted = _weighted(loras, block_weights)
     _check_output(output)
-    return merge(checkpoint, weighted, output, precision=precision, listener=listener)
+    return merge(checkpoint, weighted, output, precision=precision, listener=listener, control=control)
 
 
 def combine_loras(
@@ -103,13 +105,24 @@ def combine_loras(
     conv_rank: int | None = None,
     precision: str | None = None,
     to: str | None = None,
+    listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> CombineReport:
     """Add LoRAs (as :func:`parse_lora_weight` reads them) up into one LoRA."""
     from loraloom.weights.combine import combine_loras as combine
 
     weighted = _weighted(loras, block_weights)
     _check_output(output)
-    return combine(weighted, output, rank=rank, conv_rank=conv_rank, precision=precision, to=to)
+    return combine(
+        weighted,
+        output,
+        rank=rank,
+        conv_rank=conv_rank,
+        precision=precision,
+        to=to,
+        listener=listener,
+        control=control,
+    )
 
 
 def _check_output(output: Path, nbytes: int = 0, what: str = "the result") -> None:
@@ -173,6 +186,7 @@ def merge_checkpoints(
     vae: Path | None = None,
     precision: str | None = None,
     listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> CheckpointMergeReport:
     """Merge checkpoints: the first, then ``CHECKPOINT:weight`` (0.5 where there is none)."""
     from loraloom.weights.checkpoint_merge import CheckpointWeight
@@ -193,6 +207,7 @@ def merge_checkpoints(
         vae=vae,
         precision=precision,
         listener=listener,
+        control=control,
     )
 
 
@@ -207,6 +222,7 @@ def extract_lora(
     min_difference: float,
     precision: str,
     listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> ExtractReport:
     """Make a LoRA of what distinguishes two checkpoints."""
     from loraloom.weights.extract import extract_lora as extract
@@ -222,6 +238,7 @@ def extract_lora(
         min_difference=min_difference,
         precision=precision,
         listener=listener,
+        control=control,
     )
 
 
@@ -234,6 +251,8 @@ def resize_lora(
     dynamic: tuple[str, float] | None = None,
     precision: str | None = None,
     to: str | None = None,
+    listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> ResizeReport:
     """Make a LoRA smaller; ``dynamic``: a way to choose ranks layer by layer, and its number."""
     from loraloom.weights.low_rank import Criterion
@@ -241,7 +260,17 @@ def resize_lora(
 
     criterion = Criterion(*dynamic) if dynamic is not None else None
     _check_output(output)
-    return resize(lora, output, rank=rank, conv_rank=conv_rank, criterion=criterion, precision=precision, to=to)
+    return resize(
+        lora,
+        output,
+        rank=rank,
+        conv_rank=conv_rank,
+        criterion=criterion,
+        precision=precision,
+        to=to,
+        listener=listener,
+        control=control,
+    )
 
 
 def edit_metadata(

@@ -17,7 +17,7 @@ from loraloom.formats.adapter_kinds import rank_of, title_of
 from loraloom.formats.cloneofsimo import companions
 from loraloom.formats.dialects import CLONEOFSIMO, PEFT, part_of_layer
 from loraloom.formats.entries import show
-from loraloom.formats.files import old_hash, sha256_of, size_text
+from loraloom.formats.files import old_hash, sha256_of
 from loraloom.formats.foreign import what_it_is
 from loraloom.formats.image_programs import read_image
 from loraloom.formats.image_texts import is_image
@@ -28,6 +28,7 @@ from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models.checkpoint import Checkpoint, as_checkpoint, open_checkpoint
 from loraloom.models.loaded import part_problems
 from loraloom.models.prediction import read_signs
+from loraloom.plain_data import size_text
 from loraloom.weights.anatomy import EXPLODED, Anatomy, State, dissect
 from loraloom.weights.identify import tag_counts
 from loraloom.weights.merge import MERGED_KEY
