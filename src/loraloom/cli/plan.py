@@ -42,6 +42,7 @@ def plan(
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.cli.train import split_arguments
     from loraloom.studio.plan import plan_run
+    from loraloom.studio.results import to_record
     from loraloom.training.settings import TrainSettings
 
     limit = parse_size(memory) if memory else None
@@ -52,7 +53,7 @@ def plan(
     if json:
         import json as writer
 
-        record = found.to_record() | {"changes": [vars(change) for change in changes]}
+        record = {**to_record(found), "changes": to_record(changes)}
         typer.echo(writer.dumps(record, indent=2, ensure_ascii=not takes_all_letters()))
         return
     for line in describe(found):

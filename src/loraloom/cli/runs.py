@@ -24,12 +24,13 @@ def runs(
     """List the runs of a folder: state, progress, loss, best validation loss, time left, last preview."""
     import json
 
+    from loraloom.studio.results import to_record
     from loraloom.studio.runs.status import list_runs
 
     found = list_runs(folder)
     if as_json:
         for run in found:
-            typer.echo(json.dumps(run.to_record(), ensure_ascii=not takes_all_letters()))
+            typer.echo(json.dumps(to_record(run), ensure_ascii=not takes_all_letters()))
     elif found:
         _show(found)
     else:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +16,7 @@ from loraloom.errors import LoraloomError, SettingsError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from loraloom.studio.weights import BlockStrength
 
 __all__ = [
     "CheckWithDiffusers",
@@ -149,11 +149,11 @@ def inspect(
 ) -> None:
     """Show what a checkpoint, a LoRA or an image is."""
     import json
-    from dataclasses import asdict
 
     from rich.console import Console
     from rich.text import Text
 
+    from loraloom.studio.results import to_record
     from loraloom.studio.weights import inspect_file
 
     console = Console(highlight=False, emoji=False)
@@ -169,41 +169,32 @@ def inspect(
             failed = True
             continue
         if as_json:
-            reports.append({**asdict(report), "path": str(path)})
+            reports.append({**to_record(report), "path": str(path)})
             continue
         console.print(Text.assemble((visible(str(path)), "bold"), f": {visible(report.title)}"), soft_wrap=True)
         width = max((len(label) for label in report.facts), default=0)
         for label, value in report.facts.items():
             console.print(Text(f"  {visible(label):<{width}}  {visible(value)}"), soft_wrap=True)
         if report.anatomy is not None:
-            console.print(_block_table([vars(block) for block in report.anatomy.blocks]))
+            console.print(_block_table(report.anatomy.blocks))
         if metadata:
             for key, value in sorted(report.metadata.items()):
                 console.print(Text(visible(f"  {key} = {value}"), style="dim"), soft_wrap=True)
         elif report.metadata:
             console.print(Text(f"  metadata: {len(report.metadata)} entries (--metadata prints them)", style="dim"))
     if as_json:
-        # NaN is not JSON: a broken layer's numbers are null
-        typer.echo(json.dumps(_finite(reports), ensure_ascii=not takes_all_letters(), indent=1))
+        typer.echo(json.dumps(reports, ensure_ascii=not takes_all_letters(), indent=1))
     if failed:
         raise typer.Exit(1)
 
 
-def _block_table(blocks: Sequence[Mapping[str, Any]]) -> Table:
+def _block_table(blocks: Sequence[BlockStrength]) -> Table:
     """Blocks and how strong the LoRA is there."""
     from rich.table import Table
 
     table = Table("block", "layers", "norm", "share", "mean change", "effective rank", box=None, padding=(0, 2))
     for block in blocks:
-        rank = "" if block["effective_rank"] is None else f"{block['effective_rank']:.1f}"
-        numbers = str(block["layers"]), f"{block['norm']:.3g}", f"{block['share']:.1%}", f"{block['rms']:.2e}"
-        table.add_row(block["block"], *numbers, rank)
+        rank = "" if block.effective_rank is None else f"{block.effective_rank:.1f}"
+        numbers = str(block.layers), f"{block.norm:.3g}", f"{block.share:.1%}", f"{block.rms:.2e}"
+        table.add_row(block.block, *numbers, rank)
     return table
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

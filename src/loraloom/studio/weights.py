@@ -21,6 +21,7 @@ from loraloom.formats.room import Need, require_room
 
 if TYPE_CHECKING:
     from loraloom.formats.adapter_writer import WrittenLora
+    from loraloom.weights.anatomy import BlockStrength as BlockStrength
     from loraloom.weights.checkpoint_merge import CheckpointMergeReport
     from loraloom.weights.combine import CombineReport
     from loraloom.weights.convert import ConvertReport

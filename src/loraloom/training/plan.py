@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -706,10 +706,6 @@ class Plan:
     trial: Trial | None
     free_disk: int | None = None
     """Bytes that are free where the run will be; None where nobody says."""
-
-    def to_record(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        return asdict(self)
 
 
 def _has_time(counted_s: float, work: Work, bound_s: float, listener: Listener) -> bool:
