@@ -19,7 +19,8 @@ __all__ = ["to_record"]
 def to_record(result: object) -> Any:
     """A result as JSON-ready data: dataclasses and settings are tables, paths text, NaN and infinite numbers null.
 
-    A size such as a bucket's becomes its text where it is the key of a table. Raises TypeError for what has no place
+    Fields that a dataclass keeps to itself (``repr=False``) are left out. A size such as a bucket's becomes its text
+    where it is the key of a table. Raises TypeError for what has no place
     in JSON (a tensor, a picture), since a door that left it out would show half a result.
     """
     match result:
@@ -42,7 +43,7 @@ def to_record(result: object) -> Any:
         case AbstractSet():
             return sorted(to_record(item) for item in result)
         case _ if is_dataclass(result) and not isinstance(result, type):
-            return {field.name: to_record(getattr(result, field.name)) for field in fields(result)}
+            return {field.name: to_record(getattr(result, field.name)) for field in fields(result) if field.repr}
     raise TypeError(f"{type(result).__name__} is no data for JSON")
 
 

@@ -77,12 +77,6 @@ class RunStatus:
     """Whether the state is one of a process: without one, the run was interrupted."""
     history: _History = field(default=_History(), repr=False, compare=False)
 
-    def to_record(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        hidden = ("needs_process", "history")
-        record = {name: value for name, value in vars(self).items() if name not in hidden}
-        return {**record, "folder": str(self.folder)}
-
     def after(self, event: Event) -> RunStatus:
         """The status once ``event``, the next one of the log, has happened."""
         status = self
