@@ -25,6 +25,7 @@ from loraloom.events import (
     StepFinished,
     ValidationMeasured,
 )
+from loraloom.studio.results import to_record
 from loraloom.studio.runs.control import FolderControl, RunLock, ask, is_trained
 from loraloom.studio.runs.folder import RunFolder, find_run
 from loraloom.studio.runs.log import EventLog, RunLog
@@ -145,7 +146,7 @@ def test_what_is_told_of_a_run(tmp_path: Path) -> None:
     assert second.last_preview == "previews/2.png"
     assert (second.best_loss, second.best_epoch) == (0.25, 2)
     assert (first.best_loss, first.best_epoch) == (None, None)
-    assert json.loads(json.dumps(second.to_record()))["name"] == "b"
+    assert json.loads(json.dumps(to_record(second)))["name"] == "b"
     with RunLock(tmp_path / "b"):
         assert read_status(tmp_path / "b").state == "running"
         run(tmp_path / "b", RunPaused(8))
