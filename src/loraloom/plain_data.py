@@ -34,7 +34,7 @@ LARGEST_WHOLE = 2**63 - 1
 """The largest whole number that a setting takes: seeds and counts are 64 bits wide in every library."""
 MAX_DEPTH = 32
 MAX_BITS = 1000
-"""Whole numbers up to here (300 digits) can be reckoned with as floating-point numbers."""
+"""Whole numbers up to here (300 digits) can be calculated with as floating-point numbers."""
 _TOO_DEEP = "settings are two or three levels deep"
 _LONGEST = 60
 
@@ -44,7 +44,7 @@ _MOST_REPEATS = 3
 
 
 def is_slow_expression(pattern: str) -> bool:
-    """Whether matching a regular expression with names of layers could take for ever.
+    """Whether matching a regular expression with names of layers could take forever.
 
     Repetitions inside repetitions, and very many of them, make some texts take hours. What is refused here could be
     harmless; everything that is let through takes milliseconds.
@@ -54,7 +54,8 @@ def is_slow_expression(pattern: str) -> bool:
 
 
 def parse_toml(text: str, what: str) -> dict[str, Any]:
-    """TOML as plain data. FileFormatError, which begins with ``what``, for text that is none or outside the limits."""
+    """TOML as plain data. FileFormatError, which begins with ``what``, for text that is not TOML or goes beyond the
+    limits."""
     try:
         data: dict[str, Any] = tomlkit.parse(text).unwrap()
     except ParseError as error:
@@ -86,7 +87,7 @@ def parse_json(text: str, what: str, *, pairs: Callable[[list[tuple[str, Any]]],
 
 
 def check_plain(data: Any, what: str) -> None:
-    """Raise FileFormatError for data that is nested too deeply, or that holds a number nobody can reckon with."""
+    """Raise FileFormatError for data that is nested too deeply, or that holds a number too large to calculate with."""
     waiting: list[tuple[str, Any, int]] = [("", data, 0)]
     while waiting:
         path, value, depth = waiting.pop()
@@ -98,7 +99,7 @@ def check_plain(data: Any, what: str) -> None:
             waiting += [(f"{path}[{index}]", inner, depth + 1) for index, inner in enumerate(value)]
         elif isinstance(value, float) and not math.isfinite(value):
             word = "NaN" if math.isnan(value) else "infinity"
-            raise FileFormatError(f"{what}: {path} is {word}, which is no number to train with", "write a number")
+            raise FileFormatError(f"{what}: {path} is {word}, which is not a number to train with", "write a number")
         elif isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise FileFormatError(f"{what}: {path} is {shown(value)}", "write a number that can be meant")
 

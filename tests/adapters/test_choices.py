@@ -66,7 +66,7 @@ def test_patterns_choose_layers_by_name() -> None:
         choose_targets(AdapterSettings(exclude=("_9_",)), SD1)
     with pytest.raises(SettingsError, match="nothing is trained"):
         choose_targets(AdapterSettings(exclude=("lora",)), SD1)
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a regular expression"):
         AdapterSettings(include=("(",))
 
 
@@ -161,7 +161,7 @@ def test_lengths_of_dora_are_not_rounded(tmp_path: Path) -> None:
         ({"init": "pissa", "start_from": "x.safetensors"}, "set one of them"),
         ({"rank_from_file": True}, "needs adapter.start_from"),
         ({"base_loras": (":0.5",)}, "names no file"),
-        ({"base_loras": ("a:nan",)}, "weight that is no number"),
+        ({"base_loras": ("a:nan",)}, "weight that is not a number"),
         ({"lokr_factor": 0}, "1 or more"),
     ],
 )

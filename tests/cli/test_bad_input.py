@@ -145,7 +145,7 @@ CASES = [
         "one of",
     ),
     Case("merge, unknown suffix", merge("sd1.safetensors", "lora-sd1.safetensors", "FILES/out.pth"), "neither"),
-    Case("merge, weight is a word", merge("sd1.safetensors", "lora-sd1.safetensors:much"), "'much' is no number"),
+    Case("merge, weight is a word", merge("sd1.safetensors", "lora-sd1.safetensors:much"), "'much' is not a number"),
     Case("merge, weight zero", merge("sd1.safetensors", "lora-sd1.safetensors:0"), "nothing would change"),
     Case("merge, long output", merge("sd1.safetensors", "lora-sd1.safetensors", f"{LONG}.ckpt"), "xxx"),
     Case("inspect, long path", ("inspect", LONG), "xxx"),

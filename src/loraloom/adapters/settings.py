@@ -104,7 +104,7 @@ class AdapterSettings(Settings):
                 try:
                     re.compile(pattern)
                 except re.error as error:
-                    problems.append(f"adapter.{key}: {pattern!r} is no regular expression ({error})")
+                    problems.append(f"adapter.{key}: {pattern!r} is not a regular expression ({error})")
                 if is_slow_expression(pattern):
                     problems.append(f"adapter.{key}: {pattern!r} repeats too often: looking for it could take for ever")
         for text in self.base_loras:
@@ -152,7 +152,7 @@ def parse_base_lora(text: str) -> tuple[Path, LoraStrength]:
     if not name.strip():
         raise ValueError(f"{text!r} names no file")
     if any(not abs(weight) < float("inf") for weight in weights):
-        raise ValueError(f"{text!r} has a weight that is no number")
+        raise ValueError(f"{text!r} has a weight that is not a number")
     weights = weights or [1.0]
     return Path(name).expanduser(), LoraStrength(weights[-1], weights[0])
 

@@ -35,7 +35,7 @@ def check(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="List every file of every problem.")] = False,
 ) -> None:
-    """Say what is in a dataset, how it will be used, and every problem with what to do about it. Changes nothing.
+    """Show what is in a dataset, how it will be used, and every problem with what to do about it. Changes nothing.
 
     Ends with 0 if every picture and caption can be used (warnings may remain), with 1 if one cannot.
     """
@@ -64,9 +64,9 @@ def captions(
     ] = None,
     draws: Annotated[int, typer.Option("--draws", "-n", min=1, max=1000, help="Showings of each picture.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The run's seed: it decides every draw.")] = 0,
-    images: Annotated[int, typer.Option("--images", min=0, help="Only so many pictures. 0: all.")] = 0,
+    images: Annotated[int, typer.Option("--images", min=0, help="Only this many pictures. 0: all.")] = 0,
 ) -> None:
-    """Print what the model would be told about each picture in its first showings. Changes nothing.
+    """Print the captions that the model would get for each picture the first few times it is shown. Changes nothing.
 
     The same seed and settings give the same captions in training. Tag warm-up is shown as in a run of 10 epochs.
     """

@@ -204,7 +204,7 @@ def _warmup(left: dict[str, Any], recipe: Recipe) -> None:
     given, absolute = (0.0 if is_nothing(value) else finite(value) for value in (percent, steps))
     if given is None or absolute is None:
         wrong, value = ("lr_warmup", percent) if given is None else ("lr_warmup_steps", steps)
-        recipe.problem("lr_schedule.warmup_steps", f"{wrong} = {shown(value)} is no number")
+        recipe.problem("lr_schedule.warmup_steps", f"{wrong} = {shown(value)} is not a number")
         return
     share = given / 100
     if share == 0:
@@ -242,7 +242,7 @@ def _length(left: dict[str, Any], recipe: Recipe, *, is_lora: bool) -> None:
         elif (percent := finite(value)) is not None and percent > 0:
             recipe.set("optimizer.text_encoder_stop", min(1.0, percent / 100), key, note=f"{value} % of the run")
         else:
-            recipe.problem("optimizer.text_encoder_stop", f"{key} = {shown(value)} is no percentage")
+            recipe.problem("optimizer.text_encoder_stop", f"{key} = {shown(value)} is not a percentage")
     if is_nothing(left.get("lr_scheduler_num_cycles")) and "restarts" in str(left.get("lr_scheduler")) and epoch:
         left["lr_scheduler_num_cycles"] = epoch  # what the GUI passes on for an empty field
 

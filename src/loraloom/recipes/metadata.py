@@ -160,7 +160,7 @@ def _adapt(items: Items, recipe: Recipe) -> None:
             items["network_args"] = Item(network.key, json.loads(network.value))
         except (ValueError, RecursionError):
             del items["network_args"]
-            recipe.problem("", f"{network.key} is no JSON")
+            recipe.problem("", f"{network.key} is not JSON")
     resolution = items.get("resolution")
     if resolution is not None and isinstance(resolution.value, str):
         sides = resolution.value.strip("()[] ").split(",")

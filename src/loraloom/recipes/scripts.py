@@ -301,7 +301,7 @@ def _substituted(value: Any, variables: dict[str, Any], used: set[str]) -> tuple
 def _take_variables(variables: dict[str, Any], used: set[str], standing: set[str], script: Script) -> None:
     """Variables named as arguments are (the guide's script names them so) where no argument said it already.
 
-    ``standing``: those that stand anywhere in the commands, for which nothing is said.
+    ``standing``: those that occur anywhere in the commands, which need no remark.
     """
     known = {*TRAIN_NETWORK_ARGUMENTS, *marked(), *SPELLINGS, *ONLY_IN_SCRIPTS, *REASONS}
     said = {SPELLINGS.get(name, name) for name, _ in script.pairs}

@@ -159,7 +159,7 @@ class DemoResult:
     epochs_sheet: Path
     """The previews: prompts x epochs."""
     weights_sheet: Path
-    """Prompts that are no captions x weights of the LoRA."""
+    """Prompts that are not captions x weights of the LoRA."""
     merge_sheet: Path
     """Without the LoRA, with it, merged."""
     image_without: Path

@@ -252,7 +252,7 @@ def _walk(root: Path, listener: Listener, control: Control) -> Iterator[tuple[st
                 stack.append(entry.path)
             elif entry.name.lower().endswith(SUFFIXES) and _is_file(entry):
                 if not _is_text(entry.path):
-                    listener(Notice(f"{entry.path!r} was skipped: its name is no text", "warning"))
+                    listener(Notice(f"{entry.path!r} was skipped: its name is not text", "warning"))
                     continue
                 side = names.get(f"{Path(entry.name).stem}.json")
                 try:
@@ -284,7 +284,7 @@ def _side_stamp(side: os.DirEntry[str] | None) -> int:
 
 
 def _is_text(path: str) -> bool:
-    """Whether the index can hold a path: file systems allow bytes in names that are no text."""
+    """Whether the index can hold a path: file systems allow bytes in names that are not text."""
     return not any(0xD800 <= ord(mark) < 0xE000 for mark in path)
 
 

@@ -50,7 +50,7 @@ __all__ = [
 def parse_lora_weight(text: str) -> LoraWeight:
     """``LORA``, ``LORA:0.8`` (both parts) or ``LORA:te:unet``; a path may hold colons itself (``C:\\loras\\x.pt``).
 
-    Raises SettingsError for weights that are no numbers.
+    Raises SettingsError for weights that are not numbers.
     """
     from loraloom.weights.merge import LoraWeight
 
@@ -65,7 +65,7 @@ def parse_lora_weight(text: str) -> LoraWeight:
     before, _, last = path.rpartition(":")
     is_typing_error = bool(before) and not _exists(path) and _exists(before)
     if not path or is_typing_error or not all(math.isfinite(number) for number in numbers):
-        what = f": {last!r} is no number" if is_typing_error and not numbers else ""
+        what = f": {last!r} is not a number" if is_typing_error and not numbers else ""
         raise SettingsError(
             [f"{text!r} is not LORA:weight or LORA:text_encoder:unet{what}"], "for example style.safetensors:0.8"
         )

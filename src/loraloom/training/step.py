@@ -49,7 +49,7 @@ class Preserved:
 
 @dataclass(frozen=True)
 class Part:
-    """Of which batch another is a part: the keys of all its images, and which of them are in the part."""
+    """The whole batch that a part was cut from: the keys of all its images, and which of them are in the part."""
 
     keys: Sequence[tuple[int | str, ...]]
     rows: Sequence[int]

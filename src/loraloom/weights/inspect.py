@@ -1,4 +1,5 @@
-"""What any model file is, told from names, shapes and metadata: a checkpoint of some family, a LoRA, something else."""
+"""What any model file is, concluded from names, shapes and metadata: a checkpoint of some family, a LoRA, something
+else."""
 
 from __future__ import annotations
 
@@ -79,10 +80,10 @@ class FileReport:
 
 
 def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> FileReport:
-    """Tell what a file (or a Diffusers folder) is. Of tensors only the alphas of a LoRA are read.
+    """Find out what a file (or a Diffusers folder) is. Of tensors only the alphas of a LoRA are read.
 
     ``hashes`` reads the whole file for the hashes by which other programs know it, and compares them with those it
-    carries; ``layers`` reads all of a LoRA and measures its layers. Of an image the generation parameters are told.
+    carries; ``layers`` reads all of a LoRA and measures its layers. Of an image, the generation parameters are read.
     Raises FileError for a file that cannot be read at all, CheckpointError for a folder of another pipeline.
     """
     if path.is_dir():
@@ -227,7 +228,7 @@ def _part_of(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def _history(checkpoint: Checkpoint) -> dict[str, str]:
-    """How the checkpoint came to be, as far as it tells."""
+    """How the checkpoint came to be, as far as its metadata says."""
     told = {
         label: str(checkpoint.extras[key])
         for key, label in (("epoch", "epoch"), ("global_step", "step"))
@@ -299,7 +300,7 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
 
 
 def _with_anatomy(report: FileReport) -> FileReport:
-    """The report with measured layers, and what is to be said of them."""
+    """The report with measured layers, and remarks on them."""
     anatomy = dissect(read_adapter_file(report.path))
     told: dict[str, str] = {}
     for state, what in _STATES.items():
