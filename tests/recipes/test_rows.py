@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from loraloom.errors import LoraloomError
-from loraloom.recipes import dreambooth, dreambooth_concepts, onetrainer, onetrainer_concepts, sd_scripts
+from loraloom.recipes import (
+    dreambooth,
+    dreambooth_concepts,
+    gui,
+    metadata,
+    onetrainer,
+    onetrainer_concepts,
+    sd_scripts,
+)
 from loraloom.recipes.arguments import row_of
 from loraloom.recipes.names import REASONS, marked
 from loraloom.recipes.reading import read_recipe
@@ -27,6 +35,8 @@ VALUES: tuple[Any, ...] = (
 
 TABLES = {
     "sd-scripts": sd_scripts.TABLE,
+    "kohya_ss": gui.TABLE,
+    "metadata": metadata.TABLE,
     "OneTrainer": onetrainer.TABLE,
     "a concept of OneTrainer": onetrainer_concepts.CONCEPT,
     "pictures of a concept of OneTrainer": onetrainer_concepts.IMAGE,
@@ -86,6 +96,23 @@ def test_every_argument_of_sd_scripts_is_read(tmp_path: Path, row: Row) -> None:
     base = {"network_module": "networks.lora", "network_dim": 3, "base_weights": "a.safetensors", "seed": 3}
     base = {key: value for key, value in base.items() if key != row.key}
     assert is_read(tmp_path / "a.json", row, base, lambda value: {**base, row.key: value})
+
+
+FORM = {"LoRA_type": "LyCORIS/Diag-OFT", "max_resolution": "512,512", "lr_warmup": 10, "epoch": 2, "model_list": "a"}
+
+
+@pytest.mark.parametrize("row", gui.TABLE, ids=lambda row: row.key)
+def test_every_key_of_the_form_is_read(tmp_path: Path, row: Row) -> None:
+    base = {key: value for key, value in FORM.items() if key != row.key}
+    assert is_read(tmp_path / "a.json", row, base, lambda value: {**base, row.key: value})
+
+
+@pytest.mark.parametrize("row", metadata.TABLE, ids=lambda row: row.key)
+def test_every_key_of_the_metadata_is_read(row: Row) -> None:
+    silent, told = (Recipe(Path("a.safetensors"), "") for _ in range(2))
+    metadata.take_metadata({"ss_network_dim": "3", "ss_num_epochs": "7"}, silent)
+    metadata.take_metadata({"ss_network_dim": "3", "ss_num_epochs": "7", f"ss_{row.key}": "0.3"}, told)
+    assert said(told) != said(silent) and told.unknown == []
 
 
 @pytest.mark.parametrize("row", onetrainer.TABLE, ids=lambda row: row.key)

@@ -349,7 +349,7 @@ def _schedule(row: Row, file: _Config) -> None:
 def _shuffle(row: Row, file: _Config) -> None:
     """There the first tag stays where it is."""
     if file.left[row.key].value is True:
-        file.items["keep_tokens"] = Item("(shuffle_tags)", 1)
+        file.items = {"keep_tokens": Item("(shuffle_tags)", 1), **file.items}
     _hand_on(row, file)
 
 

@@ -11,10 +11,11 @@ from loraloom.file_names import check_name
 from loraloom.recipes.names import REASONS, TRAIN_NETWORK_ARGUMENTS, marked, unknown
 from loraloom.recipes.recipe import Item, Items, Recipe, field_rows, is_nothing, listed
 from loraloom.recipes.record import take_record
+from loraloom.recipes.rows import Reading, Row, by_key, without_setting
 from loraloom.recipes.sd_scripts import take_arguments
 from loraloom.training.record import RECORD
 
-__all__ = ["METADATA_NAMES", "take_metadata"]
+__all__ = ["METADATA_NAMES", "TABLE", "take_metadata"]
 
 METADATA_NAMES = {
     "optimizer": "optimizer_type",
@@ -27,14 +28,6 @@ _PLACES = frozenset(listed("config_file dataset_config sample_prompts base_weigh
 """Arguments that name files, besides those that are settings of the type path."""
 _PLACE = "a place on a machine: what a LoRA file names is never opened or written to"
 _FACT = "a fact about that run or its pictures, not a setting"
-_FACTS = frozenset(
-    listed(
-        "session_id training_started_at training_finished_at num_train_images num_reg_images num_validation_images "
-        "num_batches_per_epoch total_batch_size steps epoch base_model_version sd_scripts_commit_hash sd_model_name "
-        "sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash dataset_dirs reg_dataset_dirs tag_frequency "
-        "bucket_info datasets num_batches_per_epoch mixed_precision_used"
-    )
-)
 _SUBSET_KEYS = listed(
     "shuffle_caption keep_tokens keep_tokens_separator secondary_separator enable_wildcard caption_prefix "
     "caption_suffix "
@@ -68,42 +61,66 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
             if key != RECORD:
                 recipe.rest(key)
         return
+    file = Reading(recipe, {name: Item(f"ss_{name}", _value(text)) for name, text in found.items()})
     items: Items = {}
-    _datasets(found, items, recipe)
-    for name, text in found.items():
-        key = f"ss_{name}"
-        value = _value(text)
-        argument = METADATA_NAMES.get(name, name)
-        if name in _FACTS:
-            recipe.rest(key) if is_nothing(value) else recipe.skip(key, _FACT)
-        elif argument == "max_train_steps" and not is_nothing(_value(found.get("num_epochs"))):
-            recipe.skip(key, "the length follows from the epochs and your own pictures")
-        elif argument in items:
-            recipe.rest(key)
-        elif argument == "output_name" and (wrong := _wrong_name(value)):
-            recipe.skip(key, wrong)
-        elif not is_nothing(value) and _is_place(argument):
-            recipe.skip(key, _PLACE)
-        elif argument in TRAIN_NETWORK_ARGUMENTS or argument in marked() or argument in REASONS:
-            items[argument] = Item(key, value)
-        elif is_nothing(value) or value is False:
-            recipe.rest(key)
-        else:
-            recipe.skip(key, unknown(name))
-            recipe.unknown.append(key)
+    _datasets(file, items)
+    rows = by_key(TABLE)
+    for name, item in list(file.left.items()):
+        if name in rows:
+            rows[name].how(rows[name], file)
+        if name in file.left:
+            _take_argument(name, item, items, recipe)
     _adapt(items, recipe)
     take_arguments(items, recipe, defaults=False)
     for key, text in spec.items():
-        path = _SPEC.get(key)
-        if path is not None and path in field_rows() and not is_nothing(text) and text != found.get("output_name"):
-            recipe.set(path, text, key)
-        elif key == "modelspec.prediction_type" and text in ("epsilon", "v"):
-            recipe.skip(key, "detected from the checkpoint")
-        else:
-            recipe.skip(key, _FACT)
+        _take_specification(key, text, found.get("output_name"), recipe)
     for key in metadata:
         if not key.startswith(("ss_", "modelspec.")):
             recipe.skip(key, _FACT)
+
+
+def _take_argument(name: str, item: Item, items: Items, recipe: Recipe) -> None:
+    """A key that is an argument of sd-scripts goes on as one, unless it is a place on the machine of that run."""
+    argument, value = METADATA_NAMES.get(name, name), item.value
+    is_argument = argument in TRAIN_NETWORK_ARGUMENTS or argument in marked() or argument in REASONS
+    if argument in items:
+        recipe.rest(item.key)
+    elif argument == "output_name" and (wrong := _wrong_name(value)):
+        recipe.skip(item.key, wrong)
+    elif not is_nothing(value) and _is_place(argument):
+        recipe.skip(item.key, _PLACE)
+    elif is_argument:
+        items[argument] = item
+    elif is_nothing(value) or value is False:
+        recipe.rest(item.key)
+    else:
+        recipe.skip(item.key, unknown(name))
+        recipe.unknown.append(item.key)
+
+
+def _take_specification(key: str, text: str, name: str | None, recipe: Recipe) -> None:
+    """``modelspec.*``: a title that is not just the file's name, and the trigger phrase."""
+    path = _SPEC.get(key)
+    if path is not None and not is_nothing(text) and text != name:
+        recipe.set(path, text, key)
+    elif key == "modelspec.prediction_type" and text in ("epsilon", "v"):
+        recipe.skip(key, "detected from the checkpoint")
+    else:
+        recipe.skip(key, _FACT)
+
+
+def _fact(row: Row, file: Reading) -> None:
+    """Told where it says something; 0 and false are facts too."""
+    if is_nothing(file.left[row.key].value):
+        file.rest(row.key)
+    else:
+        file.skip(row.key, row.remark)
+
+
+def _steps(row: Row, file: Reading) -> None:
+    """Of another number of pictures: the length follows from the epochs where there are some."""
+    if file.value("num_epochs") is not None:
+        file.skip(row.key, row.remark)
 
 
 def _wrong_name(value: Any) -> str:
@@ -126,11 +143,11 @@ def _value(text: Any) -> Any:
     return {"True": True, "False": False, "None": None}.get(text, text) if isinstance(text, str) else text
 
 
-def _datasets(found: dict[str, str], items: Items, recipe: Recipe) -> None:
+def _datasets(file: Reading, items: Items) -> None:
     """Runs with a dataset file: what the first dataset and its first subset say."""
     try:
-        datasets = json.loads(found.get("datasets") or "[]")
-    except (ValueError, RecursionError):
+        datasets = json.loads(file.value("datasets") or "[]")
+    except (TypeError, ValueError, RecursionError):
         return
     if not isinstance(datasets, list) or not datasets or not isinstance(datasets[0], Mapping):
         return
@@ -142,35 +159,50 @@ def _datasets(found: dict[str, str], items: Items, recipe: Recipe) -> None:
             if name in entries and not is_nothing(entries[name]):
                 items[METADATA_NAMES.get(name, name)] = Item(f"ss_datasets: {name}", entries[name])
     if len(datasets) > 1 or (isinstance(subsets, list) and len(subsets) > 1):
-        recipe.change("ss_datasets", "of several datasets, the first one's settings")
-        del found["datasets"]
+        file.change("datasets", "of several datasets, the first one's settings")
 
 
 def _adapt(items: Items, recipe: Recipe) -> None:
-    optimizer = items.get("optimizer_type")
-    if optimizer is not None:
-        name, _, options = str(optimizer.value).partition("(")
-        items["optimizer_type"] = Item(optimizer.key, name)
-        parts = _split(options.removesuffix(")"))
-        if parts:
-            items["optimizer_args"] = Item("ss_optimizer", parts)
-    network = items.get("network_args")
-    if network is not None and isinstance(network.value, str):
-        try:
-            items["network_args"] = Item(network.key, json.loads(network.value))
-        except (ValueError, RecursionError):
-            del items["network_args"]
-            recipe.problem("", f"{network.key} is not JSON")
-    resolution = items.get("resolution")
-    if resolution is not None and isinstance(resolution.value, str):
-        sides = resolution.value.strip("()[] ").split(",")
-        same = len({side.strip() for side in sides}) == 1
-        items["resolution"] = Item(
-            resolution.key, sides[0].strip() if same else ",".join(side.strip() for side in sides)
-        )
-    resolution = items.get("resolution")
-    if resolution is not None and isinstance(resolution.value, list) and len({*map(str, resolution.value)}) == 1:
-        items["resolution"] = Item(resolution.key, resolution.value[0])
+    """Values that were printed by Python, as they stand on a command line."""
+    _printed_optimizer(items)
+    _printed_network(items, recipe)
+    _printed_resolution(items)
+
+
+def _printed_optimizer(items: Items) -> None:
+    """``bitsandbytes.optim.adamw.AdamW8bit(weight_decay=0.1)``."""
+    item = items.get("optimizer_type")
+    if item is None:
+        return
+    name, _, options = str(item.value).partition("(")
+    items["optimizer_type"] = Item(item.key, name)
+    parts = _split(options.removesuffix(")"))
+    if parts:
+        items["optimizer_args"] = Item("ss_optimizer", parts)
+
+
+def _printed_network(items: Items, recipe: Recipe) -> None:
+    """The arguments of the network are JSON."""
+    item = items.get("network_args")
+    if item is None or not isinstance(item.value, str):
+        return
+    try:
+        items["network_args"] = Item(item.key, json.loads(item.value))
+    except (ValueError, RecursionError):
+        del items["network_args"]
+        recipe.problem("", f"{item.key} is not JSON")
+
+
+def _printed_resolution(items: Items) -> None:
+    """``(512, 512)``, or a list of two; a square is one number here."""
+    item = items.get("resolution")
+    if item is None:
+        return
+    if isinstance(item.value, str):
+        sides = [side.strip() for side in item.value.strip("()[] ").split(",")]
+        items["resolution"] = Item(item.key, sides[0] if len(set(sides)) == 1 else ",".join(sides))
+    elif isinstance(item.value, list) and len({*map(str, item.value)}) == 1:
+        items["resolution"] = Item(item.key, item.value[0])
 
 
 def _split(text: str) -> list[str]:
@@ -182,3 +214,17 @@ def _split(text: str) -> list[str]:
             parts.append(text[start:index])
             start = index + 1
     return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+TABLE = (
+    *without_setting(
+        _FACT,
+        "session_id training_started_at training_finished_at num_train_images num_reg_images num_validation_images "
+        "num_batches_per_epoch total_batch_size steps epoch base_model_version sd_scripts_commit_hash sd_model_name "
+        "sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash dataset_dirs reg_dataset_dirs tag_frequency "
+        "bucket_info datasets mixed_precision_used",
+        _fact,
+    ),
+    Row("max_train_steps", "steps", _steps, "the length follows from the epochs and your own pictures"),
+)
+"""Keys behind ``ss_`` that are no argument's, or not always. Those that are go on as arguments of sd-scripts."""

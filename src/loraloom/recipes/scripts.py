@@ -59,56 +59,74 @@ class Script:
     """The Python program that is called: ``train_network.py``."""
 
 
+@dataclass
+class _Lines:
+    """What the lines of a script assign and call."""
+
+    language: str
+    variables: dict[str, Any] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    """Variables that hold arguments; what is in them is a command of its own here."""
+
+
 def read_script(text: str, path: Path, recipe: Recipe) -> Script:
     """Arguments of a script or of a bare command line, with the script's variables put in.
 
-    Raises FileFormatError for text without arguments.
+    Raises FileFormatError for a text without arguments and variables.
     """
     language = _language(text)
     lines = _joined(text, language)
-    variables: dict[str, Any] = {}
-    commands: list[str] = []
-    options: list[str] = []
-    depth = 0
-    for line in lines:
-        assigned = _ASSIGNED[language].match(line)
-        name, value = (assigned["name"], assigned["value"]) if assigned else ("", line)
-        if re.search(r"(?:^|[\s\"'`])--\w", value) and not _talks(line):
-            if _always_said(line, assigned, depth):
-                commands.append(_without_quotes(value) if assigned else value)
-                options += [name] if name else []
-        elif assigned and depth == 0 and name not in variables:
-            known, found = _value(value, variables, language)
-            if known:
-                variables[name] = found
-        depth += _braces(line) if language == "powershell" else 0
+    read = _read_lines(lines, language)
     script = Script()
-    commands, script.others = _first_training(commands)
+    commands, script.others = _first_training(read.commands)
     script.program = _called(commands) or _called(line for line in lines if not _talks(line))
     used: set[str] = set()
     for command in commands:
-        command = _without_variables(command, options)  # what is in them is a command of its own here
-        command = _WITH_DEFAULT.sub(lambda match: _or_default(match, variables, used), command)
-        for name, argument in command_arguments(command, language, recipe):
-            value, computed = _substituted(argument, variables, used)
-            if computed:
-                script.computed.append(name)
-            else:
-                script.pairs.append((name, value))
-                whole = _VARIABLE.fullmatch(argument) if isinstance(argument, str) else None
-                if whole:
-                    script.labels[name] = argument
+        _take_command(command, read, used, script, recipe)
     standing = {name for command in commands for name in re.findall(r"[$%]\{?(\w+)", command)}
-    _take_variables(variables, used, standing, script)
+    _take_variables(read.variables, used, standing, script)
     if language == "powershell":
-        script.labels |= {
-            name: f"${name}" for name, _ in script.pairs if name in variables and name not in script.labels
-        }
-    if not script.pairs and not variables:
+        of_variables = {name: f"${name}" for name, _ in script.pairs if name in read.variables}
+        script.labels = of_variables | script.labels
+    if not script.pairs and not read.variables:
         raise FileFormatError(
             f"{path} holds no arguments", "a command line has --name=value, a script variables or such a line"
         )
     return script
+
+
+def _read_lines(lines: Iterable[str], language: str) -> _Lines:
+    """Variables count as they are first set, and only outside of conditions and loops."""
+    read = _Lines(language)
+    depth = 0
+    for line in lines:
+        assigned = _ASSIGNED[language].match(line)
+        name, value = (assigned["name"], assigned["value"]) if assigned else ("", line)
+        has_arguments = re.search(r"(?:^|[\s\"'`])--\w", value) is not None and not _talks(line)
+        if has_arguments and _always_said(line, assigned, depth):
+            read.commands.append(_without_quotes(value) if assigned else value)
+            read.options += [name] if name else []
+        elif assigned and not has_arguments and depth == 0 and name not in read.variables:
+            is_known, found = _value(value, read.variables, language)
+            if is_known:
+                read.variables[name] = found
+        depth += _braces(line) if language == "powershell" else 0
+    return read
+
+
+def _take_command(command: str, read: _Lines, used: set[str], script: Script, recipe: Recipe) -> None:
+    """The arguments of one command. One that the script computes is named, and its value is not known."""
+    command = _without_variables(command, read.options)
+    command = _WITH_DEFAULT.sub(lambda match: _or_default(match, read.variables, used), command)
+    for name, argument in command_arguments(command, read.language, recipe):
+        value, is_computed = _substituted(argument, read.variables, used)
+        if is_computed:
+            script.computed.append(name)
+            continue
+        script.pairs.append((name, value))
+        if isinstance(argument, str) and _VARIABLE.fullmatch(argument):
+            script.labels[name] = argument
 
 
 def _first_training(commands: list[str]) -> tuple[list[str], list[str]]:
