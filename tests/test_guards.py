@@ -28,7 +28,6 @@ LONG_FILES = {
     "formats/torch_file.py": 750,
     "models/loaded.py": 700,
     "models/names.py": 700,
-    "recipes/sd_scripts.py": 950,
     "studio/demo.py": 600,
     "training/plan.py": 950,
     "training/settings.py": 600,
