@@ -84,8 +84,9 @@ def prepare_parts(
     """Read the dataset, load the checkpoint, cache latents, put a new LoRA on the model.
 
     ``watch`` is told what the run is before anything is loaded; ``narrowed`` leaves a part of the dataset. ``resume``
-    is only checked here. ``control`` is heeded between the stages and between the batches of images that are encoded:
-    a pause is waited out, and Interrupted raised where the run is to end, since there is nothing to save yet.
+    is only checked here. ``control`` is heeded between the stages, between the tensors that are loaded and between the
+    batches of images that are encoded: a pause is waited out, and Interrupted raised where the run is to end, since
+    there is nothing to save yet.
     """
     started = time.time()
     wishes = Wishes(control, team, listener, step=resume.state.step if resume is not None else 0)
@@ -126,6 +127,7 @@ def prepare_parts(
         offload=settings.low_memory,
         quantize=settings.quantize,
         listener=listener,
+        control=wishes if team.size == 1 else keep_going,  # a message for every tensor would take longer than loading
     )
     listener(
         Notice(
