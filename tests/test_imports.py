@@ -75,7 +75,7 @@ def test_every_setting_is_documented() -> None:
 
 @pytest.mark.parametrize("module", ["loraloom.cli.main", "loraloom.training.settings", "loraloom.generation.settings"])
 def test_doors_and_settings_start_without_torch(module: str) -> None:
-    heavy = "('torch', 'numpy', 'tokenizers', 'safetensors', 'diffusers', 'transformers')"
+    heavy = "('torch', 'numpy', 'tokenizers', 'safetensors', 'diffusers', 'transformers', 'psutil', 'platformdirs')"
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
