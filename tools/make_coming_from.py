@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loraloom.cli.words import worded
 from loraloom.recipes.arguments import row_of
 from loraloom.recipes.dreambooth import CONFIG_NAMES
 from loraloom.recipes.gui import GUI_NAMES
@@ -37,7 +38,7 @@ def _here(name: str, *, network: bool = False) -> str:
     name = SPELLINGS.get(name, name)
     row = _TABLE.get(name) or row_of(name, network=network)
     if row is None or not (row.ours or name in _TABLE):
-        return f"none: {reason_for(name, network=network)}"
+        return "none: " + worded(reason_for(name, network=network) or "")
     return row.remark or f"`{row.ours}`"
 
 
