@@ -19,7 +19,20 @@ same list on the command line: `loraloom settings`, `loraloom settings generate`
 
 def page() -> str:
     """The text of the page."""
-    return "\n".join([HEAD, *_section("Training", TrainSettings), *_section("Generating", GenerateSettings)])
+    sections = [*_section("Training", TrainSettings), *_section("Generating", GenerateSettings)]
+    return "\n".join([HEAD, *sections, *_choices(TrainSettings), *_choices(GenerateSettings)])
+
+
+def _choices(cls: type[Settings]) -> list[str]:
+    """What the names mean that a setting may have, for each list of names once."""
+    lines: list[str] = []
+    for row in setting_rows(cls):
+        if not any(row.choices.values()) or row.path in ("hires_sampler", "hires_schedule", "preview.sampler"):
+            continue
+        lines += [f"### Choices of `{row.path}`", "", "| name | meaning |", "|---|---|"]
+        lines += [f"| {name} | {summary} |" for name, summary in row.choices.items()]
+        lines += [""]
+    return lines
 
 
 def _section(title: str, cls: type[Settings]) -> list[str]:

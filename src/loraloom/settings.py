@@ -9,6 +9,7 @@ A setting is one annotated line and the docstring under it, in a subclass of :cl
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import types
 import typing
@@ -35,11 +36,13 @@ from loraloom.actions import Action, Sentence
 from loraloom.errors import FileFormatError, SettingsError, nearest
 from loraloom.plain_data import LARGEST_WHOLE, parse_toml, shown, too_large
 from loraloom.reading import read_text
+from loraloom.registry import Entry
 
 __all__ = [
     "Choices",
     "ClassPath",
     "Kohya",
+    "Offers",
     "SettingRow",
     "Settings",
     "apply_overrides",
@@ -83,9 +86,13 @@ class ClassPath:
 
 @dataclass(frozen=True)
 class Choices:
-    """Mark: the value is one of the names that ``names`` gives when it is asked, plugins' among them."""
+    """Mark: the value is one of the names that ``names`` gives when it is asked, plugins' among them.
+
+    ``table`` has a line for people about each of them.
+    """
 
     names: Callable[[], Sequence[str]]
+    table: Mapping[str, Entry] = dataclasses.field(default_factory=dict)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
@@ -93,7 +100,11 @@ class Choices:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {**handler(schema), "enum": list(self.names())}
+        return {**handler(schema), "enum": list(self.names()), "x-choices": self.summaries()}
+
+    def summaries(self) -> dict[str, str]:
+        """Each name with its line."""
+        return {name: self.table[name].summary if name in self.table else "" for name in self.names()}
 
     def _checked(self, value: str) -> str:
         names = [repr(name) for name in self.names()]
@@ -104,17 +115,51 @@ class Choices:
 
 
 @dataclass(frozen=True)
+class Offers:
+    """Mark: names of tables that the value may have, each with a line for people, plugins' among them.
+
+    Unlike :class:`Choices` it checks nothing: other spellings, or paths of classes, may be taken too. ``more`` are
+    names that no table has.
+    """
+
+    tables: tuple[Mapping[str, Entry], ...]
+    more: Mapping[str, str]
+
+    def __init__(self, *tables: Mapping[str, Entry], more: Mapping[str, str] | None = None) -> None:
+        object.__setattr__(self, "tables", tables)
+        object.__setattr__(self, "more", more or {})
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        summaries = self.summaries()
+        return {**handler(schema), "examples": list(summaries), "x-choices": summaries}
+
+    def summaries(self) -> dict[str, str]:
+        """Each name with its line."""
+        return {**self.more, **{name: entry.summary for table in self.tables for name, entry in table.items()}}
+
+
+@dataclass(frozen=True)
 class SettingRow:
     """One setting as people see it. ``path`` is dotted: ``adapter.rank``."""
 
     path: str
-    type: str
+    kinds: tuple[str, ...]
+    """What the value may be: "text", "whole number", "none", or the names of a closed list."""
     default: Any
     required: bool
     doc: str
     kohya: tuple[str, ...]
     class_path: ClassPath | None = None
     """Set where the value may be the path of a class."""
+    choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Names that the value may have, each with a line for people (which may be empty)."""
+
+    @property
+    def type(self) -> str:
+        """The kinds in words."""
+        return " | ".join(self.kinds)
 
 
 def number_not_truth(kind: str, value: Any) -> Any:
@@ -217,14 +262,16 @@ def setting_rows(cls: type[Settings], prefix: str = "") -> Iterator[SettingRow]:
             continue
         required = field.is_required()
         table = _table(field)
+        closed = _choices(field) if any(isinstance(mark, Choices) for mark in field.metadata) else {}
         yield SettingRow(
             path=f"{prefix}{name}",
-            type="list of tables" if table else _choices(field) or _type_name(field.annotation),
+            kinds=("list of tables",) if table else tuple(closed) or _kinds(field.annotation),
             default=None if required else field.get_default(call_default_factory=True),
             required=required,
             doc=" ".join((field.description or "").split()),
             kohya=tuple(name for mark in field.metadata if isinstance(mark, Kohya) for name in mark.names),
             class_path=next((mark for mark in field.metadata if isinstance(mark, ClassPath)), None),
+            choices=_choices(field),
         )
         if table is not None:
             yield from setting_rows(table, f"{prefix}{name}[].")
@@ -258,26 +305,35 @@ def _table(field: FieldInfo) -> type[Settings] | None:
     return element if isinstance(element, type) and issubclass(element, Settings) else None
 
 
-def _choices(field: FieldInfo) -> str:
-    """The names that a setting may have, as those of a closed list are shown; empty where it has no such list."""
-    return " | ".join(name for mark in field.metadata if isinstance(mark, Choices) for name in mark.names())
+def _choices(field: FieldInfo) -> dict[str, str]:
+    """The names that a setting may have, each with a line; empty where it has no list of them."""
+    for mark in field.metadata:
+        if isinstance(mark, Choices | Offers):
+            return mark.summaries()
+    return {}
+
+
+def _kinds(annotation: Any) -> tuple[str, ...]:
+    """What a value of this type may be, in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is typing.Literal:
+        return tuple(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return tuple(kind for one in arguments for kind in (("none",) if one is type(None) else _kinds(one)))
+    if origin is typing.Annotated:
+        return _kinds(arguments[0])
+    if origin in (tuple, list):
+        return (f"list of {_type_name(arguments[0])}",)
+    if origin is dict:
+        return (f"table of {_type_name(arguments[0])} to {_type_name(arguments[1])}",)
+    if annotation is bool:
+        return ("true", "false")
+    names = {int: "whole number", float: "number", str: "text", Path: "path"}
+    return (names.get(annotation, getattr(annotation, "__name__", str(annotation))),)
 
 
 def _type_name(annotation: Any) -> str:
-    origin = get_origin(annotation)
-    if origin is typing.Literal:
-        return " | ".join(str(choice) for choice in get_args(annotation))
-    if origin in (typing.Union, types.UnionType):
-        return " | ".join("none" if arg is type(None) else _type_name(arg) for arg in get_args(annotation))
-    if origin is typing.Annotated:
-        return _type_name(get_args(annotation)[0])
-    if origin in (tuple, list):
-        return f"list of {_type_name(get_args(annotation)[0])}"
-    if origin is dict:
-        key, value = get_args(annotation)
-        return f"table of {_type_name(key)} to {_type_name(value)}"
-    names = {bool: "true | false", int: "whole number", float: "number", str: "text", Path: "path"}
-    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    return " | ".join(_kinds(annotation))
 
 
 def _all_problems(cls: type[Settings], data: Mapping[str, Any], error: ValidationError, source: str) -> list[str]:

@@ -29,7 +29,7 @@ AdapterArgument = bool | int | float | str | tuple[float, ...]
 class AdapterSettings(Settings):
     """What is trained on top of the frozen checkpoint."""
 
-    kind: Annotated[str, Kohya("algo"), Choices(trained_kinds)] = "lora"
+    kind: Annotated[str, Kohya("algo"), Choices(trained_kinds, ADAPTERS)] = "lora"
     """Kind of adapter: lora is read by every program; docs/adapters.md says what the others are for and
     which programs read them."""
     rank: Annotated[int, Kohya("network_dim"), Field(ge=1, le=4096)] = 16

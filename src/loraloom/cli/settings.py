@@ -46,6 +46,10 @@ def settings(
         default = "required" if row.required else f"default {_shown(row.default)}"
         console.print(Text.assemble((row.path, "bold"), f"  {row.type}, {default}"))
         console.print(Text(f"    {row.doc}"))
+        if len(rows) == 1 and any(row.choices.values()):
+            width = max(map(len, row.choices))
+            for name, summary in row.choices.items():
+                console.print(Text(f"      {name:<{width}}  {summary}"))
         if row.kohya:
             console.print(Text(f"    in sd-scripts: {', '.join(row.kohya)}", style="dim"))
 

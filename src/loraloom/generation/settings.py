@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from loraloom.diffusion.samplers import resolve_sampler
+from loraloom.diffusion.samplers import SAMPLERS, SIGMA_SCHEDULES, resolve_sampler
 from loraloom.errors import UnknownNameError
-from loraloom.settings import Settings
+from loraloom.settings import Offers, Settings
 
 __all__ = ["GenerateSettings", "PromptCompatibility", "PromptEmphasis"]
 
@@ -26,6 +26,7 @@ HIRES_UPSCALERS = (
     "Nearest",
 )
 """The web UI's names of ways to enlarge that need no model of their own."""
+_AUTOMATIC = {"automatic": "the sampler's usual ones"}
 
 PromptCompatibility = Literal["none", "a1111", "a1111-1.5"]
 """The rules that prompts are read by: Loraloom's, or the web UI's since or before its version 1.6, faults included."""
@@ -75,9 +76,9 @@ class GenerateSettings(Settings):
     """Leave it out of every call below s_min_uncond, not of every second."""
     skip_early_cfg: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the model calls, from the first, that leave the negative prompt out: more varied pictures."""
-    sampler: str = "Euler a"
+    sampler: Annotated[str, Offers(SAMPLERS)] = "Euler a"
     """Any of A1111's (docs/generating.md), in any spelling; "DPM++ 2M SDE Karras" names the noise levels too."""
-    schedule: str = "automatic"
+    schedule: Annotated[str, Offers(SIGMA_SCHEDULES, more=_AUTOMATIC)] = "automatic"
     """Noise levels: automatic (the sampler's usual ones), Uniform, Karras, Exponential, Polyexponential, SGM Uniform,
     KL Optimal, Align Your Steps, Simple, Normal, DDIM, Beta, Turbo or LCM."""
     sigma_min: Annotated[float | None, Field(gt=0, le=1000)] = None
@@ -164,12 +165,12 @@ class GenerateSettings(Settings):
     """Its height, likewise."""
     hires_steps: Annotated[int, Field(ge=0, le=500)] = 0
     """Its steps, all of which are taken. 0: as many as the first pass."""
-    hires_upscaler: str = "Latent"
+    hires_upscaler: Annotated[str, Offers(more=dict.fromkeys(HIRES_UPSCALERS, ""))] = "Latent"
     """How it enlarges: Latent, Latent (antialiased), Latent (bicubic), Latent (bicubic antialiased), Latent (nearest),
     Latent (nearest-exact), or between decoding and encoding: Lanczos, Bicubic, Nearest."""
-    hires_sampler: str | None = None
+    hires_sampler: Annotated[str | None, Offers(SAMPLERS)] = None
     """Its sampler. Unset: the same."""
-    hires_schedule: str | None = None
+    hires_schedule: Annotated[str | None, Offers(SIGMA_SCHEDULES, more=_AUTOMATIC)] = None
     """Its noise levels. Unset: the same."""
     hires_cfg_scale: Annotated[float | None, Field(ge=0, le=100)] = None
     """Its guidance. Unset: the same."""

@@ -135,7 +135,7 @@ def _wrong_name(value: Any) -> str:
 def _is_place(argument: str) -> bool:
     """Whether an argument names a file or folder. sd-scripts writes none of them into a LoRA."""
     row = field_rows().get(marked().get(argument, ""))
-    return argument in _PLACES or (row is not None and "path" in row.type.split(" | "))
+    return argument in _PLACES or (row is not None and "path" in row.kinds)
 
 
 def _value(text: Any) -> Any:

@@ -243,10 +243,10 @@ def _adapter(path: str) -> TypeAdapter[Any]:
 
 def _coerced(path: str, value: Any, folders: Sequence[Path]) -> Any:
     """The value as the setting's type has it, in what TOML can say."""
-    kind = field_rows()[path].type
-    if kind.split(" | ")[0] == "text" and isinstance(value, (int, float)) and not isinstance(value, bool):
+    kind = field_rows()[path].kinds[0]
+    if kind == "text" and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
-    if isinstance(value, str) and kind.split(" | ")[0] == "path":
+    if isinstance(value, str) and kind == "path":
         value = resolved(value, folders)
     return _plain(_adapter(path).validate_python(value))
 

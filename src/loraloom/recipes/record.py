@@ -42,7 +42,7 @@ def take_record(text: str, recipe: Recipe) -> bool:
 
 
 def _is_path(path: str) -> bool:
-    return field_rows()[path].type.split(" | ")[0] == "path"
+    return field_rows()[path].kinds[0] == "path"
 
 
 def _take_files(path: str, value: Any, key: str, recipe: Recipe) -> None:

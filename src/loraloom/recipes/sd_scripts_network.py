@@ -201,7 +201,7 @@ def _module(module: Item, algorithm: Any, network: _Network) -> None:
 
 
 def _take_kind(name: str, module: Item, recipe: Recipe, *, is_dora: bool = False) -> bool:
-    offered = field_rows()["adapter.kind"].type.split(" | ")
+    offered = field_rows()["adapter.kind"].kinds
     candidates = _KINDS.get(name, ())
     if is_dora and candidates == ("lora",):
         candidates = ("dora", "lora")

@@ -10,12 +10,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.data.settings import DatasetSettings
+from loraloom.diffusion.samplers import SAMPLERS
 from loraloom.errors import UnknownNameError
 from loraloom.file_names import check_name
-from loraloom.settings import ClassPath, Kohya, Settings
+from loraloom.settings import ClassPath, Kohya, Offers, Settings
 from loraloom.training.block_shapes import block_weights
-from loraloom.training.lr_schedule_names import check_values, find_schedule
-from loraloom.training.optimizer_names import find_optimizer, is_adaptive
+from loraloom.training.lr_schedule_names import LR_SCHEDULES, check_values, find_schedule
+from loraloom.training.optimizer_names import OPTIMIZERS, find_optimizer, is_adaptive
 
 __all__ = [
     "EmaSettings",
@@ -92,7 +93,7 @@ OptimizerArgument = bool | int | float | str | tuple[float, ...]
 class OptimizerSettings(Settings):
     """How the adapter's tensors are updated."""
 
-    name: Annotated[str, Kohya("optimizer_type"), ClassPath(*OPTIMIZER_LIBRARIES)] = "adamw"
+    name: Annotated[str, Kohya("optimizer_type"), ClassPath(*OPTIMIZER_LIBRARIES), Offers(OPTIMIZERS)] = "adamw"
     """Optimizer: a name of the registry (docs/optimizers.md lists them), or the path of a class: torch.optim.RAdam. The
     class's module is run, so name only one that you know."""
     lr: Annotated[float, Kohya("learning_rate"), Field(ge=0)] = 1e-4
@@ -152,7 +153,9 @@ class OptimizerSettings(Settings):
 class LrScheduleSettings(Settings):
     """How the learning rates change over the run."""
 
-    name: Annotated[str, Kohya("lr_scheduler", "scheduler"), ClassPath("torch.optim.lr_scheduler")] = "cosine"
+    name: Annotated[
+        str, Kohya("lr_scheduler", "scheduler"), ClassPath("torch.optim.lr_scheduler"), Offers(LR_SCHEDULES)
+    ] = "cosine"
     """constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt,
     cosine_with_min_lr, warmup_stable_decay, rex, piecewise_constant, or the path of a class in
     torch.optim.lr_scheduler."""
@@ -355,7 +358,7 @@ class PreviewSettings(Settings):
     """Sampler steps."""
     cfg_scale: Annotated[float, Field(ge=0)] = 7.0
     """Guidance."""
-    sampler: Annotated[str, Kohya("sample_sampler")] = "DPM++ 2M Karras"
+    sampler: Annotated[str, Kohya("sample_sampler"), Offers(SAMPLERS)] = "DPM++ 2M Karras"
     """Sampler, a name of the registry."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the first prompt; the next prompt has the next seed."""
