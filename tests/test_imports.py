@@ -13,7 +13,7 @@ import loraloom
 
 ROOT = Path(loraloom.__file__).parent
 GROUND = {"errors", "settings", "registry", "events", "hardware", "randomness", "folders", "reading"}
-GROUND |= {"control", "plain_data", "plain_text", "file_names", "actions"}
+GROUND |= {"control", "plain_data", "plain_text", "file_names", "actions", "setting_marks"}
 ACTIVITIES = {"formats", "diffusion", "models", "adapters", "data", "training", "generation", "weights", "recipes"}
 ALLOWED = {
     "formats": set(),
@@ -110,7 +110,7 @@ def test_exported_names_exist() -> None:
 NAMES_THAT_RUN_CODE = {"import_module", "__import__", "eval", "exec", "find_class", "entry_points", "runpy", "pickle"}
 WHERE_A_NAME_RUNS_CODE = {
     "registry.py",  # targets written in this package, and entry points of packages that a person installed
-    "training/optimizer_names.py",  # optimizer.name, which data may not choose freely: see settings.ClassPath
+    "training/optimizer_names.py",  # optimizer.name, which data may not choose freely: see setting_marks.ClassPath
     "training/lr_schedules.py",  # lr_schedule.name, likewise
     "recipes/sd_scripts_optimizer.py",  # find_class: classes of two libraries that are named in the code
 }

@@ -7,7 +7,8 @@ import pytest
 from pydantic import Field, model_validator
 
 from loraloom.errors import FileFormatError, MissingFileError, SettingsError
-from loraloom.settings import Kohya, Settings, apply_overrides, read_toml, setting_rows
+from loraloom.setting_marks import Kohya
+from loraloom.settings import Settings, apply_overrides, read_toml, setting_rows
 
 
 class Inner(Settings):

@@ -13,36 +13,23 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast, get_args, get_origin
 
 import tomlkit
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError, core_schema
 
 from loraloom.actions import Action, Sentence
 from loraloom.errors import FileFormatError, SettingsError, nearest
 from loraloom.plain_data import LARGEST_WHOLE, parse_toml, shown, too_large
 from loraloom.reading import read_text
-from loraloom.registry import Entry
+from loraloom.setting_marks import Choices, ClassPath, Kohya, Offers
 
 __all__ = [
-    "Choices",
-    "ClassPath",
-    "Kohya",
-    "Offers",
     "SettingRow",
     "Settings",
     "apply_overrides",
@@ -52,92 +39,6 @@ __all__ = [
 ]
 
 MAX_TOML_BYTES = 4 * 2**20
-
-
-@dataclass(frozen=True)
-class Kohya:
-    """Mark: the names that sd-scripts and the guide's script use for this setting."""
-
-    names: tuple[str, ...]
-
-    def __init__(self, *names: str) -> None:
-        object.__setattr__(self, "names", names)
-
-
-@dataclass(frozen=True)
-class ClassPath:
-    """Mark: the value may be the path of a Python class (``torch.optim.RAdam``), whose module is then imported.
-
-    A person may name any class on the command line and in a settings file of their own. A file of somebody else
-    (a LoRA, an image, another program's recipe) is data, and chooses among the registry's names and the classes of
-    ``libraries`` alone: else opening a file would run whatever module it names.
-    """
-
-    libraries: tuple[str, ...]
-
-    def __init__(self, *libraries: str) -> None:
-        object.__setattr__(self, "libraries", libraries)
-
-    def data_may_name(self, value: Any) -> bool:
-        """Whether a file that is only data may choose ``value``."""
-        module, dot, name = str(value).strip().rpartition(".")
-        return not dot or (module in self.libraries and name.isidentifier())
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Mark: the value is one of the names that ``names`` gives when it is asked, plugins' among them.
-
-    ``table`` has a line for people about each of them.
-    """
-
-    names: Callable[[], Sequence[str]]
-    table: Mapping[str, Entry] = dataclasses.field(default_factory=dict)
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return {**handler(schema), "enum": list(self.names()), "x-choices": self.summaries()}
-
-    def summaries(self) -> dict[str, str]:
-        """Each name with its line."""
-        return {name: self.table[name].summary if name in self.table else "" for name in self.names()}
-
-    def _checked(self, value: str) -> str:
-        names = [repr(name) for name in self.names()]
-        if repr(value) in names:
-            return value
-        expected = f"{', '.join(names[:-1])} or {names[-1]}"
-        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
-
-
-@dataclass(frozen=True)
-class Offers:
-    """Mark: names of tables that the value may have, each with a line for people, plugins' among them.
-
-    Unlike :class:`Choices` it checks nothing: other spellings, or paths of classes, may be taken too. ``more`` are
-    names that no table has.
-    """
-
-    tables: tuple[Mapping[str, Entry], ...]
-    more: Mapping[str, str]
-
-    def __init__(self, *tables: Mapping[str, Entry], more: Mapping[str, str] | None = None) -> None:
-        object.__setattr__(self, "tables", tables)
-        object.__setattr__(self, "more", more or {})
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        summaries = self.summaries()
-        return {**handler(schema), "examples": list(summaries), "x-choices": summaries}
-
-    def summaries(self) -> dict[str, str]:
-        """Each name with its line."""
-        return {**self.more, **{name: entry.summary for table in self.tables for name, entry in table.items()}}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import SettingsError
 from loraloom.formats.adapter_kinds import ADAPTERS, trained_kinds
 from loraloom.plain_data import is_slow_expression
-from loraloom.settings import Choices, Kohya, Settings
+from loraloom.setting_marks import Choices, Kohya
+from loraloom.settings import Settings
 
 if TYPE_CHECKING:
     from loraloom.adapters.adapter import Adapter

@@ -10,7 +10,8 @@ from PIL import ImageColor
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from loraloom.folders import cache_folder
-from loraloom.settings import Kohya, Settings
+from loraloom.setting_marks import Kohya
+from loraloom.settings import Settings
 
 __all__ = ["UNCHANGED", "CaptionSettings", "ConceptSettings", "DatasetSettings", "MaskSource", "Resolution"]
 

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from loraloom.diffusion.samplers import SAMPLERS, SIGMA_SCHEDULES, resolve_sampler
 from loraloom.errors import UnknownNameError
-from loraloom.settings import Offers, Settings
+from loraloom.setting_marks import Offers
+from loraloom.settings import Settings
 
 __all__ = ["GenerateSettings", "PromptCompatibility", "PromptEmphasis"]
 

@@ -13,7 +13,8 @@ from loraloom.data.settings import DatasetSettings
 from loraloom.diffusion.samplers import SAMPLERS
 from loraloom.errors import UnknownNameError
 from loraloom.file_names import check_name
-from loraloom.settings import ClassPath, Kohya, Offers, Settings
+from loraloom.setting_marks import ClassPath, Kohya, Offers
+from loraloom.settings import Settings
 from loraloom.training.block_shapes import block_weights
 from loraloom.training.lr_schedule_names import LR_SCHEDULES, check_values, find_schedule
 from loraloom.training.optimizer_names import OPTIMIZERS, find_optimizer, is_adaptive
