@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loraloom.recipes.diffusers_scripts import SCRIPTS
+from loraloom.recipes.diffusers_names import SCRIPTS
 from loraloom.recipes.reading import read_recipe
 from loraloom.recipes.recipe import Recipe, listed
 from loraloom.training.settings import TrainSettings

@@ -13,6 +13,7 @@ import pytest
 
 from loraloom.errors import LoraloomError
 from loraloom.recipes import (
+    diffusers_scripts,
     dreambooth,
     dreambooth_concepts,
     gui,
@@ -37,6 +38,7 @@ TABLES = {
     "sd-scripts": sd_scripts.TABLE,
     "kohya_ss": gui.TABLE,
     "metadata": metadata.TABLE,
+    "diffusers": diffusers_scripts.TABLE,
     "OneTrainer": onetrainer.TABLE,
     "a concept of OneTrainer": onetrainer_concepts.CONCEPT,
     "pictures of a concept of OneTrainer": onetrainer_concepts.IMAGE,
@@ -96,6 +98,26 @@ def test_every_argument_of_sd_scripts_is_read(tmp_path: Path, row: Row) -> None:
     base = {"network_module": "networks.lora", "network_dim": 3, "base_weights": "a.safetensors", "seed": 3}
     base = {key: value for key, value in base.items() if key != row.key}
     assert is_read(tmp_path / "a.json", row, base, lambda value: {**base, row.key: value})
+
+
+WORDS = ("x", "7", "0.3", "true", "False", "prodigy", "v_prediction", "1e-3")
+
+
+@pytest.mark.parametrize("row", diffusers_scripts.TABLE, ids=lambda row: row.key)
+def test_every_argument_of_diffusers_is_read(tmp_path: Path, row: Row) -> None:
+    others = {"instance_data_dir": "img", "instance_prompt": "a", "learning_rate": "1e-4", "validation_prompt": "a fox"}
+    others = {name: value for name, value in others.items() if name != row.key}
+
+    def read_command(more: str) -> str:
+        given = " ".join(f'--{name}="{value}"' for name, value in others.items())
+        path = tmp_path / "a.sh"
+        path.write_text(f"accelerate launch train_dreambooth_lora.py {given} {more}\n", encoding="utf-8")
+        return said(read_recipe(path))
+
+    silent = read_command("")
+    texts = (read_command(f'--{row.key}="{word}"') for word in WORDS)
+    told = next((text for text in texts if text != silent), "")
+    assert told and "'not known" not in told
 
 
 FORM = {"LoRA_type": "LyCORIS/Diag-OFT", "max_resolution": "512,512", "lr_warmup": 10, "epoch": 2, "model_list": "a"}

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from loraloom.actions import Action, Sentence
 from loraloom.errors import FileFormatError
 from loraloom.recipes.dataset_config import is_dataset_config
-from loraloom.recipes.diffusers_scripts import SCRIPTS
+from loraloom.recipes.diffusers_names import SCRIPTS
 from loraloom.recipes.dreambooth import is_db_config
 from loraloom.recipes.dreambooth_concepts import is_concepts_list
 from loraloom.recipes.easy_scripts import is_easy_scripts
