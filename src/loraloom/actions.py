@@ -19,7 +19,7 @@ from typing import Any, Self
 __all__ = ["Action", "Proposal", "Sentence", "Wording", "Words", "parts_from_record", "parts_to_record"]
 
 Wording = str | Callable[[Mapping[str, str]], str]
-"""How an action is said: text with ``{names}`` of its values, or a function of them."""
+"""How an action is worded: text with ``{names}`` of its values, or a function of them."""
 
 
 class Action(Enum):

@@ -1,7 +1,7 @@
 """How a kind of adapter lies in a file: which tensors make a layer of it, their shapes, and the ends of their keys.
 
-Every kind carries one :class:`KeyLayout` (``Adapter.layout``). All that is said here of files follows from those, so
-that no other module knows a kind by its name. No torch here.
+Every kind carries one :class:`KeyLayout` (``Adapter.layout``). Everything here about files follows from those, so that
+no other module knows a kind by its name. No torch here.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class KeyLayout:
     adds_up: bool = False
     """Whether the change is the tensors themselves, so that sums of changes are sums of tensors."""
     marks: tuple[str, ...] = ()
-    """Pieces of keys by which the kind is told even where the rest of the name is strange."""
+    """Pieces of keys by which the kind is recognised even where the rest of the name is strange."""
 
     def ends(self, dialect: str) -> Mapping[str, str]:
         """The ends of keys in this dialect, and their roles."""

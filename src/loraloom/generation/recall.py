@@ -294,7 +294,7 @@ def _hires(found: dict[str, Any], fields: dict[str, str], remarks: list[str]) ->
         del found["hires_scale"]
     asked = any(name in found for name in ("hires_scale", "hires_width", "hires_height"))
     if not asked and any(name in found for name in ("hires_upscaler", "hires_steps")):
-        remarks.append("a high-resolution pass is told of, but not its size")
+        remarks.append("a high-resolution pass is mentioned, but not its size")
     if not asked and "denoising_strength" in found:
         remarks.append("the image was made from another: give init_image")
 

@@ -51,7 +51,7 @@ class _Concept(Reading):
     prompts: list[str]
     """Of previews."""
     is_told: bool = True
-    """Whether each key is accounted for here; else whoever read the file has done so."""
+    """Whether each key is accounted for here; else the reader of the file has done so."""
     concept: dict[str, Any] = field(default_factory=dict)
 
     def text(self, name: str) -> str:
@@ -164,7 +164,7 @@ def _class_folder(row: Row, entry: _Concept) -> None:
 
 
 def _painted_folder(name: str, entry: _Concept) -> str:
-    """Class images that were painted there; where there are none, what paints them is said in any case."""
+    """Class images that were painted there; where there are none, a remark says what paints them."""
     found = next((str(folder) for folder in entry.painted if exists(folder) and folder.is_dir()), "")
     item = entry.take(name)
     key = f"({entry.place}.{name})" if item is None else item.key

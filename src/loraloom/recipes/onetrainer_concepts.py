@@ -203,7 +203,7 @@ def _captions(part: _Part) -> dict[str, Any]:
 
 
 def _source(row: Row, part: _Part) -> None:
-    """A text file beside each picture unless something else is said."""
+    """A text file beside each picture unless the file says otherwise."""
     source, path = str(part.taken("prompt_source") or "sample"), part.taken("prompt_path")
     if source == "filename":
         _captions(part)["source"] = "filename"

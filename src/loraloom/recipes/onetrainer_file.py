@@ -86,7 +86,7 @@ class OneTrainerFile(Reading):
 
     @property
     def kind(self) -> str:
-        """The adapter's kind, before anything is said of DoRA."""
+        """The adapter's kind, DoRA left aside."""
         return {"LOHA": "loha", "LOKR": "lokr"}.get(_word(self.said.get("peft_type")), "lora")
 
     @property
@@ -98,7 +98,7 @@ class OneTrainerFile(Reading):
         return bool(self.said.get("lora_decompose")) and self.kind == "lora" and not self.full
 
     def trains(self, part: str) -> bool:
-        """Whether a part of the model is trained, which it is where nothing is said."""
+        """Whether a part of the model is trained, which it is unless the file says otherwise."""
         flag = self.said.get(f"{part}.train")
         return flag is None or bool(flag)
 

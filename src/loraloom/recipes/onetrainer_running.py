@@ -170,7 +170,7 @@ def precision(full: str) -> How:
 
 
 def max_norm(row: Row, file: OneTrainerFile) -> None:
-    """OneTrainer clips at 1 where nothing is said, and not at all where the field is empty."""
+    """OneTrainer clips at 1 where the key is missing, and not at all where the field is empty."""
     value = file.taken(row.key, 1.0)
     file.recipe.set(row.ours, 0.0 if value is None else value, row.key)
 
@@ -271,7 +271,7 @@ _LOSSES = {
     "huber": ("huber_strength", 0.0),
     "log-cosh": ("log_cosh_strength", 0.0),
 }
-"""The key of each loss, and its strength where nothing is said."""
+"""The key of each loss, and its strength where the key is missing."""
 
 
 def losses(row: Row, file: OneTrainerFile) -> None:

@@ -180,7 +180,7 @@ class Recipe:
         problems = [text for path, text in self.problems if path not in settled]
         missing = self.missing(overrides)
         for path in missing:
-            known = self.known_of_required.get(path, "")  # what is wrong with it is told already
+            known = self.known_of_required.get(path, "")  # what is wrong with it has been reported already
             problems.append(f"{self.source} does not say {path}{f' ({known})' if known else ''}: add {path}=...")
         # One that is missing would be reported a second time, and would hide nothing else if a stand-in is checked.
         stand_in = apply_overrides(data, [f"{path}='.'" for path in missing])
@@ -255,7 +255,7 @@ def resolved(value: str, folders: Sequence[Path]) -> str:
     """A path as this machine finds it; one of another machine (``X:\\pictures``) stays as it is written."""
     text = value.strip().strip('"')
     if "\0" in text:
-        return text  # no system has such a name; whoever opens it says so
+        return text  # no system has such a name; opening it will say so
     if PureWindowsPath(text).drive or text.startswith("\\\\"):
         trimmed = text.rstrip("\\/")
         return text if trimmed.endswith(":") else trimmed

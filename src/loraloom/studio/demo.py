@@ -179,7 +179,7 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class _Demo:
-    """One demo: where it goes, what it teaches, who is told and asked."""
+    """One demo: where it goes, what it teaches, its listener and its control."""
 
     folder: Path
     plan: DemoPlan
@@ -461,7 +461,7 @@ class Pictures:
         return images
 
     def _heard(self, event: Event) -> None:
-        """What is said of the checkpoint is no news here: it is the same with every row."""
+        """Notices about the checkpoint are not repeated here: they are the same with every row."""
         if not isinstance(event, Notice):
             self.listener(event)
 

@@ -1,7 +1,7 @@
 """A model that stays: the checkpoint, its autoencoder and the LoRAs that were read, kept from one job to the next.
 
 A :class:`Painter` is for one process. Every job has the model to itself and gets it as it is in its files: nothing of
-an earlier job can be seen in its pictures. Whoever paints once makes a painter of its own and forgets it.
+an earlier job can be seen in its pictures. Code that paints once makes a painter of its own and forgets it.
 """
 
 from __future__ import annotations

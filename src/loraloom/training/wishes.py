@@ -15,8 +15,8 @@ __all__ = ["Leaving", "Wishes"]
 class Wishes:
     """A control that all processes of a run ask together: the leading one asks ``control``, and all get its answer.
 
-    A pause is told to ``listener`` when it begins and when it ends; ``before_pause`` is called before that. Every
-    process must ask equally often, also while a pause lasts: then none waits for a message that comes after hours.
+    ``listener`` hears of a pause when it begins and when it ends; ``before_pause`` is called before that. Every process
+    must ask equally often, also while a pause lasts: then none waits for a message that comes after hours.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def create_run(settings: TrainSettings) -> RunFolder:
     """A run that is queued: its folder in ``settings.output``, with the settings and a log that says it was created.
 
     Nothing is loaded or looked at yet. No run overwrites another (``name-2``, ``name-3``), but one that ended before
-    its first step and holds nothing is taken over: whoever mistypes five times has no five folders. Raises
+    its first step and holds nothing is taken over: mistyping five times does not leave five folders. Raises
     SettingsError for a name that not every system can keep, OutputError where the folder cannot be written.
     """
     return _create(settings, "", 0)

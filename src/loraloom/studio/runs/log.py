@@ -35,7 +35,7 @@ _STEP = b'{"event": "StepFinished"'
 _KIND = re.compile(rb'\{"event": "(\w+)"')
 """How every line of ours begins, so that lines of other kinds need not be parsed."""
 _TURNS = frozenset({"RunCreated", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed"})
-"""What the order matters of: what stands before is told before."""
+"""Events whose order matters: an earlier one is passed on earlier."""
 
 
 # -- the rule ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""A run in a process of its own, which outlives whoever started it: torch, its memory and its signals are its own."""
+"""A run in a process of its own, which outlives the one that started it: torch, its memory and its signals are its
+own."""
 
 from __future__ import annotations
 
@@ -54,9 +55,9 @@ class RunProcess:
 def start_run(folder: Path) -> RunProcess:
     """Train the run in a new process, as :func:`train_run` would; it goes on when this one ends.
 
-    Returns as soon as that process has the run, or has ended. How it goes is told by the run's log; what it prints goes
-    to ``output.log`` in the folder. Raises ResumeError when the run is trained already, OutputError when the folder
-    takes no file.
+    Returns as soon as that process has the run, or has ended. The run's log shows how it goes; what it prints goes to
+    ``output.log`` in the folder. Raises ResumeError when the run is trained already, OutputError when the folder takes
+    no file.
     """
     if is_trained(folder):
         raise ResumeError(f"{folder} is being trained already", "it can be asked to stop, or be waited for")

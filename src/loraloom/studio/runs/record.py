@@ -39,7 +39,7 @@ def recorded(folder: RunFolder, listener: Listener, settings: TrainSettings, *, 
         if first is None or last is first:
             first = last
             raise
-        # Whoever listens to the run failed too, as it was closed.
+        # The run's listener failed too, as it was closed.
         with while_handling(first, "the record of the run"):
             raise last
         raise first from first.__cause__

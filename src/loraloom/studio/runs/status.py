@@ -31,7 +31,7 @@ _KINDS = frozenset(
     {"RunCreated", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed"}
     | {"StepFinished", "PreviewSaved", "ValidationMeasured"}
 )
-"""Events that a status is told by."""
+"""Events that a status is made from."""
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,10 @@ def train_run(
 ) -> TrainingResult:
     """Train the run in this folder, in this process: a new one, one that failed, or one that goes on where it was.
 
-    ``control`` is asked, and so is the folder: whoever wishes something first is obeyed. Errors are recorded in the
-    run's log before they are raised. Raises ResumeError when another process trains it, when it is finished, or when
-    dataset, checkpoint or settings differ from those it began with (``force``: a warning instead); Interrupted when it
-    is to end before its first step.
+    ``control`` is asked, and so is the folder: the first wish counts. Errors are recorded in the run's log before they
+    are raised. Raises ResumeError when another process trains it, when it is finished, or when dataset, checkpoint or
+    settings differ from those it began with (``force``: a warning instead); Interrupted when it is to end before its
+    first step.
     """
     return resume_training(run, force=force, listener=listener, control=control)
 
