@@ -18,7 +18,7 @@ from loraloom.formats.adapter_file import read_adapter_file, write_adapter_file
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
 from loraloom.training.base_loras import merge_base_loras, origin_metadata
-from loraloom.training.plan import Memory, predict_memory
+from loraloom.training.memory import Memory, predict_memory
 from loraloom.training.settings import TrainSettings
 from loraloom.training.trainer import train
 from random_loras import random_lora

@@ -16,8 +16,8 @@ from loraloom.models.loaded import load_model
 from loraloom.studio.plan import plan_run
 from loraloom.studio.runs.training import run_training
 from loraloom.training.opening import open_run, planned_groups
-from loraloom.training.plan import count_work
 from loraloom.training.settings import TrainSettings
+from loraloom.training.work import count_work
 from toys import toy_tensors
 
 MakeSettings = Callable[..., TrainSettings]

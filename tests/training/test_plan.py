@@ -25,10 +25,12 @@ from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.layers import recomputing
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.studio.plan import plan_run
+from loraloom.training.memory import predict_memory
 from loraloom.training.meter import Meter
-from loraloom.training.plan import cheapest_changes, count_work, make_plan, predict_memory
+from loraloom.training.plan import cheapest_changes, make_plan
 from loraloom.training.settings import TrainSettings
 from loraloom.training.trainer import train
+from loraloom.training.work import count_work
 from work import HANGS_AFTER_S
 
 MakeSettings = Callable[..., TrainSettings]
@@ -124,7 +126,7 @@ def test_a_tensor_changed_in_place_is_not_computed_again_from_the_wrong_values()
 def test_steps_and_images_are_those_of_the_run(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loraloom.training.plan.SMALL_BYTES", 0)
+    monkeypatch.setattr("loraloom.training.memory.SMALL_BYTES", 0)
     settings = make_settings("epochs=2", "gradient_accumulation=2")
     work = count_work(settings, load_dataset(settings.dataset))
     events: list[Event] = []
@@ -175,7 +177,7 @@ def test_a_run_of_any_length_is_counted(
     length: str, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Going through all of its epochs would take days."""
-    monkeypatch.setattr("loraloom.training.plan._LOOKED_AT", 20)
+    monkeypatch.setattr("loraloom.training.work._LOOKED_AT", 20)
     settings = make_settings(length)
     work = count_work(settings, load_dataset(settings.dataset))
     if settings.steps is None:
@@ -260,9 +262,9 @@ from pathlib import Path
 import torch
 from loraloom.events import MemoryMeasured
 from loraloom.training.settings import TrainSettings
-from loraloom.training import plan
+from loraloom.training import memory
 from loraloom.training.trainer import train
-plan.SMALL_BYTES = 0
+memory.SMALL_BYTES = 0
 torch.set_num_threads(1)
 run = Path(sys.argv[1])
 for name in ("weights", "previews"):

@@ -58,7 +58,7 @@ MakeSettings = Callable[..., TrainSettings]
 @pytest.fixture(autouse=True)
 def _no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predicting the memory takes longer than a toy run."""
-    monkeypatch.setattr("loraloom.training.plan.MemoryWatch.start", lambda *arguments: None)
+    monkeypatch.setattr("loraloom.training.memory.MemoryWatch.start", lambda *arguments: None)
 
 
 def go(

@@ -16,7 +16,7 @@ from loraloom.events import Event, Notice, ignore
 from loraloom.formats.tensors import open_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
-from loraloom.training.plan import predict_memory
+from loraloom.training.memory import predict_memory
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint, find_state
 from loraloom.training.step import training_loss

@@ -34,8 +34,8 @@ def plan_rates(settings: TrainSettings) -> Curves:
 
 def _total_steps(settings: TrainSettings) -> int:
     from loraloom.data.dataset import load_dataset
-    from loraloom.training.plan import count_work
     from loraloom.training.validation import split_off
+    from loraloom.training.work import count_work
 
     if settings.steps is not None:
         return settings.steps

@@ -22,11 +22,12 @@ from loraloom.hardware import Precision, keep_freed_memory, return_freed_memory
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.training.base_loras import merge_base_loras, origin_metadata
 from loraloom.training.captions import CaptionEncoder, needed_chunks, parts_fingerprint
+from loraloom.training.disk import check_room
 from loraloom.training.ema import Ema
+from loraloom.training.memory import MemoryWatch
 from loraloom.training.opening import open_run
 from loraloom.training.optimizers import create_optimizer
 from loraloom.training.parameter_groups import optimizer_remarks, parameter_groups
-from loraloom.training.plan import MemoryWatch, check_room
 from loraloom.training.preservation import check_trigger, class_chunks
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint, check_alike, identity_of

@@ -10,7 +10,7 @@ from loraloom.data.batches import Draw, plan_epoch
 from loraloom.data.sample import Dataset
 from loraloom.training.settings import TrainSettings
 
-__all__ = ["Share", "Step", "StepPlan"]
+__all__ = ["Share", "Step", "StepPlan", "epoch_draws"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,13 @@ class Step:
         return sum(len(draws) for draws in self.batches)
 
 
+def epoch_draws(settings: TrainSettings, dataset: Dataset, epoch: int) -> list[list[Draw]]:
+    """The batches of an epoch (from 0), each a list of draws."""
+    return plan_epoch(
+        dataset, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch, flip=settings.dataset.flip
+    )
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """The order of a whole run."""
@@ -50,13 +57,7 @@ class StepPlan:
 
     def epoch_batches(self, epoch: int) -> list[list[list[Draw]]]:
         """The epoch's optimizer steps, each a list of batches, each a list of draws."""
-        batches = plan_epoch(
-            self.dataset,
-            batch_size=self.settings.batch_size,
-            seed=self.settings.seed,
-            epoch=epoch,
-            flip=self.settings.dataset.flip,
-        )
+        batches = epoch_draws(self.settings, self.dataset, epoch)
         size = self.settings.gradient_accumulation
         return [batches[start : start + size] for start in range(0, len(batches), size)]
 

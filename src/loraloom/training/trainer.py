@@ -36,9 +36,9 @@ from loraloom.hardware import explained_memory_errors
 from loraloom.training.batching import BatchMaker, size_conditioning
 from loraloom.training.ema import Ema
 from loraloom.training.lr_schedules import LrSchedule, create_lr_schedule
+from loraloom.training.memory import MemoryWatch
 from loraloom.training.optimizers import evaluating
 from loraloom.training.parameter_groups import set_learning_rates, text_encoder_stopped
-from loraloom.training.plan import MemoryWatch
 from loraloom.training.preparing import RunParts, prepare_parts
 from loraloom.training.preservation import Preservation
 from loraloom.training.previews import PreviewPrompt, paint_previews, preview_prompts
