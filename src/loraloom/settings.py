@@ -111,6 +111,18 @@ class Settings(BaseModel):
             _anchor_paths(cls, data, path.parent)
         return cls.parse(apply_overrides(data, overrides), source=str(path) if path else "the command line")
 
+    def chosen(self) -> list[str]:
+        """The names of the settings that differ from their defaults, and of those that have none.
+
+        Whether a default was written down makes no difference: a form that posts every value says what one says that
+        posts nothing.
+        """
+        return [
+            name
+            for name, field in type(self).model_fields.items()
+            if field.is_required() or getattr(self, name) != field.get_default(call_default_factory=True)
+        ]
+
     @classmethod
     def template(cls) -> str:
         """A TOML file with every setting, its meaning and its default; required ones wait to be filled in."""
@@ -394,12 +406,8 @@ def _toml_value(value: Any) -> Any:
         return str(value)
     if isinstance(value, (tuple, list)):
         return [_toml_value(item) for item in value]
-    if isinstance(value, Settings):  # an entry of a list of tables: only what was set
-        return {key: _toml_value(getattr(value, key)) for key in type(value).model_fields if _is_set(value, key)}
+    if isinstance(value, Settings):  # an entry of a list of tables
+        return {key: _toml_value(getattr(value, key)) for key in value.chosen()}
     if isinstance(value, Mapping):
         return {key: _toml_value(item) for key, item in value.items()}
     return value
-
-
-def _is_set(settings: Settings, name: str) -> bool:
-    return name in settings.model_fields_set and getattr(settings, name) is not None

@@ -38,7 +38,7 @@ class Toy:
         self.goal = torch.randn(16, 16, generator=random)
         self.down = torch.nn.Parameter(torch.randn(8, 16, generator=random) / 4)
         self.up = torch.nn.Parameter(torch.zeros(16, 8))
-        rates = rates or (settings.lr, settings.lr)
+        rates = rates or (settings.learning_rate, settings.learning_rate)
         self.optimizer = create_optimizer(
             [
                 {"params": [parameter], "lr": rate, "base_lr": rate, "name": name, "part": "unet"}
@@ -188,10 +188,10 @@ def test_rates_that_differ_are_refused_where_steps_cannot_be_scaled(name: str) -
 
 
 def test_the_rate_of_an_adaptive_optimizer_is_one_where_none_is_given() -> None:
-    assert OptimizerSettings.parse({"name": "DAdaptAdam"}).lr == 1.0
-    assert OptimizerSettings.parse({"name": "prodigy", "lr": 0.5}).lr == 0.5
-    assert OptimizerSettings.parse({"name": "adamw"}).lr == 1e-4
-    assert OptimizerSettings.parse({"name": "prodigyplus.ProdigyPlusScheduleFree"}).lr == 1.0
+    assert OptimizerSettings.parse({"name": "DAdaptAdam"}).learning_rate == 1.0
+    assert OptimizerSettings.parse({"name": "prodigy", "lr": 0.5}).learning_rate == 0.5
+    assert OptimizerSettings.parse({"name": "adamw"}).learning_rate == 1e-4
+    assert OptimizerSettings.parse({"name": "prodigyplus.ProdigyPlusScheduleFree"}).learning_rate == 1.0
 
 
 # ------------------------------------------------------------------------------------------ schedule-free

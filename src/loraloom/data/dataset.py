@@ -446,8 +446,8 @@ def _samples(found: Sequence[_Found], settings: DatasetSettings, layout: Layout)
 
 def _resolutions(concept: Concept, settings: DatasetSettings) -> tuple[int | Size, ...]:
     own = concept.settings
-    given = own.resolutions if own is not None and own.resolutions else settings.resolutions
-    return tuple(dict.fromkeys(given or (settings.resolution,)))
+    given = own.resolutions if own is not None and own.resolutions else settings.sizes
+    return tuple(dict.fromkeys(given))
 
 
 def _side_text(resolution: int | Size) -> str:
@@ -476,7 +476,7 @@ def _variation(own: ConceptSettings | None, settings: DatasetSettings) -> Variat
 def _rounded_resolution(settings: DatasetSettings, layout: Layout) -> Iterable[Problem]:
     if settings.buckets:
         return
-    for resolution in settings.resolutions or (settings.resolution,):
+    for resolution in settings.sizes:
         at = settings.at(resolution)
         (size,) = bucket_sizes(at)
         if size != at.size:

@@ -55,6 +55,8 @@ def _tags(value: Any) -> Any:
 
 Side = Annotated[int, Field(ge=32, le=8192)]
 Share = Annotated[float, Field(ge=0, le=1)]
+USUAL_RESOLUTION = 512
+"""What an unset dataset.resolution means where no checkpoint says its own."""
 Resolution = Annotated[Side | tuple[Side, Side], BeforeValidator(_size)]
 MaskSource = Annotated[
     Literal["none", "alpha", "folder", "beside"],
@@ -278,9 +280,10 @@ class DatasetSettings(Settings):
     repeats: Annotated[int, Kohya("num_repeats"), Field(ge=1, le=9999)] = 1
     """Repeats of folders whose name does not say them (no n_ in front)."""
 
-    resolution: Annotated[Side | tuple[Side, Side], Kohya("resolution"), BeforeValidator(_size)] = 512
+    resolution: Annotated[Side | tuple[Side, Side] | None, Kohya("resolution"), BeforeValidator(_size)] = None
     """Size to train at, in pixels: one number for a square, or width and height. With buckets it is the area
-    that counts: no picture gets more pixels than this square has."""
+    that counts: no picture gets more pixels than this square has. Unset: the checkpoint's own, or what its family was
+    trained at (512 where no checkpoint is looked at)."""
 
     resolutions: Annotated[tuple[Resolution, ...], BeforeValidator(_sizes)] = ()
     """Several sizes to train at, instead of resolution: [512, 768]."""
@@ -347,8 +350,9 @@ class DatasetSettings(Settings):
     )
     """Endings of caption files, the first that exists is used."""
 
-    cache_to_disk: Annotated[bool, Kohya("cache_latents_to_disk")] = False
-    """Keep encoded pictures in files, so that the next run on the same pictures starts at once."""
+    cache_to_disk: Annotated[bool | None, Kohya("cache_latents_to_disk")] = None
+    """Keep encoded pictures in files, so that the next run on the same pictures starts at once. Unset: only in a sweep,
+    for all of its runs."""
 
     cache_text_to_disk: Annotated[bool, Kohya("cache_text_encoder_outputs_to_disk")] = False
     """Keep encoded captions in files too. Only where the text encoder is not trained."""
@@ -363,7 +367,11 @@ class DatasetSettings(Settings):
     @classmethod
     def _folder_of_concepts(cls, data: Any) -> Any:
         """Listed concepts need no folder: it is the one that all of them are in."""
-        if not isinstance(data, dict) or "folder" in data or not isinstance(data.get("concepts"), (list, tuple)):
+        if (
+            not isinstance(data, dict)
+            or data.get("folder") is not None
+            or not isinstance(data.get("concepts"), (list, tuple))
+        ):
             return data
         listed = data["concepts"]
         given = [item.get("folder") if isinstance(item, dict) else getattr(item, "folder", None) for item in listed]
@@ -392,7 +400,7 @@ class DatasetSettings(Settings):
 
     @model_validator(mode="after")
     def _sides_fit(self) -> Self:
-        wanted = {*(self.resolutions or (self.resolution,))}
+        wanted = {*self.sizes}
         wanted.update(resolution for concept in self.concepts for resolution in concept.resolutions or ())
         for resolution in sorted(wanted, key=str):
             at = self.at(resolution)
@@ -452,10 +460,17 @@ class DatasetSettings(Settings):
         return said
 
     @property
+    def sizes(self) -> tuple[int | tuple[int, int], ...]:
+        """The resolutions to train at: ``resolutions``, or ``resolution``, or what leaving both unset means.
+
+        A run fills in its checkpoint's own before it asks.
+        """
+        return self.resolutions or (USUAL_RESOLUTION if self.resolution is None else self.resolution,)
+
+    @property
     def size(self) -> tuple[int, int]:
         """The resolution as (width, height); of several the one with the most pixels."""
-        given = self.resolutions or (self.resolution,)
-        sizes = [(value, value) if isinstance(value, int) else value for value in given]
+        sizes = [(value, value) if isinstance(value, int) else value for value in self.sizes]
         return max(sizes, key=lambda size: size[0] * size[1])
 
     @property

@@ -132,7 +132,7 @@ def plan_sweep(path: Path | None, overrides: Sequence[str]) -> list[Combination]
         if any(name == other.name for other in combinations):
             raise SettingsError([f"two combinations of the sweep are both called {name}"], "name each value once")
         update: dict[str, object] = {"name": name, "output": settings.output / f"{settings.name}-sweep"}
-        if "cache_to_disk" not in settings.dataset.model_fields_set:
+        if settings.dataset.cache_to_disk is None:
             # Every run needs the same latents: they are encoded once.
             folder = settings.output / f"{settings.name}-sweep" / "latents"
             data = {"cache_to_disk": True, "cache_folder": settings.dataset.cache_folder or folder}

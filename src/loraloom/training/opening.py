@@ -151,7 +151,7 @@ def planned_groups(settings: TrainSettings, checkpoint: Checkpoint) -> list[Plan
 
 def with_resolution(settings: TrainSettings, checkpoint: Checkpoint, listener: Listener) -> TrainSettings:
     """The settings with the checkpoint's own resolution, or else its family's, where none was set."""
-    if settings.dataset.resolutions or "resolution" in settings.dataset.model_fields_set:
+    if settings.dataset.resolutions or settings.dataset.resolution is not None:
         return settings
     signs = read_signs(checkpoint, checkpoint.metadata, checkpoint.path, prediction=settings.prediction)
     own = checkpoint.own_resolution(signs.prediction)
@@ -192,7 +192,7 @@ def _check_optimizer(settings: TrainSettings, device: torch.device | None) -> No
     if device is not None:
         try_optimizer(settings.optimizer, device)
     else:
-        create_optimizer([_group("trial", "unet", settings.optimizer.lr)], settings.optimizer)
+        create_optimizer([_group("trial", "unet", settings.optimizer.learning_rate)], settings.optimizer)
 
 
 def _check_layers(settings: TrainSettings, checkpoint: Checkpoint) -> None:

@@ -91,7 +91,7 @@ def create_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) 
             )
     try:
         quick = {} if _HOW_FAST & arguments.keys() else recipe.quick
-        optimizer: torch.optim.Optimizer = cls(groups, lr=settings.lr, **quick, **arguments)
+        optimizer: torch.optim.Optimizer = cls(groups, lr=settings.learning_rate, **quick, **arguments)
     except REFUSALS as error:
         raise SettingsError(
             [f"optimizer {settings.name} refuses its arguments: {error or type(error).__name__}"],
@@ -105,7 +105,7 @@ def create_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) 
 
 
 def _with_common_rate(group: dict[str, Any], settings: OptimizerSettings) -> dict[str, Any]:
-    rate = settings.lr
+    rate = settings.learning_rate
     return {**group, "lr": rate, "base_lr": rate, "scale": group.get("base_lr", rate) / rate if rate else 1.0}
 
 
@@ -171,7 +171,7 @@ def try_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
             "use the same optimizer without paged",
         )
     parameters = [torch.nn.Parameter(torch.zeros(size, device=device)) for size in ((64, 64), (8, 4, 3, 3))]
-    rates = {"lr": settings.lr, "base_lr": settings.lr, "name": "trial", "part": "unet"}
+    rates = {"lr": settings.learning_rate, "base_lr": settings.learning_rate, "name": "trial", "part": "unet"}
     optimizer = create_optimizer([{"params": parameters, **rates}], settings)
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-3)

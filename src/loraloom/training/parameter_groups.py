@@ -125,16 +125,15 @@ def plan_groups(
 
 def part_rates(parts: Sequence[str], settings: OptimizerSettings) -> dict[str, float]:
     """The learning rate of each part; SettingsError for two rates of one text encoder."""
-    own = settings.text_encoder_lr
+    own = settings.text_encoder_rate
     encoders = [part for part in parts if part != "unet"]
     if isinstance(own, tuple) and len(encoders) == 1:
         raise SettingsError(
             ["optimizer.text_encoder_lr has two values, but the checkpoint has one text encoder"], "give one value"
         )
-    rates = {"unet": settings.lr if settings.unet_lr is None else settings.unet_lr}
+    rates = {"unet": settings.unet_rate}
     for index, part in enumerate(encoders):
-        rate = own[index] if isinstance(own, tuple) else own
-        rates[part] = settings.lr if rate is None else rate
+        rates[part] = own[index] if isinstance(own, tuple) else own
     return {part: rates[part] for part in parts}
 
 
@@ -273,7 +272,7 @@ def optimizer_remarks(settings: TrainSettings) -> list[str]:
 def _adaptive_remarks(settings: TrainSettings, shape: str) -> list[str]:
     optimizer = settings.optimizer
     remarks = []
-    given = (optimizer.lr, optimizer.unet_lr, optimizer.text_encoder_lr)
+    given = (optimizer.learning_rate, optimizer.unet_lr, optimizer.text_encoder_lr)
     rates = [rate for value in given for rate in (value if isinstance(value, tuple) else (value,))]
     far = sorted({rate for rate in rates if rate is not None and rate != 0 and not 0.1 <= rate <= 10})
     if far:

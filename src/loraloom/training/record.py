@@ -26,10 +26,10 @@ NOT_RECORDED = frozenset(
 def recorded_settings(settings: TrainSettings) -> str:
     """Every setting that differs from its default, by its path. Of files and folders only the name, without the place.
 
-    optimizer.lr is always there: its default depends on the optimizer.
+    optimizer.lr is always there, as what it came to: what leaving it unset means depends on the optimizer.
     """
     found = dict(_differing(settings))
-    found["optimizer.lr"] = settings.optimizer.lr
+    found["optimizer.lr"] = settings.optimizer.learning_rate
     return json.dumps(found, ensure_ascii=False)
 
 
@@ -55,7 +55,7 @@ def _bare(value: Any) -> Any:
     if isinstance(value, Path):
         return value.name
     if isinstance(value, Settings):
-        return {key: _bare(getattr(value, key)) for key in value.model_fields_set}
+        return {key: _bare(getattr(value, key)) for key in value.chosen()}
     if isinstance(value, Mapping):
         return {key: _bare(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

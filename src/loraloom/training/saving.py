@@ -157,15 +157,15 @@ def _kohya_metadata(facts: RunFacts) -> dict[str, str]:
     optimizer, adapter, data = settings.optimizer, settings.adapter, settings.dataset
     arguments = network_args(adapter) | rate_metadata(optimizer)
     short_hash, long_hash = facts.checkpoint_hashes or (None, None)
-    text_lr = optimizer.lr if optimizer.text_encoder_lr is None else optimizer.text_encoder_lr
+    text_rate = optimizer.text_encoder_rate
     values: dict[str, object] = {
         "session_id": int(facts.started),
         "training_started_at": facts.started,
         "training_finished_at": time.time(),
         "output_name": settings.name,
-        "learning_rate": optimizer.lr,
-        "unet_lr": optimizer.lr if optimizer.unet_lr is None else optimizer.unet_lr,
-        "text_encoder_lr": list(text_lr) if isinstance(text_lr, tuple) else text_lr,
+        "learning_rate": optimizer.learning_rate,
+        "unet_lr": optimizer.unet_rate,
+        "text_encoder_lr": list(text_rate) if isinstance(text_rate, tuple) else text_rate,
         "num_train_images": dataset.draws_per_epoch,
         "num_reg_images": len(dataset.regularization),
         "num_batches_per_epoch": facts.steps_per_epoch * settings.gradient_accumulation,

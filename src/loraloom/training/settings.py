@@ -88,6 +88,10 @@ OPTIMIZER_LIBRARIES = (
     "prodigyplus",
 )
 """Modules whose classes the registry of optimizers and the tables of other programs' names are made of."""
+USUAL_RATE = 1e-4
+"""What an unset optimizer.lr means."""
+ADAPTIVE_RATE = 1.0
+"""What it means for optimizers that find the rate themselves: a factor on what they found."""
 OptimizerArgument = bool | int | float | str | tuple[float, ...]
 
 
@@ -97,9 +101,9 @@ class OptimizerSettings(Settings):
     name: Annotated[str, Kohya("optimizer_type"), ClassPath(*OPTIMIZER_LIBRARIES), Offers(OPTIMIZERS)] = "adamw"
     """Optimizer: a name of the registry (docs/optimizers.md lists them), or the path of a class: torch.optim.RAdam. The
     class's module is run, so name only one that you know."""
-    lr: Annotated[float, Kohya("learning_rate"), Field(ge=0)] = 1e-4
-    """Learning rate of every part that has none of its own. 1e-4 suits most LoRAs; see docs/training.md. The optimizers
-    that find the rate themselves (prodigy, dadapt_*) use 1 where it is not given."""
+    lr: Annotated[float | None, Kohya("learning_rate"), Field(ge=0)] = None
+    """Learning rate of every part that has none of its own. Unset: 1e-4, which suits most LoRAs (see docs/training.md),
+    and 1 for the optimizers that find the rate themselves (prodigy, dadapt_*)."""
     unet_lr: Annotated[float | None, Kohya("unet_lr"), Field(ge=0)] = None
     """Learning rate of the U-Net. Unset: optimizer.lr."""
     text_encoder_lr: Annotated[
@@ -135,20 +139,29 @@ class OptimizerSettings(Settings):
     def _name_exists(cls, value: str) -> str:
         return _known(find_optimizer, value)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _rate_of_adaptive(cls, data: Any) -> Any:
-        name = data.get("name") if isinstance(data, dict) and "lr" not in data else None
-        if isinstance(name, str) and is_adaptive(name):
-            return {**data, "lr": 1.0}
-        return data
-
     @field_validator("text_encoder_stop")
     @classmethod
     def _share_or_steps(cls, value: float | None) -> float | None:
         if value is not None and value > 1 and value != int(value):
             raise ValueError("a share of the run is at most 1, a number of steps is whole")
         return value
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of every part that has none of its own: ``lr``, or what leaving it unset means."""
+        if self.lr is not None:
+            return self.lr
+        return ADAPTIVE_RATE if is_adaptive(self.name) else USUAL_RATE
+
+    @property
+    def unet_rate(self) -> float:
+        """The rate of the U-Net."""
+        return self.learning_rate if self.unet_lr is None else self.unet_lr
+
+    @property
+    def text_encoder_rate(self) -> float | tuple[float, float]:
+        """The rate of the text encoder, or those of the two of SDXL."""
+        return self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
 
 
 class LrScheduleSettings(Settings):

@@ -519,8 +519,13 @@ def identity_of(settings: TrainSettings, dataset: Dataset, checkpoint: Checkpoin
 
 
 def _dumped(settings: TrainSettings) -> dict[str, Any]:
-    """All settings but where the concepts' files lie, and ``notify``, whose address may hold a secret."""
+    """All settings but where the concepts' files lie, and ``notify``, whose address may hold a secret.
+
+    What is unset and was resolved stands as what it came to: writing that down changes no run.
+    """
     data = settings.model_dump(mode="json", exclude={"notify"})
+    data["optimizer"]["lr"] = settings.optimizer.learning_rate
+    data["dataset"]["cache_to_disk"] = settings.dataset.latent_folder is not None
     places = {"folder", "mask_folder", "caption_table"}
     data["dataset"]["concepts"] = [
         concept.model_dump(mode="json", exclude_defaults=True, exclude=places) for concept in settings.dataset.concepts

@@ -581,7 +581,7 @@ class TrainingRun(RunParts):
 
     def _remedies(self) -> str:
         optimizer = self.settings.optimizer
-        causes = [f"lower optimizer.lr (it is {optimizer.lr:g})"]
+        causes = [f"lower optimizer.lr (it is {optimizer.learning_rate:g})"]
         if not optimizer.max_grad_norm:
             causes.append("set optimizer.max_grad_norm=1")
         if self.precision.name == "fp16":

@@ -15,7 +15,7 @@ from loraloom.settings import Settings
 from loraloom.training.lr_schedule_names import steps_of
 from loraloom.training.optimizer_names import find_recipe
 from loraloom.training.previews import preview_prompts
-from loraloom.training.settings import PreviewSettings, TrainSettings
+from loraloom.training.settings import USUAL_RATE, PreviewSettings, TrainSettings
 
 __all__ = ["ROWS", "RunFacts", "without_effect"]
 
@@ -85,6 +85,8 @@ def _every_part_has_a_rate(facts: RunFacts) -> bool:
     optimizer, adapter = facts.settings.optimizer, facts.settings.adapter
     if find_recipe(optimizer.name).adaptive:
         return False  # lr is what all rates are relative to
+    if optimizer.learning_rate == USUAL_RATE:
+        return False  # written or not, it asks for nothing of its own
     given = (optimizer.unet_lr if adapter.unet else 0, optimizer.text_encoder_lr if adapter.text_encoder else 0)
     return None not in given
 

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tomlkit
-from tomlkit.items import Table
-
 from loraloom.actions import Action, Sentence
 from loraloom.errors import MissingFileError, OutputError, SettingsError, nearest
 from loraloom.file_names import check_name
@@ -88,13 +85,7 @@ class RunFolder:
 
     def write_settings(self, settings: Settings) -> None:
         """Record the settings. What was left to be found out (the resolution) stays so, and is found out again."""
-        document = tomlkit.parse(with_absolute_paths(settings).to_toml())
-        dataset = getattr(settings, "dataset", None)
-        if isinstance(dataset, Settings) and "resolution" not in dataset.model_fields_set:
-            table = document["dataset"]
-            assert isinstance(table, Table)
-            table.remove("resolution")
-        write_text(self.settings_path, tomlkit.dumps(document))
+        write_text(self.settings_path, with_absolute_paths(settings).to_toml())
 
     def discard(self) -> None:
         """Take away a folder whose run never began; one that holds previews or weights stays."""
