@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +9,13 @@ from loraloom.data.sample import Dataset
 from loraloom.events import Listener
 from loraloom.formats.room import Need, picture_bytes, require_room
 from loraloom.models.loaded import LoadedModel
+from loraloom.training.agenda import Agenda
 from loraloom.training.memory import optimizer_bytes, trained_tensors
-from loraloom.training.previews import preview_prompts
+from loraloom.training.previews import count_pictures
 from loraloom.training.settings import TrainSettings
-from loraloom.training.steps import StepPlan, epoch_draws
+from loraloom.training.steps import epoch_draws
 from loraloom.training.whole import whole_parts
-from loraloom.training.work import batch_shape
+from loraloom.training.work import Work, count_work
 
 __all__ = ["Disk", "check_room", "count_disk"]
 
@@ -59,47 +59,37 @@ LOG_BYTES = 300
 """Of a step in the log, and about as much for the learning curves in the end."""
 
 
-def count_disk(
-    settings: TrainSettings,
-    *,
-    steps: int,
-    epochs: int,
-    size: tuple[int, int],
-    adapter: int,
-    optimizer: int,
-    encoded: int,
-) -> Disk:
+def count_disk(settings: TrainSettings, work: Work, *, adapter: int, optimizer: int, encoded: int) -> Disk:
     """What a run writes: LoRA files, states, previews, the cache of ``encoded`` pictures, the log.
 
-    ``size``: (width, height) of the largest pictures; ``adapter`` and ``optimizer``: bytes of what is trained (twice
-    that with an average) and of its moments.
+    ``adapter`` and ``optimizer``: bytes of what is trained (twice that with an average) and of its moments.
     """
-    saving, preview = settings.saving, settings.preview
-    width, height = size
+    saving = settings.saving
+    width, height, _ = work.largest
     tensors = adapter // (2 if settings.ema.enabled else 1)
-    every = saving.every_epochs
-    if saving.files_per_run:
-        every = max(1, epochs // saving.files_per_run)
-    by_epoch = (epochs - 1) // every if every else 0
-    by_step = (steps - 1) // saving.every_steps if saving.every_steps else 0
+    counts = Agenda(settings, work.steps, work.steps_per_epoch).count(work.lengths)
+
+    loras = [counts.weights_of_epochs, counts.weights_of_steps]
     if saving.keep_last:
-        by_epoch, by_step = min(by_epoch, saving.keep_last), min(by_step, saving.keep_last)
-    # A state is removed only when a step was taken from the next one, so there is one more for a moment.
-    written = by_epoch + by_step + 1 + (steps // saving.state_every_steps if saving.state_every_steps else 0)
-    states = min(saving.keep_states + 1 if saving.keep_states else written, written) if saving.state else 0
-    times = (epochs // preview.every_epochs if preview.every_epochs else 0) + preview.at_start
-    times += steps // preview.every_steps if preview.every_steps else 0
-    painted = preview.size or (width, height)
-    pictures = len(preview_prompts(preview)) * len(preview.weights) * times
+        loras = [min(count, saving.keep_last) for count in loras]
+    has_best = settings.validation.has_pictures and settings.validation.save_best
+    copies = 2 if settings.ema.enabled and settings.ema.save == "both" else 1
+
+    states = counts.states if saving.state else 0
+    if saving.keep_states:
+        # A state is removed only when a step was taken from the next one, so there is one more for a moment.
+        states = min(saving.keep_states + 1, states)
+
+    painted = settings.preview.size or (width, height)
     latent = 2 * 4 * 4 * (width // 8) * (height // 8)
     return Disk(
         lora=tensors // (1 if saving.precision == "float" else 2) + HEADER_BYTES,
-        loras=(by_epoch + by_step + 1) * (2 if settings.ema.enabled and settings.ema.save == "both" else 1),
+        loras=(sum(loras) + has_best + 1) * copies,
         state=adapter + optimizer + HEADER_BYTES,
         states=states,
-        previews=picture_bytes(*painted, pictures),
+        previews=picture_bytes(*painted, count_pictures(settings.preview, counts.previews)),
         latents=encoded * latent if settings.dataset.latent_folder is not None else 0,
-        log=2 * steps * LOG_BYTES,
+        log=2 * work.steps * LOG_BYTES,
     )
 
 
@@ -107,8 +97,7 @@ def check_room(
     settings: TrainSettings, folder: Path, dataset: Dataset, model: LoadedModel, listener: Listener, *, goes_on: bool
 ) -> None:
     """Raise OutputError where a run in ``folder`` cannot write what it will; a warning where it hardly can."""
-    batches, plan = epoch_draws(settings, dataset, 0), StepPlan(settings, dataset)
-    if not batches:
+    if not epoch_draws(settings, dataset, 0):
         return
     if settings.method == "full":
         parts = whole_parts(model, settings.adapter)
@@ -118,12 +107,9 @@ def check_room(
         adapters = trained_tensors(settings, model)
         trained = sum(parameter.nbytes for parameter in adapters.parameters())
         moments = optimizer_bytes(adapters, settings, model.family.name)
-    width, height, _ = max((batch_shape(batch) for batch in batches), key=math.prod)
     disk = count_disk(
         settings,
-        steps=plan.total_steps,
-        epochs=math.ceil(plan.total_steps / max(plan.steps_per_epoch, 1)),
-        size=(width, height),
+        count_work(settings, dataset),
         adapter=trained * (2 if settings.ema.enabled else 1),
         optimizer=moments,
         encoded=len(dataset.samples) * (2 if settings.dataset.flip else 1),

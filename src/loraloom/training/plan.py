@@ -22,10 +22,11 @@ from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.room import free_bytes
 from loraloom.hardware import PeakMemory, choose_device, choose_precision
 from loraloom.models.checkpoint import Checkpoint
+from loraloom.training.agenda import Agenda
 from loraloom.training.disk import Disk, count_disk
 from loraloom.training.memory import LIBRARY_BYTES, Memory, predict_memory
-from loraloom.training.opening import open_run
-from loraloom.training.previews import preview_prompts
+from loraloom.training.opening import Opened, open_run
+from loraloom.training.previews import count_pictures
 from loraloom.training.settings import TrainSettings, ValidationSettings
 from loraloom.training.steps import Step, epoch_draws
 from loraloom.training.trainer import TrainingRun
@@ -39,6 +40,8 @@ TRIAL_BOUND_S = 120.0
 HOPELESS = 3.0
 """Times the bound: where the count says more than this, the steps are not begun. Counts are off by up to this much."""
 WORTH_A_WORD_S = 10.0
+PASS_SHARE = 0.5
+"""Share of a step on one picture that its forward pass takes: the backward pass of frozen weights is about one more."""
 WORK_SHARE = {"cpu": 0.5, "cuda": 0.3, "mps": 0.3}
 """Share of the speed of one large matrix product that a training step reaches; used where no step was timed."""
 
@@ -236,7 +239,7 @@ class Plan:
     disk: Disk
     seconds_per_batch: float
     seconds: float
-    """Of the whole run: encoding, steps and previews."""
+    """Of the whole run: encoding, steps, measurements and previews."""
     timed: bool
     """From real steps; else from counted operations and ``rate``."""
     rate: float
@@ -297,29 +300,38 @@ def make_plan(
     else:
         batch_s, encode_s, rate = trial.seconds, trial.encode_seconds, memory.flops / max(trial.seconds, 1e-9)
     encoded = (len(dataset.samples) + len(opened.held_out)) * (2 if settings.dataset.flip else 1)
-    pictures = len(preview_prompts(settings.preview)) * len(settings.preview.weights)
-    times = work.epochs // max(settings.preview.every_epochs, 1) + settings.preview.at_start
-    # Painting takes two forward passes a sampler step; forward and backward of one image are about two.
-    preview_s = pictures * times * settings.preview.steps * batch_s / work.largest[2]
     return Plan(
         work=work,
         memory=memory,
         disk=count_disk(
             settings,
-            steps=work.steps,
-            epochs=work.epochs,
-            size=work.largest[:2],
+            work,
             adapter=memory.adapter,
             optimizer=memory.optimizer,
             encoded=encoded,
         ),
         seconds_per_batch=batch_s,
-        seconds=work.share_of_largest * batch_s + encoded * encode_s + preview_s,
+        seconds=work.share_of_largest * batch_s
+        + encoded * encode_s
+        + _passes_between(settings, work, opened) * PASS_SHARE * batch_s / work.largest[2],
         timed=trial is not None,
         rate=rate,
         trial=trial,
         free_disk=_free_disk(settings.output),
     )
+
+
+def _passes_between(settings: TrainSettings, work: Work, opened: Opened) -> int:
+    """Forward passes of one picture that a run takes besides its steps: to paint previews, and to measure losses."""
+    preview, validation = settings.preview, settings.validation
+    counts = Agenda(settings, work.steps, work.steps_per_epoch).count(work.lengths)
+    # With and without the prompt.
+    painting = 2 * preview.steps * count_pictures(preview, counts.previews)
+
+    measured = counts.validations * len(opened.held_out)
+    if validation.image_losses:
+        measured += 2 * len(opened.dataset.training)
+    return painting + measured * validation.timesteps * validation.draws
 
 
 def _free_disk(folder: Path) -> int | None:

@@ -24,6 +24,7 @@ from loraloom.training.settings import PreviewSettings, TrainSettings
 
 __all__ = [
     "PreviewPrompt",
+    "count_pictures",
     "paint_previews",
     "parse_prompt",
     "preview_image_settings",
@@ -95,6 +96,13 @@ def preview_prompts(settings: PreviewSettings) -> list[PreviewPrompt]:
         if line.strip() and not line.lstrip().startswith("#"):
             prompts.append(parse_prompt(line, f"{settings.file}, line {number}", settings))
     return prompts
+
+
+def count_pictures(settings: PreviewSettings, times: int) -> int:
+    """How many previews are painted when it is time for them so often (once at least)."""
+    weights = set(settings.weights)
+    # Weight 0 is the checkpoint alone, which is painted once.
+    return len(preview_prompts(settings)) * (len(weights - {0}) * times + (0 in weights))
 
 
 def preview_image_settings(

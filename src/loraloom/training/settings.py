@@ -405,11 +405,16 @@ class ValidationSettings(Settings):
     """At the end, measure every training picture with and without the LoRA and write image-losses.csv: which picture
     was never learned, which was memorised."""
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether there is anything to measure on."""
+        return self.folder is not None or self.share > 0
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.folder is not None and self.share:
             raise ValueError("folder and share are two ways to choose the pictures: set one of them")
-        if self.patience and self.folder is None and not self.share:
+        if self.patience and not self.has_pictures:
             raise ValueError("patience needs pictures to measure on: set folder or share")
         return self
 

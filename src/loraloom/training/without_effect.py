@@ -92,7 +92,7 @@ def _every_part_has_a_rate(facts: RunFacts) -> bool:
 
 
 def _no_pictures_to_measure(facts: RunFacts) -> bool:
-    return facts.settings.validation.folder is None and not facts.settings.validation.share
+    return not facts.settings.validation.has_pictures
 
 
 def _every_concept_has_repeats(facts: RunFacts) -> bool:

@@ -29,6 +29,8 @@ class Work:
     largest: tuple[int, int, int]
     share_of_largest: float
     """All batches of the run, in units of the largest."""
+    lengths: tuple[tuple[int, int], ...] = ()
+    """The epochs one after another: (steps, how many epochs of that length follow each other)."""
 
 
 _LOOKED_AT = 100_000
@@ -44,6 +46,7 @@ def count_work(settings: TrainSettings, dataset: Dataset) -> Work:
     size = settings.gradient_accumulation
     images: Counter[str] = Counter()
     units, steps, epoch = 0.0, 0, 0
+    lengths: list[tuple[int, int]] = []
     largest = max((batch_shape(batch) for batch in first), key=math.prod)
     while (steps < settings.steps) if settings.steps is not None else (epoch < settings.epochs):
         batches = epoch_draws(settings, dataset, epoch)
@@ -54,12 +57,15 @@ def count_work(settings: TrainSettings, dataset: Dataset) -> Work:
         for batch in batches:
             images.update(draw.sample.concept.label for draw in batch)
             units += math.prod(batch_shape(batch)) / math.prod(largest)
-        steps += math.ceil(len(batches) / size)
+        length = math.ceil(len(batches) / size)
+        _lengthen(lengths, length, 1)
+        steps += length
         epoch += 1
         more = _whole_epochs_left(settings, steps, epoch)
         if images.total() >= _LOOKED_AT and more:
             images = Counter({label: count + count * more // epoch for label, count in images.items()})
             units += units / epoch * more
+            _lengthen(lengths, steps // epoch, more)
             steps += steps // epoch * more
             epoch += more
     buckets = Counter("{}x{}".format(*batch[0].sample.bucket) for batch in first)
@@ -71,6 +77,7 @@ def count_work(settings: TrainSettings, dataset: Dataset) -> Work:
         buckets=dict(sorted(buckets.items())),
         largest=largest,
         share_of_largest=units,
+        lengths=tuple(lengths),
     )
 
 
@@ -79,6 +86,14 @@ def _whole_epochs_left(settings: TrainSettings, steps: int, epoch: int) -> int:
     if settings.steps is None:
         return settings.epochs - epoch
     return max(settings.steps - steps, 0) // (steps // epoch)
+
+
+def _lengthen(lengths: list[tuple[int, int]], length: int, count: int) -> None:
+    """Add epochs of one length to the lengths of those before."""
+    if lengths and lengths[-1][0] == length:
+        lengths[-1] = (length, lengths[-1][1] + count)
+    else:
+        lengths.append((length, count))
 
 
 def batch_shape(batch: Sequence[Draw]) -> tuple[int, int, int]:
