@@ -506,7 +506,7 @@ def test_a_lora_that_its_disk_does_not_take_goes_elsewhere(
             raise OutputError(f"{path}: no space left on the disk", "free some space")
         write(path, *arguments)
 
-    monkeypatch.setattr("loraloom.training.trainer.save_adapter", full)
+    monkeypatch.setattr("loraloom.training.preparing.save_adapter", full)
     (run / "weights").mkdir(parents=True)
     events: list[Event] = []
     final = train(make_settings("epochs=2", "saving.state=false"), run, listener=events.append)
@@ -531,7 +531,7 @@ def test_where_no_disk_takes_anything_training_goes_on(
             raise OutputError(f"{path}: no space left on the disk", "free some space")
         write(path, *arguments)
 
-    monkeypatch.setattr("loraloom.training.trainer.save_adapter", full_at_first)
+    monkeypatch.setattr("loraloom.training.preparing.save_adapter", full_at_first)
     (tmp_path / "run" / "weights").mkdir(parents=True)
     events: list[Event] = []
     final = train(make_settings("epochs=2", "saving.state=false"), tmp_path / "run", listener=events.append)

@@ -64,10 +64,11 @@ def _paired(draws: Sequence[Draw]) -> list[Draw]:
 def _training(dataset: Dataset, seed: int, epoch: int) -> list[tuple[Sample, int]]:
     """The training samples of an epoch with the number of each showing."""
     pairs = _shown(dataset, seed, epoch)
-    limited = {sample.concept: own for sample, _ in pairs if (own := sample.concept.settings) is not None and own.steps}
-    for concept, own in limited.items():
+    for concept in dict.fromkeys(sample.concept for sample, _ in pairs):
+        if concept.steps is None:
+            continue
         each = dataset.showings[concept]
-        left = max(0, (own.steps or 0) - each * (epoch - own.first_epoch + 1))
+        left = max(0, concept.steps - each * (epoch - concept.first_epoch + 1))
         if left < each:
             mine = [pair for pair in pairs if pair[0].concept == concept]
             order = shuffled(range(len(mine)), seed, "steps", epoch, concept.label, concept.place)
@@ -129,9 +130,7 @@ def _shown_before(dataset: Dataset, epoch: int) -> int:
     """Showings of training images in all epochs before this one."""
     total = 0
     for concept, each in dataset.showings.items():
-        own = concept.settings
-        first, last = (1, None) if own is None else (own.first_epoch, own.last_epoch)
-        epochs = min(epoch, epoch if last is None else last) - (first - 1)
-        shown = each * max(0, epochs)
-        total += shown if own is None or own.steps is None else min(shown, own.steps)
+        last = epoch if concept.last_epoch is None else concept.last_epoch
+        shown = each * max(0, min(epoch, last) - (concept.first_epoch - 1))
+        total += shown if concept.steps is None else min(shown, concept.steps)
     return total

@@ -78,15 +78,33 @@ class Concept:
     settings: ConceptSettings | None = field(default=None, compare=False)
     """Its settings there."""
 
+    def effective(self, settings: DatasetSettings) -> DatasetSettings:
+        """The settings of the dataset as this concept has them: what it says itself goes before what they say."""
+        return settings if self.settings is None else self.settings.over(settings)
+
     @property
     def loss_weight(self) -> float:
         """How much its pictures count in the loss."""
         return 1.0 if self.settings is None else self.settings.loss_weight
 
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch (from 1) that shows its pictures."""
+        return 1 if self.settings is None else self.settings.first_epoch
+
+    @property
+    def last_epoch(self) -> int | None:
+        """The last one, None if there is no last."""
+        return None if self.settings is None else self.settings.last_epoch
+
+    @property
+    def steps(self) -> int | None:
+        """After how many showings in all its pictures are shown no more, None for never."""
+        return None if self.settings is None else self.settings.steps
+
     def shown_in(self, epoch: int) -> bool:
         """Whether the epoch (from 0) shows its pictures."""
-        own = self.settings
-        return own is None or own.first_epoch <= epoch + 1 <= (own.last_epoch or epoch + 1)
+        return self.first_epoch <= epoch + 1 <= (self.last_epoch or epoch + 1)
 
 
 @dataclass
@@ -145,7 +163,10 @@ def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[
         apart.add(layout.regularization_folder)
     files = Files()
     inner: set[Path] = set()
-    for path in _walk(concept.folder, apart, files.problems):
+    for path in _walk(concept.folder, apart):
+        if isinstance(path, Problem):
+            files.problems.append(path)
+            continue
         relative = path.relative_to(concept.folder)
         suffix = path.suffix.lower()
         if suffix in caption_extensions:
@@ -215,12 +236,15 @@ def _require_folder(folder: Path, what: str) -> None:
 
 
 def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) -> Layout:
-    problems: list[Problem] = []
     masks = _mask_folders(settings)
-    children = [child for child in _subfolders(folder, problems) if child not in masks]
+    inside = _entries(folder)
+    problems = list(inside.problems)
+    children = [child for child in inside.folders if child not in masks]
     named = [child for child in children if _N_NAME.fullmatch(child.name)]
     if named:
-        return _parent_of_concepts(folder, named, children, settings, problems)
+        layout = _parent_of_concepts(folder, named, children, settings)
+        layout.problems[:0] = problems
+        return layout
     if depth == 0 and _N_NAME.fullmatch(folder.name) and _has_images(folder):
         layout = Layout(folder.parent, problems=problems)
         _add_concept(layout, folder, settings, is_regularization=False)
@@ -231,7 +255,7 @@ def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) ->
         return layout
     plain = [child for child in children if not _is_regularization(child)]
     if not _has_images(folder, deep=False):
-        deeper = [child for child in plain if any(_N_NAME.fullmatch(c.name) for c in _subfolders(child, []))]
+        deeper = [child for child in plain if any(_N_NAME.fullmatch(c.name) for c in _entries(child).folders)]
         if len(deeper) > 1:
             names = ", ".join(readable(child.name) for child in deeper)
             raise DatasetError(f"{readable(folder)} holds several datasets: {names}", "give one of these folders")
@@ -244,7 +268,9 @@ def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) ->
         if len(with_images) == 1 and depth < 3 and not _has_images(with_images[0], deep=False):
             return _training_layout(with_images[0], settings, depth + 1)
         if with_images:
-            return _plain_concepts(folder, with_images, settings, problems)
+            layout = _plain_concepts(folder, with_images, settings)
+            layout.problems[:0] = problems
+            return layout
     layout = Layout(folder, problems=problems)
     layout.concepts.append(Concept(folder.name, _text(folder.name), folder, settings.repeats))
     note = f"is one folder of pictures; each is shown {settings.repeats} time(s) an epoch"
@@ -254,10 +280,8 @@ def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) ->
     return layout
 
 
-def _parent_of_concepts(
-    folder: Path, named: list[Path], children: list[Path], settings: DatasetSettings, problems: list[Problem]
-) -> Layout:
-    layout = Layout(folder, problems=problems)
+def _parent_of_concepts(folder: Path, named: list[Path], children: list[Path], settings: DatasetSettings) -> Layout:
+    layout = Layout(folder)
     for child in named:
         _add_concept(layout, child, settings, is_regularization=False)
     for child in children:
@@ -274,8 +298,8 @@ def _parent_of_concepts(
     return layout
 
 
-def _plain_concepts(folder: Path, children: list[Path], settings: DatasetSettings, problems: list[Problem]) -> Layout:
-    layout = Layout(folder, problems=problems)
+def _plain_concepts(folder: Path, children: list[Path], settings: DatasetSettings) -> Layout:
+    layout = Layout(folder)
     for child in children:
         layout.concepts.append(Concept(child.name, _text(child.name), child, settings.repeats))
         note = f"is used as a concept with {settings.repeats} repeat(s), as its name does not say how many"
@@ -319,7 +343,9 @@ def _add_regularization(layout: Layout, settings: DatasetSettings) -> None:
     if folder is None:
         return
     layout.regularization_folder = folder
-    named = [child for child in _subfolders(folder, layout.problems) if _N_NAME.fullmatch(child.name)]
+    inside = _entries(folder)
+    layout.problems += inside.problems
+    named = [child for child in inside.folders if _N_NAME.fullmatch(child.name)]
     found = len(layout.concepts)
     for child in named:
         _add_concept(layout, child, settings, is_regularization=True)
@@ -346,7 +372,7 @@ def _add_regularization(layout: Layout, settings: DatasetSettings) -> None:
 def _find_regularization(layout: Layout, given: Path) -> Path | None:
     """A folder of that name inside the dataset folder, inside the folder the user gave, or beside that one."""
     for place in dict.fromkeys([layout.folder, given, given.parent]):
-        found = {child.name.lower(): child for child in _subfolders(place, []) if _is_regularization(child)}
+        found = {child.name.lower(): child for child in _entries(place).folders if _is_regularization(child)}
         for name in REGULARIZATION_NAMES:
             if name in found:
                 return found[name]
@@ -385,8 +411,17 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in {"thumbs.db", "desktop.ini", "__macosx"}
 
 
-def _entries(folder: Path, problems: list[Problem]) -> tuple[list[Path], list[Path]]:
-    """Folders and files directly inside, without hidden ones, in a fixed order."""
+@dataclass(frozen=True)
+class _Entries:
+    """What is directly inside a folder, without what is hidden, in a fixed order; and why it cannot be read."""
+
+    folders: tuple[Path, ...]
+    files: tuple[Path, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+def _entries(folder: Path) -> _Entries:
+    problems: tuple[Problem, ...] = ()
     folders: list[Path] = []
     files: list[Path] = []
     try:
@@ -395,10 +430,9 @@ def _entries(folder: Path, problems: list[Problem]) -> tuple[list[Path], list[Pa
                 if not _hidden(entry.name):
                     (folders if _is_folder(entry) else files).append(folder / entry.name)
     except OSError as error:
-        problems.append(
-            Problem("error", "unreadable-folder", folder, f"cannot be read: {error.strerror}", "check its permissions")
-        )
-    return sorted(folders, key=_order), sorted(files, key=_order)
+        note = f"cannot be read: {error.strerror}"
+        problems = (Problem("error", "unreadable-folder", folder, note, "check its permissions"),)
+    return _Entries(tuple(sorted(folders, key=_order)), tuple(sorted(files, key=_order)), problems)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -408,14 +442,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a link that leads to itself: reported as a file that cannot be read
 
 
-def _subfolders(folder: Path, problems: list[Problem]) -> list[Path]:
-    return _entries(folder, problems)[0]
-
-
 def _has_images(folder: Path, *, deep: bool = True) -> bool:
     """Whether a file named like a picture is inside (``deep``: or in folders below)."""
-    walk = _walk(folder, (), []) if deep else iter(_entries(folder, [])[1])
-    return any(path.suffix.lower() in IMAGE_SUFFIXES or _looks_like_image(path) for path in walk)
+    walk = _walk(folder, ()) if deep else iter(_entries(folder).files)
+    files = (path for path in walk if not isinstance(path, Problem))
+    return any(path.suffix.lower() in IMAGE_SUFFIXES or _looks_like_image(path) for path in files)
 
 
 def _looks_like_image(path: Path) -> bool:
@@ -431,10 +462,8 @@ def _looks_like_image(path: Path) -> bool:
         return False
 
 
-def _walk(
-    folder: Path, apart: Collection[Path], problems: list[Problem], above: tuple[tuple[int, int], ...] = ()
-) -> Iterator[Path]:
-    """Every file below ``folder``; links are followed, but not in circles."""
+def _walk(folder: Path, apart: Collection[Path], above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path | Problem]:
+    """Every file below ``folder``, and every folder that is not gone into; links are followed, but not in circles."""
     try:
         status = folder.stat()
     except OSError:
@@ -442,10 +471,11 @@ def _walk(
     key = (status.st_dev, status.st_ino)
     if (key in above and key[1]) or len(above) > _MAX_DEPTH:
         note = "leads back to a folder above it" if key in above else "is nested too deep"
-        problems.append(Problem("warning", "folder-loop", folder, f"is not followed: it {note}", "remove the link"))
+        yield Problem("warning", "folder-loop", folder, f"is not followed: it {note}", "remove the link")
         return
-    folders, files = _entries(folder, problems)
-    yield from files
-    for child in folders:
+    inside = _entries(folder)
+    yield from inside.problems
+    yield from inside.files
+    for child in inside.folders:
         if child not in apart:
-            yield from _walk(child, apart, problems, (*above, key))
+            yield from _walk(child, apart, (*above, key))

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraloom.control import Control, each_of, keep_going
 from loraloom.data.buckets import Size, assign_buckets, bucket_sizes
-from loraloom.data.caption_operations import file_words
-from loraloom.data.caption_table import FOUND_BY_THEMSELVES, CaptionTable
-from loraloom.data.captions import CaptionFiles, read_caption
+from loraloom.data.caption_sources import CaptionTables, ConceptCaptions
 from loraloom.data.concepts import Concept, Files, Layout, find_layout, list_files
 from loraloom.data.images import ImageFacts, inspect_image
 from loraloom.data.masks import MaskFiles, mask_problems
-from loraloom.data.nearby_captions import captions_nearby, setting_of_everydream
+from loraloom.data.nearby_captions import captions_nearby
 from loraloom.data.problems import Problem, normal_name, readable, worst_first
 from loraloom.data.sample import Dataset, Sample
-from loraloom.data.settings import CaptionSettings, ConceptSettings, DatasetSettings
+from loraloom.data.settings import DatasetSettings
 from loraloom.data.variants import PLAIN, Variation
 from loraloom.errors import DatasetError, FileError
 from loraloom.events import Listener, ignore
@@ -39,7 +37,8 @@ class _Found:
     caption: str
     caption_path: Path | None
     lines: tuple[str, ...]
-    captions: CaptionSettings
+    own: DatasetSettings
+    """The dataset's settings as its concept has them."""
     mask_path: Path | None
     has_alpha_mask: bool
 
@@ -60,10 +59,10 @@ def load_dataset(
     layout = find_layout(settings)
     listed = []
     for concept in layout.concepts:
-        beside = _mask_source(concept, settings) == "beside"
+        beside = concept.effective(settings).masks == "beside"
         listed.append((concept, list_files(concept, layout, settings.caption_extensions, beside=beside)))
-    problems = list(layout.problems)
-    found = _find_pictures(listed, settings, problems, listener, control)
+    found, problems = _find_pictures(listed, settings, listener, control)
+    problems = [*layout.problems, *problems]
     near = list(_without_captions(listed, found, settings))
     offered = {problem.path for problem in near if problem.kind == "captions-nearby"}
     problems = [problem for problem in problems if problem.kind != "caption-orphan" or problem.path not in offered]
@@ -91,129 +90,56 @@ def load_dataset(
 def _find_pictures(
     listed: Sequence[tuple[Concept, Files]],
     settings: DatasetSettings,
-    problems: list[Problem],
     listener: Listener,
     control: Control,
-) -> list[_Found]:
+) -> tuple[list[_Found], list[Problem]]:
+    """Every picture that can be used, and what is odd about the pictures, their captions and their masks."""
     paths = list(dict.fromkeys(concept.folder / relative for concept, files in listed for relative in files.images))
     facts = dict(zip(paths, _inspect_all(paths, settings.max_megapixels, listener, control), strict=True))
     found: list[_Found] = []
-    masks = MaskFiles(settings)
-    tables: dict[Path, CaptionTable | FileError] = {}
-    several: dict[Path, list[Path]] = {}
-    text_path: Path | None
+    problems: list[Problem] = []
+    masks, tables = MaskFiles(settings), CaptionTables()
     for concept, files in listed:
-        problems.extend(files.problems)
-        own = settings.captions.merged(concept.settings.captions if concept.settings else {})
-        source = _mask_source(concept, settings)
-        captions = CaptionFiles(files.texts, settings.caption_extensions)
-        named = own.table if concept.settings is None else concept.settings.caption_table or own.table
-        table = _table(concept, named, own, tables)
-        used: set[Path] = set()
-        for relative in files.images:
-            path = concept.folder / relative
-            result = facts[path]
-            used.update(captions.of(relative))
-            if isinstance(result, FileError):
-                problems.append(Problem("error", "image", path, result.problem, result.hint))
-                continue
-            _describe(path, result, settings, problems, masked=source == "alpha")
-            in_table = None if table is None else table.of(concept.folder, relative)
-            if table is not None and in_table is not None and (named is not None or not captions.of(relative)):
-                lines, text_path = in_table, table.path
-                if len(lines) > 1 and own.lines == "first":
-                    several.setdefault(table.path, []).append(relative)
-            else:
-                lines, text_path = _lines(concept, relative, captions, own, settings.caption_extensions, problems)
-            mask = _mask(masks.of(concept, relative, files), source, path, result, concept, settings, problems)
-            alpha = source == "alpha" and result.alpha != "none"
-            found.append(_Found(concept, relative, result, lines[0], text_path, lines, own, mask, alpha))
-        if own.source == "file":
-            orphans = (concept.folder / text for text in files.texts if text not in used)
-            problems.extend(
-                _orphan(path) for path in orphans if named is None or path.absolute() != named.expanduser().absolute()
-            )
-        problems.extend(_passed_over(concept, named, own))
-        problems.extend(_unusable_tables(concept, named, own, tables, found))
-        problems.extend(_shared_names(concept, files))
-        if files.masks and source != "beside":
-            note = f"holds {len(files.masks)} masks beside the pictures, which are not used"
-            problems.append(Problem("info", "mask-unused", concept.folder, note, "set masks=beside to use them"))
-    problems.extend(masks.problems())
-    for read in tables.values():
-        if isinstance(read, CaptionTable):
-            problems.extend(_table_problems(read))
-    for path, pictures in several.items():
-        note = f"has several lines for {len(pictures)} pictures, such as {readable(pictures[0])}; the first are used"
-        problems.append(Problem("warning", "caption-lines", path, note, "set captions.lines to use the others"))
-    return found
+        pictures, odd = _pictures_of(concept, files, facts, settings, masks, tables)
+        found += pictures
+        problems += odd
+    return found, [*problems, *masks.problems(), *tables.problems()]
 
 
-def _table(
-    concept: Concept, named: Path | None, settings: CaptionSettings, tables: dict[Path, CaptionTable | FileError]
-) -> CaptionTable | None:
-    """The table of a concept's captions: the one that is named, or one that lies in the folder. Each is read once."""
-    path = _table_path(concept, named, settings)
-    if path is None:
-        return None
-    if path not in tables:
-        try:
-            tables[path] = CaptionTable.read(path)
-        except FileError as error:
-            if named is not None:
-                raise
-            tables[path] = error
-    table = tables[path]
-    return table if isinstance(table, CaptionTable) else None
-
-
-def _table_path(concept: Concept, named: Path | None, settings: CaptionSettings) -> Path | None:
-    if settings.source != "file":
-        return None
-    if named is not None:
-        return named.expanduser().absolute()
-    return next(iter(_lying_tables(concept)), None)
-
-
-def _lying_tables(concept: Concept) -> list[Path]:
-    """Tables in a concept's folder that are found by their names, the one to use first."""
-    try:
-        lying = {path.name.casefold(): path for path in concept.folder.iterdir()}
-    except OSError:
-        return []
-    return [lying[name].absolute() for name in FOUND_BY_THEMSELVES if name in lying]
-
-
-def _passed_over(concept: Concept, named: Path | None, settings: CaptionSettings) -> Iterable[Problem]:
-    """Tables that lie beside the one that is used."""
-    if settings.source != "file" or named is not None:
-        return
-    first, *others = _lying_tables(concept) or [concept.folder]
-    for path in others:
-        note = f"is not used, because {readable(first.name)} lies beside it"
-        yield Problem("warning", "caption-table", path, note, "keep one of them, or set captions.table")
-
-
-def _unusable_tables(
+def _pictures_of(
     concept: Concept,
-    named: Path | None,
-    settings: CaptionSettings,
-    tables: Mapping[Path, CaptionTable | FileError],
-    found: Sequence[_Found],
-) -> Iterable[Problem]:
-    """A table that lies in the folder and cannot be used: an error where pictures would need it."""
-    path = _table_path(concept, named, settings)
-    error = None if path is None else tables.get(path)
-    if path is None or not isinstance(error, FileError):
-        return
-    reason = error.problem.removeprefix("captions.table: ").removeprefix(f"{path}").removeprefix(": ")
-    if all(picture.caption_path is not None for picture in found if picture.concept is concept):
-        yield Problem("warning", "caption-table", path, f"is not used: {reason}", error.hint)
-        return
-    hint = f"mend it, or give it another name to train without it; {error.hint}"
-    yield Problem(
-        "error", "caption-table", path, f"cannot be used, and pictures without a caption need it: {reason}", hint
-    )
+    files: Files,
+    facts: Mapping[Path, ImageFacts | FileError],
+    settings: DatasetSettings,
+    masks: MaskFiles,
+    tables: CaptionTables,
+) -> tuple[list[_Found], list[Problem]]:
+    """The same of one concept; ``facts``: of every picture, or why it cannot be read."""
+    own = concept.effective(settings)
+    captions = ConceptCaptions(concept, files, own, tables)
+    found: list[_Found] = []
+    problems = list(files.problems)
+    for relative in files.images:
+        path = concept.folder / relative
+        result = facts[path]
+        captions.belong_to(relative)
+        if isinstance(result, FileError):
+            problems.append(Problem("error", "image", path, result.problem, result.hint))
+            continue
+        problems += _oddities(path, result, own)
+        caption = captions.of(relative)
+        problems += caption.problems
+        mask, odd = _mask(masks.of(concept, relative, files, own.masks), path, result, concept, own)
+        problems += odd
+        alpha = own.masks == "alpha" and result.alpha != "none"
+        found.append(_Found(concept, relative, result, caption.lines[0], caption.path, caption.lines, own, mask, alpha))
+
+    problems += captions.problems(all_captioned=all(picture.caption_path is not None for picture in found))
+    problems += _shared_names(concept, files)
+    if files.masks and own.masks != "beside":
+        note = f"holds {len(files.masks)} masks beside the pictures, which are not used"
+        problems.append(Problem("info", "mask-unused", concept.folder, note, "set masks=beside to use them"))
+    return found, problems
 
 
 def _require_tables(problems: Iterable[Problem]) -> None:
@@ -223,25 +149,13 @@ def _require_tables(problems: Iterable[Problem]) -> None:
             raise DatasetError(f"{readable(problem.path)} {problem.problem}", problem.hint)
 
 
-def _table_problems(table: CaptionTable) -> Iterable[Problem]:
-    yield from table.problems
-    count, unused = len(table), table.unused
-    if len(unused) == count:
-        note = f"has captions of {count} pictures, none of which is here; one is called {readable(unused[0])}"
-        hint = "compare its names with those of the pictures: it is of no use as it is"
-        yield Problem("warning", "caption-orphan", table.path, note, hint)
-    elif unused:
-        note = f"has captions of {len(unused)} pictures that are not there, such as {readable(unused[0])}"
-        yield Problem("info", "caption-orphan", table.path, note)
-
-
 def _without_captions(
     listed: Sequence[tuple[Concept, Files]], found: Sequence[_Found], settings: DatasetSettings
 ) -> Iterable[Problem]:
     """Concepts of which no picture has a caption, and what lies near them that may hold some."""
     for concept, _ in listed:
         pictures = [picture for picture in found if picture.concept is concept]
-        own = settings.captions.merged(concept.settings.captions if concept.settings else {})
+        own = concept.effective(settings).captions
         if not pictures or own.source != "file" or any(picture.caption_path is not None for picture in pictures):
             continue
         near = list(captions_nearby(concept.folder, [p.relative for p in pictures], settings.caption_extensions))
@@ -253,31 +167,45 @@ def _without_captions(
         yield from near
 
 
-def _mask_source(concept: Concept, settings: DatasetSettings) -> str:
-    own = concept.settings
-    return settings.masks if own is None or own.masks is None else own.masks
-
-
 def _mask(
-    mask: Path | None,
-    source: str,
-    path: Path,
-    facts: ImageFacts,
-    concept: Concept,
-    settings: DatasetSettings,
-    problems: list[Problem],
-) -> Path | None:
-    """The mask if it can be used, with what is odd about it."""
-    if source not in ("folder", "beside"):
-        return None
+    mask: Path | None, path: Path, facts: ImageFacts, concept: Concept, own: DatasetSettings
+) -> tuple[Path | None, list[Problem]]:
+    """The mask if it can be used, with what is odd about it; ``own``: the settings as the concept has them."""
+    if own.masks not in ("folder", "beside"):
+        return None, []
+    if mask is None and concept.is_regularization:
+        return None, []
     if mask is None:
-        if not concept.is_regularization:
-            hint = "give it one with the same name, white where it is to be learned"
-            problems.append(Problem("warning", "mask-missing", path, "has no mask: all of it is learned", hint))
-        return None
-    odd, usable = mask_problems(mask, facts.size, max_megapixels=settings.max_megapixels)
-    problems.extend(odd)
-    return mask if usable else None
+        hint = "give it one with the same name, white where it is to be learned"
+        return None, [Problem("warning", "mask-missing", path, "has no mask: all of it is learned", hint)]
+    odd, usable = mask_problems(mask, facts.size, max_megapixels=own.max_megapixels)
+    return (mask if usable else None), odd
+
+
+def _oddities(path: Path, facts: ImageFacts, own: DatasetSettings) -> Iterator[Problem]:
+    """What is to be known of a picture; ``own``: the settings as its concept has them."""
+    masked = own.masks == "alpha"
+    if path.suffix.lower() not in SUFFIXES[facts.format]:
+        right = SUFFIXES[facts.format][0]
+        note = f"is a {facts.format} picture by content; it is used"
+        yield Problem("info", "suffix", path, note, f"rename it to end in {right}, with its caption")
+
+    if facts.animated and facts.format == "TIFF":
+        note, hint = "has several pages; its first one is used", "save the pages you want as pictures of their own"
+        yield Problem("info", "pages", path, note, hint)
+    elif facts.animated:
+        note = "is animated; its first frame is used"
+        yield Problem("info", "animated", path, note, "save the frame you want as a picture of its own")
+
+    if facts.alpha == "all":
+        note = f"is entirely transparent: {'nothing' if masked else 'only the background colour'} is trained"
+        yield Problem("warning", "alpha", path, note, "remove it")
+    elif facts.alpha == "some" and masked:
+        note = f"is partly transparent: those parts are laid on {own.background} and not learned"
+        yield Problem("info", "alpha", path, note)
+    elif facts.alpha == "some":
+        note = f"is partly transparent; it is laid on {own.background}"
+        yield Problem("info", "alpha", path, note, "set background=COLOUR for another colour")
 
 
 def _inspect_all(
@@ -307,91 +235,6 @@ def _inspect_all(
     return results
 
 
-def _describe(
-    path: Path, facts: ImageFacts, settings: DatasetSettings, problems: list[Problem], *, masked: bool
-) -> None:
-    if path.suffix.lower() not in SUFFIXES[facts.format]:
-        right = SUFFIXES[facts.format][0]
-        note = f"is a {facts.format} picture by content; it is used"
-        problems.append(Problem("info", "suffix", path, note, f"rename it to end in {right}, with its caption"))
-    if facts.animated and facts.format == "TIFF":
-        note, hint = "has several pages; its first one is used", "save the pages you want as pictures of their own"
-        problems.append(Problem("info", "pages", path, note, hint))
-    elif facts.animated:
-        note = "is animated; its first frame is used"
-        problems.append(Problem("info", "animated", path, note, "save the frame you want as a picture of its own"))
-    if facts.alpha == "all":
-        note = f"is entirely transparent: {'nothing' if masked else 'only the background colour'} is trained"
-        problems.append(Problem("warning", "alpha", path, note, "remove it"))
-    elif facts.alpha == "some" and masked:
-        note = f"is partly transparent: those parts are laid on {settings.background} and not learned"
-        problems.append(Problem("info", "alpha", path, note))
-    elif facts.alpha == "some":
-        note = f"is partly transparent; it is laid on {settings.background}"
-        problems.append(Problem("info", "alpha", path, note, "set background=COLOUR for another colour"))
-
-
-def _lines(
-    concept: Concept,
-    relative: Path,
-    captions: CaptionFiles,
-    settings: CaptionSettings,
-    extensions: Sequence[str],
-    problems: list[Problem],
-) -> tuple[tuple[str, ...], Path | None]:
-    """The lines of one picture's caption and the file they come from; the concept's name where there is none."""
-    image = concept.folder / relative
-    if settings.source == "folder":
-        return (concept.name,), None
-    if settings.source == "filename":
-        words = file_words(normal_name(relative.stem))
-        if not words:
-            note = f"has no words in its name; the concept's name is used: {concept.name!r}"
-            problems.append(Problem("info", "caption-missing", image, note))
-        return (words or concept.name,), None
-    candidates = captions.of(relative)
-    texts: dict[Path, str] = {}
-    lines: dict[Path, tuple[str, ...]] = {}
-    for candidate in candidates:
-        caption = read_caption(concept.folder / candidate, first_line_only=settings.lines == "first")
-        if not texts:
-            problems.extend(caption.problems)
-        if caption.text is not None:
-            texts[candidate] = caption.text
-            lines[candidate] = caption.lines or (caption.text,)
-    if not texts:
-        problems.extend(_caption_folders(image, extensions))
-        note = f"has no caption; the concept's name is used: {concept.name!r}"
-        hint = "write one into a .txt file with the picture's name beside it"
-        problems.append(Problem("info", "caption-missing", image, note, hint))
-        return (concept.name,), None
-    source, text = next(iter(texts.items()))
-    if source.name.lower().startswith(relative.name.lower() + "."):
-        note = f"its caption is read from {readable(source.name)}"
-        hint = "rename it to the picture's name without its suffix, where other trainers look for it"
-        problems.append(Problem("info", "caption-name", image, note, hint))
-    others = [readable(path.name) for path, other in texts.items() if other != text]
-    if others:
-        note = f"has several captions; {readable(source.name)} is used, not {', '.join(others)}"
-        problems.append(Problem("warning", "caption-several", image, note, "keep one, or set caption_extensions"))
-    return lines[source], concept.folder / source
-
-
-def _caption_folders(image: Path, extensions: Sequence[str]) -> Iterable[Problem]:
-    """Folders that have the name of a picture's caption file."""
-    for extension in extensions:
-        for path in (image.with_suffix(extension), image.with_name(image.name + extension)):
-            if path.is_dir():
-                note = "is a folder, not a caption file"
-                yield Problem("error", "caption-unreadable", path, note, "put the caption into a file of that name")
-
-
-def _orphan(path: Path) -> Problem:
-    hint = "rename it as its picture, or remove it"
-    orphan = Problem("warning", "caption-orphan", path, "belongs to no picture", hint)
-    return setting_of_everydream(path) or orphan
-
-
 def _shared_names(concept: Concept, files: Files) -> Iterable[Problem]:
     """Pictures that share a caption, or a name on file systems that ignore case or Unicode form."""
     stems: dict[str, Path] = {}
@@ -415,7 +258,7 @@ def _samples(found: Sequence[_Found], settings: DatasetSettings, layout: Layout)
         identities[identity] += 1
         if identities[identity] > 1:  # a composed and a decomposed form of one name
             identity = f"{identity}#{identities[identity]}"
-        own = picture.concept.settings
+        listed = picture.concept.settings
         sample = Sample(
             path=picture.concept.folder / picture.relative,
             name=name,
@@ -429,14 +272,14 @@ def _samples(found: Sequence[_Found], settings: DatasetSettings, layout: Layout)
             background=background,
             caption_path=picture.caption_path,
             lines=picture.lines,
-            captions=picture.captions,
+            captions=picture.own.captions,
             picture=identity,
-            variation=_variation(own, settings),
-            flip=None if own is None else own.flip,
+            variation=_variation(picture.own),
+            flip=None if listed is None else listed.flip,  # None: that of the dataset, which a cache is told
             mask_path=picture.mask_path,
             has_alpha_mask=picture.has_alpha_mask,
         )
-        resolutions = _resolutions(picture.concept, settings)
+        resolutions = _resolutions(picture.own)
         for resolution in resolutions:
             at = f"@{_side_text(resolution)}" if len(resolutions) > 1 else ""
             bucket = buckets[resolution][picture.facts.size]
@@ -444,10 +287,8 @@ def _samples(found: Sequence[_Found], settings: DatasetSettings, layout: Layout)
     return tuple(samples)
 
 
-def _resolutions(concept: Concept, settings: DatasetSettings) -> tuple[int | Size, ...]:
-    own = concept.settings
-    given = own.resolutions if own is not None and own.resolutions else settings.sizes
-    return tuple(dict.fromkeys(given))
+def _resolutions(own: DatasetSettings) -> tuple[int | Size, ...]:
+    return tuple(dict.fromkeys(own.sizes))
 
 
 def _side_text(resolution: int | Size) -> str:
@@ -458,19 +299,17 @@ def _buckets(found: Sequence[_Found], settings: DatasetSettings) -> dict[int | S
     """For each resolution the bucket of each picture size that is trained at it."""
     sizes: dict[int | Size, list[Size]] = {}
     for picture in found:
-        for resolution in _resolutions(picture.concept, settings):
+        for resolution in _resolutions(picture.own):
             sizes.setdefault(resolution, []).append(picture.facts.size)
     return {resolution: assign_buckets(group, settings.at(resolution)) for resolution, group in sizes.items()}
 
 
-def _variation(own: ConceptSettings | None, settings: DatasetSettings) -> Variation:
-    crop = settings.random_crop if own is None or own.random_crop is None else own.random_crop
-    colours = settings.color_augmentation
-    if own is not None and own.color_augmentation is not None:
-        colours = own.color_augmentation
-    if not crop and not colours:
+def _variation(own: DatasetSettings) -> Variation:
+    """How pictures are varied; ``own``: the settings as their concept has them."""
+    if not own.random_crop and not own.color_augmentation:
         return PLAIN
-    return Variation(settings.variants, crop, settings.random_crop_zoom if crop else 1.0, colours)
+    zoom = own.random_crop_zoom if own.random_crop else 1.0
+    return Variation(own.variants, own.random_crop, zoom, own.color_augmentation)
 
 
 def _rounded_resolution(settings: DatasetSettings, layout: Layout) -> Iterable[Problem]:

@@ -19,7 +19,7 @@ from loraloom.data.concepts import IMAGE_SUFFIXES, MASK_ENDINGS, Concept, Files,
 from loraloom.data.images import load_grey
 from loraloom.data.problems import Problem, normal_name, readable
 from loraloom.data.sample import Sample
-from loraloom.data.settings import DatasetSettings
+from loraloom.data.settings import DatasetSettings, MaskSource
 from loraloom.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -39,10 +39,9 @@ class MaskFiles:
         self._found: dict[Path, dict[str, Path]] = {}
         self._users: dict[Path, Path] = {}
 
-    def of(self, concept: Concept, relative: Path, files: Files) -> Path | None:
-        """The mask of a picture of a concept, None if it has none (or masks are not files)."""
+    def of(self, concept: Concept, relative: Path, files: Files, source: MaskSource) -> Path | None:
+        """The mask of a picture of a concept whose masks come from ``source``; None if it has none, or no file."""
         own = concept.settings
-        source = self._settings.masks if own is None or own.masks is None else own.masks
         if source == "beside":
             mask = files.masks.get(relative)
             return None if mask is None else concept.folder / mask

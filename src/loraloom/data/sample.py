@@ -137,11 +137,10 @@ class Dataset:
         return max(known) if known and len(known) == len(lasts) else None
 
     def _last_epoch_of(self, concept: Concept) -> int | None:
-        own = concept.settings
-        if own is None or own.steps is None:
-            return None if own is None else own.last_epoch
-        enough = own.first_epoch - 1 + math.ceil(own.steps / self.showings[concept])
-        return enough if own.last_epoch is None else min(own.last_epoch, enough)
+        if concept.steps is None:
+            return concept.last_epoch
+        enough = concept.first_epoch - 1 + math.ceil(concept.steps / self.showings[concept])
+        return enough if concept.last_epoch is None else min(concept.last_epoch, enough)
 
     @cached_property
     def showings(self) -> dict[Concept, int]:

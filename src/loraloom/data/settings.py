@@ -255,6 +255,22 @@ class ConceptSettings(Settings):
             raise ValueError("steps is for training images: there are as many regularization draws as draws of those")
         return self
 
+    def over(self, dataset: DatasetSettings) -> DatasetSettings:
+        """The settings of the dataset with what is said here in their place; ValidationError for wrong captions."""
+        own = {
+            "resolutions": self.resolutions or None,
+            "flip": self.flip,
+            "random_crop": self.random_crop,
+            "color_augmentation": self.color_augmentation,
+            "masks": self.masks,
+            "mask_folder": self.mask_folder,
+        }
+        captions = dataset.captions.merged(self.captions)
+        if self.caption_table is not None:
+            captions = captions.model_copy(update={"table": self.caption_table})
+        said = {name: value for name, value in own.items() if value is not None}
+        return dataset.model_copy(update={**said, "captions": captions})
+
 
 class DatasetSettings(Settings):
     """The pictures and captions to train on."""
@@ -418,11 +434,11 @@ class DatasetSettings(Settings):
         problems = []
         for concept in self.concepts:
             try:
-                self.captions.merged(concept.captions)
+                own = concept.over(self)
             except ValueError as error:
                 problems.append(f"the captions of concept {concept.folder} contradict dataset.captions: {error}")
-            masks = self.masks if concept.masks is None else concept.masks
-            if masks == "folder" and concept.mask_folder is None and self.mask_folder is None:
+                own = concept.model_copy(update={"captions": {}}).over(self)
+            if own.masks == "folder" and own.mask_folder is None:
                 problems.append(f"masks=folder of concept {concept.folder} needs a mask_folder")
         if self.concepts and not any(item.enabled and not item.is_regularization for item in self.concepts):
             problems.append("none of the listed concepts is enabled and made of training images")

@@ -143,7 +143,7 @@ def preview_captions(
     previews = []
     for sample in each_of("captions", dataset.samples, listener, control):
         told = []
-        first = 0 if sample.concept.settings is None else sample.concept.settings.first_epoch - 1
+        first = sample.concept.first_epoch - 1
         for number in range(draws):
             epoch, occurrence = divmod(number, sample.repeats)
             moment = Moment(seed, first + epoch, occurrence, (first + epoch) * per_epoch, epochs * per_epoch, per_epoch)
