@@ -75,7 +75,7 @@ SCHEDULES = {
     "by steps that divide no epoch": (
         ("epochs=3", "batch_size=1", "preview.every_epochs=0", "preview.every_steps=7", "validation.every_steps=5",
          "saving.every_epochs=2", "saving.every_steps=9", "saving.state_every_steps=4"),
-        Counts(validations=1 + 6 + 1, weights_of_epochs=1, weights_of_steps=3, states=10 + 1, previews=1 + 4 + 1),
+        Counts(validations=1 + 6 + 1, weights_of_epochs=1, weights_of_steps=3, states=12 + 1, previews=1 + 4 + 1),
     ),
     "every second of five epochs": (
         ("epochs=5", "batch_size=4", "preview.every_epochs=2", "preview.at_start=false", "saving.every_epochs=2",
@@ -89,7 +89,7 @@ SCHEDULES = {
     "steps that fall on the ends of epochs": (
         ("steps=13", "batch_size=3", "preview.every_epochs=2", "preview.every_steps=6", "saving.every_epochs=3",
          "saving.every_steps=4", "saving.state_every_steps=6"),
-        Counts(validations=1 + 3 + 1, weights_of_epochs=1, weights_of_steps=3, states=4 + 1, previews=1 + 2 + 1),
+        Counts(validations=1 + 3 + 1, weights_of_epochs=1, weights_of_steps=3, states=4 + 1, previews=1 + 3 + 1),
     ),
 }  # fmt: skip
 """Overrides, and what was counted by hand for eleven pictures."""

@@ -20,6 +20,7 @@ from loraloom.data.problems import Problem, normal_name, readable, worst_first
 from loraloom.data.sample import Dataset, Sample
 from loraloom.data.settings import DatasetSettings
 from loraloom.data.variants import PLAIN, Variation
+from loraloom.data.without_effect import dataset_without_effect
 from loraloom.errors import DatasetError, FileError
 from loraloom.events import Listener, ignore
 from loraloom.formats.pictures import SUFFIXES, picture_budget, quiet_decoders
@@ -76,7 +77,7 @@ def load_dataset(
         problems.append(Problem("error", "empty", layout.folder, "holds no usable picture", error.hint))
     samples = _samples(found, settings, layout)
     problems.extend(_rounded_resolution(settings, layout))
-    problems.extend(Problem("warning", "settings", layout.folder, note) for note in settings.without_effect())
+    problems.extend(Problem("warning", "settings", layout.folder, note) for note in dataset_without_effect(settings))
     return Dataset(
         settings=settings,
         folder=layout.folder,

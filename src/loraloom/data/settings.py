@@ -163,23 +163,6 @@ class CaptionSettings(Settings):
             return self
         return CaptionSettings.model_validate({**self.model_dump(), **overrides})
 
-    def without_effect(self) -> list[str]:
-        """What was set but changes nothing in this combination, a sentence each."""
-        said = []
-        if (self.keep_tokens or self.keep_tokens_separator) and not self.splits:
-            said.append("captions.keep_tokens has no effect without shuffle, tag_dropout or warm-up")
-        if self.keep_tags and not self.tag_dropout:
-            said.append("captions.keep_tags has no effect without tag_dropout")
-        if self.warmup_min != 1 and not (self.warmup_steps or self.warmup_epochs):
-            said.append("captions.warmup_min has no effect without warmup_steps or warmup_epochs")
-        if self.dropout == 1 or self.dropout_every_epochs == 1:
-            said.append("captions.dropout leaves out every caption: the run learns without words")
-        if self.lines != "first" and self.source != "file":
-            said.append(f"captions.lines has no effect with captions.source={self.source}")
-        if self.table is not None and self.source != "file":
-            said.append(f"captions.table has no effect with captions.source={self.source}")
-        return said
-
 
 UNCHANGED = CaptionSettings()
 """Captions as they are."""
@@ -451,29 +434,6 @@ class DatasetSettings(Settings):
     def at(self, resolution: int | tuple[int, int]) -> DatasetSettings:
         """The same settings for one resolution."""
         return self.model_copy(update={"resolution": resolution, "resolutions": ()})
-
-    def without_effect(self) -> list[str]:
-        """What was set but changes nothing in this combination, a sentence each."""
-        said = list(self.captions.without_effect())
-        own = self.concepts
-        crop = self.random_crop or any(concept.random_crop for concept in own)
-        varied = crop or self.color_augmentation or any(concept.color_augmentation for concept in own)
-        if self.random_crop_zoom > 1 and not crop:
-            said.append("random_crop_zoom has no effect without random_crop")
-        if self.variants != 8 and not varied:
-            said.append("variants has no effect without random_crop or color_augmentation")
-        if varied and self.variants == 1:
-            said.append("random_crop and color_augmentation have no effect with variants=1, the picture as it is")
-        if crop and self.buckets and self.random_crop_zoom == 1:
-            said.append("random_crop has little to cut where pictures keep their shape: set random_crop_zoom=1.25")
-        if self.mask_folder is not None and self.masks != "folder" and not any(c.masks == "folder" for c in own):
-            said.append("mask_folder has no effect unless masks=folder")
-        if self.resolution_choice == "random" and len(self.resolutions) < 2:
-            said.append("resolution_choice has no effect with one resolution")
-        for concept in own:
-            if concept.mask_folder is not None and (concept.masks or self.masks) != "folder":
-                said.append(f"mask_folder of concept {concept.folder} has no effect unless masks=folder")
-        return said
 
     @property
     def sizes(self) -> tuple[int | tuple[int, int], ...]:

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 from loraloom.errors import SettingsError, UnknownNameError
 from loraloom.training.lr_schedule_names import (
     LR_SCHEDULES,
-    OPTIONS,
-    USES,
     find_schedule,
     read_rules,
     registered_name,
@@ -28,7 +26,7 @@ from loraloom.training.lr_schedule_names import (
 if TYPE_CHECKING:
     from loraloom.training.settings import LrScheduleSettings
 
-__all__ = ["LrSchedule", "ScheduleShape", "create_lr_schedule", "lr_factor", "schedule_remarks"]
+__all__ = ["LrSchedule", "ScheduleShape", "create_lr_schedule", "lr_factor"]
 
 LrSchedule = Callable[[int], float]
 """Factor on the base rate by step."""
@@ -138,21 +136,6 @@ def piecewise_constant(step: int, total: int, shape: ScheduleShape) -> float:
     factor = factors[bisect_right(boundaries, step)]
     rising = _rising(step, shape)
     return factor if rising is None else factor * rising
-
-
-def schedule_remarks(settings: LrScheduleSettings) -> list[str]:
-    """One line for every setting that the schedule does not look at."""
-    name = find_schedule(settings.name)
-    uses = ("warmup_steps", "args") if "." in name else USES.get(registered_name(name), OPTIONS)
-    remarks = []
-    for option in OPTIONS:
-        default = type(settings).model_fields[option].get_default(call_default_factory=True)
-        if option in uses or getattr(settings, option) == default:
-            continue
-        others = "constant_with_warmup uses it" if name == "constant" and option == "warmup_steps" else ""
-        others = others or f"used by {', '.join(key for key, used in USES.items() if option in used) or 'class paths'}"
-        remarks.append(f"lr_schedule.{option} has no effect with {settings.name}; {others}")
-    return remarks
 
 
 def create_lr_schedule(settings: LrScheduleSettings, total: int) -> LrSchedule:

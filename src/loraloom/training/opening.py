@@ -36,7 +36,7 @@ from loraloom.training.settings import TrainSettings
 from loraloom.training.step import Objective
 from loraloom.training.steps import StepPlan
 from loraloom.training.validation import split_off, validation_pictures
-from loraloom.training.whole import whole_notices
+from loraloom.training.whole import check_whole
 from loraloom.training.without_effect import RunFacts
 
 __all__ = ["Opened", "contradictions", "open_run", "planned_groups", "with_resolution"]
@@ -104,7 +104,7 @@ def contradictions(
         lambda: _check_optimizer(settings, device),
     ]
     if settings.method == "full":
-        checks.append(lambda: whole_notices(settings))
+        checks.append(lambda: check_whole(settings))
     if checkpoint is not None:
         family = checkpoint.family
         parts = [part for part in ("unet", *(text.part for text in family.text_parts)) if adapter.trains_part(part)]

@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any
 from loraloom.adapters.blocks import BLOCK_SECTIONS, BlockSections, block_index
 from loraloom.errors import SettingsError
 from loraloom.training.block_shapes import block_weights
-from loraloom.training.lr_schedule_names import find_schedule
-from loraloom.training.lr_schedules import LrSchedule, schedule_remarks
-from loraloom.training.optimizer_names import find_optimizer, find_recipe
+from loraloom.training.lr_schedules import LrSchedule
 
 if TYPE_CHECKING:
     import torch
 
     from loraloom.adapters.attach import AdapterSet
     from loraloom.formats.adapter_file import AdapterTarget
-    from loraloom.training.settings import OptimizerSettings, TrainSettings
+    from loraloom.training.settings import OptimizerSettings
 
 __all__ = [
     "PlannedGroup",
     "block_factors",
-    "optimizer_remarks",
     "parameter_groups",
     "part_rates",
     "plan_groups",
@@ -240,49 +237,3 @@ def rate_metadata(settings: OptimizerSettings) -> dict[str, object]:
         for key, value in values.items()
         if value is not None
     }
-
-
-def optimizer_remarks(settings: TrainSettings) -> list[str]:
-    """What people should know about these settings together: one line for each that has no or a bad effect."""
-    optimizer, schedule = settings.optimizer, settings.lr_schedule
-    recipe = find_recipe(optimizer.name)
-    name, shape = find_optimizer(optimizer.name), find_schedule(schedule.name)
-    steady = shape in ("constant", "constant_with_warmup")
-    remarks = [f"optimizer {optimizer.name}: {recipe.remark}"] if recipe.remark else []
-    remarks += schedule_remarks(schedule)
-    if recipe.adaptive:
-        remarks += _adaptive_remarks(settings, shape)
-    if recipe.schedule_free and not steady:
-        remarks.append(f"{name} needs no lr schedule and does worse with one; set lr_schedule.name=constant")
-    if name == "adafactor" and optimizer.args.get("relative_step"):
-        remarks.append("adafactor with relative_step finds the rate itself: no learning rate and no lr schedule count")
-    if not settings.adapter.text_encoder:
-        for key in ("text_encoder_lr", "text_encoder_stop", "loraplus_text_encoder_ratio"):
-            if getattr(optimizer, key) is not None:
-                remarks.append(f"optimizer.{key} has no effect: adapter.text_encoder is false")
-    if not settings.adapter.unet:
-        for key in ("unet_lr", "loraplus_unet_ratio"):
-            if getattr(optimizer, key) is not None:
-                remarks.append(f"optimizer.{key} has no effect: adapter.unet is false")
-        if any(getattr(optimizer.block_lr, key) is not None for key in ("down", "mid", "up")):
-            remarks.append("optimizer.block_lr has no effect: adapter.unet is false")
-    return remarks
-
-
-def _adaptive_remarks(settings: TrainSettings, shape: str) -> list[str]:
-    optimizer = settings.optimizer
-    remarks = []
-    given = (optimizer.learning_rate, optimizer.unet_lr, optimizer.text_encoder_lr)
-    rates = [rate for value in given for rate in (value if isinstance(value, tuple) else (value,))]
-    far = sorted({rate for rate in rates if rate is not None and rate != 0 and not 0.1 <= rate <= 10})
-    if far:
-        remarks.append(
-            f"{optimizer.name} finds the learning rate itself and multiplies it by the rate that is set: "
-            f"{', '.join(f'{rate:g}' for rate in far)} is far from 1"
-        )
-    if shape == "cosine_with_restarts":
-        remarks.append(f"the estimate of {optimizer.name} suffers from restarts; cosine or constant suit it")
-    prodigy = find_recipe(optimizer.name).class_name == "Prodigy"
-    if prodigy and settings.lr_schedule.warmup_steps and not optimizer.args.get("safeguard_warmup"):
-        remarks.append("prodigy with a warm-up wants optimizer.args.safeguard_warmup=true")
-    return remarks

@@ -12,7 +12,6 @@ import torch
 
 from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adapters
 from loraloom.adapters.readers import reader_remark
-from loraloom.adapters.settings import adapter_notices
 from loraloom.control import Control, heed, keep_going
 from loraloom.data.cache import LatentCache
 from loraloom.data.sample import Dataset, Sample
@@ -27,15 +26,15 @@ from loraloom.training.ema import Ema
 from loraloom.training.memory import MemoryWatch
 from loraloom.training.opening import open_run
 from loraloom.training.optimizers import create_optimizer
-from loraloom.training.parameter_groups import optimizer_remarks, parameter_groups
+from loraloom.training.parameter_groups import parameter_groups
 from loraloom.training.preservation import check_trigger, class_chunks
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint, check_alike, identity_of
-from loraloom.training.step import Objective, objective_notices
+from loraloom.training.step import Objective
 from loraloom.training.team import ALONE, Team
-from loraloom.training.whole import WholeModel, WholeView, whole_groups, whole_notices, whole_parts
+from loraloom.training.whole import WholeModel, WholeView, whole_groups, whole_parts
 from loraloom.training.wishes import Wishes
-from loraloom.training.without_effect import without_effect
+from loraloom.training.without_effect import RunFacts, known_after_loading, known_before_loading
 
 __all__ = ["RunParts", "prepare_parts"]
 
@@ -98,8 +97,7 @@ def prepare_parts(
     if device.type == "cpu" and settings.quantize == "none" and not settings.keep_file_precision:
         keep_freed_memory()  # weights that are made dense at every use would leave their holes in the heap
     full = settings.method == "full"
-    remarks = whole_notices(settings) if full else adapter_notices(settings.adapter)
-    for remark in (*optimizer_remarks(settings), *remarks, *without_effect(opened.facts)):
+    for remark in known_before_loading(opened.facts):
         listener(Notice(remark, "warning"))
     if not full and (remark_of_readers := reader_remark(settings.adapter)):
         listener(Notice(remark_of_readers))
@@ -137,7 +135,7 @@ def prepare_parts(
         )
     )
     model.check_clip_skip(settings.clip_skip)
-    objective = _checked_objective(settings, dataset, model, listener)
+    objective = _checked_objective(settings, dataset, model, listener, opened.facts)
     max_token_length = _max_token_length(settings, dataset, model, listener)
     if team.leads and watch is not None:  # without one these are steps on trial, of which nothing is kept
         check_room(settings, folder, dataset, model, listener, goes_on=resume is not None and not resume.branch)
@@ -236,16 +234,13 @@ def _shared_work(settings: TrainSettings, team: Team) -> str:
     )
 
 
-def _checked_objective(settings: TrainSettings, dataset: Dataset, model: LoadedModel, listener: Listener) -> Objective:
+def _checked_objective(
+    settings: TrainSettings, dataset: Dataset, model: LoadedModel, listener: Listener, facts: RunFacts
+) -> Objective:
     """What is asked of this model, with a notice of every objective setting that has no effect."""
     objective = Objective(model.schedule, model.prediction, settings.seed, settings.objective)
     objective.check()
-    notices = objective_notices(
-        settings,
-        model.prediction,
-        any(sample.has_mask for sample in dataset.samples),
-        has_regularization=bool(dataset.regularization),
-    )
+    notices = known_after_loading(replace(facts, dataset=dataset, prediction=model.prediction))
     for text in notices + check_trigger(settings, [sample.fullest_caption for sample in dataset.training]):
         listener(Notice(text, "warning"))
     return objective

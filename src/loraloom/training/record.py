@@ -24,13 +24,8 @@ NOT_RECORDED = frozenset(
 
 
 def recorded_settings(settings: TrainSettings) -> str:
-    """Every setting that differs from its default, by its path. Of files and folders only the name, without the place.
-
-    optimizer.lr is always there, as what it came to: what leaving it unset means depends on the optimizer.
-    """
-    found = dict(_differing(settings))
-    found["optimizer.lr"] = settings.optimizer.learning_rate
-    return json.dumps(found, ensure_ascii=False)
+    """Every setting that differs from its default, by its path. Of files and folders the name, without the place."""
+    return json.dumps(dict(_differing(settings)), ensure_ascii=False)
 
 
 def file_name(path: Any) -> str:

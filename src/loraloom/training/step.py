@@ -24,7 +24,6 @@ __all__ = [
     "Objective",
     "Part",
     "Preserved",
-    "objective_notices",
     "prior_weight",
     "training_loss",
     "training_losses",
@@ -338,55 +337,3 @@ def prior_weight(settings: TrainSettings, step: int, total: int) -> float:
         return start
     steps = settings.objective.prior_loss_steps or total
     return start + (end - start) * min(step / max(steps - 1, 1), 1.0)
-
-
-# ------------------------------------------------------------------------------------------ what fits together
-
-
-def objective_notices(
-    settings: TrainSettings,
-    prediction: objectives.Prediction,
-    has_masks: bool,
-    *,
-    has_regularization: bool = True,
-) -> list[str]:
-    """Sentences about objective settings that have no effect in this combination."""
-    objective = settings.objective
-    defaults = type(objective)()
-    notices: list[str] = []
-
-    def idle(names: Sequence[str], why: str) -> None:
-        for name in names:
-            if getattr(objective, name) != getattr(defaults, name):
-                notices.append(f"objective.{name} has no effect {why}")
-
-    if objective.loss_type in ("l2", "l1"):
-        idle(("huber_schedule", "huber_c", "huber_scale"), f"with objective.loss_type={objective.loss_type}")
-    elif objective.huber_schedule == "snr":
-        idle(("huber_scale",), "with objective.huber_schedule=snr")
-    if objective.timestep_sampling != "logit_normal":
-        idle(("logit_mean", "logit_std"), "unless objective.timestep_sampling=logit_normal")
-    if objective.stratified_timesteps and settings.batch_size == 1:
-        idle(("stratified_timesteps",), "with batch_size=1")
-    if objective.noise_offset_random_strength and not objective.noise_offset:
-        idle(("noise_offset_random_strength",), "without objective.noise_offset")
-    if objective.adaptive_noise_scale < 0 and not objective.noise_offset:
-        idle(("adaptive_noise_scale",), "below 0 without objective.noise_offset, which it makes smaller")
-    if not objective.multires_noise_iterations:
-        idle(("multires_noise_discount",), "without objective.multires_noise_iterations")
-    if objective.ip_noise_gamma_random_strength and not objective.ip_noise_gamma:
-        idle(("ip_noise_gamma_random_strength",), "without objective.ip_noise_gamma")
-    if not has_masks:
-        idle(("masked_loss_normalized", "mask_floor"), "without masks")
-    if not has_regularization:
-        idle(("prior_loss_min", "preserve_regularization"), "without regularization images")
-    if objective.prior_loss_min is None:
-        idle(("prior_loss_steps",), "without objective.prior_loss_min")
-    if not objective.preserve_class:
-        idle(("preserve_trigger", "preserve_weight"), "without objective.preserve_class")
-    if settings.zero_terminal_snr and prediction == "epsilon":
-        notices.append(
-            "zero_terminal_snr is for v models: a model that predicts the noise learns nothing at the last timestep, "
-            "where noise is all it sees"
-        )
-    return notices

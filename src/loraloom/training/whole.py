@@ -20,10 +20,7 @@ from loraloom.models.loaded import LoadedModel
 from loraloom.training.parameter_groups import part_rates
 from loraloom.training.settings import OptimizerSettings, TrainSettings
 
-__all__ = ["WholeModel", "WholeView", "whole_groups", "whole_notices", "whole_parts"]
-
-HIGH_RATE = 2e-5
-"""Learning rates above this one usually destroy a checkpoint whose own weights are trained."""
+__all__ = ["WholeModel", "WholeView", "check_whole", "whole_groups", "whole_parts"]
 
 
 def whole_parts(model: LoadedModel, settings: AdapterSettings) -> list[str]:
@@ -102,11 +99,8 @@ def whole_groups(whole: WholeModel, settings: OptimizerSettings) -> list[dict[st
     ]
 
 
-def whole_notices(settings: TrainSettings) -> list[str]:
-    """Sentences about settings that have no effect, or a doubtful one, when the whole checkpoint is trained.
-
-    SettingsError for what cannot be done with it.
-    """
+def check_whole(settings: TrainSettings) -> None:
+    """SettingsError for what cannot be done when the whole checkpoint is trained, all of it at once."""
     problems = []
     if settings.quantize != "none":
         problems.append(f"quantize={settings.quantize}: weights in a few bits cannot be trained themselves")
@@ -123,18 +117,3 @@ def whole_notices(settings: TrainSettings) -> list[str]:
         problems.append("optimizer.block_lr gives rates to the blocks of an adapter")
     if problems:
         raise SettingsError([f"{problem} (method=full)" for problem in problems], "or train a LoRA: method=adapter")
-    kept = ("unet", "text_encoder", "base_loras")
-    fresh = AdapterSettings()
-    notices = [
-        f"adapter.{name} has no effect with method=full, which has no adapter"
-        for name in AdapterSettings.model_fields
-        if name not in kept and getattr(settings.adapter, name) != getattr(fresh, name)
-    ]
-    highest = max(part_rates(["unet"], given).values())
-    if highest > HIGH_RATE and not given.args and given.name.lower().startswith("adamw"):
-        notices.append(
-            f"a learning rate of {highest:g} suits a LoRA; the weights of a whole checkpoint want 1e-6 to 5e-6"
-        )
-    if settings.keep_file_precision:
-        notices.append("keep_file_precision holds for the VAE alone with method=full: what is trained is kept in fp32")
-    return notices

@@ -1,23 +1,38 @@
 """Settings that were set and change nothing in their combination: a table, so that none is passed over in silence.
 
-What the objective, the adapter, the optimizer, the lr schedule and the dataset know of themselves, they say themselves.
+What a dataset alone makes of no effect is in :mod:`loraloom.data.without_effect`, which is read with the dataset.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from loraloom.adapters.settings import LOW_RANK, RANKLESS, AdapterSettings
 from loraloom.data.sample import Dataset
-from loraloom.settings import Settings
-from loraloom.training.lr_schedule_names import steps_of
-from loraloom.training.optimizer_names import find_recipe
+from loraloom.data.without_effect import captions_without_effect
+from loraloom.diffusion.objectives import Prediction
+from loraloom.idle import Row, told
+from loraloom.training.lr_schedule_names import OPTIONS, USES, find_schedule, registered_name, steps_of
+from loraloom.training.optimizer_names import find_optimizer, find_recipe
+from loraloom.training.parameter_groups import part_rates
 from loraloom.training.previews import preview_prompts
 from loraloom.training.settings import USUAL_RATE, PreviewSettings, TrainSettings
 
-__all__ = ["ROWS", "RunFacts", "without_effect"]
+__all__ = [
+    "ADAPTER_ROWS",
+    "OBJECTIVE_ROWS",
+    "OPTIMIZER_ROWS",
+    "ROWS",
+    "WHOLE_ROWS",
+    "RunFacts",
+    "known_after_loading",
+    "known_before_loading",
+    "without_effect",
+]
+
+HIGH_RATE = 2e-5
+"""Learning rates above this one usually destroy a checkpoint whose own weights are trained."""
 
 
 @dataclass(frozen=True)
@@ -29,56 +44,48 @@ class RunFacts:
     on_cpu: bool
     steps: int
     epochs: int
+    prediction: Prediction | None = None
+    """What the checkpoint predicts, when it is loaded."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """``paths`` are told, where their values are not the defaults, when ``holds``: each path with ``why`` behind it."""
-
-    paths: tuple[str, ...]
-    holds: Callable[[RunFacts], bool]
-    why: str
+def known_before_loading(facts: RunFacts) -> list[str]:
+    """All that can be said before the checkpoint is loaded, one sentence for each setting."""
+    settings = facts.settings
+    method = WHOLE_ROWS if settings.method == "full" else ADAPTER_ROWS
+    return [
+        *told(OPTIMIZER_ROWS, settings, settings),
+        *told(method, settings, settings),
+        *without_effect(facts),
+    ]
 
 
 def without_effect(facts: RunFacts) -> list[str]:
-    """One sentence for each setting that was set to no effect."""
-    told = [
-        f"{path} {row.why}"
-        for row in ROWS
-        if any(_is_set(facts.settings, path) for path in row.paths) and row.holds(facts)
-        for path in row.paths
-        if _is_set(facts.settings, path)
-    ]
-    return list(dict.fromkeys(told + _of_concepts(facts)))
+    """What a run and its dataset make of no effect."""
+    return list(dict.fromkeys([*told(ROWS, facts.settings, facts), *_of_concepts(facts)]))
 
 
-def _is_set(settings: Settings, path: str) -> bool:
-    """Whether a setting differs from its default."""
-    group: Any = settings
-    *groups, name = path.split(".")
-    for part in groups:
-        group = getattr(group, part)
-    default = type(group).model_fields[name].get_default(call_default_factory=True)
-    return bool(getattr(group, name) != default)
+def known_after_loading(facts: RunFacts) -> list[str]:
+    """What the objective makes of no effect, when it is known what the checkpoint predicts."""
+    return told(OBJECTIVE_ROWS, facts.settings, facts)
 
 
 def _of_concepts(facts: RunFacts) -> list[str]:
     """The same inside the list of concepts."""
-    told: list[str] = []
+    found: list[str] = []
     own = facts.settings.dataset
     for concept in own.concepts:
         if not concept.enabled:
             continue
         label = concept.name or concept.folder.name
-        said = set(own.captions.without_effect())
-        idle = own.captions.merged(concept.captions).without_effect() if concept.captions else []
-        told += [f"concept {label!r}: {text}" for text in idle if text not in said]
+        said = set(captions_without_effect(own.captions))
+        idle = captions_without_effect(own.captions.merged(concept.captions)) if concept.captions else []
+        found += [f"concept {label!r}: {text}" for text in idle if text not in said]
         if concept.first_epoch > facts.epochs:
             epochs = f"{facts.epochs} epoch{'s' if facts.epochs > 1 else ''}"
-            told.append(
+            found.append(
                 f"concept {label!r} is never shown: its first_epoch is {concept.first_epoch}, the run has {epochs}"
             )
-    return told
+    return found
 
 
 def _every_part_has_a_rate(facts: RunFacts) -> bool:
@@ -126,7 +133,7 @@ def _no_block_rates(facts: RunFacts) -> bool:
 
 PREVIEW = tuple(f"preview.{name}" for name in PreviewSettings.model_fields if name not in ("prompts", "file"))
 
-ROWS = (
+ROWS: tuple[Row[RunFacts], ...] = (
     Row(("epochs",), lambda f: f.settings.steps is not None, "has no effect: steps says how long the run is"),
     Row(("optimizer.lr",), _every_part_has_a_rate, "has no effect: every part that is trained has a rate of its own"),
     Row(("optimizer.block_lr.zero_threshold",), _no_block_rates, "has no effect without rates in optimizer.block_lr"),
@@ -221,4 +228,279 @@ ROWS = (
         "has no effect: no setting takes captions apart or joins them",
     ),
     Row(("dataset.captions.wildcards",), _no_braces, "has no effect: no caption has braces"),
+)
+
+
+# -- the optimizer and its schedule ----------------------------------------------------------------------------------
+
+
+def _is_idle_option(settings: TrainSettings, option: str) -> bool:
+    """Whether the lr schedule does not look at one of its settings."""
+    name = find_schedule(settings.lr_schedule.name)
+    uses = ("warmup_steps", "args") if "." in name else USES.get(registered_name(name), OPTIONS)
+    return option not in uses
+
+
+def _why_idle(settings: TrainSettings, option: str) -> str:
+    name = settings.lr_schedule.name
+    if find_schedule(name) == "constant" and option == "warmup_steps":
+        return f"has no effect with {name}; constant_with_warmup uses it"
+    others = ", ".join(key for key, used in USES.items() if option in used) or "class paths"
+    return f"has no effect with {name}; used by {others}"
+
+
+def _option_row(option: str) -> Row[TrainSettings]:
+    return Row(
+        (f"lr_schedule.{option}",),
+        lambda own: _is_idle_option(own, option),
+        lambda own: _why_idle(own, option),
+    )
+
+
+def _finds_its_rate(own: TrainSettings) -> bool:
+    return find_recipe(own.optimizer.name).adaptive
+
+
+def _far_rates(own: TrainSettings) -> list[float]:
+    """Rates that do not suit an optimizer which multiplies its own by them."""
+    optimizer = own.optimizer
+    given = (optimizer.learning_rate, optimizer.unet_lr, optimizer.text_encoder_lr)
+    rates = [rate for value in given for rate in (value if isinstance(value, tuple) else (value,))]
+    return sorted({rate for rate in rates if rate is not None and rate != 0 and not 0.1 <= rate <= 10})
+
+
+def _is_steady(own: TrainSettings) -> bool:
+    return find_schedule(own.lr_schedule.name) in ("constant", "constant_with_warmup")
+
+
+def _wants_safeguard(own: TrainSettings) -> bool:
+    is_prodigy = find_recipe(own.optimizer.name).class_name == "Prodigy"
+    return is_prodigy and own.lr_schedule.warmup_steps > 0 and not own.optimizer.args.get("safeguard_warmup")
+
+
+OPTIMIZER_ROWS: tuple[Row[TrainSettings], ...] = (
+    Row(
+        (),
+        lambda own: bool(find_recipe(own.optimizer.name).remark),
+        sentence=lambda own: f"optimizer {own.optimizer.name}: {find_recipe(own.optimizer.name).remark}",
+    ),
+    *(_option_row(option) for option in OPTIONS),
+    Row(
+        (),
+        lambda own: _finds_its_rate(own) and bool(_far_rates(own)),
+        sentence=lambda own: (
+            f"{own.optimizer.name} finds the learning rate itself and multiplies it by the rate that is set: "
+            f"{', '.join(f'{rate:g}' for rate in _far_rates(own))} is far from 1"
+        ),
+    ),
+    Row(
+        (),
+        lambda own: _finds_its_rate(own) and find_schedule(own.lr_schedule.name) == "cosine_with_restarts",
+        sentence=lambda own: f"the estimate of {own.optimizer.name} suffers from restarts; cosine or constant suit it",
+    ),
+    Row(
+        (),
+        _wants_safeguard,
+        sentence="prodigy with a warm-up wants optimizer.args.safeguard_warmup=true",
+    ),
+    Row(
+        (),
+        lambda own: find_recipe(own.optimizer.name).schedule_free and not _is_steady(own),
+        sentence=lambda own: (
+            f"{find_optimizer(own.optimizer.name)} needs no lr schedule and does worse with one; "
+            "set lr_schedule.name=constant"
+        ),
+    ),
+    Row(
+        (),
+        lambda own: find_optimizer(own.optimizer.name) == "adafactor" and bool(own.optimizer.args.get("relative_step")),
+        sentence="adafactor with relative_step finds the rate itself: no learning rate and no lr schedule count",
+    ),
+    Row(
+        ("optimizer.text_encoder_lr", "optimizer.text_encoder_stop", "optimizer.loraplus_text_encoder_ratio"),
+        lambda own: not own.adapter.text_encoder,
+        "has no effect: adapter.text_encoder is false",
+    ),
+    Row(
+        ("optimizer.unet_lr", "optimizer.loraplus_unet_ratio"),
+        lambda own: not own.adapter.unet,
+        "has no effect: adapter.unet is false",
+    ),
+    Row(
+        ("optimizer.block_lr.down", "optimizer.block_lr.mid", "optimizer.block_lr.up"),
+        lambda own: not own.adapter.unet,
+        sentence="optimizer.block_lr has no effect: adapter.unet is false",
+    ),
+)
+
+
+# -- what is trained -------------------------------------------------------------------------------------------------
+
+
+def _adapter(*names: str) -> tuple[str, ...]:
+    return tuple(f"adapter.{name}" for name in names)
+
+
+ADAPTER_ROWS: tuple[Row[TrainSettings], ...] = (
+    Row(
+        _adapter("rank", "alpha", "conv_rank", "conv_alpha", "rank_stabilized", "lokr_factor", "lokr_decompose_both")
+        + _adapter("lokr_full_matrix", "dora_axis", "block_ranks", "block_alphas", "conv_block_ranks")
+        + _adapter("conv_block_alphas"),
+        lambda own: own.adapter.rank_from_file,
+        "has no effect with adapter.rank_from_file, which takes the ranks from the file",
+        settles=True,
+    ),
+    Row(
+        _adapter("rank", "alpha", "rank_stabilized", "block_alphas", "conv_block_alphas", "conv_alpha"),
+        lambda own: own.adapter.kind in RANKLESS,
+        lambda own: f"has no effect with adapter.kind={own.adapter.kind}, which has no rank",
+    ),
+    Row(
+        _adapter("dropout"),
+        lambda own: own.adapter.kind not in LOW_RANK,
+        lambda own: f"has no effect with adapter.kind={own.adapter.kind}; rank_dropout and module_dropout have",
+    ),
+    Row(
+        _adapter("lokr_factor", "lokr_decompose_both", "lokr_full_matrix"),
+        lambda own: own.adapter.kind != "lokr",
+        lambda own: f"has no effect with adapter.kind={own.adapter.kind}",
+    ),
+    Row(
+        _adapter("rank", "alpha", "rank_stabilized", "lokr_decompose_both", "block_alphas", "conv_alpha"),
+        lambda own: own.adapter.kind == "lokr" and own.adapter.lokr_full_matrix,
+        "has no effect with adapter.lokr_full_matrix",
+    ),
+    Row(
+        _adapter("dora_axis"),
+        lambda own: own.adapter.kind != "dora",
+        lambda own: f"has no effect with adapter.kind={own.adapter.kind}",
+    ),
+    Row(
+        _adapter("conv_rank"),
+        lambda own: own.adapter.conv_block_ranks is not None,
+        "has no effect with adapter.conv_block_ranks",
+    ),
+    Row(
+        _adapter("alpha"),
+        lambda own: own.adapter.block_alphas is not None and not own.adapter.text_encoder,
+        "has no effect with adapter.block_alphas and no text encoder",
+    ),
+    Row(
+        _adapter("conv_alpha", "conv_block_alphas"),
+        lambda own: not own.adapter.trains_convolutions,
+        "has no effect without adapter.conv_rank",
+    ),
+    Row(
+        _adapter("conv_rank", "conv_alpha", "block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas"),
+        lambda own: not own.adapter.unet,
+        "has no effect with adapter.unet=false",
+    ),
+)
+
+
+def _unet_rate(own: TrainSettings) -> float:
+    return part_rates(["unet"], own.optimizer)["unet"]
+
+
+WHOLE_ROWS: tuple[Row[TrainSettings], ...] = (
+    Row(
+        _adapter(
+            *(name for name in AdapterSettings.model_fields if name not in ("unet", "text_encoder", "base_loras"))
+        ),
+        lambda own: True,
+        "has no effect with method=full, which has no adapter",
+    ),
+    Row(
+        (),
+        lambda own: (
+            _unet_rate(own) > HIGH_RATE and not own.optimizer.args and own.optimizer.name.lower().startswith("adamw")
+        ),
+        sentence=lambda own: (
+            f"a learning rate of {_unet_rate(own):g} suits a LoRA; the weights of a whole checkpoint want 1e-6 to 5e-6"
+        ),
+    ),
+    Row(
+        ("keep_file_precision",),
+        lambda own: True,
+        sentence="keep_file_precision holds for the VAE alone with method=full: what is trained is kept in fp32",
+    ),
+)
+
+
+# -- the objective ---------------------------------------------------------------------------------------------------
+
+
+def _objective(*names: str) -> tuple[str, ...]:
+    return tuple(f"objective.{name}" for name in names)
+
+
+OBJECTIVE_ROWS: tuple[Row[RunFacts], ...] = (
+    Row(
+        _objective("huber_schedule", "huber_c", "huber_scale"),
+        lambda f: f.settings.objective.loss_type in ("l2", "l1"),
+        lambda f: f"has no effect with objective.loss_type={f.settings.objective.loss_type}",
+    ),
+    Row(
+        _objective("huber_scale"),
+        lambda f: f.settings.objective.loss_type not in ("l2", "l1") and f.settings.objective.huber_schedule == "snr",
+        "has no effect with objective.huber_schedule=snr",
+    ),
+    Row(
+        _objective("logit_mean", "logit_std"),
+        lambda f: f.settings.objective.timestep_sampling != "logit_normal",
+        "has no effect unless objective.timestep_sampling=logit_normal",
+    ),
+    Row(
+        _objective("stratified_timesteps"),
+        lambda f: f.settings.batch_size == 1,
+        "has no effect with batch_size=1",
+    ),
+    Row(
+        _objective("noise_offset_random_strength"),
+        lambda f: not f.settings.objective.noise_offset,
+        "has no effect without objective.noise_offset",
+    ),
+    Row(
+        _objective("adaptive_noise_scale"),
+        lambda f: f.settings.objective.adaptive_noise_scale < 0 and not f.settings.objective.noise_offset,
+        "has no effect below 0 without objective.noise_offset, which it makes smaller",
+    ),
+    Row(
+        _objective("multires_noise_discount"),
+        lambda f: not f.settings.objective.multires_noise_iterations,
+        "has no effect without objective.multires_noise_iterations",
+    ),
+    Row(
+        _objective("ip_noise_gamma_random_strength"),
+        lambda f: not f.settings.objective.ip_noise_gamma,
+        "has no effect without objective.ip_noise_gamma",
+    ),
+    Row(
+        _objective("masked_loss_normalized", "mask_floor"),
+        lambda f: not any(sample.has_mask for sample in f.dataset.samples),
+        "has no effect without masks",
+    ),
+    Row(
+        _objective("prior_loss_min", "preserve_regularization"),
+        lambda f: not f.dataset.regularization,
+        "has no effect without regularization images",
+    ),
+    Row(
+        _objective("prior_loss_steps"),
+        lambda f: f.settings.objective.prior_loss_min is None,
+        "has no effect without objective.prior_loss_min",
+    ),
+    Row(
+        _objective("preserve_trigger", "preserve_weight"),
+        lambda f: not f.settings.objective.preserve_class,
+        "has no effect without objective.preserve_class",
+    ),
+    Row(
+        (),
+        lambda f: bool(f.settings.zero_terminal_snr) and f.prediction == "epsilon",
+        sentence=(
+            "zero_terminal_snr is for v models: a model that predicts the noise learns nothing at the last timestep, "
+            "where noise is all it sees"
+        ),
+    ),
 )
