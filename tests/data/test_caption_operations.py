@@ -20,6 +20,7 @@ from loraloom.data.caption_operations import (
     without_underscores,
 )
 from loraloom.data.settings import CaptionSettings
+from loraloom.data.without_effect import captions_without_effect
 from loraloom.errors import SettingsError
 
 TAGS = "a, b, c, d, e, f, g, h"
@@ -228,6 +229,6 @@ def test_settings_that_contradict_or_do_nothing_are_named() -> None:
     with pytest.raises(SettingsError, match="not both"):
         CaptionSettings.parse({"warmup_steps": 1, "warmup_epochs": 1})
     silent = CaptionSettings(keep_tokens=1, keep_tags=("a",), warmup_min=2, dropout=1.0)
-    assert len(silent.without_effect()) == 4
-    assert CaptionSettings(keep_tokens=1, shuffle=True).without_effect() == []
+    assert len(captions_without_effect(silent)) == 4
+    assert captions_without_effect(CaptionSettings(keep_tokens=1, shuffle=True)) == []
     assert CaptionSettings.parse({"keep_tags": "a, red fox"}).keep_tags == ("a", "red fox")

@@ -11,9 +11,11 @@ from transformers import get_scheduler, get_wsd_schedule
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup, get_inverse_sqrt_schedule
 
 from loraloom.errors import SettingsError, UnknownNameError
+from loraloom.idle import told
 from loraloom.training.lr_schedule_names import LR_SCHEDULES, find_schedule
-from loraloom.training.lr_schedules import ScheduleShape, create_lr_schedule, lr_factor, schedule_remarks
-from loraloom.training.settings import LrScheduleSettings
+from loraloom.training.lr_schedules import ScheduleShape, create_lr_schedule, lr_factor
+from loraloom.training.settings import LrScheduleSettings, TrainSettings
+from loraloom.training.without_effect import OPTIMIZER_ROWS
 
 TOTAL = 40
 
@@ -224,11 +226,15 @@ def test_contradictions_are_errors(settings: dict[str, object], words: str) -> N
         LrScheduleSettings.parse(settings)
 
 
+def remarks(**schedule: object) -> list[str]:
+    settings = TrainSettings.parse({"checkpoint": "a", "dataset": {"folder": "b"}, "lr_schedule": schedule})
+    return told(OPTIMIZER_ROWS, settings, settings)
+
+
 def test_settings_without_effect_are_remarked() -> None:
-    settings = LrScheduleSettings(name="constant", warmup_steps=5, cycles=2)
-    assert schedule_remarks(settings) == [
+    assert remarks(name="constant", warmup_steps=5, cycles=2) == [
         "lr_schedule.warmup_steps has no effect with constant; constant_with_warmup uses it",
         "lr_schedule.cycles has no effect with constant; used by cosine_with_restarts",
     ]
-    assert schedule_remarks(LrScheduleSettings(name="linear_with_warmup", warmup_steps=5, min_lr_ratio=0.1)) == []
-    assert len(schedule_remarks(LrScheduleSettings(name="inverse_sqrt", min_lr_ratio=0.1))) == 1
+    assert remarks(name="linear_with_warmup", warmup_steps=5, min_lr_ratio=0.1) == []
+    assert len(remarks(name="inverse_sqrt", min_lr_ratio=0.1)) == 1

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from loraloom.errors import HardwareError, SettingsError, UnknownNameError
+from loraloom.idle import told
 from loraloom.training.optimizer_names import OPTIMIZERS, find_optimizer, find_recipe, is_adaptive
 from loraloom.training.optimizers import create_optimizer, evaluating, optimizer_title, try_optimizer
-from loraloom.training.parameter_groups import optimizer_remarks
 from loraloom.training.settings import OptimizerSettings, TrainSettings
 from loraloom.training.state import load_optimizer, optimizer_options, optimizer_values
+from loraloom.training.without_effect import OPTIMIZER_ROWS
 
 CPU = torch.device("cpu")
 ON_CPU = sorted(name for name in OPTIMIZERS if not find_recipe(name).paged)
@@ -397,7 +398,8 @@ def test_adafactor_with_relative_step_does_without_a_rate() -> None:
 )
 def test_settings_that_do_not_go_together_are_remarked(overrides: list[str], words: str) -> None:
     settings = TrainSettings.load(None, ["checkpoint=a.ckpt", "dataset.folder=b", *overrides])
-    assert any(words in remark for remark in optimizer_remarks(settings)), optimizer_remarks(settings)
+    said = told(OPTIMIZER_ROWS, settings, settings)
+    assert any(words in remark for remark in said), said
 
 
 def test_sound_settings_are_not_remarked() -> None:
@@ -407,7 +409,7 @@ def test_sound_settings_are_not_remarked() -> None:
         ["optimizer.name=schedule_free_sgd", "lr_schedule.name=constant"],
     ):
         settings = TrainSettings.load(None, ["checkpoint=a.ckpt", "dataset.folder=b", *overrides])
-        assert optimizer_remarks(settings) == []
+        assert told(OPTIMIZER_ROWS, settings, settings) == []
 
 
 def test_a_run_with_an_optimizer_that_cannot_work_fails_before_the_checkpoint_is_read(

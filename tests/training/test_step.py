@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from loraloom.training.step import (
     UNIFORM_SHARE,
     Batch,
     Objective,
-    objective_notices,
     prior_weight,
 )
 
@@ -371,50 +369,3 @@ def test_what_the_prediction_forbids_is_said_with_both_names(
 def test_a_density_without_timesteps_is_an_error() -> None:
     with pytest.raises(SettingsError, match="never draws a timestep"):
         objective(timestep_sampling="logit_normal", logit_mean=10, logit_std=0.1, max_timestep=5).check()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "name"),
-    [
-        (["huber_c=0.3"], "huber_c"),
-        (["loss_type=huber", "huber_scale=2"], "huber_scale"),
-        (["logit_mean=1"], "logit_mean"),
-        (["timestep_sampling=importance", "logit_std=2"], "logit_std"),
-        (["noise_offset_random_strength=true"], "noise_offset_random_strength"),
-        (["adaptive_noise_scale=-0.1"], "adaptive_noise_scale"),
-        (["multires_noise_discount=0.5"], "multires_noise_discount"),
-        (["ip_noise_gamma_random_strength=true"], "ip_noise_gamma_random_strength"),
-        (["mask_floor=0.1"], "mask_floor"),
-        (["masked_loss_normalized=false"], "masked_loss_normalized"),
-        (["prior_loss_steps=5"], "prior_loss_steps"),
-        (["prior_loss_min=0.1"], "prior_loss_min"),
-        (["preserve_regularization=true"], "preserve_regularization"),
-        (["preserve_weight=2"], "preserve_weight"),
-        (["preserve_trigger=sks"], "preserve_trigger"),
-    ],
-)
-def test_settings_without_effect_are_said(make_settings: MakeSettings, overrides: list[str], name: str) -> None:
-    settings = make_settings(*(f"objective.{override}" for override in overrides))
-    notices = objective_notices(settings, "epsilon", False, has_regularization=False)
-    assert [notice.split()[0] for notice in notices] == [f"objective.{name}"]
-
-
-def test_settings_with_effect_are_not_mentioned(make_settings: MakeSettings, tmp_path: Path) -> None:
-    settings = make_settings(
-        "objective.loss_type=huber",
-        "objective.huber_schedule=constant",
-        "objective.huber_scale=2",
-        "objective.mask_floor=0.1",
-        "objective.prior_loss_min=0.1",
-        "objective.prior_loss_steps=4",
-        "objective.adaptive_noise_scale=0.1",
-        "objective.stratified_timesteps=true",
-    )
-    assert objective_notices(settings, "epsilon", True) == []
-    (tmp_path / "settings.toml").write_text(make_settings().to_toml(), encoding="utf-8")
-    assert objective_notices(TrainSettings.load(tmp_path / "settings.toml"), "v", False, has_regularization=False) == []
-    single = make_settings("batch_size=1", "objective.stratified_timesteps=true", "zero_terminal_snr=true")
-    notices = objective_notices(single, "epsilon", True)
-    assert len(notices) == 2
-    assert "batch_size=1" in notices[0]
-    assert "zero_terminal_snr" in notices[1]

@@ -14,6 +14,7 @@ from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import SettingsError
 from loraloom.events import Event, Notice, ignore
 from loraloom.formats.tensors import open_tensors
+from loraloom.idle import told
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
 from loraloom.training.memory import predict_memory
@@ -21,7 +22,7 @@ from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint, find_state
 from loraloom.training.step import training_loss
 from loraloom.training.trainer import TrainingRun, train
-from loraloom.training.whole import whole_notices
+from loraloom.training.without_effect import WHOLE_ROWS
 
 MakeSettings = Callable[..., TrainSettings]
 FULL = ("method=full", "optimizer.lr=1e-4", "saving.precision=float")
@@ -126,19 +127,20 @@ def test_what_needs_an_adapter_is_refused_all_at_once(make_settings: MakeSetting
 
 
 def test_settings_of_adapters_are_said_to_do_nothing(make_settings: MakeSettings) -> None:
-    said = "\n".join(whole_notices(make_settings(*FULL, "adapter.rank=64", "adapter.dropout=0.1")))
+    settings = make_settings(*FULL, "adapter.rank=64", "adapter.dropout=0.1")
+    said = "\n".join(told(WHOLE_ROWS, settings, settings))
     assert "adapter.rank has no effect" in said
     assert "adapter.dropout has no effect" in said
     assert "1e-6 to 5e-6" in said, "1e-4 is a rate for LoRA"
-    quiet = whole_notices(make_settings("method=full", "optimizer.lr=2e-6", "adapter.rank=16"))
-    assert quiet == []
+    quiet = make_settings("method=full", "optimizer.lr=2e-6", "adapter.rank=16")
+    assert told(WHOLE_ROWS, quiet, quiet) == []
 
 
 def test_both_encoders_of_a_run_are_named(make_settings: MakeSettings, tmp_path: Path) -> None:
-    told: list[Event] = []
-    run = TrainingRun.prepare(make_settings(*FULL, family="sdxl"), tmp_path / "run", told.append)
+    events: list[Event] = []
+    run = TrainingRun.prepare(make_settings(*FULL, family="sdxl"), tmp_path / "run", events.append)
     assert run.adapters.parts() == ["unet", "text_encoder", "text_encoder_2"]
-    assert any("own weights are trained" in event.text for event in told if isinstance(event, Notice))
+    assert any("own weights are trained" in event.text for event in events if isinstance(event, Notice))
 
 
 def test_the_plan_counts_every_weight(make_settings: MakeSettings) -> None:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from loraloom.data.settings import CaptionSettings, DatasetSettings
+from loraloom.data.without_effect import CAPTION_ROWS, DATASET_ROWS, captions_without_effect, dataset_without_effect
+from loraloom.errors import SettingsError
 from loraloom.events import ignore
+from loraloom.idle import Row, told
 from loraloom.training.opening import open_run
 from loraloom.training.settings import TrainSettings
-from loraloom.training.without_effect import ROWS, without_effect
+from loraloom.training.without_effect import (
+    ADAPTER_ROWS,
+    OBJECTIVE_ROWS,
+    OPTIMIZER_ROWS,
+    ROWS,
+    WHOLE_ROWS,
+    known_after_loading,
+    known_before_loading,
+    without_effect,
+)
 
 MakeSettings = Callable[..., TrainSettings]
 
@@ -108,3 +123,158 @@ def test_inside_the_list_of_concepts(make_settings: MakeSettings, pictures: Path
     assert told[0].startswith("concept '2_red': captions.keep_tokens has no effect")
     assert told[1] == "concept 'sea' is never shown: its first_epoch is 3, the run has 2 epochs"
     assert said(make_settings("optimizer.lr=1e-4", "epochs=3", concepts.replace("keep_tokens=1", ""))) == []
+
+
+# -- the other tables ------------------------------------------------------------------------------------------------
+
+
+def train_settings(*overrides: str) -> TrainSettings:
+    return TrainSettings.load(None, ["checkpoint=a.ckpt", "dataset.folder=b", *overrides])
+
+
+ADAPTERS: list[tuple[list[str], list[str]]] = [
+    ([], []),
+    (["kind=loha", "dropout=0.1", "rank_dropout=0.1"], ["dropout"]),
+    (["kind=ia3", "rank=4", "alpha=2.0"], ["rank", "alpha"]),
+    (["lokr_factor=4", "dora_axis=output"], ["lokr_factor", "dora_axis"]),
+    (["kind=lokr", "lokr_full_matrix=true", "rank=4"], ["rank"]),
+    (["conv_alpha=2.0"], ["conv_alpha"]),
+    (["conv_rank=3", "conv_block_ranks=[4]"], ["conv_rank"]),
+    (["alpha=3.0", "block_alphas=[2]", "text_encoder=false"], ["alpha"]),
+    (["conv_rank=4", "unet=false"], ["conv_rank"]),
+    (["start_from=x", "rank_from_file=true", "rank=4", "dropout=0.1"], ["rank"]),
+]
+
+
+@pytest.mark.parametrize(("given", "names"), ADAPTERS)
+def test_what_an_adapter_makes_no_use_of_is_said(given: list[str], names: list[str]) -> None:
+    settings = train_settings(*(f"adapter.{text}" for text in given))
+    said = told(ADAPTER_ROWS, settings, settings)
+    assert [text.split()[0] for text in said] == [f"adapter.{name}" for name in names]
+
+
+OBJECTIVES = [
+    (["huber_c=0.3"], "huber_c"),
+    (["loss_type=huber", "huber_scale=2"], "huber_scale"),
+    (["logit_mean=1"], "logit_mean"),
+    (["timestep_sampling=importance", "logit_std=2"], "logit_std"),
+    (["noise_offset_random_strength=true"], "noise_offset_random_strength"),
+    (["adaptive_noise_scale=-0.1"], "adaptive_noise_scale"),
+    (["multires_noise_discount=0.5"], "multires_noise_discount"),
+    (["ip_noise_gamma_random_strength=true"], "ip_noise_gamma_random_strength"),
+    (["mask_floor=0.1"], "mask_floor"),
+    (["masked_loss_normalized=false"], "masked_loss_normalized"),
+    (["prior_loss_steps=5"], "prior_loss_steps"),
+    (["prior_loss_min=0.1"], "prior_loss_min"),
+    (["preserve_regularization=true"], "preserve_regularization"),
+    (["preserve_weight=2"], "preserve_weight"),
+    (["preserve_trigger=sks"], "preserve_trigger"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "name"), OBJECTIVES)
+def test_what_an_objective_makes_no_use_of_is_said(
+    make_settings: MakeSettings, overrides: list[str], name: str
+) -> None:
+    settings = make_settings(*(f"objective.{override}" for override in overrides))
+    facts = replace(open_run(settings, ignore, device="cpu").facts, prediction="epsilon")
+    assert [text.split()[0] for text in known_after_loading(facts)] == [f"objective.{name}"]
+
+
+def test_an_objective_that_is_used_is_not_mentioned(make_settings: MakeSettings, pictures: Path) -> None:
+    Image.new("RGBA", (64, 64), (9, 9, 9, 0)).save(pictures / "1_blue" / "clear.png")
+    (pictures / "regularization").mkdir()
+    Image.new("RGB", (64, 64), "#101010").save(pictures / "regularization" / "a.png")
+    used = ("loss_type=huber", "huber_schedule=constant", "huber_scale=2", "mask_floor=0.1", "prior_loss_min=0.1",
+            "prior_loss_steps=4", "adaptive_noise_scale=0.1", "stratified_timesteps=true")  # fmt: skip
+    settings = make_settings("dataset.masks=alpha", *(f"objective.{text}" for text in used))
+    facts = replace(open_run(settings, ignore, device="cpu").facts, prediction="epsilon")
+    assert known_after_loading(facts) == []
+    single = make_settings("batch_size=1", "objective.stratified_timesteps=true", "zero_terminal_snr=true")
+    one, snr = known_after_loading(replace(facts, settings=single))
+    assert "batch_size=1" in one and "zero_terminal_snr is for v models" in snr
+    assert known_after_loading(replace(facts, settings=single, prediction="v")) == [one]
+
+
+CAPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"keep_tokens_separator": "|||"}, "captions.keep_tokens"),
+    ({"keep_tags": ("a",), "shuffle": True}, "captions.keep_tags"),
+    ({"warmup_min": 2}, "captions.warmup_min"),
+    ({"dropout_every_epochs": 1}, "captions.dropout"),
+    ({"lines": "join", "source": "filename"}, "captions.lines"),
+    ({"table": Path("t.csv"), "source": "folder"}, "captions.table"),
+]
+DATASETS: list[tuple[dict[str, Any], str]] = [
+    ({"random_crop_zoom": 1.5}, "random_crop_zoom"),
+    ({"variants": 3}, "variants"),
+    ({"variants": 1, "color_augmentation": True}, "random_crop and color_augmentation"),
+    ({"random_crop": True}, "random_crop has little to cut"),
+    ({"mask_folder": "m"}, "mask_folder"),
+    ({"resolution_choice": "random", "resolutions": [320]}, "resolution_choice"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), CAPTIONS)
+def test_what_captions_make_no_use_of_is_said(given: dict[str, Any], words: str) -> None:
+    (said,) = captions_without_effect(CaptionSettings.parse(given))
+    assert said.startswith(words)
+    assert (
+        captions_without_effect(CaptionSettings(shuffle=True, tag_dropout=0.3, keep_tokens=2, keep_tags=("a",))) == []
+    )
+
+
+@pytest.mark.parametrize(("given", "words"), DATASETS)
+def test_what_a_dataset_makes_no_use_of_is_said(given: dict[str, Any], words: str) -> None:
+    (said,) = dataset_without_effect(DatasetSettings.parse({"folder": "img", **given}))
+    assert said.startswith(words)
+    varied = {"folder": "img", "random_crop": True, "random_crop_zoom": 1.5, "variants": 3}
+    assert dataset_without_effect(DatasetSettings.parse(varied)) == []
+
+
+def holding(row: Row[Any], facts: list[Any]) -> bool:
+    """Whether any of the facts makes the row say something."""
+    return any(told([row], getattr(each, "settings", each), each) for each in facts)
+
+
+def test_every_row_of_the_other_tables_is_tried(make_settings: MakeSettings) -> None:
+    adapters = [train_settings(*(f"adapter.{text}" for text in given)) for given, _ in ADAPTERS]
+    assert [row for row in ADAPTER_ROWS if not holding(row, adapters)] == []
+    assert [
+        row for row in CAPTION_ROWS if not holding(row, [CaptionSettings.parse(given) for given, _ in CAPTIONS])
+    ] == []
+    datasets = [DatasetSettings.parse({"folder": "img", **given}) for given, _ in DATASETS]
+    assert [row for row in DATASET_ROWS if not holding(row, datasets)] == []
+    facts = open_run(make_settings("zero_terminal_snr=true"), ignore, device="cpu").facts
+    objectives = [
+        replace(facts, prediction="epsilon", settings=make_settings(*(f"objective.{text}" for text in overrides)))
+        for overrides, _ in OBJECTIVES
+    ]
+    single = make_settings("batch_size=1", "objective.stratified_timesteps=true", "zero_terminal_snr=true")
+    objectives.append(replace(facts, prediction="epsilon", settings=single))
+    assert [row for row in OBJECTIVE_ROWS if not holding(row, objectives)] == []
+    optimizers = [train_settings(*overrides) for overrides in OPTIMIZERS]
+    assert [row for row in OPTIMIZER_ROWS if not holding(row, optimizers)] == []
+    whole = [train_settings("method=full", "adapter.rank=3", "keep_file_precision=true", "optimizer.lr=3e-5")]
+    assert [row for row in WHOLE_ROWS if not holding(row, whole)] == []
+
+
+OPTIMIZERS = [
+    ["optimizer.name=prodigy", "optimizer.lr=1e-4", "lr_schedule.name=cosine_with_restarts"],
+    ["optimizer.name=prodigy", "lr_schedule.warmup_steps=10"],
+    ["optimizer.name=schedule_free_adamw"],
+    ["optimizer.name=SGDNesterov8bit"],
+    ["optimizer.name=adafactor", "optimizer.args.relative_step=true"],
+    ["adapter.text_encoder=false", "optimizer.text_encoder_lr=1e-5"],
+    ["adapter.unet=false", "optimizer.block_lr.mid=0.3", "optimizer.unet_lr=3e-5"],
+    ["lr_schedule.name=constant", "lr_schedule.warmup_steps=3", "lr_schedule.decay_steps=0.3", "lr_schedule.cycles=3",
+     "lr_schedule.power=3", "lr_schedule.timescale=30", "lr_schedule.min_lr_ratio=0.3", "lr_schedule.rules='1:3,0.1'",
+     "lr_schedule.args={step_size=3}"],
+]  # fmt: skip
+
+
+def test_what_is_said_before_the_checkpoint_is_loaded(make_settings: MakeSettings) -> None:
+    settings = make_settings("lr_schedule.cycles=3", "adapter.conv_alpha=2", "ema.decay=0.9")
+    said = known_before_loading(open_run(settings, ignore, device="cpu").facts)
+    assert [text.split()[0] for text in said] == ["lr_schedule.cycles", "adapter.conv_alpha", "ema.decay"]
+    with pytest.raises(SettingsError, match="max_norm"):
+        open_run(make_settings("method=full", "adapter.max_norm=0.7"), ignore, device="cpu")

@@ -33,6 +33,7 @@ from loraloom.events import (
     ignore,
 )
 from loraloom.hardware import explained_memory_errors
+from loraloom.training.agenda import Agenda, Due
 from loraloom.training.batching import BatchMaker, size_conditioning
 from loraloom.training.ema import Ema
 from loraloom.training.lr_schedules import LrSchedule, create_lr_schedule
@@ -213,12 +214,9 @@ class TrainingRun(RunParts):
         return self.plan.epoch_of(self.step)
 
     @cached_property
-    def save_every_epochs(self) -> int:
-        """0: not by epochs."""
-        saving = self.settings.saving
-        if not saving.files_per_run:
-            return saving.every_epochs
-        return max(1, math.ceil(self.total_steps / self.steps_per_epoch) // saving.files_per_run)
+    def agenda(self) -> Agenda:
+        """What is due after which step."""
+        return Agenda(self.settings, self.total_steps, self.steps_per_epoch)
 
     @cached_property
     def preview_prompts(self) -> list[PreviewPrompt]:
@@ -258,13 +256,11 @@ class TrainingRun(RunParts):
             raise
 
     def _all_steps(self) -> Path | None:
-        total, settings = self.total_steps, self.settings
+        total = self.total_steps
         self.losses = deque(self.losses, maxlen=max(self.steps_per_epoch, 1))
         self._announce(total)
-        if settings.preview.at_start and not self.step:
-            self._preview(epoch=0)
         if not self.step:
-            self._validate(epoch=0)
+            self._begin(self.agenda.at_start)
         if self._heard is not Request.GO:
             raise Interrupted(self._wishes.number, self._heard)
         epoch, previewed = self.epoch, -1
@@ -277,11 +273,14 @@ class TrainingRun(RunParts):
             if self._heard is not Request.GO:
                 break
             tick = time.monotonic()
-            self._validate_if_due(epoch, step.ends_epoch)
+            due = self.agenda.after(self.step, epoch, ends_epoch=step.ends_epoch)
+            if due.validation:
+                self._validate(epoch=epoch)
             if self._heard is not Request.GO or self.patience.is_over:
                 break
-            self._save_if_due(epoch, step.ends_epoch)
-            if self._preview_if_due(epoch, step.ends_epoch):
+            self._save_due(due, epoch)
+            if due.preview:
+                self._preview(epoch=epoch, by_step=due.preview_of_step)
                 previewed = self.step
             if self._heard is not Request.GO:
                 break
@@ -406,19 +405,22 @@ class TrainingRun(RunParts):
                 raise
             return False, None
 
-    def _save_if_due(self, epoch: int, ends_epoch: bool) -> None:
-        """Save what this step, or the end of this epoch (from 1), asks for; the state last, when the rest is there."""
-        saving, name = self.settings.saving, self.settings.name
-        by_epoch = ends_epoch and self.save_every_epochs > 0 and epoch % self.save_every_epochs == 0
-        by_step = saving.every_steps > 0 and self.step % saving.every_steps == 0
-        if by_epoch:
+    def _begin(self, due: Due) -> None:
+        """What is done before the first step."""
+        if due.preview:
+            self._preview(epoch=0)
+        if due.validation:
+            self._validate(epoch=0)
+
+    def _save_due(self, due: Due, epoch: int) -> None:
+        """Save what is due in this epoch (from 1); the state last, when the rest is there."""
+        name = self.settings.name
+        if due.weights_of_epoch:
             self._save_on_the_way(f"{name}-{epoch:06d}", epoch)
-        if by_step:
+        if due.weights_of_step:
             self._save_on_the_way(f"{name}-step{self.step:08d}", epoch)
-        state_by_step = saving.state_every_steps > 0 and self.step % saving.state_every_steps == 0
         age_s = time.monotonic() - self._last_state[1]
-        state_by_time = 0 < saving.state_every_minutes * 60 <= age_s
-        if by_epoch or by_step or state_by_step or state_by_time:
+        if due.state or 0 < self.settings.saving.state_every_minutes * 60 <= age_s:
             self.save_state()
 
     def _save_on_the_way(self, name: str, epoch: int) -> None:
@@ -428,14 +430,6 @@ class TrainingRun(RunParts):
         except OutputError as error:
             text = f"{error}; the training goes on, and the next file is tried again"
             self.listener(Notice(text, "warning"))
-
-    def _preview_if_due(self, epoch: int, ends_epoch: bool) -> bool:
-        preview = self.settings.preview
-        by_epoch = ends_epoch and preview.every_epochs > 0 and epoch % preview.every_epochs == 0
-        by_step = preview.every_steps > 0 and self.step % preview.every_steps == 0
-        if by_epoch or by_step:
-            self._preview(epoch=epoch, by_step=not by_epoch)
-        return by_epoch or by_step
 
     # -- validation --------------------------------------------------------------------------------------------
 
@@ -452,15 +446,6 @@ class TrainingRun(RunParts):
                 return self.validator(samples).measure(control)
         finally:
             self.adapters.train(was_training)
-
-    def _validate_if_due(self, epoch: int, ends_epoch: bool) -> None:
-        validation = self.settings.validation
-        if validation.every_steps:
-            due = self.step % validation.every_steps == 0
-        else:
-            due = ends_epoch and epoch % validation.every_epochs == 0
-        if due:
-            self._validate(epoch=epoch)
 
     def _validate(self, *, epoch: int) -> None:
         """Measure the loss on the held-out pictures; the best so far (the bare checkpoint's not counted) is kept."""
