@@ -34,21 +34,11 @@ from loraloom.events import (
 )
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.tensors import write_tensors
+from loraloom.training.optimizer_state import load_optimizer, optimizer_options, optimizer_values
 from loraloom.training.previews import parse_prompt, preview_prompts
 from loraloom.training.saving import remove_older
 from loraloom.training.settings import PreviewSettings, TrainSettings
-from loraloom.training.state import (
-    Identity,
-    ResumePoint,
-    check_identity,
-    find_state,
-    load_optimizer,
-    optimizer_options,
-    optimizer_values,
-    read_state,
-    saved_states,
-    write_state,
-)
+from loraloom.training.state import ResumePoint, find_state, read_state, saved_states, write_state
 from loraloom.training.trainer import TrainingRun, train
 from work import HANGS_AFTER_S
 

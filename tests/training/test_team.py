@@ -29,8 +29,8 @@ from loraloom.events import ignore
 from loraloom.formats.tensors import open_tensors
 from loraloom.models.conditioning import Conditioning
 from loraloom.studio.runs.training import branch_training, run_training
+from loraloom.training.identity import Identity, check_alike
 from loraloom.training.settings import ObjectiveSettings, TrainSettings
-from loraloom.training.state import Identity, check_alike
 from loraloom.training.step import Batch, Objective, Part
 from loraloom.training.steps import Step
 from loraloom.training.team import ALONE, Team, is_leader, joined_team, launched_together, one_voice

@@ -16,11 +16,11 @@ from loraloom.generation.settings import GenerateSettings
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.settings import Settings
 from loraloom.studio.sweeps import plan_sweep
+from loraloom.training.identity import identity_of
 from loraloom.training.opening import open_run, planned_groups
 from loraloom.training.optimizer_names import OPTIMIZERS, is_adaptive
 from loraloom.training.record import recorded_settings
 from loraloom.training.settings import OptimizerSettings, TrainSettings
-from loraloom.training.state import identity_of
 from loraloom.training.work import count_work
 
 MakeSettings = Callable[..., TrainSettings]

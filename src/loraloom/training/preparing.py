@@ -23,13 +23,14 @@ from loraloom.training.base_loras import merge_base_loras, origin_metadata
 from loraloom.training.captions import CaptionEncoder, needed_chunks, parts_fingerprint
 from loraloom.training.disk import check_room
 from loraloom.training.ema import Ema
+from loraloom.training.identity import check_alike, identity_of
 from loraloom.training.memory import MemoryWatch
 from loraloom.training.opening import open_run
 from loraloom.training.optimizers import create_optimizer
 from loraloom.training.parameter_groups import parameter_groups
 from loraloom.training.preservation import check_trigger, class_chunks
 from loraloom.training.settings import TrainSettings
-from loraloom.training.state import ResumePoint, check_alike, identity_of
+from loraloom.training.state import ResumePoint
 from loraloom.training.step import Objective
 from loraloom.training.team import ALONE, Team
 from loraloom.training.whole import WholeModel, WholeView, whole_groups, whole_parts

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,31 +20,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from loraloom.actions import Action, Sentence
-from loraloom.data.sample import Dataset, Sample
-from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, ResumeError, SettingsError
+from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, ResumeError
 from loraloom.events import Listener, Notice
-from loraloom.formats.files import make_folder, sha256_of
+from loraloom.formats.files import make_folder
 from loraloom.formats.tensors import bytes_of, open_tensors, write_tensors
-from loraloom.models.checkpoint import Checkpoint
-from loraloom.plain_data import shown
-from loraloom.training.settings import TrainSettings
+from loraloom.training.identity import Identity, check_identity
 
 __all__ = [
     "EXPLODED",
-    "Identity",
     "ResumePoint",
     "RunState",
     "Stateful",
-    "check_alike",
-    "check_identity",
-    "checkpoint_fingerprint",
     "find_state",
-    "identity_of",
     "largest_value",
-    "load_optimizer",
-    "optimizer_options",
-    "optimizer_values",
+    "placed",
     "read_state",
     "remove_older_states",
     "saved_states",
@@ -58,59 +47,6 @@ _MARK = "loraloom_state"
 _VERSION = "1"
 EXPLODED = 1000.0
 """A trained weight this large is no result of learning: in LoRAs they stay below 10, in checkpoints below 100."""
-_LISTED_SAMPLES = 20_000
-"""Up to so many pictures are remembered one by one, so that a changed dataset can be told picture by picture."""
-
-FREE_SETTINGS = (
-    "name",
-    "output",
-    "checkpoint",
-    "epochs",
-    "steps",
-    "branched_from",
-    "device",
-    "low_memory",
-    "gradient_checkpointing",
-    "keep_file_precision",
-    "saving.",
-    "preview.",
-    "tensorboard",
-    "validation.every_epochs",
-    "validation.every_steps",
-    "validation.patience",
-    "validation.save_best",
-    "validation.image_losses",
-    "ema.save",
-    "dataset.folder",
-    "dataset.regularization_folder",
-    "dataset.mask_folder",
-    "dataset.captions.table",
-    "dataset.cache_to_disk",
-    "dataset.cache_text_to_disk",
-    "dataset.cache_folder",
-)
-"""Settings that a run may go on with in another value (a final dot: the whole group). The checkpoint and the dataset
-are compared by their content instead of their paths."""
-MACHINE_SETTINGS = (
-    "output",
-    "checkpoint",
-    "device",
-    "low_memory",
-    "keep_file_precision",
-    "dataset.folder",
-    "dataset.regularization_folder",
-    "dataset.mask_folder",
-    "dataset.captions.table",
-    "dataset.cache_to_disk",
-    "dataset.cache_text_to_disk",
-    "dataset.cache_folder",
-    "saving.",
-    "preview.",
-    "tensorboard",
-)
-"""Settings that may differ between processes that train one run together: where things lie, and what one alone does."""
-ROUNDING_SETTINGS = ("device", "low_memory", "gradient_checkpointing", "keep_file_precision")
-"""Those that change results by rounding only."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +151,9 @@ def remove_older_states(folder: Path, step: int, *, keep: int) -> None:
 def unsound(adapters: Mapping[str, Any], optimizer: Mapping[str, Any]) -> str:
     """Why nobody should go on from these weights and moments: the training has exploded. An empty text: they are sound.
 
-    ``adapters``: trained tensors by name; ``optimizer``: what :func:`optimizer_values` gives. Of the moments those that
-    are a number for each weight count; others may be infinite where an optimizer has not begun.
+    ``adapters``: trained tensors by name; ``optimizer``: what
+    :func:`loraloom.training.optimizer_state.optimizer_values` gives. Of the moments those that are a number for each
+    weight count; others may be infinite where an optimizer has not begun.
     """
     largest = largest_value(tensor for _, tensor in _tensors_in(adapters))
     if not largest < EXPLODED:
@@ -392,295 +329,3 @@ def placed(value: Any, device: torch.device) -> Any:
         case tuple():
             return tuple(placed(item, device) for item in value)
     return value
-
-
-# -- the optimizer ---------------------------------------------------------------------------------------------------
-
-
-def optimizer_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The options of each parameter group, without its parameters."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-
-
-def _keeps_own_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the class changed what is saved; then it must read that itself."""
-    cls, plain = type(optimizer), torch.optim.Optimizer
-    return cls.state_dict is not plain.state_dict or cls.load_state_dict is not plain.load_state_dict
-
-
-def optimizer_values(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], initial: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What the optimizer has come to. ``names``: of parameters by id(); ``initial``: its options when it was new."""
-    values = {"class": type(optimizer).__qualname__, "initial": [dict(group) for group in initial]}
-    if _keeps_own_state(optimizer):
-        return values | {"own": optimizer.state_dict()}
-    state = {names[id(key)]: value for key, value in optimizer.state.items() if isinstance(key, Tensor)}
-    other = {key: value for key, value in optimizer.state.items() if not isinstance(key, Tensor)}
-    return values | {"groups": optimizer_options(optimizer), "state": state, "other": other}
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, values: Mapping[str, Any], names: Mapping[int, str], device: torch.device
-) -> bool:
-    """Give a new optimizer what :func:`optimizer_values` kept; False (and nothing done) for one of another class.
-
-    An option whose first value differs was changed in the settings since: its new value stays. Moments are set as
-    they were, in their own type, which ``Optimizer.load_state_dict`` would convert to that of the parameter.
-    """
-    if values["class"] != type(optimizer).__qualname__:
-        return False
-    values = placed(dict(values), device)
-    if "own" in values:
-        changed = _changed_options(optimizer, values["initial"])
-        optimizer.load_state_dict(values["own"])
-        for group, options in zip(optimizer.param_groups, changed, strict=True):
-            group.update(options)
-        return True
-    changed = _changed_options(optimizer, values["initial"])
-    saved_groups = _by_name(values["groups"])
-    for index, group in enumerate(optimizer.param_groups):
-        saved = saved_groups.get(_group_name(group, index))
-        if saved is not None:
-            group.update({key: value for key, value in saved.items() if key not in changed[index]})
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = values["state"].get(names[id(parameter)])
-            if state is not None:
-                optimizer.state[parameter] = state
-    for key, value in values["other"].items():
-        optimizer.state[key] = value
-    return True
-
-
-def _group_name(group: Mapping[str, Any], index: int) -> str:
-    return str(group.get("name", index))
-
-
-def _by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    return {_group_name(group, index): group for index, group in enumerate(groups)}
-
-
-def _changed_options(optimizer: torch.optim.Optimizer, initial: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each group the options that begin otherwise than they did when the state's run began."""
-    before = _by_name(initial)
-    changed = []
-    for index, options in enumerate(optimizer_options(optimizer)):
-        old = before.get(_group_name(options, index), {})
-        changed.append(
-            {
-                key: value
-                for key, value in options.items()
-                if key in old and not _same(placed(old[key], torch.device("cpu")), value)
-            }
-        )
-    return changed
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one.cpu(), other.cpu())
-    return bool(one == other)
-
-
-# -- who the run is --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What must be the same for a run to go on: the base, the pictures and captions, the settings that matter."""
-
-    checkpoint: str
-    dataset: str
-    samples: Mapping[str, str]
-    """Digest of each picture with its caption by identity; empty for a very large dataset."""
-    settings: Mapping[str, Any]
-
-    def to_values(self) -> dict[str, Any]:
-        """As plain data."""
-        return {
-            field.name: dict(value) if isinstance(value := getattr(self, field.name), Mapping) else value
-            for field in fields(self)
-        }
-
-
-def identity_of(settings: TrainSettings, dataset: Dataset, checkpoint: Checkpoint) -> Identity:
-    """The identity of a run with these settings."""
-    samples = {sample.identity: _sample_digest(sample) for sample in dataset.samples}
-    digest = sha256()
-    for identity in sorted(samples):
-        digest.update(f"{identity}\0{samples[identity]}\n".encode("utf-8", "backslashreplace"))
-    return Identity(
-        checkpoint=checkpoint_fingerprint(checkpoint),
-        dataset=digest.hexdigest(),
-        samples=samples if len(samples) <= _LISTED_SAMPLES else {},
-        settings=_flat(_dumped(settings)),
-    )
-
-
-def _dumped(settings: TrainSettings) -> dict[str, Any]:
-    """All settings but where the concepts' files lie, and ``notify``, whose address may hold a secret.
-
-    What is unset and was resolved stands as what it came to: writing that down changes no run.
-    """
-    data = settings.model_dump(mode="json", exclude={"notify"})
-    data["optimizer"]["lr"] = settings.optimizer.learning_rate
-    data["dataset"]["cache_to_disk"] = settings.dataset.latent_folder is not None
-    places = {"folder", "mask_folder", "caption_table"}
-    data["dataset"]["concepts"] = [
-        concept.model_dump(mode="json", exclude_defaults=True, exclude=places) for concept in settings.dataset.concepts
-    ]
-    return data
-
-
-def _sample_digest(sample: Sample) -> str:
-    """Of everything about a sample but where its files lie."""
-    parts = [f"{sample.repeats} {sample.is_regularization}"]
-    parts += [
-        f"{part.name}={value!r}"
-        for part in fields(sample)
-        if part.name not in ("path", "concept", "caption_path", "captions")
-        and not isinstance(value := getattr(sample, part.name), Path)
-    ]
-    parts.append(repr(sample.captions.model_dump(exclude_defaults=True, exclude={"table"})))
-    if sample.mask_path is not None:
-        parts.append(sha256_of(sample.mask_path))
-    return sha256("\n".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
-
-
-def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
-    """A hash of the names, types and shapes of all tensors and of up to 64 values of each, spread evenly.
-
-    Any training or merge changes it, and it takes a moment where a hash of the whole file reads gigabytes.
-    """
-    digest = sha256()
-    for name in sorted(checkpoint):
-        tensor = checkpoint.mapped(name).reshape(-1)
-        digest.update(f"{name}{tensor.dtype}{tuple(checkpoint.info(name).shape)}".encode())
-        digest.update(bytes_of(tensor[:: max(1, len(tensor) // 64)][:64]))
-    return digest.hexdigest()
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _is_one_of(path: str, names: Sequence[str]) -> bool:
-    return any(path == name or (name.endswith(".") and path.startswith(name)) for name in names)
-
-
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Paths of the settings that differ; one that is unknown on a side counts as its default there."""
-    missing = object()
-    return [
-        path
-        for path in sorted(set(before) | set(now))
-        if path in now and before.get(path, defaults.get(path, missing)) != now[path]
-    ]
-
-
-def check_identity(
-    before: Mapping[str, Any], now: Identity, listener: Listener, *, force: bool, branch: bool = False
-) -> list[str]:
-    """Compare the identity kept in a state with that of the run that is to go on; returns the changed settings.
-
-    ResumeError that says what differs, unless ``force``: then a warning does. A ``branch`` is made to have other
-    settings and may have other pictures; only its base must be the same.
-    """
-    changed = changed_settings(before["settings"], now.settings, _flat(_defaults()))
-    told = [
-        f"{path} = {_shown(now.settings[path])} (it was {_shown(before['settings'].get(path))})" for path in changed
-    ]
-    strict = [text for path, text in zip(changed, told, strict=True) if not _is_one_of(path, FREE_SETTINGS)]
-    pictures = _dataset_differences(before, now)
-    differences = [] if before["checkpoint"] == now.checkpoint else ["the checkpoint is another one"]
-    if branch:
-        for text in (*pictures, *strict):
-            listener(Notice(f"other than in the run it branches from: {text}"))
-    else:
-        differences += [*pictures, *strict]
-    if differences and not force:
-        hint = Sentence("give it what it was started with")
-        if not branch:
-            hint = Sentence(hint, "; or ", Action.BRANCH_RUN, " starts a new run from here with other settings")
-        hint = Sentence(hint, "; or ", Action.FORCE_RESUME)
-        raise ResumeError("the run cannot go on exactly: " + "; ".join(differences), hint)
-    for text in differences:
-        listener(Notice(f"going on although {text}", "warning"))
-    rounding = [path for path in changed if path in ROUNDING_SETTINGS]
-    if rounding and not branch:
-        listener(Notice(f"{', '.join(rounding)} changed: results may differ by rounding", "warning"))
-    return changed
-
-
-def check_alike(identities: Sequence[tuple[Identity, str]]) -> None:
-    """Raise SettingsError where a process of a run was given something else than the first one.
-
-    Each is what a process would train, and the name of its mixed precision.
-    """
-    (first, precision), problems = identities[0], []
-    for rank, (other, own_precision) in enumerate(identities[1:], 1):
-        differences = [] if other.checkpoint == first.checkpoint else ["the checkpoint is another one"]
-        differences += _dataset_differences(first.to_values(), other)
-        differences += [
-            f"{path} = {_shown(other.settings.get(path))} instead of {_shown(value)}"
-            for path, value in first.settings.items()
-            if other.settings.get(path) != value and not _is_one_of(path, MACHINE_SETTINGS)
-        ]
-        if own_precision != precision:
-            differences.append(f"mixed precision is {own_precision} instead of {precision}")
-        problems += [f"process {rank} has not what process 0 has: {text}" for text in differences]
-    if problems:
-        raise SettingsError(problems, "every machine needs the same settings, pictures, captions and checkpoint")
-
-
-def _defaults() -> Mapping[str, Any]:
-    """The default of every setting that has one, nested."""
-    return _group_defaults(TrainSettings)
-
-
-def _group_defaults(cls: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, info in cls.model_fields.items():
-        annotation = info.annotation
-        if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
-            found[name] = _group_defaults(annotation)
-        elif not info.is_required():
-            found[name] = _as_json(info.get_default(call_default_factory=True))
-    return found
-
-
-def _as_json(value: Any) -> Any:
-    """The value of a setting as ``model_dump(mode="json")`` has it."""
-    if isinstance(value, tuple):
-        return [_as_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else shown(value)
-
-
-def _dataset_differences(before: Mapping[str, Any], now: Identity) -> list[str]:
-    if before["dataset"] == now.dataset:
-        return []
-    old = before["samples"]
-    if not old or not now.samples:
-        return ["the pictures or captions are not the same"]
-    kinds = {
-        "changed": [name for name in now.samples if name in old and old[name] != now.samples[name]],
-        "new": [name for name in now.samples if name not in old],
-        "missing": [name for name in old if name not in now.samples],
-    }
-    texts = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in kinds.items()
-        if names
-    ]
-    return [f"pictures or captions: {', '.join(texts)}"]

@@ -36,8 +36,10 @@ from loraloom.hardware import explained_memory_errors
 from loraloom.training.agenda import Agenda, Due
 from loraloom.training.batching import BatchMaker, size_conditioning
 from loraloom.training.ema import Ema
+from loraloom.training.identity import Identity, identity_of
 from loraloom.training.lr_schedules import LrSchedule, create_lr_schedule
 from loraloom.training.memory import MemoryWatch
+from loraloom.training.optimizer_state import load_optimizer, optimizer_options, optimizer_values
 from loraloom.training.optimizers import evaluating
 from loraloom.training.parameter_groups import set_learning_rates, text_encoder_stopped
 from loraloom.training.preparing import RunParts, prepare_parts
@@ -54,14 +56,9 @@ from loraloom.training.saving import (
 )
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import (
-    Identity,
     ResumePoint,
     Stateful,
-    identity_of,
     largest_value,
-    load_optimizer,
-    optimizer_options,
-    optimizer_values,
     placed,
     remove_older_states,
     saved_states,
