@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -25,7 +26,7 @@ from loraloom.generation.loras import find_lora
 from loraloom.generation.prompts import PromptReader
 from loraloom.hardware import Precision, choose_device, choose_precision
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
-from loraloom.models.prediction import read_signs
+from loraloom.models.prediction import PredictionChoice, read_signs
 from loraloom.training.base_loras import check_origins
 from loraloom.training.lr_schedules import create_lr_schedule
 from loraloom.training.optimizers import create_optimizer, try_optimizer
@@ -47,7 +48,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Opened:
     """``settings`` with the resolution filled in; ``held_out``: what the validation loss is measured on; ``problems``:
-    those of all pictures."""
+    those of all pictures; ``trigger_remarks``: what is to be said of the trigger word in the captions."""
 
     settings: TrainSettings
     device: torch.device
@@ -56,6 +57,12 @@ class Opened:
     dataset: Dataset
     held_out: tuple[Sample, ...]
     problems: tuple[Problem, ...]
+    trigger_remarks: tuple[str, ...] = ()
+
+    @property
+    def objective_was_checked(self) -> bool:
+        """False for a checkpoint that has to be asked what it predicts: that needs it loaded."""
+        return _prediction_is_known(self.settings, self.checkpoint)
 
     @property
     def facts(self) -> RunFacts:
@@ -81,6 +88,7 @@ def open_run(settings: TrainSettings, listener: Listener, *, device: str, leads:
         settings = with_resolution(settings, checkpoint, listener)
         opened = _tried(errors, lambda: _open_pictures(settings))
     errors += contradictions(settings, checkpoint, None if opened is None else opened[0], chosen)
+    remarks = None if opened is None else _tried(errors, partial(_check_trigger, settings, opened[0]))
     if leads:
         _tried(errors, lambda: _check_preview_prompts(settings))
     errors = list({str(error): error for error in errors}.values())
@@ -88,7 +96,7 @@ def open_run(settings: TrainSettings, listener: Listener, *, device: str, leads:
         raise errors[0]
     if errors or chosen is None or precision is None or checkpoint is None or opened is None:
         raise SettingsError([str(error) for error in errors])
-    return Opened(settings, chosen, precision, checkpoint, *opened)
+    return Opened(settings, chosen, precision, checkpoint, *opened, tuple(remarks or ()))
 
 
 def contradictions(
@@ -120,7 +128,6 @@ def contradictions(
         checks.append(lambda: create_lr_schedule(settings.lr_schedule, steps))
     if dataset is not None:
         checks.append(lambda: _check_length(settings, dataset))
-        checks.append(lambda: check_trigger(settings, [sample.fullest_caption for sample in dataset.training]))
     errors: list[LoraloomError] = []
     for check in checks:
         _tried(errors, check)
@@ -153,8 +160,7 @@ def with_resolution(settings: TrainSettings, checkpoint: Checkpoint, listener: L
     """The settings with the checkpoint's own resolution, or else its family's, where none was set."""
     if settings.dataset.resolutions or settings.dataset.resolution is not None:
         return settings
-    signs = read_signs(checkpoint, checkpoint.metadata, checkpoint.path, prediction=settings.prediction)
-    own = checkpoint.own_resolution(signs.prediction)
+    own = checkpoint.own_resolution(_signs(settings, checkpoint).prediction)
     if own.remark:
         listener(Notice(own.remark, "warning"))
     made_for = f"what {checkpoint.path.name} says of itself"
@@ -207,17 +213,29 @@ def _check_layers(settings: TrainSettings, checkpoint: Checkpoint) -> None:
 
 def _check_objective(settings: TrainSettings, checkpoint: Checkpoint) -> None:
     """A checkpoint that has to be asked what it predicts is checked once it is loaded."""
-    signs = read_signs(
+    if not _prediction_is_known(settings, checkpoint):
+        return
+    signs = _signs(settings, checkpoint)
+    schedule = NoiseSchedule.scaled_linear(zero_terminal_snr=signs.zero_terminal_snr)
+    Objective(schedule, signs.prediction or "epsilon", settings.seed, settings.objective).check()
+
+
+def _signs(settings: TrainSettings, checkpoint: Checkpoint) -> PredictionChoice:
+    return read_signs(
         checkpoint,
         checkpoint.metadata,
         checkpoint.path,
         prediction=settings.prediction,
         zero_terminal_snr=settings.zero_terminal_snr,
     )
-    if signs.prediction is None and checkpoint.family.probes_prediction:
-        return
-    schedule = NoiseSchedule.scaled_linear(zero_terminal_snr=signs.zero_terminal_snr)
-    Objective(schedule, signs.prediction or "epsilon", settings.seed, settings.objective).check()
+
+
+def _prediction_is_known(settings: TrainSettings, checkpoint: Checkpoint) -> bool:
+    return _signs(settings, checkpoint).prediction is not None or not checkpoint.family.probes_prediction
+
+
+def _check_trigger(settings: TrainSettings, dataset: Dataset) -> list[str]:
+    return check_trigger(settings, [sample.fullest_caption for sample in dataset.training])
 
 
 def _check_length(settings: TrainSettings, dataset: Dataset) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,10 +26,11 @@ from loraloom.training.disk import check_room
 from loraloom.training.ema import Ema
 from loraloom.training.identity import check_alike, identity_of
 from loraloom.training.memory import MemoryWatch
-from loraloom.training.opening import open_run
+from loraloom.training.opening import Opened, open_run
 from loraloom.training.optimizers import create_optimizer
 from loraloom.training.parameter_groups import parameter_groups
-from loraloom.training.preservation import check_trigger, class_chunks
+from loraloom.training.preservation import class_chunks
+from loraloom.training.saving import FileFacts, save_adapter, save_whole
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint
 from loraloom.training.step import Objective
@@ -55,6 +57,8 @@ class RunParts:
     precision: Precision
     adapters: AdapterSet
     attachment: Attachment
+    write: Callable[[Path, FileFacts], None]
+    """Makes a file of what is trained."""
     cache: LatentCache
     encode: CaptionEncoder
     objective: Objective
@@ -69,6 +73,30 @@ class RunParts:
     """Metadata about the LoRA files that the training started from."""
     team: Team = ALONE
     """The processes that train together."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The checkpoint in memory, and what is asked of it."""
+
+    model: LoadedModel
+    objective: Objective
+    max_token_length: int
+
+
+@dataclass(frozen=True)
+class _Attached:
+    """What is trained, on the model; ``groups``: as the optimizer takes them."""
+
+    adapters: AdapterSet
+    attachment: Attachment
+    groups: list[dict[str, Any]]
+    write: Callable[[Path, FileFacts], None]
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text encoder learns."""
+        return any(part != "unet" for part in self.adapters.parts())
 
 
 def prepare_parts(
@@ -94,34 +122,106 @@ def prepare_parts(
     team.check(settings.batch_size, settings.gradient_accumulation)
     opened = open_run(settings, listener, device=team.device(settings.device), leads=team.leads)
     settings, device, precision = opened.settings, opened.device, opened.precision
-    checkpoint, dataset, held_out = opened.checkpoint, opened.dataset, opened.held_out
     if device.type == "cpu" and settings.quantize == "none" and not settings.keep_file_precision:
         keep_freed_memory()  # weights that are made dense at every use would leave their holes in the heap
-    full = settings.method == "full"
-    for remark in known_before_loading(opened.facts):
+
+    # Whatever is to be said or refused comes before the minutes that loading and encoding take.
+    facts = opened.facts
+    origins = _say_what_is_known(opened, facts, listener)
+    _require_alike(opened, resume, team, listener)
+    opened = replace(opened, dataset=narrowed(opened.dataset))
+    if watch is not None:
+        own = math.ceil(settings.batch_size / team.size)  # the largest share of a batch
+        watch.start(settings.model_copy(update={"batch_size": own}), opened.checkpoint, opened.dataset)
+    heed(wishes)
+
+    loaded = _load(opened, facts, listener)
+    model = loaded.model
+    if team.leads and watch is not None:  # without one these are steps on trial, of which nothing is kept
+        goes_on = resume is not None and not resume.branch
+        check_room(settings, folder, opened.dataset, model, listener, goes_on=goes_on)
+    cache = _encode(opened, model, listener, wishes, team)
+    heed(wishes)
+    _put_vae_to_rest(model, listener)
+
+    merge_base_loras(model, settings.adapter, listener)
+    attached = (_whole if settings.method == "full" else _with_adapters)(model, settings, listener)
+    if settings.method != "full":
+        team.copy_leader(attached.adapters.state_dict().values())
+    if attached.trains_text and settings.dataset.cache_text_to_disk:
+        hint = "dataset.cache_text_to_disk has no effect while a text encoder is trained: captions are encoded anew"
+        listener(Notice(hint, "warning"))
+    for part, module in model.parts.items():
+        if part != "vae":
+            module.gradient_checkpointing = settings.gradient_checkpointing  # type: ignore[assignment]
+
+    return RunParts(
+        settings=settings,
+        folder=folder,
+        listener=listener,
+        dataset=opened.dataset,
+        model=model,
+        precision=precision,
+        adapters=attached.adapters,
+        attachment=attached.attachment,
+        write=attached.write,
+        cache=cache,
+        encode=CaptionEncoder(
+            model,
+            settings,
+            chunks=loaded.max_token_length // 75,
+            trained=attached.trains_text,
+            listener=listener,
+            control=control,
+        ),
+        objective=loaded.objective,
+        optimizer=create_optimizer(attached.groups, settings.optimizer),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_loss_scaling),
+        max_token_length=loaded.max_token_length,
+        started=started,
+        ema=Ema(attached.adapters, settings.ema) if settings.ema.enabled else None,
+        held_out=opened.held_out,
+        origins=origins,
+        team=team,
+    )
+
+
+def _say_what_is_known(opened: Opened, facts: RunFacts, listener: Listener) -> Mapping[str, str]:
+    """Everything that people should hear before the checkpoint is loaded.
+
+    Returns the metadata about the LoRA files that the training starts from, which are read for it.
+    """
+    adapter = opened.settings.adapter
+    for remark in known_before_loading(facts):
         listener(Notice(remark, "warning"))
-    if not full and (remark_of_readers := reader_remark(settings.adapter)):
+    if opened.settings.method != "full" and (remark_of_readers := reader_remark(adapter)):
         listener(Notice(remark_of_readers))
-    origins = origin_metadata(settings.adapter)
+    origins = origin_metadata(adapter)
     for problem in opened.problems:
         if problem.severity != "info" or problem.kind in TOLD_REMARKS:
             listener(Notice(str(problem), "info" if problem.severity == "info" else "warning"))
+    return origins
+
+
+def _require_alike(opened: Opened, resume: ResumePoint | None, team: Team, listener: Listener) -> None:
+    """The run that goes on must be the one that wrote the state, and every process must train the same."""
+    settings, dataset, precision = opened.settings, opened.dataset, opened.precision
     if resume is not None:
-        resume.check(identity_of(settings, dataset, checkpoint), precision.name, listener)
+        resume.check(identity_of(settings, dataset, opened.checkpoint), precision.name, listener)
     if team.size > 1:
-        pictures = replace(dataset, samples=(*dataset.samples, *held_out))
-        check_alike(team.exchange((identity_of(settings, pictures, checkpoint), precision.name)))
+        pictures = replace(dataset, samples=(*dataset.samples, *opened.held_out))
+        check_alike(team.exchange((identity_of(settings, pictures, opened.checkpoint), precision.name)))
         listener(Notice(_shared_work(settings, team)))
-    dataset = narrowed(dataset)
-    if watch is not None:
-        own = math.ceil(settings.batch_size / team.size)  # the largest share of a batch
-        watch.start(settings.model_copy(update={"batch_size": own}), checkpoint, dataset)
-    heed(wishes)
+
+
+def _load(opened: Opened, facts: RunFacts, listener: Listener) -> _Loaded:
+    """Load the checkpoint, and say what it is and what it makes of the settings."""
+    settings, device, precision = opened.settings, opened.device, opened.precision
     model = load_model(
-        checkpoint,
+        opened.checkpoint,
         device=device,
         compute=precision.compute,
-        keep_file_precision=settings.keep_file_precision or full,
+        keep_file_precision=settings.keep_file_precision or settings.method == "full",
         prediction=settings.prediction,
         zero_terminal_snr=settings.zero_terminal_snr,
         offload=settings.low_memory,
@@ -136,75 +236,42 @@ def prepare_parts(
         )
     )
     model.check_clip_skip(settings.clip_skip)
-    objective = _checked_objective(settings, dataset, model, listener, opened.facts)
-    max_token_length = _max_token_length(settings, dataset, model, listener)
-    if team.leads and watch is not None:  # without one these are steps on trial, of which nothing is kept
-        check_room(settings, folder, dataset, model, listener, goes_on=resume is not None and not resume.branch)
+
+    objective = Objective(model.schedule, model.prediction, settings.seed, settings.objective)
+    if not opened.objective_was_checked:
+        objective.check()
+    facts = replace(facts, dataset=opened.dataset, prediction=model.prediction)
+    for text in (*known_after_loading(facts), *opened.trigger_remarks):
+        listener(Notice(text, "warning"))
+    return _Loaded(model, objective, _max_token_length(settings, opened.dataset, model, listener))
+
+
+def _encode(opened: Opened, model: LoadedModel, listener: Listener, wishes: Wishes, team: Team) -> LatentCache:
+    """The latents of all pictures, each process's share encoded here."""
+    settings = opened.settings
     cache = LatentCache(model.encode_images, vae_key=vae_fingerprint(model), folder=settings.dataset.latent_folder)
     with model.using("vae"):
-        batch_size = 1 if device.type == "cpu" else 4
         cache.prepare(
-            [*dataset.samples, *held_out],
+            [*opened.dataset.samples, *opened.held_out],
             settings.dataset.flip,
-            batch_size,
+            1 if opened.device.type == "cpu" else 4,
             listener,
             share=(team.rank, team.size),
             exchange=team.exchange,
             control=wishes,
         )
-    heed(wishes)
+    return cache
+
+
+def _put_vae_to_rest(model: LoadedModel, listener: Listener) -> None:
+    """Nothing needs the VAE until a preview is painted."""
     if freed := model.rest("vae"):
         listener(Notice(f"the VAE rests in the file until it is needed: {freed / 2**20:.0f} MiB less"))
-    if device.type == "cpu":
+    if model.device.type == "cpu":
         return_freed_memory()  # what encoding left is in pieces that a step would hardly use
 
-    merge_base_loras(model, settings.adapter, listener)
-    adapters, attachment = (_whole if full else _with_adapters)(model, settings, listener)
-    if not full:
-        team.copy_leader(adapters.state_dict().values())
-    trained_text = any(part != "unet" for part in adapters.parts())
-    if trained_text and settings.dataset.cache_text_to_disk:
-        hint = "dataset.cache_text_to_disk has no effect while a text encoder is trained: captions are encoded anew"
-        listener(Notice(hint, "warning"))
-    for part, module in model.parts.items():
-        if part != "vae":
-            module.gradient_checkpointing = settings.gradient_checkpointing  # type: ignore[assignment]
-    return RunParts(
-        settings=settings,
-        folder=folder,
-        listener=listener,
-        dataset=dataset,
-        model=model,
-        precision=precision,
-        adapters=adapters,
-        attachment=attachment,
-        cache=cache,
-        encode=CaptionEncoder(
-            model,
-            settings,
-            chunks=max_token_length // 75,
-            trained=trained_text,
-            listener=listener,
-            control=control,
-        ),
-        objective=objective,
-        optimizer=create_optimizer(
-            whole_groups(adapters, settings.optimizer)
-            if isinstance(adapters, WholeModel)
-            else parameter_groups(adapters, settings.optimizer, model.family.name),
-            settings.optimizer,
-        ),
-        scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_loss_scaling),
-        max_token_length=max_token_length,
-        started=started,
-        ema=Ema(adapters, settings.ema) if settings.ema.enabled else None,
-        held_out=held_out,
-        origins=origins,
-        team=team,
-    )
 
-
-def _with_adapters(model: LoadedModel, settings: TrainSettings, listener: Listener) -> tuple[AdapterSet, Attachment]:
+def _with_adapters(model: LoadedModel, settings: TrainSettings, listener: Listener) -> _Attached:
     """New adapters on the model's layers."""
     adapters = create_adapters(
         settings.adapter,
@@ -214,17 +281,22 @@ def _with_adapters(model: LoadedModel, settings: TrainSettings, listener: Listen
         weight=model.weight_of,
         listener=listener,
     ).to(model.device)
-    return adapters, attach(adapters, {target.name: model.layer(target) for target in model.targets})
+    return _Attached(
+        adapters,
+        attach(adapters, {target.name: model.layer(target) for target in model.targets}),
+        parameter_groups(adapters, settings.optimizer, model.family.name),
+        lambda path, facts: save_adapter(path, adapters, facts),
+    )
 
 
-def _whole(model: LoadedModel, settings: TrainSettings, listener: Listener) -> tuple[AdapterSet, Attachment]:
+def _whole(model: LoadedModel, settings: TrainSettings, listener: Listener) -> _Attached:
     """The model's own weights, to be trained."""
     parts = whole_parts(model, settings.adapter)
     if not parts:
         raise SettingsError(["nothing is trained"], "set adapter.unet or adapter.text_encoder to true")
     listener(Notice(f"the checkpoint's own weights are trained: {', '.join(parts)}"))
     whole = WholeModel(model, parts)
-    return whole, WholeView(whole)
+    return _Attached(whole, WholeView(whole), whole_groups(whole, settings.optimizer), save_whole)
 
 
 def _shared_work(settings: TrainSettings, team: Team) -> str:
@@ -233,18 +305,6 @@ def _shared_work(settings: TrainSettings, team: Team) -> str:
         f"{team.size} processes share the {pictures} pictures of each step (batch_size={settings.batch_size} x "
         f"gradient_accumulation={settings.gradient_accumulation}: in all, not for each process)"
     )
-
-
-def _checked_objective(
-    settings: TrainSettings, dataset: Dataset, model: LoadedModel, listener: Listener, facts: RunFacts
-) -> Objective:
-    """What is asked of this model, with a notice of every objective setting that has no effect."""
-    objective = Objective(model.schedule, model.prediction, settings.seed, settings.objective)
-    objective.check()
-    notices = known_after_loading(replace(facts, dataset=dataset, prediction=model.prediction))
-    for text in notices + check_trigger(settings, [sample.fullest_caption for sample in dataset.training]):
-        listener(Notice(text, "warning"))
-    return objective
 
 
 def vae_fingerprint(model: LoadedModel) -> str:

@@ -34,7 +34,7 @@ from loraloom.training.record import recorded_settings
 from loraloom.training.settings import TrainSettings
 
 __all__ = [
-    "RunFacts",
+    "FileFacts",
     "checkpoint_hashes",
     "remove_older",
     "run_metadata",
@@ -48,7 +48,7 @@ SAVE_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.floa
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class FileFacts:
     """What the metadata is made of."""
 
     settings: TrainSettings
@@ -96,7 +96,7 @@ def _rescue_folders(run: Path) -> Iterator[Path]:
         yield Path(tempfile.gettempdir()) / "loraloom-rescued" / name
 
 
-def save_whole(path: Path, facts: RunFacts) -> None:
+def save_whole(path: Path, facts: FileFacts) -> None:
     """Write the model with its trained weights as a checkpoint, atomically, and see whether it reads back.
 
     Raises OutputError where it does not.
@@ -112,7 +112,7 @@ def save_whole(path: Path, facts: RunFacts) -> None:
         raise OutputError(f"{path}: tensors are missing in what was written", _FAILING_DISK)
 
 
-def save_adapter(path: Path, adapters: AdapterSet, facts: RunFacts) -> None:
+def save_adapter(path: Path, adapters: AdapterSet, facts: FileFacts) -> None:
     """Write the LoRA in kohya's names with its metadata and hashes, atomically, and read it back before it is there.
 
     Raises OutputError when what is on the disk is not what was written.
@@ -146,13 +146,13 @@ def remove_older(path: Path, name: str, keep: int) -> None:
                 other.unlink(missing_ok=True)
 
 
-def run_metadata(facts: RunFacts) -> dict[str, str]:
+def run_metadata(facts: FileFacts) -> dict[str, str]:
     """The ``ss_*`` keys of sd-scripts and the ``modelspec.*`` keys of ModelSpec 1.0.1; every value is text."""
     told = {**_kohya_metadata(facts), **_modelspec(facts), **facts.origins}
     return {key: value for key, value in told.items() if value is not None}
 
 
-def _kohya_metadata(facts: RunFacts) -> dict[str, str]:
+def _kohya_metadata(facts: FileFacts) -> dict[str, str]:
     settings, dataset, model = facts.settings, facts.dataset, facts.model
     optimizer, adapter, data = settings.optimizer, settings.adapter, settings.dataset
     arguments = network_args(adapter) | rate_metadata(optimizer)
@@ -252,7 +252,7 @@ def _objective_metadata(settings: TrainSettings, dataset: Dataset) -> dict[str, 
     }
 
 
-def _modelspec(facts: RunFacts) -> dict[str, str]:
+def _modelspec(facts: FileFacts) -> dict[str, str]:
     settings, model = facts.settings, facts.model
     spec = {
         "sai_model_spec": "1.0.1",

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,11 +47,9 @@ from loraloom.training.preservation import Preservation
 from loraloom.training.previews import PreviewPrompt, paint_previews, preview_prompts
 from loraloom.training.saving import (
     SAVE_TYPES,
-    RunFacts,
+    FileFacts,
     checkpoint_hashes,
     remove_older,
-    save_adapter,
-    save_whole,
     write_or_rescue,
 )
 from loraloom.training.settings import TrainSettings
@@ -76,7 +74,6 @@ from loraloom.training.validation import (
     Validator,
     write_image_losses,
 )
-from loraloom.training.whole import WholeModel
 from loraloom.training.wishes import Leaving, Wishes
 
 __all__ = ["TrainingRun", "train"]
@@ -623,7 +620,7 @@ class TrainingRun(RunParts):
 
     def _write(self, name: str, epoch: int, *, final: bool) -> Path:
         path = self.folder / "weights" / f"{name}.{self.settings.saving.format}"
-        facts = RunFacts(
+        facts = FileFacts(
             settings=self.settings,
             dataset=self.dataset,
             model=self.model,
@@ -637,15 +634,9 @@ class TrainingRun(RunParts):
             epoch=epoch,
             origins=self.origins,
         )
-        path = write_or_rescue(path, self.folder, partial(self._write_to, facts=facts), self.listener)
+        path = write_or_rescue(path, self.folder, lambda wanted: self.write(wanted, facts), self.listener)
         self.listener(WeightsSaved(path=str(path), step=self.step, epoch=epoch, final=final))
         return path
-
-    def _write_to(self, path: Path, *, facts: RunFacts) -> None:
-        if isinstance(self.adapters, WholeModel):
-            save_whole(path, facts)
-        else:
-            save_adapter(path, self.adapters, facts)
 
     def save_state(self, *, last: bool = False) -> None:
         """Write all that is needed to go on from here. A state that cannot be written is told, and the run goes on.
