@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from loraloom.registry import Entry
 
-__all__ = ["Choices", "ClassPath", "Kohya", "Offers"]
+__all__ = ["Choices", "ClassPath", "Kohya", "MayChange", "Offers"]
 
 
 @dataclass(frozen=True)
@@ -98,3 +98,15 @@ class Offers:
     def summaries(self) -> dict[str, str]:
         """Each name with its line."""
         return {**self.more, **{name: entry.summary for table in self.tables for name, entry in table.items()}}
+
+
+@dataclass(frozen=True)
+class MayChange:
+    """Mark: a run may go on with another value of this setting, or of every setting of this group.
+
+    ``by_rounding``: its results then differ by rounding. ``on_a_machine``: processes that train one run together may
+    each have their own value: where things lie, and what one of them does alone.
+    """
+
+    by_rounding: bool = False
+    on_a_machine: bool = False

@@ -27,12 +27,13 @@ from loraloom.actions import Action, Sentence
 from loraloom.errors import FileFormatError, SettingsError, nearest
 from loraloom.plain_data import LARGEST_WHOLE, parse_toml, shown, too_large
 from loraloom.reading import read_text
-from loraloom.setting_marks import Choices, ClassPath, Kohya, Offers
+from loraloom.setting_marks import Choices, ClassPath, Kohya, MayChange, Offers
 
 __all__ = [
     "SettingRow",
     "Settings",
     "apply_overrides",
+    "changeable_settings",
     "number_not_truth",
     "read_toml",
     "setting_rows",
@@ -188,6 +189,19 @@ def setting_rows(cls: type[Settings], prefix: str = "") -> Iterator[SettingRow]:
         )
         if table is not None:
             yield from setting_rows(table, f"{prefix}{name}[].")
+
+
+def changeable_settings(cls: type[Settings], prefix: str = "") -> dict[str, MayChange]:
+    """The settings under ``cls`` that a run may go on with in another value, by path; ``saving.`` is a whole group."""
+    found: dict[str, MayChange] = {}
+    for name, field in cls.model_fields.items():
+        group = _group(field)
+        mark = next((mark for mark in field.metadata if isinstance(mark, MayChange)), None)
+        if mark is not None:
+            found[f"{prefix}{name}." if group is not None else f"{prefix}{name}"] = mark
+        elif group is not None:
+            found |= changeable_settings(group, f"{prefix}{name}.")
+    return found
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:

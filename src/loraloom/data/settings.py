@@ -10,7 +10,7 @@ from PIL import ImageColor
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from loraloom.folders import cache_folder
-from loraloom.setting_marks import Kohya
+from loraloom.setting_marks import Kohya, MayChange
 from loraloom.settings import Settings
 
 __all__ = ["UNCHANGED", "CaptionSettings", "ConceptSettings", "DatasetSettings", "MaskSource", "Resolution"]
@@ -71,7 +71,7 @@ class CaptionSettings(Settings):
     """Where captions come from: text files (pictures without one get the concept's name), the picture's file name
     without a number in front, or the folder's name."""
 
-    table: Annotated[Path | None, Kohya("metadata_file", "in_json")] = None
+    table: Annotated[Path | None, Kohya("metadata_file", "in_json"), MayChange(on_a_machine=True)] = None
     """One file with the captions of many pictures: sd-scripts' JSON, or JSON lines or CSV with file_name and text. It
     counts before text files. Unset: metadata.jsonl or metadata.csv in the folder, for pictures without a text file."""
 
@@ -258,14 +258,14 @@ class ConceptSettings(Settings):
 class DatasetSettings(Settings):
     """The pictures and captions to train on."""
 
-    folder: Annotated[Path, Kohya("train_data_dir", "image_dir")]
+    folder: Annotated[Path, Kohya("train_data_dir", "image_dir"), MayChange(on_a_machine=True)]
     """The dataset: a folder of n_name concept folders (10_cat is shown ten times an epoch), one such folder, or a
     folder of pictures. Not needed where concepts are listed."""
 
     concepts: tuple[ConceptSettings, ...] = ()
     """A list of folders, each with settings of its own, instead of what the folder holds."""
 
-    regularization_folder: Annotated[Path | None, Kohya("reg_data_dir")] = None
+    regularization_folder: Annotated[Path | None, Kohya("reg_data_dir"), MayChange(on_a_machine=True)] = None
     """Regularization images. Unset: a folder called regularization_images, regularization, reg or class_images inside
     the dataset folder or beside it is used."""
 
@@ -333,7 +333,7 @@ class DatasetSettings(Settings):
     """Parts of pictures that are not learned. alpha: the transparent parts; folder: a black and white picture of the
     same name in mask_folder; beside: NAME-masklabel.png or NAME.mask.png next to NAME.png. White is learned."""
 
-    mask_folder: Annotated[Path | None, Kohya("conditioning_data_dir")] = None
+    mask_folder: Annotated[Path | None, Kohya("conditioning_data_dir"), MayChange(on_a_machine=True)] = None
     """Where masks=folder finds them, with the same names and inner folders as the pictures."""
 
     background: str = "white"
@@ -349,14 +349,16 @@ class DatasetSettings(Settings):
     )
     """Endings of caption files, the first that exists is used."""
 
-    cache_to_disk: Annotated[bool | None, Kohya("cache_latents_to_disk")] = None
+    cache_to_disk: Annotated[bool | None, Kohya("cache_latents_to_disk"), MayChange(on_a_machine=True)] = None
     """Keep encoded pictures in files, so that the next run on the same pictures starts at once. Unset: only in a sweep,
     for all of its runs."""
 
-    cache_text_to_disk: Annotated[bool, Kohya("cache_text_encoder_outputs_to_disk")] = False
+    cache_text_to_disk: Annotated[bool, Kohya("cache_text_encoder_outputs_to_disk"), MayChange(on_a_machine=True)] = (
+        False
+    )
     """Keep encoded captions in files too. Only where the text encoder is not trained."""
 
-    cache_folder: Path | None = None
+    cache_folder: Annotated[Path | None, MayChange(on_a_machine=True)] = None
     """Where both are kept. Unset: a folder of the user's cache, never the dataset folder."""
 
     captions: CaptionSettings = UNCHANGED

@@ -16,6 +16,8 @@ from loraloom.formats.files import sha256_of
 from loraloom.formats.tensors import bytes_of
 from loraloom.models.checkpoint import Checkpoint
 from loraloom.plain_data import shown
+from loraloom.setting_marks import MayChange
+from loraloom.settings import changeable_settings
 from loraloom.training.settings import TrainSettings
 
 __all__ = ["Identity", "changed_settings", "check_alike", "check_identity", "checkpoint_fingerprint", "identity_of"]
@@ -23,56 +25,8 @@ __all__ = ["Identity", "changed_settings", "check_alike", "check_identity", "che
 _LISTED_SAMPLES = 20_000
 """Up to so many pictures are remembered one by one, so that a changed dataset can be told picture by picture."""
 
-FREE_SETTINGS = (
-    "name",
-    "output",
-    "checkpoint",
-    "epochs",
-    "steps",
-    "branched_from",
-    "device",
-    "low_memory",
-    "gradient_checkpointing",
-    "keep_file_precision",
-    "saving.",
-    "preview.",
-    "tensorboard",
-    "validation.every_epochs",
-    "validation.every_steps",
-    "validation.patience",
-    "validation.save_best",
-    "validation.image_losses",
-    "ema.save",
-    "dataset.folder",
-    "dataset.regularization_folder",
-    "dataset.mask_folder",
-    "dataset.captions.table",
-    "dataset.cache_to_disk",
-    "dataset.cache_text_to_disk",
-    "dataset.cache_folder",
-)
-"""Settings that a run may go on with in another value (a final dot: the whole group). The checkpoint and the dataset
-are compared by their content instead of their paths."""
-MACHINE_SETTINGS = (
-    "output",
-    "checkpoint",
-    "device",
-    "low_memory",
-    "keep_file_precision",
-    "dataset.folder",
-    "dataset.regularization_folder",
-    "dataset.mask_folder",
-    "dataset.captions.table",
-    "dataset.cache_to_disk",
-    "dataset.cache_text_to_disk",
-    "dataset.cache_folder",
-    "saving.",
-    "preview.",
-    "tensorboard",
-)
-"""Settings that may differ between processes that train one run together: where things lie, and what one alone does."""
-ROUNDING_SETTINGS = ("device", "low_memory", "gradient_checkpointing", "keep_file_precision")
-"""Those that change results by rounding only."""
+# The checkpoint and the dataset are compared by their content instead of their paths.
+_CHANGEABLE = changeable_settings(TrainSettings)
 
 
 @dataclass(frozen=True)
@@ -160,8 +114,10 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _is_one_of(path: str, names: Sequence[str]) -> bool:
-    return any(path == name or (name.endswith(".") and path.startswith(name)) for name in names)
+def _mark_of(path: str) -> MayChange | None:
+    """Whether a setting may change, and what follows from that."""
+    marks = (mark for name, mark in _CHANGEABLE.items() if path == name or (name[-1] == "." and path.startswith(name)))
+    return next(marks, None)
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
@@ -186,7 +142,7 @@ def check_identity(
     told = [
         f"{path} = {_shown(now.settings[path])} (it was {_shown(before['settings'].get(path))})" for path in changed
     ]
-    strict = [text for path, text in zip(changed, told, strict=True) if not _is_one_of(path, FREE_SETTINGS)]
+    strict = [text for path, text in zip(changed, told, strict=True) if _mark_of(path) is None]
     pictures = _dataset_differences(before, now)
     differences = [] if before["checkpoint"] == now.checkpoint else ["the checkpoint is another one"]
     if branch:
@@ -202,7 +158,7 @@ def check_identity(
         raise ResumeError("the run cannot go on exactly: " + "; ".join(differences), hint)
     for text in differences:
         listener(Notice(f"going on although {text}", "warning"))
-    rounding = [path for path in changed if path in ROUNDING_SETTINGS]
+    rounding = [path for path in changed if (mark := _mark_of(path)) is not None and mark.by_rounding]
     if rounding and not branch:
         listener(Notice(f"{', '.join(rounding)} changed: results may differ by rounding", "warning"))
     return changed
@@ -220,7 +176,7 @@ def check_alike(identities: Sequence[tuple[Identity, str]]) -> None:
         differences += [
             f"{path} = {_shown(other.settings.get(path))} instead of {_shown(value)}"
             for path, value in first.settings.items()
-            if other.settings.get(path) != value and not _is_one_of(path, MACHINE_SETTINGS)
+            if other.settings.get(path) != value and not ((mark := _mark_of(path)) is not None and mark.on_a_machine)
         ]
         if own_precision != precision:
             differences.append(f"mixed precision is {own_precision} instead of {precision}")

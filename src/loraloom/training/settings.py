@@ -13,7 +13,7 @@ from loraloom.data.settings import DatasetSettings
 from loraloom.diffusion.samplers import SAMPLERS
 from loraloom.errors import UnknownNameError
 from loraloom.file_names import check_name
-from loraloom.setting_marks import ClassPath, Kohya, Offers
+from loraloom.setting_marks import ClassPath, Kohya, MayChange, Offers
 from loraloom.settings import Settings
 from loraloom.training.block_shapes import block_weights
 from loraloom.training.lr_schedule_names import LR_SCHEDULES, check_values, find_schedule
@@ -343,7 +343,7 @@ class EmaSettings(Settings):
     """Begin with a smaller decay, (1 + n) / (10 + n) at the n-th update, so that the first steps are soon forgotten."""
     every: Annotated[int, Field(ge=1)] = 1
     """Update every so many steps, with the decay to that power: less work for the same reach."""
-    save: Literal["ema", "both"] = "ema"
+    save: Annotated[Literal["ema", "both"], MayChange()] = "ema"
     """What LoRA files hold: the average, or (both) the average and beside it NAME-raw with the LoRA as trained."""
 
 
@@ -387,9 +387,9 @@ class ValidationSettings(Settings):
     """Pictures with captions to measure on, a folder like that of the dataset. Unset: validation.share decides."""
     share: Annotated[float, Kohya("validation_split"), Field(ge=0, lt=1)] = 0.0
     """Share of the training pictures that is held out for measuring. 0: none is."""
-    every_epochs: Annotated[int, Kohya("validate_every_n_epochs"), Field(ge=1)] = 1
+    every_epochs: Annotated[int, Kohya("validate_every_n_epochs"), Field(ge=1), MayChange()] = 1
     """Measure every so many epochs (and before the first step and at the end)."""
-    every_steps: Annotated[int, Kohya("validate_every_n_steps"), Field(ge=0)] = 0
+    every_steps: Annotated[int, Kohya("validate_every_n_steps"), Field(ge=0), MayChange()] = 0
     """Measure every so many steps instead of at the ends of epochs. 0: at the ends of epochs."""
     timesteps: Annotated[int, Field(ge=1, le=100)] = 4
     """Timesteps, evenly spread, at which each picture is asked about."""
@@ -397,11 +397,11 @@ class ValidationSettings(Settings):
     """Noises for each picture and timestep: more makes the measurement finer and slower."""
     seed: Annotated[int, Kohya("validation_seed"), Field(ge=0)] = 0
     """The noises and the pictures held out follow from it. Keep it to compare runs."""
-    patience: Annotated[int, Field(ge=0)] = 0
+    patience: Annotated[int, Field(ge=0), MayChange()] = 0
     """Stop the run after so many measurements without a better loss. 0: never."""
-    save_best: bool = True
+    save_best: Annotated[bool, MayChange()] = True
     """Keep the LoRA with the best loss so far as NAME-best beside the others."""
-    image_losses: bool = False
+    image_losses: Annotated[bool, MayChange()] = False
     """At the end, measure every training picture with and without the LoRA and write image-losses.csv: which picture
     was never learned, which was memorised."""
 
@@ -442,35 +442,38 @@ class TrainSettings(Settings):
     """What is trained: a LoRA (or another adapter) beside the frozen checkpoint, or (full) the checkpoint's own
     weights, as DreamBooth does. full leaves a whole checkpoint, needs several times the memory, and wants a learning
     rate of 1e-6 to 5e-6; adapter.unet and adapter.text_encoder say which parts."""
-    checkpoint: Annotated[Path, Kohya("pretrained_model_name_or_path", "ckpt")]
+    checkpoint: Annotated[Path, Kohya("pretrained_model_name_or_path", "ckpt"), MayChange(on_a_machine=True)]
     """The Stable Diffusion checkpoint to learn on: .safetensors, .ckpt or a Diffusers folder (family: detected)."""
-    name: Annotated[str, Kohya("output_name"), AfterValidator(check_name)] = "lora"
+    name: Annotated[str, Kohya("output_name"), AfterValidator(check_name), MayChange()] = "lora"
     """Name of the run and of its LoRA files."""
-    output: Annotated[Path, Kohya("output_dir")] = Path("runs")
+    output: Annotated[Path, Kohya("output_dir"), MayChange(on_a_machine=True)] = Path("runs")
     """Folder that holds the run folders."""
-    epochs: Annotated[int, Kohya("num_epochs", "max_train_epochs"), Field(ge=1)] = 10
+    epochs: Annotated[int, Kohya("num_epochs", "max_train_epochs"), Field(ge=1), MayChange()] = 10
     """How often the whole dataset is gone through."""
-    steps: Annotated[int | None, Kohya("max_train_steps"), Field(ge=1)] = None
+    steps: Annotated[int | None, Kohya("max_train_steps"), Field(ge=1), MayChange()] = None
     """Number of optimizer steps. Set: it decides and epochs is not used."""
     batch_size: Annotated[int, Kohya("train_batch_size"), Field(ge=1)] = 1
     """Images per forward pass, of all processes together. Larger ones usually want a higher learning rate."""
     gradient_accumulation: Annotated[int, Kohya("gradient_accumulation_steps"), Field(ge=1)] = 1
     """Forward passes per optimizer step."""
     gradient_checkpointing: Annotated[
-        Literal["none", "selective", "full"], Kohya("gradient_checkpointing"), BeforeValidator(_named_recomputation)
+        Literal["none", "selective", "full"],
+        Kohya("gradient_checkpointing"),
+        BeforeValidator(_named_recomputation),
+        MayChange(by_rounding=True),
     ] = "none"
     """What the backward pass computes again instead of keeping it: selective (norms and activations: a quarter less
     is kept, for next to no time) or full (whole blocks: a fifth is kept, 40 % more time). true is full, false none."""
     mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], Kohya("mixed_precision")] = "auto"
     """Type that the checkpoint computes in; the adapter itself stays in fp32. auto: bf16 or fp16 on a GPU, else no."""
-    keep_file_precision: bool = False
+    keep_file_precision: Annotated[bool, MayChange(by_rounding=True, on_a_machine=True)] = False
     """Keep the checkpoint's weights mapped as stored and convert each as it is used: less memory, more time."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """Keep the frozen weights of U-Net and text encoders in 8 or 4 bits: a quarter of the memory of fp32 or less, and
     answers of the checkpoint that are off by about 1 % (int8) or 10 % (nf4). The LoRA itself stays in fp32."""
-    device: str = "auto"
+    device: Annotated[str, MayChange(by_rounding=True, on_a_machine=True)] = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    low_memory: Annotated[bool, Kohya("lowram")] = False
+    low_memory: Annotated[bool, Kohya("lowram"), MayChange(by_rounding=True, on_a_machine=True)] = False
     """Keep each part of the model on the device only while it is used."""
     max_token_length: Annotated[int | None, Kohya("max_token_length"), Field(ge=75, multiple_of=75)] = None
     """Longest caption in tokens: 75, 150, 225 or more. Unset: what the dataset's longest caption needs."""
@@ -484,7 +487,7 @@ class TrainSettings(Settings):
     """Weight of the loss of regularization images."""
     seed: Annotated[int, Kohya("seed"), Field(ge=0)] = 0
     """Every random choice of the run follows from it."""
-    branched_from: str = ""
+    branched_from: Annotated[str, MayChange()] = ""
     """The run and step that this run went on from; written when a run branches off."""
     dataset: DatasetSettings
     """What to learn from."""
@@ -500,13 +503,13 @@ class TrainSettings(Settings):
     """A running average of the LoRA."""
     notify: NotifySettings = NotifySettings()
     """A message when something happens."""
-    tensorboard: bool = False
+    tensorboard: Annotated[bool, MayChange(on_a_machine=True)] = False
     """Write losses, learning rates and previews for TensorBoard into the run folder (needs the package)."""
     validation: ValidationSettings = ValidationSettings()
     """The loss on pictures that are not trained on."""
-    saving: SavingSettings = SavingSettings()
+    saving: Annotated[SavingSettings, MayChange(on_a_machine=True)] = SavingSettings()
     """When and how LoRA files are written."""
-    preview: PreviewSettings = PreviewSettings()
+    preview: Annotated[PreviewSettings, MayChange(on_a_machine=True)] = PreviewSettings()
     """Images painted while the run goes on."""
 
     @model_validator(mode="after")
