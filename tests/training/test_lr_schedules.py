@@ -12,10 +12,10 @@ from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmu
 
 from loraloom.errors import SettingsError, UnknownNameError
 from loraloom.idle import told
+from loraloom.training.idle_choices import OPTIMIZER_ROWS
 from loraloom.training.lr_schedule_names import LR_SCHEDULES, find_schedule
 from loraloom.training.lr_schedules import ScheduleShape, create_lr_schedule, lr_factor
 from loraloom.training.settings import LrScheduleSettings, TrainSettings
-from loraloom.training.without_effect import OPTIMIZER_ROWS
 
 TOTAL = 40
 

@@ -13,11 +13,11 @@ import torch
 
 from loraloom.errors import HardwareError, SettingsError, UnknownNameError
 from loraloom.idle import told
+from loraloom.training.idle_choices import OPTIMIZER_ROWS
 from loraloom.training.optimizer_names import OPTIMIZERS, find_optimizer, find_recipe, is_adaptive
 from loraloom.training.optimizer_state import load_optimizer, optimizer_options, optimizer_values
 from loraloom.training.optimizers import create_optimizer, evaluating, optimizer_title, try_optimizer
 from loraloom.training.settings import OptimizerSettings, TrainSettings
-from loraloom.training.without_effect import OPTIMIZER_ROWS
 
 CPU = torch.device("cpu")
 ON_CPU = sorted(name for name in OPTIMIZERS if not find_recipe(name).paged)

@@ -17,12 +17,12 @@ from loraloom.formats.tensors import open_tensors
 from loraloom.idle import told
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.loaded import load_model
+from loraloom.training.idle_choices import WHOLE_ROWS
 from loraloom.training.memory import predict_memory
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint, find_state
 from loraloom.training.step import training_loss
 from loraloom.training.trainer import TrainingRun, train
-from loraloom.training.without_effect import WHOLE_ROWS
 
 MakeSettings = Callable[..., TrainSettings]
 FULL = ("method=full", "optimizer.lr=1e-4", "saving.precision=float")

@@ -15,14 +15,12 @@ from loraloom.data.without_effect import CAPTION_ROWS, DATASET_ROWS, captions_wi
 from loraloom.errors import SettingsError
 from loraloom.events import ignore
 from loraloom.idle import Row, told
+from loraloom.training.idle_choices import ADAPTER_ROWS, OPTIMIZER_ROWS, WHOLE_ROWS
 from loraloom.training.opening import open_run
 from loraloom.training.settings import TrainSettings
 from loraloom.training.without_effect import (
-    ADAPTER_ROWS,
     OBJECTIVE_ROWS,
-    OPTIMIZER_ROWS,
     ROWS,
-    WHOLE_ROWS,
     known_after_loading,
     known_before_loading,
     without_effect,

@@ -8,31 +8,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from loraloom.adapters.settings import LOW_RANK, RANKLESS, AdapterSettings
 from loraloom.data.sample import Dataset
 from loraloom.data.without_effect import captions_without_effect
 from loraloom.diffusion.objectives import Prediction
 from loraloom.idle import Row, told
-from loraloom.training.lr_schedule_names import OPTIONS, USES, find_schedule, registered_name, steps_of
-from loraloom.training.optimizer_names import find_optimizer, find_recipe
-from loraloom.training.parameter_groups import part_rates
+from loraloom.training.idle_choices import ADAPTER_ROWS, OPTIMIZER_ROWS, WHOLE_ROWS
+from loraloom.training.lr_schedule_names import steps_of
+from loraloom.training.optimizer_names import find_recipe
 from loraloom.training.previews import preview_prompts
 from loraloom.training.settings import USUAL_RATE, PreviewSettings, TrainSettings
 
 __all__ = [
-    "ADAPTER_ROWS",
     "OBJECTIVE_ROWS",
-    "OPTIMIZER_ROWS",
     "ROWS",
-    "WHOLE_ROWS",
     "RunFacts",
     "known_after_loading",
     "known_before_loading",
     "without_effect",
 ]
-
-HIGH_RATE = 2e-5
-"""Learning rates above this one usually destroy a checkpoint whose own weights are trained."""
 
 
 @dataclass(frozen=True)
@@ -228,202 +221,6 @@ ROWS: tuple[Row[RunFacts], ...] = (
         "has no effect: no setting takes captions apart or joins them",
     ),
     Row(("dataset.captions.wildcards",), _no_braces, "has no effect: no caption has braces"),
-)
-
-
-# -- the optimizer and its schedule ----------------------------------------------------------------------------------
-
-
-def _is_idle_option(settings: TrainSettings, option: str) -> bool:
-    """Whether the lr schedule does not look at one of its settings."""
-    name = find_schedule(settings.lr_schedule.name)
-    uses = ("warmup_steps", "args") if "." in name else USES.get(registered_name(name), OPTIONS)
-    return option not in uses
-
-
-def _why_idle(settings: TrainSettings, option: str) -> str:
-    name = settings.lr_schedule.name
-    if find_schedule(name) == "constant" and option == "warmup_steps":
-        return f"has no effect with {name}; constant_with_warmup uses it"
-    others = ", ".join(key for key, used in USES.items() if option in used) or "class paths"
-    return f"has no effect with {name}; used by {others}"
-
-
-def _option_row(option: str) -> Row[TrainSettings]:
-    return Row(
-        (f"lr_schedule.{option}",),
-        lambda own: _is_idle_option(own, option),
-        lambda own: _why_idle(own, option),
-    )
-
-
-def _finds_its_rate(own: TrainSettings) -> bool:
-    return find_recipe(own.optimizer.name).adaptive
-
-
-def _far_rates(own: TrainSettings) -> list[float]:
-    """Rates that do not suit an optimizer which multiplies its own by them."""
-    optimizer = own.optimizer
-    given = (optimizer.learning_rate, optimizer.unet_lr, optimizer.text_encoder_lr)
-    rates = [rate for value in given for rate in (value if isinstance(value, tuple) else (value,))]
-    return sorted({rate for rate in rates if rate is not None and rate != 0 and not 0.1 <= rate <= 10})
-
-
-def _is_steady(own: TrainSettings) -> bool:
-    return find_schedule(own.lr_schedule.name) in ("constant", "constant_with_warmup")
-
-
-def _wants_safeguard(own: TrainSettings) -> bool:
-    is_prodigy = find_recipe(own.optimizer.name).class_name == "Prodigy"
-    return is_prodigy and own.lr_schedule.warmup_steps > 0 and not own.optimizer.args.get("safeguard_warmup")
-
-
-OPTIMIZER_ROWS: tuple[Row[TrainSettings], ...] = (
-    Row(
-        (),
-        lambda own: bool(find_recipe(own.optimizer.name).remark),
-        sentence=lambda own: f"optimizer {own.optimizer.name}: {find_recipe(own.optimizer.name).remark}",
-    ),
-    *(_option_row(option) for option in OPTIONS),
-    Row(
-        (),
-        lambda own: _finds_its_rate(own) and bool(_far_rates(own)),
-        sentence=lambda own: (
-            f"{own.optimizer.name} finds the learning rate itself and multiplies it by the rate that is set: "
-            f"{', '.join(f'{rate:g}' for rate in _far_rates(own))} is far from 1"
-        ),
-    ),
-    Row(
-        (),
-        lambda own: _finds_its_rate(own) and find_schedule(own.lr_schedule.name) == "cosine_with_restarts",
-        sentence=lambda own: f"the estimate of {own.optimizer.name} suffers from restarts; cosine or constant suit it",
-    ),
-    Row(
-        (),
-        _wants_safeguard,
-        sentence="prodigy with a warm-up wants optimizer.args.safeguard_warmup=true",
-    ),
-    Row(
-        (),
-        lambda own: find_recipe(own.optimizer.name).schedule_free and not _is_steady(own),
-        sentence=lambda own: (
-            f"{find_optimizer(own.optimizer.name)} needs no lr schedule and does worse with one; "
-            "set lr_schedule.name=constant"
-        ),
-    ),
-    Row(
-        (),
-        lambda own: find_optimizer(own.optimizer.name) == "adafactor" and bool(own.optimizer.args.get("relative_step")),
-        sentence="adafactor with relative_step finds the rate itself: no learning rate and no lr schedule count",
-    ),
-    Row(
-        ("optimizer.text_encoder_lr", "optimizer.text_encoder_stop", "optimizer.loraplus_text_encoder_ratio"),
-        lambda own: not own.adapter.text_encoder,
-        "has no effect: adapter.text_encoder is false",
-    ),
-    Row(
-        ("optimizer.unet_lr", "optimizer.loraplus_unet_ratio"),
-        lambda own: not own.adapter.unet,
-        "has no effect: adapter.unet is false",
-    ),
-    Row(
-        ("optimizer.block_lr.down", "optimizer.block_lr.mid", "optimizer.block_lr.up"),
-        lambda own: not own.adapter.unet,
-        sentence="optimizer.block_lr has no effect: adapter.unet is false",
-    ),
-)
-
-
-# -- what is trained -------------------------------------------------------------------------------------------------
-
-
-def _adapter(*names: str) -> tuple[str, ...]:
-    return tuple(f"adapter.{name}" for name in names)
-
-
-ADAPTER_ROWS: tuple[Row[TrainSettings], ...] = (
-    Row(
-        _adapter("rank", "alpha", "conv_rank", "conv_alpha", "rank_stabilized", "lokr_factor", "lokr_decompose_both")
-        + _adapter("lokr_full_matrix", "dora_axis", "block_ranks", "block_alphas", "conv_block_ranks")
-        + _adapter("conv_block_alphas"),
-        lambda own: own.adapter.rank_from_file,
-        "has no effect with adapter.rank_from_file, which takes the ranks from the file",
-        settles=True,
-    ),
-    Row(
-        _adapter("rank", "alpha", "rank_stabilized", "block_alphas", "conv_block_alphas", "conv_alpha"),
-        lambda own: own.adapter.kind in RANKLESS,
-        lambda own: f"has no effect with adapter.kind={own.adapter.kind}, which has no rank",
-    ),
-    Row(
-        _adapter("dropout"),
-        lambda own: own.adapter.kind not in LOW_RANK,
-        lambda own: f"has no effect with adapter.kind={own.adapter.kind}; rank_dropout and module_dropout have",
-    ),
-    Row(
-        _adapter("lokr_factor", "lokr_decompose_both", "lokr_full_matrix"),
-        lambda own: own.adapter.kind != "lokr",
-        lambda own: f"has no effect with adapter.kind={own.adapter.kind}",
-    ),
-    Row(
-        _adapter("rank", "alpha", "rank_stabilized", "lokr_decompose_both", "block_alphas", "conv_alpha"),
-        lambda own: own.adapter.kind == "lokr" and own.adapter.lokr_full_matrix,
-        "has no effect with adapter.lokr_full_matrix",
-    ),
-    Row(
-        _adapter("dora_axis"),
-        lambda own: own.adapter.kind != "dora",
-        lambda own: f"has no effect with adapter.kind={own.adapter.kind}",
-    ),
-    Row(
-        _adapter("conv_rank"),
-        lambda own: own.adapter.conv_block_ranks is not None,
-        "has no effect with adapter.conv_block_ranks",
-    ),
-    Row(
-        _adapter("alpha"),
-        lambda own: own.adapter.block_alphas is not None and not own.adapter.text_encoder,
-        "has no effect with adapter.block_alphas and no text encoder",
-    ),
-    Row(
-        _adapter("conv_alpha", "conv_block_alphas"),
-        lambda own: not own.adapter.trains_convolutions,
-        "has no effect without adapter.conv_rank",
-    ),
-    Row(
-        _adapter("conv_rank", "conv_alpha", "block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas"),
-        lambda own: not own.adapter.unet,
-        "has no effect with adapter.unet=false",
-    ),
-)
-
-
-def _unet_rate(own: TrainSettings) -> float:
-    return part_rates(["unet"], own.optimizer)["unet"]
-
-
-WHOLE_ROWS: tuple[Row[TrainSettings], ...] = (
-    Row(
-        _adapter(
-            *(name for name in AdapterSettings.model_fields if name not in ("unet", "text_encoder", "base_loras"))
-        ),
-        lambda own: True,
-        "has no effect with method=full, which has no adapter",
-    ),
-    Row(
-        (),
-        lambda own: (
-            _unet_rate(own) > HIGH_RATE and not own.optimizer.args and own.optimizer.name.lower().startswith("adamw")
-        ),
-        sentence=lambda own: (
-            f"a learning rate of {_unet_rate(own):g} suits a LoRA; the weights of a whole checkpoint want 1e-6 to 5e-6"
-        ),
-    ),
-    Row(
-        ("keep_file_precision",),
-        lambda own: True,
-        sentence="keep_file_precision holds for the VAE alone with method=full: what is trained is kept in fp32",
-    ),
 )
 
 
