@@ -34,6 +34,7 @@ from loraloom.events import (
 )
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.tensors import write_tensors
+from loraloom.training.identity import Identity, check_identity
 from loraloom.training.optimizer_state import load_optimizer, optimizer_options, optimizer_values
 from loraloom.training.previews import parse_prompt, preview_prompts
 from loraloom.training.saving import remove_older

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loraloom.studio.project import RunFolder
 
 from loraloom.data.settings import DatasetSettings
 from loraloom.events import ignore
 from loraloom.generation.settings import GenerateSettings
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.settings import Settings
+from loraloom.studio.runs.folder import RunFolder
 from loraloom.studio.sweeps import plan_sweep
 from loraloom.training.identity import identity_of
 from loraloom.training.opening import open_run, planned_groups

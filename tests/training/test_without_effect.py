@@ -15,7 +15,7 @@ from loraloom.data.without_effect import CAPTION_ROWS, DATASET_ROWS, captions_wi
 from loraloom.errors import SettingsError
 from loraloom.events import ignore
 from loraloom.idle import Row, told
-from loraloom.training.idle_choices import ADAPTER_ROWS, OPTIMIZER_ROWS, WHOLE_ROWS
+from loraloom.training.idle_choices import OPTIMIZER_ROWS, WHOLE_ROWS
 from loraloom.training.opening import open_run
 from loraloom.training.settings import TrainSettings
 from loraloom.training.without_effect import (
@@ -130,27 +130,6 @@ def train_settings(*overrides: str) -> TrainSettings:
     return TrainSettings.load(None, ["checkpoint=a.ckpt", "dataset.folder=b", *overrides])
 
 
-ADAPTERS: list[tuple[list[str], list[str]]] = [
-    ([], []),
-    (["kind=loha", "dropout=0.1", "rank_dropout=0.1"], ["dropout"]),
-    (["kind=ia3", "rank=4", "alpha=2.0"], ["rank", "alpha"]),
-    (["lokr_factor=4", "dora_axis=output"], ["lokr_factor", "dora_axis"]),
-    (["kind=lokr", "lokr_full_matrix=true", "rank=4"], ["rank"]),
-    (["conv_alpha=2.0"], ["conv_alpha"]),
-    (["conv_rank=3", "conv_block_ranks=[4]"], ["conv_rank"]),
-    (["alpha=3.0", "block_alphas=[2]", "text_encoder=false"], ["alpha"]),
-    (["conv_rank=4", "unet=false"], ["conv_rank"]),
-    (["start_from=x", "rank_from_file=true", "rank=4", "dropout=0.1"], ["rank"]),
-]
-
-
-@pytest.mark.parametrize(("given", "names"), ADAPTERS)
-def test_what_an_adapter_makes_no_use_of_is_said(given: list[str], names: list[str]) -> None:
-    settings = train_settings(*(f"adapter.{text}" for text in given))
-    said = told(ADAPTER_ROWS, settings, settings)
-    assert [text.split()[0] for text in said] == [f"adapter.{name}" for name in names]
-
-
 OBJECTIVES = [
     (["huber_c=0.3"], "huber_c"),
     (["loss_type=huber", "huber_scale=2"], "huber_scale"),
@@ -235,8 +214,6 @@ def holding(row: Row[Any], facts: list[Any]) -> bool:
 
 
 def test_every_row_of_the_other_tables_is_tried(make_settings: MakeSettings) -> None:
-    adapters = [train_settings(*(f"adapter.{text}" for text in given)) for given, _ in ADAPTERS]
-    assert [row for row in ADAPTER_ROWS if not holding(row, adapters)] == []
     assert [
         row for row in CAPTION_ROWS if not holding(row, [CaptionSettings.parse(given) for given, _ in CAPTIONS])
     ] == []

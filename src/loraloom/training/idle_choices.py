@@ -1,18 +1,19 @@
-"""What the choices of an optimizer, an lr schedule, an adapter or a method make of other settings: rows of a table.
+"""What the choices of an optimizer, an lr schedule or a method make of other settings: rows of a table.
 
-They are judged by the settings alone; :mod:`loraloom.training.without_effect` says them.
+They are judged by the settings alone; :mod:`loraloom.training.without_effect` says them. What a kind of adapter makes no
+use of, it says itself (:func:`loraloom.adapters.settings.adapter_notices`).
 """
 
 from __future__ import annotations
 
-from loraloom.adapters.settings import LOW_RANK, RANKLESS, AdapterSettings
+from loraloom.adapters.settings import AdapterSettings
 from loraloom.idle import Row
 from loraloom.training.lr_schedule_names import OPTIONS, USES, find_schedule, registered_name
 from loraloom.training.optimizer_names import find_optimizer, find_recipe
 from loraloom.training.parameter_groups import part_rates
 from loraloom.training.settings import TrainSettings
 
-__all__ = ["ADAPTER_ROWS", "OPTIMIZER_ROWS", "WHOLE_ROWS"]
+__all__ = ["OPTIMIZER_ROWS", "WHOLE_ROWS"]
 
 HIGH_RATE = 2e-5
 """Learning rates above this one usually destroy a checkpoint whose own weights are trained."""
@@ -126,63 +127,6 @@ OPTIMIZER_ROWS: tuple[Row[TrainSettings], ...] = (
 
 def _adapter(*names: str) -> tuple[str, ...]:
     return tuple(f"adapter.{name}" for name in names)
-
-
-ADAPTER_ROWS: tuple[Row[TrainSettings], ...] = (
-    Row(
-        _adapter("rank", "alpha", "conv_rank", "conv_alpha", "rank_stabilized", "lokr_factor", "lokr_decompose_both")
-        + _adapter("lokr_full_matrix", "dora_axis", "block_ranks", "block_alphas", "conv_block_ranks")
-        + _adapter("conv_block_alphas"),
-        lambda own: own.adapter.rank_from_file,
-        "has no effect with adapter.rank_from_file, which takes the ranks from the file",
-        settles=True,
-    ),
-    Row(
-        _adapter("rank", "alpha", "rank_stabilized", "block_alphas", "conv_block_alphas", "conv_alpha"),
-        lambda own: own.adapter.kind in RANKLESS,
-        lambda own: f"has no effect with adapter.kind={own.adapter.kind}, which has no rank",
-    ),
-    Row(
-        _adapter("dropout"),
-        lambda own: own.adapter.kind not in LOW_RANK,
-        lambda own: f"has no effect with adapter.kind={own.adapter.kind}; rank_dropout and module_dropout have",
-    ),
-    Row(
-        _adapter("lokr_factor", "lokr_decompose_both", "lokr_full_matrix"),
-        lambda own: own.adapter.kind != "lokr",
-        lambda own: f"has no effect with adapter.kind={own.adapter.kind}",
-    ),
-    Row(
-        _adapter("rank", "alpha", "rank_stabilized", "lokr_decompose_both", "block_alphas", "conv_alpha"),
-        lambda own: own.adapter.kind == "lokr" and own.adapter.lokr_full_matrix,
-        "has no effect with adapter.lokr_full_matrix",
-    ),
-    Row(
-        _adapter("dora_axis"),
-        lambda own: own.adapter.kind != "dora",
-        lambda own: f"has no effect with adapter.kind={own.adapter.kind}",
-    ),
-    Row(
-        _adapter("conv_rank"),
-        lambda own: own.adapter.conv_block_ranks is not None,
-        "has no effect with adapter.conv_block_ranks",
-    ),
-    Row(
-        _adapter("alpha"),
-        lambda own: own.adapter.block_alphas is not None and not own.adapter.text_encoder,
-        "has no effect with adapter.block_alphas and no text encoder",
-    ),
-    Row(
-        _adapter("conv_alpha", "conv_block_alphas"),
-        lambda own: not own.adapter.trains_convolutions,
-        "has no effect without adapter.conv_rank",
-    ),
-    Row(
-        _adapter("conv_rank", "conv_alpha", "block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas"),
-        lambda own: not own.adapter.unet,
-        "has no effect with adapter.unet=false",
-    ),
-)
 
 
 def _unet_rate(own: TrainSettings) -> float:

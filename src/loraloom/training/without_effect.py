@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from loraloom.adapters.settings import adapter_notices
 from loraloom.data.sample import Dataset
 from loraloom.data.without_effect import captions_without_effect
 from loraloom.diffusion.objectives import Prediction
 from loraloom.idle import Row, told
-from loraloom.training.idle_choices import ADAPTER_ROWS, OPTIMIZER_ROWS, WHOLE_ROWS
+from loraloom.training.idle_choices import OPTIMIZER_ROWS, WHOLE_ROWS
 from loraloom.training.lr_schedule_names import steps_of
 from loraloom.training.optimizer_names import find_recipe
 from loraloom.training.previews import preview_prompts
@@ -44,10 +45,10 @@ class RunFacts:
 def known_before_loading(facts: RunFacts) -> list[str]:
     """All that can be said before the checkpoint is loaded, one sentence for each setting."""
     settings = facts.settings
-    method = WHOLE_ROWS if settings.method == "full" else ADAPTER_ROWS
+    full = settings.method == "full"
     return [
         *told(OPTIMIZER_ROWS, settings, settings),
-        *told(method, settings, settings),
+        *(told(WHOLE_ROWS, settings, settings) if full else adapter_notices(settings.adapter)),
         *without_effect(facts),
     ]
 
