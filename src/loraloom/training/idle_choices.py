@@ -1,7 +1,7 @@
 """What the choices of an optimizer, an lr schedule or a method make of other settings: rows of a table.
 
-They are judged by the settings alone; :mod:`loraloom.training.without_effect` says them. What a kind of adapter makes no
-use of, it says itself (:func:`loraloom.adapters.settings.adapter_notices`).
+They are judged by the settings alone; :mod:`loraloom.training.without_effect` says them. What a kind of adapter has no
+use for, it says itself (:func:`loraloom.adapters.settings.adapter_notices`).
 """
 
 from __future__ import annotations
