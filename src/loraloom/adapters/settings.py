@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,9 +15,6 @@ from loraloom.formats.adapter_kinds import ADAPTERS, trained_kinds
 from loraloom.plain_data import is_slow_expression
 from loraloom.setting_marks import Choices, Kohya
 from loraloom.settings import Settings
-
-if TYPE_CHECKING:
-    from loraloom.adapters.adapter import Adapter
 
 __all__ = ["AdapterSettings", "adapter_notices", "parse_base_lora"]
 
@@ -195,10 +192,9 @@ def adapter_notices(settings: AdapterSettings) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def _kind(name: str) -> type[Adapter]:
-    """The class of a kind; imports its module."""
-    kind: type[Adapter] = ADAPTERS.load(name)
-    return kind
+def _kind(name: str) -> Any:
+    """The class of a kind, a subclass of ``Adapter``; imports its module, which knows these settings."""
+    return ADAPTERS.load(name)
 
 
 def _differs(settings: AdapterSettings, name: str) -> bool:
