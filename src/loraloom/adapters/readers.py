@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.formats.adapter_kinds import ADAPTERS
-
-if TYPE_CHECKING:
-    from loraloom.adapters.adapter import Adapter
 
 __all__ = ["NO", "PROGRAMS", "Reading", "as_table", "reader_remark", "readings"]
 
@@ -44,7 +41,7 @@ class Reading:
 
 def reader_remark(settings: AdapterSettings) -> str | None:
     """The sentence for the start of a run whose file not every program reads; None where all do."""
-    kind: type[Adapter] = ADAPTERS.load(settings.kind)
+    kind: Any = ADAPTERS.load(settings.kind)
     reading = kind.reading(settings)
     if reading.is_universal:
         return None
@@ -68,7 +65,7 @@ def _with_reason(program: str, text: str, answer: str) -> str:
 def readings() -> Iterator[Reading]:
     """Who reads the files of every kind, one after another."""
     for name in ADAPTERS:
-        kind: type[Adapter] = ADAPTERS.load(name)
+        kind: Any = ADAPTERS.load(name)
         if kind.stored_as() == name:
             yield from kind.readings
 

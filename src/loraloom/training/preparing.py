@@ -135,7 +135,7 @@ def prepare_parts(
         watch.start(settings.model_copy(update={"batch_size": own}), opened.checkpoint, opened.dataset)
     heed(wishes)
 
-    loaded = _load(opened, facts, listener)
+    loaded = _load(opened, facts, listener, wishes, team)
     model = loaded.model
     if team.leads and watch is not None:  # without one these are steps on trial, of which nothing is kept
         goes_on = resume is not None and not resume.branch
@@ -214,7 +214,7 @@ def _require_alike(opened: Opened, resume: ResumePoint | None, team: Team, liste
         listener(Notice(_shared_work(settings, team)))
 
 
-def _load(opened: Opened, facts: RunFacts, listener: Listener) -> _Loaded:
+def _load(opened: Opened, facts: RunFacts, listener: Listener, wishes: Wishes, team: Team) -> _Loaded:
     """Load the checkpoint, and say what it is and what it makes of the settings."""
     settings, device, precision = opened.settings, opened.device, opened.precision
     model = load_model(
