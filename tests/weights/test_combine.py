@@ -99,6 +99,46 @@ def test_the_recipe_is_written_and_no_training_is_claimed(write_lora: Write, tmp
     assert metadata["sshs_model_hash"] == content_hash(output)
 
 
+def test_what_three_files_say_of_themselves(write_lora: Write, tmp_path: Path) -> None:
+    """The first one's model, everybody's trigger words once, each file with its own weights, and the widest type."""
+    said = [
+        {"ss_base_model_version": "sd_v1", "modelspec.trigger_phrase": "abc"},
+        {"ss_base_model_version": "sd_v1-5", "modelspec.trigger_phrase": "  "},
+        {"modelspec.trigger_phrase": " def, ghi "},
+        {"modelspec.trigger_phrase": "abc"},
+    ]
+    types = (torch.float16, torch.float16, torch.bfloat16, torch.float16)
+    weights = [(0.7, 0.2), (-0.4, 1.3), (0.0, 0.9), (1.0, 1.0)]
+    blocks = parse_block_weights("MID=0.5")
+    loras = []
+    for index, (texts, dtype, weight) in enumerate(zip(said, types, weights, strict=True)):
+        tensors = {key: tensor.to(dtype) for key, tensor in random_lora("sd1", index).file_tensors().items()}
+        path = write_lora(f"{index}.safetensors", tensors, texts)
+        loras.append(LoraWeight(path, *weight, blocks if index == 1 else None))
+    output = tmp_path / "out.safetensors"
+
+    def written(*chosen: int) -> tuple[torch.dtype, dict[str, str]]:
+        combine_loras([loras[index] for index in chosen], output)
+        file = open_tensors(output)
+        (dtype,) = {file.info(name).dtype for name in file if "lora_" in name.split(".")[1]}
+        return dtype, dict(file.metadata)
+
+    dtype, metadata = written(0, 1, 2, 3)
+    assert dtype == torch.float32, "half precisions of two kinds have float32 in common"
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert metadata["modelspec.trigger_phrase"] == "abc, def, ghi"
+    assert metadata["modelspec.merged_from"] == "0.safetensors, 1.safetensors, 2.safetensors, 3.safetensors"
+    recipe = json.loads(metadata[COMBINED_KEY])
+    assert [(part["unet"], part["text_encoder"], part.get("blocks")) for part in recipe] == [
+        (0.7, 0.2, None),
+        (-0.4, 1.3, "MID=0.5"),
+        (0.0, 0.9, None),
+        (1.0, 1.0, None),
+    ]
+    assert written(0, 1)[0] == torch.float16
+    assert "modelspec.trigger_phrase" not in written(1)[1]
+
+
 def test_what_cannot_be_added_up_is_said(write_lora: Write, tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
     good = write_lora("good.safetensors", random_lora("sd1", 1))
