@@ -22,7 +22,7 @@ from adapter_mutations import FLOATS, write
 from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.attach import AdapterSet, attach, create_adapters, read_adapters
 from loraloom.adapters.settings import AdapterSettings
-from loraloom.adapters.strength import LoraStrength
+from loraloom.adapters.strength import FULL, LoraStrength
 from loraloom.errors import LoraloomError, SettingsError
 from loraloom.formats.adapter_file import AdapterTarget, read_adapter_file
 from loraloom.formats.embedding_file import embedding_of
@@ -217,7 +217,7 @@ def _generate(visit: _Visit) -> None:
     layers = {name: _layer(target) for name, target in adapters.targets.items()}
     with torch.no_grad(), attach(adapters, layers, unet=0.7, text_encoder=0.3):
         beside = _run(adapters, layers)
-    active = ActiveLoras([adapters], layers)
+    active = ActiveLoras([(adapters, FULL)], layers)
     active.weigh_unet([[0.7]])
     active.weigh_text([0.3])
     with torch.no_grad(), active.on():

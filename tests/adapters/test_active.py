@@ -8,34 +8,39 @@ from torch import Tensor, nn
 
 from loraloom.adapters.active import ActiveLoras
 from loraloom.adapters.attach import AdapterSet
+from loraloom.adapters.block_weights import parse_block_weights
+from loraloom.adapters.strength import FULL, LoraStrength
 from loraloom.errors import AdapterError
 
 from .layers import INPUTS, LAYERS, made, randomise, spot
 
+NAME = "lora_unet_mid_block_attentions_0_proj_in"
 # Weights of four LoRAs for three rows: none is another's mirror image, some are zero.
 ROWS = ((0.3, -1.2, 0.7, 0.4), (0.0, 0.9, 2.1, 0.0), (-0.6, 0.9, 0.0, 1.7))
 
 
-def four_loras(layer: nn.Module, part: str = "unet") -> list[AdapterSet]:
-    """Ranks and alphas of their own, one weighed by its block, and one that is not of low rank."""
-    place = spot(layer, part=part)
-    given = [("lora", 1, 0.7), ("lora", 3, 1.5), ("loha", 2, 1.1), ("lora", 2, 5.0)]
-    sets = [
-        AdapterSet({place: randomise(made(layer, {"kind": kind, "rank": rank}, alpha=alpha), seed)})
-        for seed, (kind, rank, alpha) in enumerate(given)
+def four_loras(layer: nn.Module, part: str = "unet") -> list[tuple[AdapterSet, LoraStrength]]:
+    """Ranks and alphas of their own, two weighed by their block, and one that is not of low rank."""
+    place = spot(layer, NAME, part=part)
+    given = [("lora", 1, 0.7, ""), ("lora", 3, 1.5, "MID=0.35"), ("loha", 2, 1.1, "MID=1.6"), ("lora", 2, 5.0, "")]
+    return [
+        (
+            AdapterSet({place: randomise(made(layer, {"kind": kind, "rank": rank}, alpha=alpha), seed)}).eval(),
+            LoraStrength(blocks=parse_block_weights(blocks) if blocks else None),
+        )
+        for seed, (kind, rank, alpha, blocks) in enumerate(given)
     ]
-    sets[1].layer_weights = {place.name: 0.35}
-    sets[2].layer_weights = {place.name: 1.6}
-    return [one.eval() for one in sets]
 
 
-def merged(layer: nn.Module, sets: list[AdapterSet], x: Tensor, weights: tuple[float, ...]) -> Tensor:
+def merged(
+    layer: nn.Module, loras: list[tuple[AdapterSet, LoraStrength]], x: Tensor, weights: tuple[float, ...]
+) -> Tensor:
     """What the layer says of ``x`` with the changes in its weight."""
     assert isinstance(layer.weight, Tensor)
     before = layer.weight.detach().clone()
-    for one, weight in zip(sets, weights, strict=True):
-        ((target, adapter),) = one.items()
-        layer.weight.data += weight * one.layer_weights.get(target.name, 1.0) * adapter.delta()
+    of_block = (1.0, 0.35, 1.6, 1.0)
+    for (adapters, _), weight, more in zip(loras, weights, of_block, strict=True):
+        layer.weight.data += weight * more * adapters.adapter(NAME).delta()
     output: Tensor = layer(x)
     layer.weight.data.copy_(before)
     return output
@@ -46,10 +51,10 @@ def merged(layer: nn.Module, sets: list[AdapterSet], x: Tensor, weights: tuple[f
 def test_each_row_is_as_with_merged_weights(name: str) -> None:
     layer = LAYERS[name]()
     x = torch.randn(3, *INPUTS[name][1:])
-    sets = four_loras(layer)
+    loras = four_loras(layer)
     plain = layer(x)
-    expected = {weights: merged(layer, sets, x, weights) for weights in ROWS}
-    active = ActiveLoras(sets, {"lora_unet_a_b": layer})
+    expected = {weights: merged(layer, loras, x, weights) for weights in ROWS}
+    active = ActiveLoras(loras, {NAME: layer})
     with active.on():
         # More than once: what was kept for the weights before must not be taken for the ones now.
         for rows in (ROWS, ROWS[::-1], (ROWS[0],) * 3, (ROWS[1],)):
@@ -67,9 +72,9 @@ def test_each_row_is_as_with_merged_weights(name: str) -> None:
 def test_text_encoders_and_the_unet_have_weights_of_their_own() -> None:
     layer = LAYERS["linear"]()
     x = torch.randn(INPUTS["linear"])
-    sets = four_loras(layer, "text_encoder")
-    expected = merged(layer, sets, x, ROWS[0])
-    active = ActiveLoras(sets, {"lora_unet_a_b": layer})
+    loras = four_loras(layer, "text_encoder")
+    expected = merged(layer, loras, x, ROWS[0])
+    active = ActiveLoras(loras, {NAME: layer})
     active.weigh_unet([ROWS[2]])
     active.weigh_text(ROWS[0])
     with active.on():
@@ -80,8 +85,8 @@ def test_text_encoders_and_the_unet_have_weights_of_their_own() -> None:
 def test_the_factors_follow_the_precision_of_the_layer() -> None:
     layer = LAYERS["linear"]()
     x = torch.randn(INPUTS["linear"])
-    sets = [one for index, one in enumerate(four_loras(layer)) if index != 2]
-    active = ActiveLoras(sets, {"lora_unet_a_b": layer})
+    loras = [one for index, one in enumerate(four_loras(layer)) if index != 2]  # without the one that is no pair
+    active = ActiveLoras(loras, {NAME: layer})
     active.weigh_unet([(0.3, -1.2, 0.4)])
     with active.on():
         single = layer(x)
@@ -97,4 +102,4 @@ def test_layers_that_are_missing_are_counted() -> None:
     first, second = spot(layer, "lora_unet_a"), spot(layer, "lora_unet_b")
     adapters = AdapterSet({first: made(layer, {}), second: made(layer, {})})
     with pytest.raises(AdapterError, match=r"no layer lora_unet_b \(1 of 2 are missing\)"):
-        ActiveLoras([adapters], {"lora_unet_a": layer})
+        ActiveLoras([(adapters, FULL)], {"lora_unet_a": layer})

@@ -114,7 +114,7 @@ def test_what_three_files_say_of_themselves(write_lora: Write, tmp_path: Path) -
     for index, (texts, dtype, weight) in enumerate(zip(said, types, weights, strict=True)):
         tensors = {key: tensor.to(dtype) for key, tensor in random_lora("sd1", index).file_tensors().items()}
         path = write_lora(f"{index}.safetensors", tensors, texts)
-        loras.append(LoraWeight(path, *weight, blocks if index == 1 else None))
+        loras.append(LoraWeight(path, LoraStrength(*weight, blocks if index == 1 else None)))
     output = tmp_path / "out.safetensors"
 
     def written(*chosen: int) -> tuple[torch.dtype, dict[str, str]]:
