@@ -10,7 +10,7 @@ from layouts import part_shapes
 from loraloom.adapters.blocks import BLOCK_COUNTS, BLOCK_SECTIONS, block_index
 from loraloom.errors import AdapterError, UnknownNameError
 from loraloom.formats.adapter_file import AdapterTarget
-from loraloom.models.names import unet_targets
+from loraloom.models.targets import unet_targets
 
 PREFIX = "model.diffusion_model."
 LAYOUTS = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}

@@ -18,13 +18,11 @@ from loraloom.models.names import (
     PartKind,
     checkpoint_shape,
     checkpoint_tensor,
-    clip_targets,
     is_extra,
-    open_clip_targets,
     pairs_from_checkpoint,
     pairs_from_diffusers,
-    unet_targets,
 )
+from loraloom.models.targets import clip_targets, open_clip_targets, unet_targets
 
 Shapes = dict[str, tuple[int, ...]]
 

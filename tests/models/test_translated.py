@@ -13,8 +13,9 @@ from loraloom.errors import CheckpointError, FileFormatError
 from loraloom.formats.tensors import write_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.family import FAMILIES
-from loraloom.models.loaded import load_model, part_problems
+from loraloom.models.loaded import load_model
 from loraloom.models.names import pairs_from_checkpoint
+from loraloom.models.parts import part_problems
 from loraloom.models.saving import save_checkpoint
 from loraloom.models.vae_file import read_vae
 from loraloom.weights.identify import identify

@@ -137,9 +137,8 @@ def test_order_of_loras_does_not_matter_and_the_same_one_counts_twice(
 def test_a_part_of_weight_zero_is_left_alone(
     part: str, checkpoint: MakeFile, write_lora: MakeFile, tmp_path: Path
 ) -> None:
-    lora = LoraWeight(
-        write_lora("a.safetensors", random_lora("sdxl", 1)), **{"unet": 0.0, "text_encoder": 0.0, part: 1}
-    )
+    strength = LoraStrength(**{"unet": 0.0, "text_encoder": 0.0, part: 1})
+    lora = LoraWeight(write_lora("a.safetensors", random_lora("sdxl", 1)), strength)
     report = merge(checkpoint("sdxl"), [lora], tmp_path / "out.safetensors")
     touched = {target.tensor for target in targets_of("sdxl") if (target.part == "unet") == (part == "unet")}
     source, merged = open_tensors(checkpoint("sdxl")), open_tensors(tmp_path / "out.safetensors")
@@ -482,7 +481,7 @@ def test_weights_of_the_command_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd:0.5").write_text("a file of this very name", encoding="utf-8")
     parsed = parse_lora_weight(text)
-    assert (parsed.path, parsed.text_encoder, parsed.unet) == (Path(path), text_encoder, unet)
+    assert (parsed.path, parsed.strength.text_encoder, parsed.strength.unet) == (Path(path), text_encoder, unet)
 
 
 @pytest.mark.parametrize("text", ["", ":0.5", "a.pt:nan", "a.pt:inf:1", "a.pt:much", "a.pt:0.5:0.5:0.5", "a.pt:1,5"])

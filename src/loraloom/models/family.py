@@ -143,7 +143,7 @@ class Family(ABC):
 
     def adapter_targets(self, infos: Infos) -> list[AdapterTarget]:
         """Every layer that an adapter can be put on: U-Net (3x3 convolutions too) and text encoders."""
-        from loraloom.models.names import clip_targets, open_clip_targets, unet_targets
+        from loraloom.models.targets import clip_targets, open_clip_targets, unet_targets
 
         targets = unet_targets(_shapes(infos, self.unet_prefix), prefix=self.unet_prefix, sai_names=self.lora_sai_names)
         for part in self.text_parts:
@@ -168,7 +168,7 @@ class Family(ABC):
 
     def file_targets(self, infos: Infos) -> list[AdapterTarget]:
         """Every layer that a LoRA file may change: :meth:`adapter_targets`, and those that only others train."""
-        from loraloom.models.names import other_text_targets, other_unet_targets
+        from loraloom.models.targets import other_text_targets, other_unet_targets
 
         shapes = _shapes(infos, self.unet_prefix)
         targets = other_unet_targets(shapes, prefix=self.unet_prefix, sai_names=self.lora_sai_names)

@@ -1,4 +1,4 @@
-"""Names: what one tensor is called in a checkpoint file, in a Diffusers folder and in a LoRA file.
+"""Names: what one tensor is called in a checkpoint file and in a Diffusers folder.
 
 All tables work on the structure found in the names themselves (which block has a transformer, where the resolution
 changes), so models of other widths and depths translate as the full ones do. Keys are relative to their part: the
@@ -16,21 +16,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from loraloom.formats.adapter_file import AdapterTarget
-
 __all__ = [
+    "OPEN_CLIP_LAYER",
+    "QKV",
     "Pair",
     "PartKind",
+    "Shapes",
     "checkpoint_shape",
     "checkpoint_tensor",
-    "clip_targets",
     "is_extra",
-    "open_clip_targets",
-    "other_text_targets",
-    "other_unet_targets",
+    "layer_names",
     "pairs_from_checkpoint",
     "pairs_from_diffusers",
-    "unet_targets",
+    "unet_layers",
 ]
 
 PartKind = Literal["unet", "vae", "clip", "open_clip"]
@@ -116,7 +114,7 @@ def pairs_from_checkpoint(kind: PartKind, shapes: Shapes) -> list[Pair]:
     """The pairs for a part as a checkpoint has it. Keys that diffusers has no tensor for are left out."""
     match kind:
         case "unet":
-            layers = _unet_layers(shapes)
+            layers = unet_layers(shapes)
             return [Pair(key, f"{layers[layer]}.{end}") for key, layer, end in _split(shapes) if layer in layers]
         case "vae":
             return _vae_pairs(shapes)
@@ -181,7 +179,7 @@ _UNET_BLOCK_OF_DIFFUSERS = re.compile(
 _SECTIONS = {"input_blocks": "down_blocks", "output_blocks": "up_blocks"}
 
 
-def _layers(keys: Iterable[str]) -> list[str]:
+def layer_names(keys: Iterable[str]) -> list[str]:
     """The layers that tensors belong to, numbers in numeric order."""
     return sorted({layer for _, layer, _ in _split(keys)}, key=_natural)
 
@@ -190,9 +188,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in name.split(".")]
 
 
-def _unet_layers(keys: Iterable[str]) -> dict[str, str]:
+def unet_layers(keys: Iterable[str]) -> dict[str, str]:
     """Checkpoint layer -> diffusers layer, for every layer of the U-Net."""
-    layers = _layers(keys)
+    layers = layer_names(keys)
     modules = _unet_modules(layers)
     found = {}
     for layer in layers:
@@ -232,7 +230,7 @@ def _module_kind(layer_inside: str) -> str:
 
 def _unet_layers_of_diffusers(keys: Iterable[str]) -> dict[str, str]:
     """Diffusers layer -> checkpoint layer, for every layer of the U-Net."""
-    layers = _layers(keys)
+    layers = layer_names(keys)
     modules = _unet_modules_of_diffusers(layers)
     ends = {theirs: ours for ours, theirs in _UNET_ENDS.items()}
     found = {}
@@ -364,14 +362,14 @@ def _shortcut_back(layer: str) -> str:
 
 # ---------------------------------------------------------------------------------- text encoders
 
-_OPEN_CLIP_LAYER = {
+OPEN_CLIP_LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-_OPEN_CLIP_LAYER_BACK = {theirs: ours for ours, theirs in _OPEN_CLIP_LAYER.items()}
+_OPEN_CLIP_LAYER_BACK = {theirs: ours for ours, theirs in OPEN_CLIP_LAYER.items()}
 _OPEN_CLIP_REST = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
@@ -381,7 +379,7 @@ _OPEN_CLIP_REST = {
 _OPEN_CLIP_REST_BACK = {theirs.removeprefix("text_model."): ours for ours, theirs in _OPEN_CLIP_REST.items()}
 _OPEN_CLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", re.ASCII)
 _OPEN_CLIP_BLOCK_OF_DIFFUSERS = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", re.ASCII)
-_QKV = ("q", "k", "v")
+QKV = ("q", "k", "v")
 
 
 def _open_clip_pairs(key: str) -> list[Pair]:
@@ -396,8 +394,8 @@ def _open_clip_pairs(key: str) -> list[Pair]:
     number, layer, end = match.groups()
     start = f"text_model.encoder.layers.{number}"
     if layer == "attn.in_proj":
-        return [Pair(key, f"{start}.self_attn.{n}_proj.{end}", "rows", i, 3) for i, n in enumerate(_QKV)]
-    return [Pair(key, f"{start}.{_OPEN_CLIP_LAYER[layer]}.{end}")] if layer in _OPEN_CLIP_LAYER else []
+        return [Pair(key, f"{start}.self_attn.{n}_proj.{end}", "rows", i, 3) for i, n in enumerate(QKV)]
+    return [Pair(key, f"{start}.{OPEN_CLIP_LAYER[layer]}.{end}")] if layer in OPEN_CLIP_LAYER else []
 
 
 def _open_clip_pair_of_diffusers(key: str) -> Pair | None:
@@ -412,194 +410,5 @@ def _open_clip_pair_of_diffusers(key: str) -> Pair | None:
     number, layer, end = match.groups()
     start = f"transformer.resblocks.{number}"
     if fused := re.fullmatch(r"self_attn\.([qkv])_proj", layer):
-        return Pair(f"{start}.attn.in_proj_{end}", key, "rows", _QKV.index(fused[1]), 3)
+        return Pair(f"{start}.attn.in_proj_{end}", key, "rows", QKV.index(fused[1]), 3)
     return Pair(f"{start}.{_OPEN_CLIP_LAYER_BACK[layer]}.{end}", key) if layer in _OPEN_CLIP_LAYER_BACK else None
-
-
-# -------------------------------------------------------------------------------- adapter targets
-
-_LAYER_AXES = (2, 4)
-"""Of the weight of a layer that can have an adapter: linear, and a convolution over images."""
-
-_NEVER_ADAPTED = re.compile(r"(time_embed|label_emb|out|input_blocks\.0)\..*|.*norm\d*|.*(in|out)_layers\.0")
-
-
-def unet_targets(shapes: Shapes, *, prefix: str = "model.diffusion_model.", sai_names: bool) -> list[AdapterTarget]:
-    """Every layer of the U-Net that an adapter can be put on.
-
-    ``sai_names``: kohya names an SDXL layer after the checkpoint's module, one of SD1 or SD2 after the diffusers
-    module; the other name is an alias. Block numbers are kohya's (25 of SD1 and SD2, 23 of SDXL).
-    """
-    diffusers = _unet_layers(shapes)
-    inputs = len({layer.split(".")[1] for layer in diffusers if layer.startswith("input_blocks.")})
-    targets = []
-    for module, theirs in diffusers.items():
-        shape = _weight_shape(shapes, module)
-        if _NEVER_ADAPTED.fullmatch(module) or len(shape) not in _LAYER_AXES:
-            continue
-        names = _kohya("lora_unet", theirs), _kohya("lora_unet", module)
-        targets.append(
-            AdapterTarget(
-                part="unet",
-                module=module,
-                name=names[sai_names],
-                aliases=(names[not sai_names],),
-                diffusers_name=theirs,
-                tensor=f"{prefix}{module}.weight",
-                rows=None,
-                shape=shape,
-                kind=_kind(shape),
-                block=_sai_block(module, inputs) if sai_names else _block(module, inputs),
-                extended=".attentions." not in theirs,
-            )
-        )
-    return targets
-
-
-def other_unet_targets(
-    shapes: Shapes, *, prefix: str = "model.diffusion_model.", sai_names: bool
-) -> list[AdapterTarget]:
-    """The layers of the U-Net that are never trained here, but that files of other trainers may change.
-
-    These are the first and last convolution, the embeddings of time and size, and the normalizations.
-    """
-    targets = []
-    for module, theirs in _unet_layers(shapes).items():
-        shape = _weight_shape(shapes, module)
-        if not _NEVER_ADAPTED.fullmatch(module) or len(shape) not in (1, *_LAYER_AXES):
-            continue
-        names = _kohya("lora_unet", theirs), _kohya("lora_unet", module)
-        targets.append(
-            AdapterTarget(
-                part="unet",
-                module=module,
-                name=names[sai_names],
-                aliases=(names[not sai_names],),
-                diffusers_name=theirs,
-                tensor=f"{prefix}{module}.weight",
-                rows=None,
-                shape=shape,
-                kind="norm" if len(shape) == 1 else _kind(shape),
-                block=0,
-                extended=True,
-            )
-        )
-    return targets
-
-
-def other_text_targets(shapes: Shapes, *, part: str, prefix: str, kohya: str) -> list[AdapterTarget]:
-    """The normalizations of a text encoder, CLIP or OpenCLIP, which files of other trainers may change."""
-    pattern = re.compile(
-        r"encoder\.layers\.\d+\.layer_norm[12]|transformer\.resblocks\.\d+\.ln_[12]|final_layer_norm|ln_final", re.ASCII
-    )
-    targets = []
-    for module in (layer for layer in _layers(shapes) if pattern.fullmatch(layer)):
-        theirs = module.replace("transformer.resblocks.", "encoder.layers.").replace("ln_final", "final_layer_norm")
-        theirs = re.sub(r"\.ln_([12])$", r".layer_norm\1", theirs)
-        shape = _weight_shape(shapes, module)
-        if len(shape) == 1:
-            target = _encoder_target(part, kohya, module, theirs, f"{prefix}{module}.weight", shape, kind="norm")
-            targets.append(target)
-    return targets
-
-
-def _text_aliases(kohya: str, theirs: str) -> tuple[str, ...]:
-    """Other spellings of a text encoder's layer: trainers that derive names from transformers 5 leave out text_model,
-    and diffusers' conversion to kohya's names writes lora_te1 where a model has one encoder only."""
-    prefixes = (kohya, "lora_te1") if kohya == "lora_te" else (kohya,)
-    paths = (f"text_model.{theirs}", theirs)
-    names = [_kohya(prefix, path) for prefix in prefixes for path in paths]
-    return tuple(names[1:])
-
-
-def _kohya(prefix: str, module: str) -> str:
-    return f"{prefix}_{module.replace('.', '_')}"
-
-
-def _weight_shape(shapes: Shapes, module: str) -> tuple[int, ...]:
-    """Shape of a layer's weight; () where the file has none, though it has the layer's bias.
-
-    What a damaged file lacks is not a target; the damage is reported where the model is loaded.
-    """
-    return tuple(shapes.get(f"{module}.weight", ()))
-
-
-def _kind(shape: tuple[int, ...]) -> str:
-    if len(shape) == 2:
-        return "linear"
-    return "conv1x1" if shape[2:] == (1, 1) else "conv3x3"
-
-
-def _block(module: str, inputs: int) -> int:
-    """Input blocks, one middle block, output blocks (SD1 and SD2 have 12, 1 and 12)."""
-    section, number = module.split(".")[:2]
-    return {"input_blocks": int(number), "middle_block": inputs}.get(section, inputs + 1 + int(number))
-
-
-def _sai_block(module: str, inputs: int) -> int:
-    """Embeddings, input blocks, three middle blocks, output blocks, end (SDXL has 1, 9, 3, 9 and 1)."""
-    section, number = module.split(".")[:2]
-    return {"input_blocks": 1, "middle_block": 1 + inputs}.get(section, 4 + inputs) + int(number)
-
-
-def clip_targets(shapes: Shapes, *, part: str, prefix: str, kohya: str) -> list[AdapterTarget]:
-    """The six linear layers of each layer of a CLIP text encoder.
-
-    ``part`` and ``prefix`` say where the encoder is (``cond_stage_model.transformer.text_model.``), ``kohya`` how
-    LoRA files call it (``lora_te``, ``lora_te1``).
-    """
-    pattern = re.compile(r"encoder\.layers\.(\d+)\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])", re.ASCII)
-    modules = [layer for layer in _layers(shapes) if pattern.fullmatch(layer)]
-    return [
-        _encoder_target(part, kohya, module, module, f"{prefix}{module}.weight", shape)
-        for module in modules
-        if len(shape := _weight_shape(shapes, module)) == 2
-    ]
-
-
-def open_clip_targets(
-    shapes: Shapes, *, part: str, prefix: str, kohya: str, layers: int | None = None
-) -> list[AdapterTarget]:
-    """As clip_targets, for OpenCLIP, whose q, k and v are rows of one tensor; only the first ``layers`` if given."""
-    targets = []
-    numbers = {int(m[1]) for key in shapes if (m := re.match(r"transformer\.resblocks\.(\d+)\.", key, re.ASCII))}
-    for number in sorted(numbers)[:layers]:
-        start, theirs = f"transformer.resblocks.{number}", f"encoder.layers.{number}"
-        fused = f"{start}.attn.in_proj_weight"
-        if len(shapes.get(fused, ())) == 2:
-            size, inputs = shapes[fused][0] // 3, shapes[fused][1]
-            for index, name in enumerate(_QKV):
-                rows = (index * size, (index + 1) * size)
-                module, their_name = f"{start}.attn.{name}", f"{theirs}.self_attn.{name}_proj"
-                tensor = f"{prefix}{fused}"
-                targets.append(_encoder_target(part, kohya, module, their_name, tensor, (size, inputs), rows))
-        for layer in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
-            module, their_name = f"{start}.{layer}", f"{theirs}.{_OPEN_CLIP_LAYER[layer]}"
-            shape = _weight_shape(shapes, module)
-            if len(shape) == 2:
-                targets.append(_encoder_target(part, kohya, module, their_name, f"{prefix}{module}.weight", shape))
-    return targets
-
-
-def _encoder_target(
-    part: str,
-    kohya: str,
-    module: str,
-    theirs: str,
-    tensor: str,
-    shape: tuple[int, ...],
-    rows: tuple[int, int] | None = None,
-    kind: str = "linear",
-) -> AdapterTarget:
-    return AdapterTarget(
-        part=part,
-        module=module,
-        name=_kohya(kohya, f"text_model.{theirs}"),
-        aliases=_text_aliases(kohya, theirs),
-        diffusers_name=f"text_model.{theirs}",
-        tensor=tensor,
-        rows=rows,
-        shape=shape,
-        kind=kind,
-        block=int(theirs.split(".")[2]) if theirs.startswith("encoder.") else 0,
-    )

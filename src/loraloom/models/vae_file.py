@@ -13,8 +13,9 @@ from loraloom.errors import CheckpointError, FileFormatError
 from loraloom.formats.tensors import is_finite, open_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.diffusers_folder import is_diffusers_folder
-from loraloom.models.loaded import LoadedModel, not_finite
+from loraloom.models.loaded import LoadedModel
 from loraloom.models.names import checkpoint_tensor, pairs_from_diffusers
+from loraloom.models.parts import not_finite
 from loraloom.models.vae import VAE
 
 __all__ = ["read_vae", "replace_vae", "vae_tensors"]

@@ -20,8 +20,8 @@ from loraloom.formats.files import sha256_of
 from loraloom.formats.tensors import TensorInfo, TensorSource, is_finite, write_tensors
 from loraloom.hardware import keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
-from loraloom.models.loaded import check_is_weight, not_finite
 from loraloom.models.names import is_extra
+from loraloom.models.parts import check_is_weight, not_finite
 from loraloom.models.prediction import prediction_metadata, read_signs
 from loraloom.models.saving import saved_dtype
 from loraloom.models.vae_file import vae_tensors

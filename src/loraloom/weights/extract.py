@@ -17,8 +17,8 @@ from loraloom.formats.adapter_file import AdapterTarget
 from loraloom.formats.adapter_writer import check_output, write_lora
 from loraloom.formats.tensors import is_finite
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
-from loraloom.models.loaded import check_is_weight, not_finite
 from loraloom.models.names import is_extra
+from loraloom.models.parts import check_is_weight, not_finite
 from loraloom.models.prediction import read_signs
 from loraloom.weights.lora_layers import network_facts
 from loraloom.weights.low_rank import Factors, Residual, factors_of_matrix

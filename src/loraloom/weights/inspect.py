@@ -27,7 +27,7 @@ from loraloom.formats.lora_keys import LoraKeys, lora_keys
 from loraloom.formats.peft_config import PeftScale, peft_scales
 from loraloom.formats.tensors import TensorFile, TensorInfo, open_tensors
 from loraloom.models.checkpoint import Checkpoint, as_checkpoint, open_checkpoint
-from loraloom.models.loaded import part_problems
+from loraloom.models.parts import part_problems
 from loraloom.models.prediction import read_signs
 from loraloom.plain_data import size_text
 from loraloom.weights.anatomy import EXPLODED, Anatomy, State, dissect

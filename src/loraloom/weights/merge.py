@@ -26,8 +26,8 @@ from loraloom.formats.tensors import TensorInfo, TensorSource, is_finite, write_
 from loraloom.hardware import keep_freed_memory
 from loraloom.models.checkpoint import Checkpoint, open_checkpoint
 from loraloom.models.family import Family
-from loraloom.models.loaded import check_is_weight, not_finite
 from loraloom.models.names import is_extra
+from loraloom.models.parts import check_is_weight, not_finite
 from loraloom.models.prediction import prediction_metadata, read_signs
 from loraloom.models.saving import saved_dtype
 
