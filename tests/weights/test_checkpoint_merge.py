@@ -140,7 +140,7 @@ def test_names_that_differ_are_told(written: Write, checkpoint: Write, tmp_path:
     )
     assert report.missing == {str(path): (gone,)}
     assert report.left_out == {str(path): ("model.more",)}
-    assert len(heard) == 2
+    assert len([event for event in heard if isinstance(event, Notice)]) == 2
     assert torch.equal(open_tensors(tmp_path / "out.safetensors")[gone], toy_tensors("sd1")[gone])
 
 
