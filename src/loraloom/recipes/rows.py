@@ -18,7 +18,6 @@ __all__ = [
     "Row",
     "as_it_is",
     "by_key",
-    "no_setting",
     "off",
     "says_nothing",
     "together",
@@ -117,24 +116,16 @@ def unless(*quiet: Any) -> Callable[[Row, Reading], None]:
     return take
 
 
-def no_setting(row: Row, reading: Reading) -> None:
-    """There is no such setting, for the reason in the row; a value that is off needs none."""
-    if off(reading.left[row.key].value):
-        reading.rest(row.key)
-    else:
-        reading.skip(row.key, row.remark)
-
-
 def says_nothing(row: Row, reading: Reading) -> None:
     """Whatever the value is, nothing of what is learned depends on it."""
     reading.rest(row.key)
 
 
 def together(how: Callable[[Row, Any], None], ours: str, *keys: str, remark: str = "") -> tuple[Row, ...]:
-    """Rows of keys that make one setting: the function is called for the first of them that a file has, takes all."""
+    """Rows of keys that make one setting. The function is called for the first that a file has, and takes them all."""
     return tuple(Row(key, ours, how, remark) for key in keys)
 
 
-def without_setting(reason: str, keys: str, how: Callable[[Row, Any], None] = no_setting) -> tuple[Row, ...]:
+def without_setting(reason: str, keys: str, how: Callable[[Row, Any], None]) -> tuple[Row, ...]:
     """Rows of keys that become no setting, all for one reason."""
     return tuple(Row(key, "", how, reason) for key in listed(keys))
