@@ -15,9 +15,9 @@ Facts = TypeVar("Facts")
 
 @dataclass(frozen=True)
 class Row(Generic[Facts]):
-    """When ``holds``, each of the ``paths`` that is set is told, with ``why`` behind it.
+    """When ``holds``, each of the ``paths`` that is set is named, with ``why`` behind it.
 
-    With a ``sentence`` that is said instead, once; without ``paths`` it is said whatever was set.
+    A ``sentence`` takes the place of these, once; without ``paths`` it is given no matter what was set.
     """
 
     paths: tuple[str, ...]
@@ -25,7 +25,7 @@ class Row(Generic[Facts]):
     why: str | Callable[[Facts], str] = ""
     sentence: str | Callable[[Facts], str] = ""
     settles: bool = False
-    """Nothing further is told of these paths."""
+    """Nothing more is reported about these paths."""
 
 
 def told(rows: Iterable[Row[Facts]], settings: Settings, facts: Facts) -> list[str]:

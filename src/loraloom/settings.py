@@ -213,7 +213,7 @@ def _value(text: str, key: str) -> Any:
     try:
         data = parse_toml(f"value = {text}", key)
     except FileFormatError as error:
-        if isinstance(error.__cause__, Exception):  # the text is no TOML
+        if isinstance(error.__cause__, Exception):  # the text is not TOML
             return text
         raise SettingsError([error.problem.replace(": value is ", " = ")], error.hint) from error
     # Anything behind a line end would be another setting.
@@ -267,8 +267,8 @@ def _all_problems(cls: type[Settings], data: Mapping[str, Any], error: Validatio
     """Everything that is wrong with ``data``, beginning with ``error``.
 
     Where one value is wrong, pydantic leaves out the checks of settings with one another. So the wrong ones are taken
-    out and the rest is validated again, until nothing new is found; what is then said of a value that was taken out
-    is no news.
+    out and the rest is validated again, until nothing new is found; what is said then about a value that was taken out
+    is nothing new.
     """
     problems: list[str] = []
     wrong: list[tuple[int | str, ...]] = []

@@ -903,7 +903,7 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("x --q 3", "--q is no option"),
+        ("x --q 3", "--q is not an option"),
         ("x --w wide", "'wide' is not a number"),
         ("x --w 13", "width"),
         ("x --ss nothing", "nothing"),

@@ -146,7 +146,7 @@ def find_layout(settings: DatasetSettings) -> Layout:
 
 
 def orphan_mask(mask: Path) -> Problem:
-    """What is said of a mask without its picture."""
+    """The sentence about a mask without its picture."""
     return Problem(
         "warning", "mask-orphan", mask, "is the mask of no picture", "give it the name of its picture, or remove it"
     )

@@ -276,7 +276,7 @@ def _samples(found: Sequence[_Found], settings: DatasetSettings, layout: Layout)
             captions=picture.own.captions,
             picture=identity,
             variation=_variation(picture.own),
-            flip=None if listed is None else listed.flip,  # None: that of the dataset, which a cache is told
+            flip=None if listed is None else listed.flip,  # None: that of the dataset, which the cache is given
             mask_path=picture.mask_path,
             has_alpha_mask=picture.has_alpha_mask,
         )

@@ -78,7 +78,7 @@ class Sample:
         return colours_of(self.digest, self.variation, variant)
 
     def caption_at(self, moment: Moment) -> str:
-        """What the model is told when it is shown at ``moment``."""
+        """The caption that the model gets when the picture is shown at ``moment``."""
         return caption_of(self.lines or (self.caption,), self.captions, self.identity, moment)
 
     @property

@@ -98,7 +98,7 @@ class CaptionSettings(Settings):
     """What stands between tags."""
 
     keep_tokens: Annotated[int, Kohya("keep_tokens"), Field(ge=0)] = 0
-    """The first so many tags stay in front when tags are shuffled, and are never dropped."""
+    """This many of the first tags stay in front when tags are shuffled, and are never dropped."""
 
     keep_tokens_separator: Annotated[str, Kohya("keep_tokens_separator")] = ""
     """A mark such as ||| in captions: the tags before it stay in front; after a second one they stay at the end.
@@ -134,7 +134,7 @@ class CaptionSettings(Settings):
     """Share of showings with an empty caption, 0 to 1."""
 
     dropout_every_epochs: Annotated[int, Kohya("caption_dropout_every_n_epochs"), Field(ge=0)] = 0
-    """Every so many epochs all captions are empty. 0: never."""
+    """Every N epochs all captions are empty (3: in the third, the sixth ...). 0: never."""
 
     weighted: Annotated[bool, Kohya("weighted_captions")] = False
     """(word), [word] and (word:1.3) are weights, as in prompts; a backslash before a bracket makes it text. Off:
@@ -200,7 +200,7 @@ class ConceptSettings(Settings):
     """The last epoch that shows them. Unset: the last of the run."""
 
     steps: Annotated[int | None, Field(ge=1)] = None
-    """Stop showing them when they were shown so many times in all (steps of one picture). Unset: never."""
+    """Stop showing them after this many showings in all (steps of one picture). Unset: never."""
 
     captions: dict[str, Any] = Field(default={})
     """Caption settings that differ from dataset.captions, by the same names."""
@@ -239,7 +239,7 @@ class ConceptSettings(Settings):
         return self
 
     def over(self, dataset: DatasetSettings) -> DatasetSettings:
-        """The settings of the dataset with what is said here in their place; ValidationError for wrong captions."""
+        """The settings of the dataset, with those given here in their place; ValidationError for wrong captions."""
         own = {
             "resolutions": self.resolutions or None,
             "flip": self.flip,

@@ -102,7 +102,7 @@ def _replaced(form: Mapping[str, Any], given: Any, recipe: Recipe) -> None:
 
 def _name_as_in_the_form(recipe: Recipe) -> None:
     own = {passed: key for key, passed in PASSED_AS.items()} | {"algo": "LoRA_type"}
-    recipe.changed = [(key, note) for key, note in recipe.changed if key != "algo"]  # the type is told already
+    recipe.changed = [(key, note) for key, note in recipe.changed if key != "algo"]  # the type is named already
     recipe.rename(lambda key: own.get(key, key))
 
 

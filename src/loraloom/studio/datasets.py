@@ -99,7 +99,7 @@ def check_dataset(
 
 @dataclass(frozen=True)
 class CaptionPreview:
-    """One picture: where its caption comes from, what the file says, and what the model is told each time.
+    """One picture: where its caption comes from, what the file says, and what the model gets each time.
 
     ``told``: (epoch from 1, caption, its tokens) of the first showings.
     """
@@ -128,7 +128,7 @@ def preview_captions(
     listener: Listener = ignore,
     control: Control = keep_going,
 ) -> CaptionPreviews:
-    """What the model would be told about each picture in its first ``draws`` showings with this run seed.
+    """The captions that the model would get for each picture in its first ``draws`` showings with this run seed.
 
     Tag warm-up is shown as in a run of ``epochs`` epochs with one picture a step. Pictures at several resolutions are
     listed once for each, as each has draws of its own. ``listener`` hears of every picture and caption, ``control`` is

@@ -23,7 +23,8 @@ from loraloom.training.settings import TrainSettings
 __all__ = ["Identity", "changed_settings", "check_alike", "check_identity", "checkpoint_fingerprint", "identity_of"]
 
 _LISTED_SAMPLES = 20_000
-"""Up to so many pictures are remembered one by one, so that a changed dataset can be told picture by picture."""
+"""Up to this many pictures are remembered one by one, so that changes of the dataset can be named picture by
+picture."""
 
 # The checkpoint and the dataset are compared by their content instead of their paths.
 _CHANGEABLE = changeable_settings(TrainSettings)

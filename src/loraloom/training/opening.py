@@ -1,7 +1,7 @@
 """What a run is about, opened and checked: its checkpoint and its dataset, and whether its settings fit them.
 
-Only the checkpoint's header is read and nothing is encoded, so that everything that contradicts itself is said at once
-and at the beginning, by a run as by its plan.
+Only the checkpoint's header is read and nothing is encoded, so that all contradictions are reported together and at the
+beginning, by a run as by its plan.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Opened:
 
 
 def open_run(settings: TrainSettings, listener: Listener, *, device: str, leads: bool = True) -> Opened:
-    """Open everything and check it together. ``leads``: whether this process paints the previews.
+    """Open everything and check it together. ``leads``: whether this is the leading process, which paints the previews.
 
     Raises the error that was found, or one SettingsError that lists all of them.
     """

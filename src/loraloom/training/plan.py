@@ -232,7 +232,7 @@ def _largest_with(changed: TrainSettings, settings: TrainSettings, work: Work) -
 
 @dataclass(frozen=True)
 class Plan:
-    """All that can be said before a run. ``seconds_per_batch`` is that of the largest batch."""
+    """All that can be known before a run. ``seconds_per_batch`` is that of the largest batch."""
 
     work: Work
     memory: Memory
@@ -246,11 +246,11 @@ class Plan:
     """Operations a second that were assumed, or reached in the trial."""
     trial: Trial | None
     free_disk: int | None = None
-    """Bytes that are free where the run will be; None where nobody says."""
+    """Bytes that are free where the run will be; None where the system does not say."""
 
 
 def _has_time(counted_s: float, work: Work, bound_s: float, listener: Listener) -> bool:
-    """Whether two real steps are worth beginning; what is going to happen is said."""
+    """Whether two real steps are worth beginning; a notice says what is going to happen."""
     width, height, images = work.largest
     # The pictures are encoded, then two steps are taken.
     expected = 3 * counted_s
@@ -275,7 +275,8 @@ def make_plan(
 ) -> Plan:
     """Count, predict, and unless ``dry`` take two real steps (with ``folder`` as their scratch folder).
 
-    The steps have ``bound_s`` seconds of ``clock``; where they need more the time is counted, which is said.
+    The steps have ``bound_s`` seconds of ``clock``; where they need more, the time is calculated instead, with a
+    notice.
     """
     opened = open_run(settings, listener, device=settings.device)
     settings, device = opened.settings, opened.device

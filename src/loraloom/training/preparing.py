@@ -42,7 +42,7 @@ from loraloom.training.without_effect import RunFacts, known_after_loading, know
 __all__ = ["RunParts", "prepare_parts"]
 
 TOLD_REMARKS = ("layout", "regularization", "folder-name")
-"""Kinds of remarks on a dataset that change what is trained, so they are said even though nothing is wrong."""
+"""Kinds of remarks on a dataset that change what is trained, so they are shown even though nothing is wrong."""
 
 
 @dataclass
@@ -112,10 +112,10 @@ def prepare_parts(
 ) -> RunParts:
     """Read the dataset, load the checkpoint, cache latents, put a new LoRA on the model.
 
-    ``watch`` is told what the run is before anything is loaded; ``narrowed`` leaves a part of the dataset. ``resume``
-    is only checked here. ``control`` is heeded between the stages, between the tensors that are loaded and between the
-    batches of images that are encoded: a pause is waited out, and Interrupted raised where the run is to end, since
-    there is nothing to save yet.
+    ``watch`` is given the run before anything is loaded; ``narrowed`` leaves a part of the dataset. ``resume`` is only
+    checked here. ``control`` is heeded between the stages, between the tensors that are loaded and between the batches
+    of images that are encoded: a pause is waited out, and Interrupted raised where the run is to end, since there is
+    nothing to save yet.
     """
     started = time.time()
     wishes = Wishes(control, team, listener, step=resume.state.step if resume is not None else 0)

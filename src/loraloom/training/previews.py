@@ -34,7 +34,7 @@ __all__ = [
 
 _OPTION = re.compile(r"\s--([a-z]+)(?=\s|$)")
 _SHEET_COLUMNS = 24
-"""A longer run shows so many of its previews on the sheet, evenly spread."""
+"""A longer run shows this many of its previews on the sheet, evenly spread."""
 _SHEET_CELL_PX = 384
 
 
@@ -72,7 +72,7 @@ def parse_prompt(line: str, where: str, settings: PreviewSettings | None = None)
         value = value.strip()
         if option not in _OPTIONS:
             known = ", ".join(f"--{name}" for name in _OPTIONS)
-            raise SettingsError([f"{where}: --{option} is no option of a preview prompt"], f"known are {known}")
+            raise SettingsError([f"{where}: --{option} is not an option of a preview prompt"], f"known are {known}")
         name, convert = _OPTIONS[option]
         try:
             given[name] = convert(value)

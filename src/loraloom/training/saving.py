@@ -68,7 +68,7 @@ class FileFacts:
 
 
 def write_or_rescue(path: Path, run: Path, write: Callable[[Path], None], listener: Listener) -> Path:
-    """``write(path)``; where the disk does not take it, under the same name in a folder on another one, which is said.
+    """``write(path)``; where the disk does not take it, under the same name in a folder on another one, with a warning.
 
     Returns where it is. The folders: the user's data folder, then that for temporary files, in each one of this run's.
     Raises OutputError when none of them takes it.

@@ -292,14 +292,14 @@ class SavingSettings(Settings):
     """When and how LoRA files are written. One is always written at the end."""
 
     every_epochs: Annotated[int, Kohya("save_every_n_epochs"), Field(ge=0)] = 1
-    """Save every so many epochs. 0: only at the end."""
+    """Save every N epochs. 0: only at the end."""
     every_steps: Annotated[int, Kohya("save_every_n_steps"), Field(ge=0)] = 0
-    """Save every so many steps. 0: never by steps."""
+    """Save every N steps. 0: never by steps."""
     files_per_run: Annotated[int, Kohya("save_n_epoch_ratio"), Field(ge=0)] = 0
-    """Save at the ends of epochs so often that a run leaves at least so many files, evenly spread. Above 0 it takes the
-    place of saving.every_epochs."""
+    """Save at the ends of epochs, often enough for the run to leave at least this many files, evenly spread. Above 0 it
+    takes the place of saving.every_epochs."""
     keep_last: Annotated[int, Kohya("save_last_n_epochs"), Field(ge=0)] = 0
-    """Keep only the newest so many of the files saved by epochs, and as many of those saved by steps. 0: keep all."""
+    """Keep only this many of the newest files saved by epochs, and as many of those saved by steps. 0: keep all."""
     format: Annotated[Literal["safetensors", "ckpt", "pt"], Kohya("save_model_as")] = "safetensors"
     """Form of the LoRA files. Every program of today reads safetensors."""
     precision: Annotated[Literal["fp16", "bf16", "float"], Kohya("save_precision")] = "fp16"
@@ -325,11 +325,11 @@ class SavingSettings(Settings):
     """Keep what is needed to go on exactly, as if it had never ended: written with every LoRA file, and when the run
     is paused, stops or fails. About six times the size of an fp16 LoRA file with AdamW."""
     state_every_steps: Annotated[int, Field(ge=0)] = 0
-    """Write the state every so many steps too. 0: not by steps."""
+    """Write the state every N steps too. 0: not by steps."""
     state_every_minutes: Annotated[float, Field(ge=0)] = 5.0
     """Write the state when the last one is older than this: what a power cut can cost. 0: not by time."""
     keep_states: Annotated[int, Kohya("save_last_n_epochs_state"), Field(ge=0)] = 2
-    """Keep the newest so many states, any of which a new run can branch from. 0: keep all."""
+    """Keep this many of the newest states, any of which a new run can branch from. 0: keep all."""
 
 
 class EmaSettings(Settings):
@@ -342,7 +342,7 @@ class EmaSettings(Settings):
     warmup: bool = True
     """Begin with a smaller decay, (1 + n) / (10 + n) at the n-th update, so that the first steps are soon forgotten."""
     every: Annotated[int, Field(ge=1)] = 1
-    """Update every so many steps, with the decay to that power: less work for the same reach."""
+    """Update every N steps, with the decay to that power: less work for the same reach."""
     save: Annotated[Literal["ema", "both"], MayChange()] = "ema"
     """What LoRA files hold: the average, or (both) the average and beside it NAME-raw with the LoRA as trained."""
 
@@ -359,9 +359,9 @@ class PreviewSettings(Settings):
     negative_prompt: str = ""
     """What to avoid."""
     every_epochs: Annotated[int, Kohya("sample_every_n_epochs"), Field(ge=0)] = 1
-    """Paint every so many epochs (and always at the end). 0: not by epochs."""
+    """Paint every N epochs (and always at the end). 0: not by epochs."""
     every_steps: Annotated[int, Kohya("sample_every_n_steps"), Field(ge=0)] = 0
-    """Paint every so many steps. 0: not by steps."""
+    """Paint every N steps. 0: not by steps."""
     weights: Annotated[tuple[Annotated[float, Field(ge=-10, le=10)], ...], Field(min_length=1)] = (1.0,)
     """Weights of the LoRA to paint each prompt with; 0 shows the checkpoint without it, and is painted once."""
     sheet: bool = True
@@ -381,16 +381,16 @@ class PreviewSettings(Settings):
 
 
 class ValidationSettings(Settings):
-    """The loss on pictures that are not trained on: it tells when a run has learned enough, and which epoch is best."""
+    """The loss on pictures that are not trained on: it shows when a run has learned enough, and which epoch is best."""
 
     folder: Path | None = None
     """Pictures with captions to measure on, a folder like that of the dataset. Unset: validation.share decides."""
     share: Annotated[float, Kohya("validation_split"), Field(ge=0, lt=1)] = 0.0
     """Share of the training pictures that is held out for measuring. 0: none is."""
     every_epochs: Annotated[int, Kohya("validate_every_n_epochs"), Field(ge=1), MayChange()] = 1
-    """Measure every so many epochs (and before the first step and at the end)."""
+    """Measure every N epochs (and before the first step and at the end)."""
     every_steps: Annotated[int, Kohya("validate_every_n_steps"), Field(ge=0), MayChange()] = 0
-    """Measure every so many steps instead of at the ends of epochs. 0: at the ends of epochs."""
+    """Measure every N steps instead of at the ends of epochs. 0: at the ends of epochs."""
     timesteps: Annotated[int, Field(ge=1, le=100)] = 4
     """Timesteps, evenly spread, at which each picture is asked about."""
     draws: Annotated[int, Field(ge=1, le=100)] = 1
@@ -398,7 +398,7 @@ class ValidationSettings(Settings):
     seed: Annotated[int, Kohya("validation_seed"), Field(ge=0)] = 0
     """The noises and the pictures held out follow from it. Keep it to compare runs."""
     patience: Annotated[int, Field(ge=0), MayChange()] = 0
-    """Stop the run after so many measurements without a better loss. 0: never."""
+    """Stop the run after this many measurements without a better loss. 0: never."""
     save_best: Annotated[bool, MayChange()] = True
     """Keep the LoRA with the best loss so far as NAME-best beside the others."""
     image_losses: Annotated[bool, MayChange()] = False

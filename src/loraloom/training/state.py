@@ -46,7 +46,7 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 _MARK = "loraloom_state"
 _VERSION = "1"
 EXPLODED = 1000.0
-"""A trained weight this large is no result of learning: in LoRAs they stay below 10, in checkpoints below 100."""
+"""A trained weight this large is not a result of learning: in LoRAs they stay below 10, in checkpoints below 100."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def read_state(path: Path) -> RunState:
-    """Read and verify one state. Raises FileFormatError when it is damaged or is no state of this version."""
+    """Read and verify one state. Raises FileFormatError when it is damaged or is not a state of this version."""
     with open_tensors(path) as file:
         metadata = file.metadata
         if metadata.get(_MARK) != _VERSION or not {"step", "values", "sha256"} <= set(metadata):
@@ -285,7 +285,8 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return value
     match value:
         case {"$tensor": name, "on": str(device)}:
-            # Where it goes is for whoever takes it to say: "cpu" stays on the CPU, anything else follows its parameter.
+            # Where it goes is for the user of the state to decide: "cpu" stays on the CPU, anything else follows its
+            # parameter.
             tensor = tensors[name]
             return tensor if device == "cpu" else _OnDevice(tensor)
         case {"$dtype": str(name)}:

@@ -639,7 +639,8 @@ class TrainingRun(RunParts):
         return path
 
     def save_state(self, *, last: bool = False) -> None:
-        """Write all that is needed to go on from here. A state that cannot be written is told, and the run goes on.
+        """Write all that is needed to go on from here. A state that cannot be written causes a warning, and the run
+        goes on.
 
         The ``last`` one goes elsewhere then. Nobody could go on from exploded weights, so they never take the place of
         an older state.

@@ -75,7 +75,7 @@ class RunFolder:
         """Whether there is a run in the folder."""
         try:
             return self.settings_path.is_file()
-        except OSError:  # of somebody else, who lets nobody look inside
+        except OSError:  # somebody else's, and closed to us
             return False
 
     @property
