@@ -334,7 +334,7 @@ DOORS: Mapping[str, Callable[[_Visit], Any]] = {
     "inspect": lambda visit: inspect_file(visit.path),
     "inspect layers": lambda visit: inspect_file(visit.path, layers=True, hashes=True),
     "identify": lambda visit: identify(visit.path),
-    "is LoRA": lambda visit: is_lora(str(visit.path)),
+    "is LoRA": lambda visit: is_lora(visit.path),
     "merge": _merge,
     "extract": _extract,
     "generate": _generate,

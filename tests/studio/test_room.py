@@ -63,11 +63,13 @@ WORKS: dict[str, tuple[Work, str]] = {
         "loraloom.weights.convert.convert_lora",
     ),
     "combine": (
-        lambda folder: weights.combine_loras([str(lora(folder))] * 2, folder / "out.safetensors"),
+        lambda folder: weights.combine_loras([weights.weighted_lora(lora(folder))] * 2, folder / "out.safetensors"),
         "loraloom.weights.combine.combine_loras",
     ),
     "merge": (
-        lambda folder: weights.merge_loras(folder / "base.safetensors", [str(lora(folder))], folder / "out.ckpt"),
+        lambda folder: weights.merge_loras(
+            folder / "base.safetensors", [weights.weighted_lora(lora(folder))], folder / "out.ckpt"
+        ),
         "loraloom.weights.merge.merge",
     ),
 }

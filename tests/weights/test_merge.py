@@ -24,7 +24,7 @@ from loraloom.models.checkpoint import Checkpoint
 from loraloom.models.family import FAMILIES
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.models.saving import save_checkpoint
-from loraloom.studio.weights import parse_lora_weight
+from loraloom.studio.weights import parse_lora_weight, read_checkpoint_weights, read_lora_weights, weighted_lora
 from loraloom.weights.merge import LoraWeight, merge
 from random_loras import random_lora, targets_of
 from toys import toy_tensors
@@ -510,3 +510,15 @@ def test_nan_in_the_checkpoint_is_an_error_where_it_is_changed_and_told_where_it
         merge(tmp_path / "inf.safetensors", [LoraWeight(lora)], output, precision=precision, listener=heard.append)
         told = [event.text for event in heard if isinstance(event, Notice) and event.level == "warning"]
         assert len(told) == 1 and bare in told[0] and "1 tensor that this merge leaves alone" in told[0]
+
+
+def test_a_door_without_text_says_the_same_as_one_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.touch()
+    assert read_lora_weights([f"{path}:0.3:0.7"], ["MID=0.4"]) == [
+        weighted_lora(path, text_encoder=0.3, unet=0.7, block_weights="MID=0.4")
+    ]
+    assert read_lora_weights([str(path)]) == [weighted_lora(path)]
+    texts = [str(path), f"{path}:0.3"]
+    assert read_checkpoint_weights(texts, adds_difference=False) == [(path, 0.5), (path, 0.3)]
+    assert read_checkpoint_weights(texts, adds_difference=True) == [(path, 1.0), (path, 0.3)]

@@ -36,7 +36,7 @@ class ProgressDisplay:
     """The listener of a terminal. Use it as a context manager."""
 
     def __init__(self, console: Console | None = None, *, transient: bool = False) -> None:
-        """``transient``: the bars are gone when the work is done."""
+        """``transient``: the bars are gone when the work is done, and only a terminal shows them."""
         self._console = console or Console(highlight=False, emoji=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -46,6 +46,7 @@ class ProgressDisplay:
             TimeRemainingColumn(),
             console=self._console,
             transient=transient,
+            disable=transient and not self._console.is_terminal,  # where nothing can be taken away again
         )
         self._tasks: dict[str, TaskID] = {}
         self._seconds_per_step = 0.0

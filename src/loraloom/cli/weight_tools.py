@@ -70,10 +70,13 @@ def merge_checkpoints(
 
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.studio.weights import merge_checkpoints as merge
+    from loraloom.studio.weights import read_checkpoint_weights
 
+    others = read_checkpoint_weights(checkpoints[1:], adds_difference=difference is not None)
     with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
         report = merge(
-            checkpoints,
+            Path(checkpoints[0]),
+            others,
             output,
             difference=difference,
             block_weights=block_weights,

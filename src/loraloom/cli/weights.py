@@ -105,15 +105,21 @@ def merge(
     from rich.console import Console
 
     from loraloom.cli.progress import ProgressDisplay
-    from loraloom.studio.weights import combine_loras, is_lora, merge_loras, written_text
+    from loraloom.studio.weights import (
+        combine_loras,
+        is_lora,
+        merge_loras,
+        parse_lora_weight,
+        read_lora_weights,
+        written_text,
+    )
 
     said, blocks = precision.value if precision else None, block_weights or []
-    if is_lora(first):
+    if is_lora(parse_lora_weight(first).path):
         with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
             combined = combine_loras(
-                [first, *loras],
+                read_lora_weights([first, *loras], blocks),
                 output,
-                block_weights=blocks,
                 rank=rank,
                 conv_rank=conv_rank,
                 precision=said,
@@ -130,7 +136,8 @@ def merge(
         given = "--to" if to is not None else "--rank"
         raise SettingsError([f"{given} is for LoRAs merged into a LoRA"], f"{first} is a checkpoint")
     with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
-        report = merge_loras(Path(first), loras, output, block_weights=blocks, precision=said, listener=display)
+        weighted = read_lora_weights(loras, blocks)
+        report = merge_loras(Path(first), weighted, output, precision=said, listener=display)
     for lora in report.loras:
         typer.echo(f"{lora.path}: {lora.applied} of {lora.layers} layers applied")
     typer.echo(f"wrote {report.path}: {report.changed} of {report.tensors} tensors changed")

@@ -1,7 +1,7 @@
 """The table of names: which setting a key of sd-scripts is, and why the others are none.
 
-A key with a :class:`~loraloom.settings.Kohya` mark on a setting is taken over by that mark. The tables here hold other
-spellings, and the reason for each key that has no setting. Keys that are read together are in the table of
+A key with a :class:`~loraloom.setting_marks.Kohya` mark on a setting is taken over by that mark. The tables here hold
+other spellings, and the reason for each key that has no setting. Keys that are read together are in the table of
 :mod:`~loraloom.recipes.sd_scripts`.
 """
 

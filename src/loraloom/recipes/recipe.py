@@ -69,7 +69,7 @@ class Recipe:
         """Take a value over; ``note`` says what it means now. False where it is not taken.
 
         A value that the setting refuses becomes a problem. A class that a file may not choose (see
-        :class:`~loraloom.settings.ClassPath`) is left out, and so are the arguments that were meant for it.
+        :class:`~loraloom.setting_marks.ClassPath`) is left out, and so are the arguments that were meant for it.
         """
         reason = self._not_for_a_file_to_say(path, value)
         if reason:

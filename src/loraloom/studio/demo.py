@@ -31,7 +31,7 @@ from loraloom.studio.embedded import write_checkpoint
 from loraloom.studio.painter import Loading, Painter
 from loraloom.studio.runs.log import RunLog
 from loraloom.studio.runs.training import run_training
-from loraloom.studio.weights import merge_loras
+from loraloom.studio.weights import merge_loras, weighted_lora
 from loraloom.training.settings import TrainSettings
 
 __all__ = [
@@ -359,7 +359,7 @@ def _merge(demo: _Demo, lora: Path, weighed: _Weighed) -> _Merged:
     output = demo.folder / "checkpoint" / f"demo-sd1-{demo.plan.name}.safetensors"
     report = merge_loras(
         demo.checkpoint,
-        [f"{lora}:{WEIGHTS[-1]:g}"],
+        [weighted_lora(lora, unet=WEIGHTS[-1], text_encoder=WEIGHTS[-1])],
         output,
         precision="float",
         listener=demo.listener,

@@ -41,7 +41,10 @@ __all__ = [
     "merge_checkpoints",
     "merge_loras",
     "parse_lora_weight",
+    "read_checkpoint_weights",
+    "read_lora_weights",
     "resize_lora",
+    "weighted_lora",
     "write_sidecars",
     "written_text",
 ]
@@ -81,27 +84,24 @@ def _exists(path: str) -> bool:
 
 def merge_loras(
     checkpoint: Path,
-    loras: Sequence[str],
+    loras: Sequence[LoraWeight],
     output: Path,
     *,
-    block_weights: Sequence[str] = (),
     precision: str | None = None,
     listener: Listener = ignore,
     control: Control = keep_going,
 ) -> MergeReport:
-    """Merge the LoRAs (as :func:`parse_lora_weight` reads them) into a checkpoint."""
+    """Merge the LoRAs (:func:`weighted_lora`, or :func:`read_lora_weights` from text) into a checkpoint."""
     from loraloom.weights.merge import merge
 
-    weighted = _weighted(loras, block_weights)
     _check_output(output)
-    return merge(checkpoint, weighted, output, precision=precision, listener=listener, control=control)
+    return merge(checkpoint, loras, output, precision=precision, listener=listener, control=control)
 
 
 def combine_loras(
-    loras: Sequence[str],
+    loras: Sequence[LoraWeight],
     output: Path,
     *,
-    block_weights: Sequence[str] = (),
     rank: int | None = None,
     conv_rank: int | None = None,
     precision: str | None = None,
@@ -109,13 +109,12 @@ def combine_loras(
     listener: Listener = ignore,
     control: Control = keep_going,
 ) -> CombineReport:
-    """Add LoRAs (as :func:`parse_lora_weight` reads them) up into one LoRA."""
+    """Add LoRAs (:func:`weighted_lora`, or :func:`read_lora_weights` from text) up into one LoRA."""
     from loraloom.weights.combine import combine_loras as combine
 
-    weighted = _weighted(loras, block_weights)
     _check_output(output)
     return combine(
-        weighted,
+        loras,
         output,
         rank=rank,
         conv_rank=conv_rank,
@@ -153,20 +152,35 @@ def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str 
     return convert(lora, output, to=to, precision=precision)
 
 
-def is_lora(text: str) -> bool:
-    """Whether ``LORA:weight`` names a LoRA, rather than a checkpoint or something else."""
+def is_lora(path: Path) -> bool:
+    """Whether a file is a LoRA, rather than a checkpoint or something else."""
     from loraloom.formats.lora_keys import lora_keys
     from loraloom.formats.tensors import open_tensors
 
-    path = parse_lora_weight(text).path
     if path.is_dir():
         return False
     with open_tensors(path) as tensors:
         return lora_keys({key: tensors.info(key) for key in tensors}, tensors.metadata) is not None
 
 
-def _weighted(loras: Sequence[str], block_weights: Sequence[str]) -> list[LoraWeight]:
-    """The LoRAs with their block weights: one for all, or one for each."""
+def weighted_lora(
+    path: Path, *, unet: float = 1.0, text_encoder: float = 1.0, block_weights: str | None = None
+) -> LoraWeight:
+    """A LoRA file and how strongly it counts in a merge.
+
+    ``block_weights``: a preset, numbers, or ``BASE=1,MID=0.5``; SettingsError for others.
+    """
+    from loraloom.weights.merge import LoraWeight
+
+    blocks = None if block_weights is None else parse_block_weights(block_weights)
+    return LoraWeight(path, LoraStrength(unet, text_encoder, blocks=blocks))
+
+
+def read_lora_weights(loras: Sequence[str], block_weights: Sequence[str] = ()) -> list[LoraWeight]:
+    """LoRAs as :func:`parse_lora_weight` reads them, with their block weights: one for all, or one for each.
+
+    Raises SettingsError for text that is none of these.
+    """
     if len(block_weights) not in (0, 1, len(loras)):
         raise SettingsError(
             [f"{len(block_weights)} block weights for {len(loras)} LoRAs"], "give one for all, or one for each in order"
@@ -178,8 +192,19 @@ def _weighted(loras: Sequence[str], block_weights: Sequence[str]) -> list[LoraWe
     return [replace(lora, strength=strength) for lora, strength in zip(read, strengths, strict=True)]
 
 
+def read_checkpoint_weights(checkpoints: Sequence[str], *, adds_difference: bool) -> list[tuple[Path, float]]:
+    """``CHECKPOINT:weight``; a weight that is not given is 0.5, or 1 where differences are added."""
+    found = []
+    for text in checkpoints:
+        read = parse_lora_weight(text)
+        is_given = str(read.path) != text
+        found.append((read.path, read.strength.unet if is_given or adds_difference else 0.5))
+    return found
+
+
 def merge_checkpoints(
-    checkpoints: Sequence[str],
+    first: Path,
+    others: Sequence[tuple[Path, float]],
     output: Path,
     *,
     difference: Path | None = None,
@@ -189,19 +214,15 @@ def merge_checkpoints(
     listener: Listener = ignore,
     control: Control = keep_going,
 ) -> CheckpointMergeReport:
-    """Merge checkpoints: the first, then ``CHECKPOINT:weight`` (0.5 where there is none)."""
+    """Merge checkpoints: the first gets what the weights of the others leave."""
     from loraloom.weights.checkpoint_merge import CheckpointWeight
     from loraloom.weights.checkpoint_merge import merge_checkpoints as merge
 
-    others = []
-    for text in checkpoints[1:]:
-        path, unet = parse_lora_weight(text).path, parse_lora_weight(text).strength.unet
-        others.append(CheckpointWeight(path, 0.5 if str(path) == text and difference is None else unet))
     blocks = parse_block_weights(block_weights) if block_weights is not None else None
     _check_output(output)
     return merge(
-        Path(checkpoints[0]),
-        others,
+        first,
+        [CheckpointWeight(path, weight) for path, weight in others],
         output,
         difference=difference,
         blocks=blocks,
