@@ -108,7 +108,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory()  # as loraloom.training does on a CPU
     unet, adapters = build(way, arguments.rank, "cpu", arguments.quantize)
     step = stepper(unet, adapters, arguments.size)
-    before = own_memory_bytes() or 0
+    before = own_memory_bytes()
     with PeakMemory(torch.device("cpu")) as memory:
         losses = [step() for _ in range(3)]
     mib = 2**20

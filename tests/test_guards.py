@@ -19,20 +19,17 @@ ROOT = Path(loraloom.__file__).parent
 
 RUN = 6
 """Lines that make a repetition."""
-MOST_REPETITIONS = 95
+MOST_REPETITIONS = 82
 """Pairs of places in the package that share :data:`RUN` lines or more."""
 LONGEST_FILE = 500
 LONG_FILES = {
-    "data/dataset.py": 700,
-    "formats/pickles.py": 950,
-    "formats/torch_file.py": 750,
-    "models/loaded.py": 700,
-    "models/names.py": 700,
-    "studio/demo.py": 600,
-    "training/plan.py": 950,
-    "training/settings.py": 600,
-    "training/state.py": 750,
-    "training/trainer.py": 800,
+    "formats/pickles.py": 873,
+    "formats/torch_file.py": 674,
+    "models/loaded.py": 648,
+    "models/names.py": 605,
+    "studio/demo.py": 558,
+    "training/settings.py": 527,
+    "training/trainer.py": 751,
 }
 """Files beyond that, each with the most lines it may have."""
 
@@ -118,7 +115,7 @@ def too_long(files: Mapping[str, str], allowed: Mapping[str, int]) -> list[str]:
 
 
 def test_files_get_no_longer() -> None:
-    assert [line for line in too_long(sources(), LONG_FILES) if "short enough" not in line] == []
+    assert too_long(sources(), LONG_FILES) == []
 
 
 def test_long_files_are_found() -> None:

@@ -164,7 +164,7 @@ def predict_memory(
     )
 
     # By now the libraries that a run needs are loaded, so the program is as large as it will be then.
-    process = (own_memory_bytes() or 0) if process is None else process
+    process = own_memory_bytes() if process is None else process
     base = process + LIBRARY_BYTES if on_cpu else 0
     return Memory(
         device=device.type,

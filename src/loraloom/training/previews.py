@@ -23,6 +23,7 @@ from loraloom.reading import read_text
 from loraloom.training.settings import PreviewSettings, TrainSettings
 
 __all__ = [
+    "Moment",
     "PreviewPrompt",
     "count_pictures",
     "paint_previews",
@@ -139,6 +140,22 @@ def preview_image_settings(
     )
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When previews are painted. ``best_step``: that of the best validation loss so far, 0 where none is measured."""
+
+    epoch: int
+    step: int
+    by_step: bool
+    steps_per_epoch: int
+    best_step: int = 0
+
+    @property
+    def name(self) -> str:
+        """As in the names of files: of the step for those that are painted by steps, else of the epoch."""
+        return f"s{self.step:08d}" if self.by_step else f"e{self.epoch:06d}"
+
+
 def paint_previews(
     model: LoadedModel,
     adapters: AdapterSet,
@@ -147,26 +164,20 @@ def paint_previews(
     prompts: Sequence[PreviewPrompt],
     folder: Path,
     *,
-    epoch: int,
-    step: int,
-    by_step: bool,
-    steps_per_epoch: int,
+    moment: Moment,
     size: tuple[int, int],
     listener: Listener,
-    best_step: int = 0,
     control: Control = keep_going,
 ) -> list[Path]:
     """Paint every prompt at every weight into ``folder``; ``size``: (width, height) unless the settings give one.
 
-    Files are named by the epoch (``NAME_e000003_00.png``) or, with ``by_step``, by the step
-    (``NAME_s00000500_00.png``); a weight other than 1 is added (``_w0.5``). Weight 0 is the checkpoint alone, the same
-    at any time: painted once. ``best_step`` is that of the best validation loss so far, 0 where none is measured.
-    ``control`` is heeded before each picture and between its steps.
+    Files are named by the moment (``NAME_e000003_00.png``, ``NAME_s00000500_00.png``); a weight other than 1 is added
+    (``_w0.5``). Weight 0 is the checkpoint alone, the same at any time: painted once. ``control`` is heeded before each
+    picture and between its steps.
     """
     preview = settings.preview
     was_training = {module: module.training for module in adapters.modules()}
     adapters.eval()
-    when = f"s{step:08d}" if by_step else f"e{epoch:06d}"
     paths = []
     try:
         for index, prompt in enumerate(prompts):
@@ -178,10 +189,10 @@ def paint_previews(
                 attachment.set_weights(unet=weight, text_encoder=weight)
                 generate = preview_image_settings(prompt, preview, index, size, settings.clip_skip, prompt.text)
                 image = text_to_image(model, generate, control=control)[0]
-                path = folder / f"{settings.name}_{when}_{index:02d}{tail}.png"
+                path = folder / f"{settings.name}_{moment.name}_{index:02d}{tail}.png"
                 save_image(image.image, path, image.infotext)
                 paths.append(path)
-                event = PreviewSaved(str(path), prompt.text, step, epoch, index, weight)
+                event = PreviewSaved(str(path), prompt.text, moment.step, moment.epoch, index, weight)
                 listener(event)
     finally:
         attachment.set_weights(unet=1.0, text_encoder=1.0)
@@ -189,8 +200,9 @@ def paint_previews(
             module.training = training
     if preview.sheet and paths:
         texts = [prompt.text for prompt in prompts]
-        sheet = write_sheet(folder, settings.name, texts, preview.weights, steps_per_epoch, best_step)
-        listener(PreviewSheetSaved(str(sheet), step))
+        columns = moment.steps_per_epoch, moment.best_step
+        sheet = write_sheet(folder, settings.name, texts, preview.weights, *columns)
+        listener(PreviewSheetSaved(str(sheet), moment.step))
     return paths
 
 

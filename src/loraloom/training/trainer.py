@@ -44,7 +44,7 @@ from loraloom.training.optimizers import evaluating
 from loraloom.training.parameter_groups import set_learning_rates, text_encoder_stopped
 from loraloom.training.preparing import RunParts, prepare_parts
 from loraloom.training.preservation import Preservation
-from loraloom.training.previews import PreviewPrompt, paint_previews, preview_prompts
+from loraloom.training.previews import Moment, PreviewPrompt, paint_previews, preview_prompts
 from loraloom.training.saving import (
     SAVE_TYPES,
     FileFacts,
@@ -745,12 +745,8 @@ class TrainingRun(RunParts):
                 self.settings,
                 self.preview_prompts,
                 self.folder / "previews",
-                epoch=epoch,
-                step=self.step,
-                by_step=by_step,
-                steps_per_epoch=self.steps_per_epoch,
+                moment=Moment(epoch, self.step, by_step, self.steps_per_epoch, self.patience.best_step),
                 size=self.settings.dataset.size,
                 listener=self.listener,
-                best_step=self.patience.best_step,
                 control=control,
             )
