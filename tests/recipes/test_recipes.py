@@ -737,8 +737,10 @@ NEEDED = {
     "validation": {"share": 0.25},
 }
 """What other settings lean on."""
-TOLD_ELSEWHERE = listed("dataset.concepts adapter.base_loras adapter.rank_from_file device branched_from notify.url")
-"""Settings that hold places, or that are no part of a recipe."""
+TOLD_ELSEWHERE = listed(
+    "dataset.concepts adapter.base_loras adapter.rank_from_file adapter.args device branched_from notify.url"
+)
+"""Settings that hold places, that are no part of a recipe, or (adapter.args) that a kind of another package reads."""
 
 
 def like(tmp_path: Path, settings: TrainSettings, **more: str) -> Recipe:
