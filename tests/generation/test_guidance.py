@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loraloom.diffusion.samplers import SAMPLERS, SamplerPlan
 from loraloom.generation.guidance import Guidance, ImagePlans, StepCounter, TextCache, calls_per_step
 from loraloom.generation.loras import BatchLoras, LoraStore
 from loraloom.generation.prompts import parse_attention, plan_prompt
@@ -226,8 +227,11 @@ def test_steps_by_noise_levels() -> None:
 
 
 def test_the_web_ui_counts_calls_of_second_order_samplers() -> None:
-    assert calls_per_step("Heun", "a1111") == 2
-    assert calls_per_step("Heun", "none") == calls_per_step("Euler", "a1111") == 1
+    counted = {name: calls_per_step(SamplerPlan(name, "").entry, "a1111") for name in SAMPLERS}
+    twice = {"Heun", "DPM2", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "Restart"}
+    assert {name for name, calls in counted.items() if calls != 1} == twice
+    assert set(counted.values()) == {1, 2}
+    assert calls_per_step(SamplerPlan("Heun", "").entry, "none") == 1
 
 
 @torch.no_grad()
