@@ -1,14 +1,11 @@
-"""From settings to sampler: options, seeds, what is said to have no effect, what is written into the image."""
+"""From settings to sampler: options, seeds, what is written into the image."""
 
 from __future__ import annotations
-
-import pytest
 
 from loraloom.diffusion.samplers import SAMPLERS
 from loraloom.generation.noise import ImageSeed
 from loraloom.generation.sampling import (
     SAMPLING_FIELDS,
-    ignored_settings,
     image_seeds,
     level_options,
     plan_of,
@@ -28,58 +25,6 @@ def test_every_option_of_every_sampler_is_a_setting() -> None:
         plan = plan_of(of(sampler=name))
         assert set(sampler_options(settings, plan)) == plan.entry.takes
     assert "eta" not in sampler_options(of(), plan_of(of()))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"sampler": "Euler", "eta": 0.5}, "eta"),
-        ({"denoising_strength": 0.5}, "without init_image, denoising_strength"),
-        ({"init_image": "a.png", "mask_blur": 9}, "without mask, mask_blur"),
-        ({"hires_steps": 9}, "without hires_scale or hires_width and hires_height, hires_steps"),
-        ({"init_image": "a.png", "mask": "b.png", "inpaint_padding": 9}, "is for inpaint_area=mask"),
-        ({"sampler": "DPM++ SDE", "s_churn": 3}, "s_churn"),
-        ({"sampler": "Euler", "s_noise": 1.1}, "without s_churn"),
-        ({"sampler": "DPM++ 2M", "rho": 3, "schedule": "Uniform"}, "rho"),
-        ({"sampler": "Euler", "sigma_max": 9}, "sigma_max"),
-        ({"sampler": "Euler", "beta_alpha": 0.5}, "beta_alpha"),
-        ({"sampler": "DPM fast", "schedule": "Karras"}, "Karras does nothing"),
-        ({"sampler": "DPM adaptive", "batch_size": 4}, "one at a time"),
-        ({"sampler": "Restart", "schedule": "Beta"}, "Karras"),
-        ({"sampler": "DDIM", "sgm_noise_multiplier": True}, "sgm_noise_multiplier"),
-        ({"variation_seed": 4}, "variation_strength"),
-        ({"sampler": "DPM++ 2M", "eta_noise_seed_delta": 31337}, "eta_noise_seed_delta"),
-        ({"cfg_scale": 1, "guidance_rescale": 0.5, "skip_early_cfg": 0.1}, "guidance_rescale and skip_early_cfg"),
-        ({"sampler": "DDIM CFG++", "cfg_scale": 20}, "12.5"),
-    ],
-)
-def test_what_has_no_effect_is_said(changes: dict[str, object], words: str) -> None:
-    lines = ignored_settings(of(**changes))
-    assert len(lines) == 1
-    assert words in lines[0]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"sampler": name}
-        | (
-            {"s_noise": 1.1}
-            if "s_noise" in SAMPLERS[name].takes - {"s_churn"} and name not in ("Euler", "Heun", "DPM2")
-            else {}
-        )  # type: ignore[attr-defined]
-        for name in SAMPLERS
-    ]
-    + [
-        {"sampler": "Euler a", "eta_noise_seed_delta": 5, "eta": 0.5},
-        {"sampler": "Heun", "s_churn": 3, "s_tmin": 0.1, "s_tmax": 5, "s_noise": 1.1},
-        {"schedule": "Karras", "rho": 3, "sigma_min": 0.1},
-        {"schedule": "Beta", "beta_alpha": 0.5, "beta_beta": 0.7},
-        {"variation_strength": 0.2, "variation_seed": 3},
-    ],
-)
-def test_nothing_is_said_of_what_works(changes: dict[str, object]) -> None:
-    assert ignored_settings(of(**changes)) == []
 
 
 def test_fields_are_settings_and_only_what_works_is_written() -> None:

@@ -17,8 +17,9 @@ from loraloom.generation.loras import AppliedLora, BatchLoras, LoraStore
 from loraloom.generation.noise import ImageSeed
 from loraloom.generation.passes import Pass, Step, hires_settings, hires_size, plan_passes, sample, steps_taken
 from loraloom.generation.prompts import ImagePrompt, LoraTag, PromptReader
-from loraloom.generation.sampling import ignored_settings, image_seeds, plan_of
+from loraloom.generation.sampling import image_seeds, plan_of
 from loraloom.generation.settings import GenerateSettings
+from loraloom.generation.without_effect import without_effect
 from loraloom.models.loaded import LoadedModel
 
 __all__ = ["Job", "Painting", "Wanted", "image_size", "plan_painting", "with_seeds"]
@@ -139,7 +140,7 @@ def plan_painting(
     # What a person should know before it takes time; then what takes time.
     if any(prompts[0].ignored_loras for prompts, _ in read):
         listener(Notice("LoRA tags in the negative prompt do nothing: a LoRA works on the whole image", "warning"))
-    for line in ignored_settings(settings):
+    for line in without_effect(settings):
         listener(Notice(line, "warning"))
     with torch.no_grad():
         init = prepare_init_image(model, settings, size)
