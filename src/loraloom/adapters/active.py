@@ -119,12 +119,15 @@ class _Branch:
         return sum_.reshape(output.shape)
 
     def _fused(self, x: Tensor) -> tuple[Tensor, Tensor]:
+
+        # Joined once and kept, not at every call; another type or device makes them anew.
         if self._factors is None or self._factors[0].dtype != x.dtype or self._factors[0].device != x.device:
             factors = [adapter.factors() for _, adapter in self._low]
             self._factors = (
                 torch.cat([down for down, _ in factors]).detach().to(x.device, x.dtype),
                 torch.cat([up for _, up in factors], dim=1).detach().to(x.device, x.dtype),
             )
+
             ranks = [len(down) for down, _ in factors]
             owners = [pair for pair, rank in zip(self._low, ranks, strict=True) for _ in range(rank)]
             self._owners = [part.index for part, _ in owners]

@@ -325,6 +325,8 @@ def _start_from(
     """Give adapters the values of a file, alphas included; a notice names the layers that only one of the two has."""
     stored = read_adapters(path, targets, listener=listener)
     _check_start(settings, path, stored)
+
+    # Settings and file may each have layers that the other lacks; shapes that differ cannot be taken over at all.
     lost = 0
     for target, source in stored.items():
         if target not in adapters:
@@ -339,6 +341,7 @@ def _start_from(
                 "set adapter.rank_from_file=true to take ranks and alphas from the file",
             )
         adapters[target] = type(adapters[target]).from_tensors(values, target)
+
     matched = len(stored) - lost
     if matched == 0:
         raise AdapterError(
@@ -347,6 +350,7 @@ def _start_from(
     if lost:
         text = f"{lost} of the {len(stored)} layers of {path} are not trained: the new LoRA will not have them"
         listener(Notice(f"adapter.start_from: {text}", "warning"))
+
     if len(adapters) > matched:
         text = f"{len(adapters) - matched} trained layers are not in {path}: they start new"
         listener(Notice(f"adapter.start_from: {text}", "warning"))

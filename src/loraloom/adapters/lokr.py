@@ -191,6 +191,7 @@ class LokrAdapter(Adapter):
         w1, w2 = _stored_side(tensors, "lokr_w1", target), _stored_side(tensors, "lokr_w2", target)
         if "lokr_t2" in tensors and len(w2) == 2:
             w2 = without_core(tensors["lokr_t2"], w2[0], w2[1], target)
+
         out, in_, *kernel = target.shape
         rows, columns = w1[0].shape[0], w1[-1].shape[1]
         if rows == 0 or columns == 0 or out % rows or in_ % columns:
@@ -199,6 +200,7 @@ class LokrAdapter(Adapter):
                 f"of shape ({rows}, {columns}) has",
                 "the LoRA was made for another model",
             )
+
         b, d = out // rows, in_ // columns
         if len(w1) == 2:
             _check_pair(w1, (rows, columns), target)
@@ -207,6 +209,7 @@ class LokrAdapter(Adapter):
         else:
             w2 = w2[0].flatten(1), w2[1].flatten(1)
             _check_pair(w2, (b, d * math.prod(kernel)), target)
+
         # An alpha has no meaning where neither side is factored.
         rank = next((side[1].shape[0] for side in (w1, w2) if len(side) == 2), 1)
         first, second = (tuple(factor.float() for factor in side) for side in (w1, w2))

@@ -22,13 +22,17 @@ def network_metadata(settings: AdapterSettings) -> dict[str, object]:
     by_layer = settings.rank_from_file or settings.block_ranks is not None
     rank: int | str = "Dynamic" if by_layer else settings.rank
     alpha: float | str = settings.alpha or float(settings.rank)
+
+    # Readers divide alpha by the rank in the file, and know neither rank stabilization nor a doubled rank.
     if isinstance(rank, int) and not isinstance(alpha, str):
         if settings.rank_stabilized:
             alpha *= rank**0.5
         if kind.doubles_rank(settings):
             rank, alpha = 2 * rank, 2 * alpha
+
     if by_layer or settings.block_alphas is not None:
         alpha = "Dynamic"
+
     return {
         "network_module": kind.network_module or kind.__module__,
         "network_dim": rank,

@@ -97,6 +97,8 @@ class AdapterSettings(Settings):
             problems.append("adapter.rank_from_file needs adapter.start_from, the file to take the ranks from")
         if self.lokr_factor == 0:
             problems.append("adapter.lokr_factor is 1 or more, or -1")
+
+        # Patterns are looked for in hundreds of names: one that goes back and forth without end would hang the run.
         for key, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 try:
@@ -110,6 +112,7 @@ class AdapterSettings(Settings):
                 parse_base_lora(text)
             except ValueError as error:
                 problems.append(f"adapter.base_loras: {error}")
+
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -170,6 +173,7 @@ def adapter_notices(settings: AdapterSettings) -> list[str]:
         names += tuple(name for kind in kinds.values() for name in kind.own_settings)
         names += ("block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas")
         tell(names, "with adapter.rank_from_file, which takes the ranks from the file")
+        # First, so that nothing more is said about what the file decides.
         given -= set(names)
     if not kind.has_rank:
         names = ("rank", "alpha", "rank_stabilized", "block_alphas", "conv_block_alphas", "conv_alpha")

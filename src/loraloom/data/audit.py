@@ -102,20 +102,25 @@ def _caption(sample: Sample, measure: Measure) -> Iterator[Problem]:
         yield Problem(
             "info", "caption-tokens", path or sample.path, note, "chosen by itself unless max_token_length is set"
         )
+
     if path is None:
         return
     if not normal_name(path.name).casefold().startswith(normal_name(sample.path.stem).casefold()):
         path = sample.path  # its caption is one of many in a table
+
     syntax = _WEIGHT.findall(text)
     if syntax and (syntax[0].startswith("<") or not sample.captions.weighted):
         note = f"has prompt syntax that means nothing in training: {syntax[0][:40]}"
         hint = "write the words without brackets and weights, or set captions.weighted=true"
         yield Problem("warning", "caption-weights", path, note, hint)
+
     if not sample.captions.wildcards and _WILDCARD.search(text):
         note = f"has braces, which are text: {_WILDCARD.findall(text)[0][:40]}"
         yield Problem("warning", "caption-wildcards", path, note, "set captions.wildcards=true to choose one each time")
+
     if _DOUBLE_COMMA.search(text):
         yield Problem("info", "caption-commas", path, "has two commas in a row", "remove one")
+
     tags = [tag.strip() for tag in text.split(",") if _UNDERSCORE.search(tag)]
     if tags and not sample.captions.replace_underscores:
         note = f"has underscores in tags: {', '.join(tags[:3])}{' ...' if len(tags) > 3 else ''}"

@@ -67,6 +67,8 @@ def _training(dataset: Dataset, seed: int, epoch: int) -> list[tuple[Sample, int
     for concept in dict.fromkeys(sample.concept for sample, _ in pairs):
         if concept.steps is None:
             continue
+        # Earlier epochs have used up some of the concept's steps. Which showings are left out of this one is drawn,
+        # so that it is not always the last pictures.
         each = dataset.showings[concept]
         left = max(0, concept.steps - each * (epoch - concept.first_epoch + 1))
         if left < each:
@@ -74,6 +76,7 @@ def _training(dataset: Dataset, seed: int, epoch: int) -> list[tuple[Sample, int
             order = shuffled(range(len(mine)), seed, "steps", epoch, concept.label, concept.place)
             gone = {(mine[index][0].identity, mine[index][1]) for index in order[left:]}
             pairs = [pair for pair in pairs if pair[0].concept != concept or (pair[0].identity, pair[1]) not in gone]
+
     return pairs
 
 
@@ -111,10 +114,14 @@ def _regularization(dataset: Dataset, count: int, seed: int, epoch: int) -> list
     pool = [sizes for sizes in groups for _ in range(sizes[0].repeats)]
     if not pool:
         return []
+
     result: list[tuple[Sample, int]] = []
     occurrences: Counter[str] = Counter()
     position = _shown_before(dataset, epoch)
     end = position + count
+
+    # An epoch may show fewer pictures than the pool has: it goes on where the one before stopped, so that each has
+    # its turn before any comes twice.
     while position < end:
         turn, start = divmod(position, len(pool))
         stop = min(len(pool), start + end - position)
@@ -123,6 +130,7 @@ def _regularization(dataset: Dataset, count: int, seed: int, epoch: int) -> list
             result.append((_one(sizes, seed, epoch, occurrences[name]), occurrences[name]))
             occurrences[name] += 1
         position += stop - start
+
     return result
 
 

@@ -76,12 +76,15 @@ def assign_buckets(sizes: Iterable[Size], settings: DatasetSettings) -> dict[Siz
     shapes = [_shape(bucket) for bucket in buckets]
     result: dict[Size, Size] = {}
     pending: list[tuple[Size, int, int]] = []
+
     for size in sorted(set(sizes), key=lambda size: (_shape(size), size)):
         best = _nearest(_shape(size), shapes)
         if not settings.upscale and not _suits(buckets[best], size, settings.max_crop):
             result[size] = _own_bucket(size, buckets[best], settings)
         else:
             pending.append((size, *_accepted(_shape(size), shapes, best, settings.max_crop)))
+
+    # The stretch that ends first has to be touched somewhere, and its end is the place that touches most others.
     while pending:
         point = min(last for _, _, last in pending)
         group = [size for size, first, _ in pending if first <= point]

@@ -236,6 +236,7 @@ class LatentCache:
 
     def _wanted(self, samples: Sequence[Sample], flips: bool) -> Iterator[Item]:
         """Every version of every sample; of versions that came out alike, the first."""
+
         seen: set[str] = set()
         for variant in range(max((sample.variation.count for sample in samples), default=1)):
             for flipped in (False, True):
@@ -243,6 +244,7 @@ class LatentCache:
                     mirrored = flips if sample.flip is None else sample.flip
                     if variant >= sample.variation.count or (flipped and not mirrored):
                         continue
+                    # Variations are drawn and may come out alike: the VAE need not encode the same picture twice.
                     if sample.variation.count > 1:
                         key = self._key(sample, flipped, variant)
                         if variant and key in seen:

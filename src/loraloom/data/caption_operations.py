@@ -250,6 +250,7 @@ def _pieces(text: str, separator: str, settings: CaptionSettings) -> list[str]:
     """The text between separators; those inside the brackets of a weighted caption do not count."""
     if not settings.weighted or not any(bracket in text for bracket in "([") or not separator:
         return [piece.strip() for piece in text.split(separator)]
+
     pieces, start, position, open_brackets = [], 0, 0, 0
     while position < len(text):
         character = text[position]
@@ -265,6 +266,7 @@ def _pieces(text: str, separator: str, settings: CaptionSettings) -> list[str]:
             position = start = position + len(separator)
             continue
         position += 1
+
     if open_brackets:  # a bracket that is never closed holds nothing together
         return [piece.strip() for piece in text.split(separator)]
     return [*pieces, text[start:].strip()]

@@ -205,6 +205,8 @@ def _json_rows(data: Any) -> Iterator[_Row]:
         return
     if not isinstance(data, dict):
         raise ValueError("is JSON, but no table")
+
+    # Programs agree on no form: COCO's two lists are known by their names, and one list of tables is the table.
     lists = [key for key, value in data.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if {"images", "annotations"} <= set(lists):
         yield from _coco_rows(data["images"], data["annotations"])
@@ -250,6 +252,7 @@ def _separated_rows(text: str) -> Iterator[_Row]:
     readings = [(delimiter, _cells(text, delimiter)) for delimiter in delimiters]
     delimiter, first = max(readings, key=lambda reading: _understood(reading[1]))
     _check_quotes(text, delimiter)
+
     reader = csv.reader(io.StringIO(text, newline=""), **_form(text, delimiter))
     start = 0
     if any(_plain(cell) in _NAMES for cell in first):
@@ -261,6 +264,7 @@ def _separated_rows(text: str) -> Iterator[_Row]:
     else:
         shown = f"; its first line has the columns {_quoted(first)}" if len(first) > 1 else ""
         raise ValueError(f"no JSON, and its first line does not name a column file_name{shown}")
+
     for cells in reader:
         where = f"line {start + 1}"
         start = reader.line_num
@@ -339,9 +343,11 @@ def _caption(row: Any, where: str) -> str | None:
     """The caption of a row, tags behind it; None if it has neither."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} has neither caption nor tags")
+
     plain = {_plain(key): value for key, value in row.items()}
     captions = _first_text(plain, _CAPTIONS, "\n", where)
     tags = _first_text(plain, _TAGS, ", ", where)
+
     if captions and tags:  # the tags belong to each line
         return "\n".join(f"{line}, {tags}" for line in captions.splitlines() if line.strip())
     return captions or tags or (None if captions is None and tags is None else "")

@@ -158,9 +158,12 @@ def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[
     Plain folders inside belong to the concept; other concepts' folders and regularization folders do not. ``beside``:
     what is named as a mask is one, even where its picture is gone.
     """
+
+    # Pictures of a concept inside this one would be shown twice, and regularization images trained as the subject.
     apart = {other.folder for other in layout.concepts if other.folder != concept.folder} | layout.apart
     if layout.regularization_folder is not None and layout.regularization_folder != concept.folder:
         apart.add(layout.regularization_folder)
+
     files = Files()
     inner: set[Path] = set()
     for path in _walk(concept.folder, apart):
@@ -184,9 +187,11 @@ def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[
                 "name a folder n_name (10_cat) to make it a concept with repeats of its own",
             )
         )
+
     files.images.sort(key=_order)
     files.texts.sort(key=_order)
     _set_masks_apart(files)
+
     if beside:
         orphans = [path for path in files.images if path.stem.lower().endswith(MASK_ENDINGS)]
         files.images = [path for path in files.images if path not in orphans]
@@ -316,10 +321,13 @@ def _listed_concepts(settings: DatasetSettings) -> Layout:
             continue
         folder = own.folder.expanduser().absolute()
         _require_folder(folder, "concept folder")
+
+        # The folder's name (10_cat) fills in what the list leaves open; the list counts before it.
         match = _N_NAME.fullmatch(folder.name)
         digits, name = match.groups() if match else ("", folder.name)
         repeats = int(digits) if digits and 0 < int(digits[:9]) <= _MAX_REPEATS else settings.repeats
         caption = _text(name if own.name is None else own.name) if own.caption is None else own.caption
+
         concept = Concept(
             label=own.name or folder.name,
             name=caption,
@@ -345,7 +353,9 @@ def _add_regularization(layout: Layout, settings: DatasetSettings) -> None:
     layout.regularization_folder = folder
     inside = _entries(folder)
     layout.problems += inside.problems
+
     named = [child for child in inside.folders if _N_NAME.fullmatch(child.name)]
+    # Counted from here, to see whether this folder adds anything at all.
     found = len(layout.concepts)
     for child in named:
         _add_concept(layout, child, settings, is_regularization=True)
@@ -354,11 +364,13 @@ def _add_regularization(layout: Layout, settings: DatasetSettings) -> None:
             _add_concept(layout, folder, settings, is_regularization=True)
         else:
             layout.concepts.append(Concept(folder.name, _text(folder.name), folder, 1, is_regularization=True))
+
     if named and _has_images(folder, deep=False):
         note = "pictures beside the regularization concept folders are not used"
         layout.problems.append(
             Problem("warning", "loose-images", folder, note, "move them into a folder such as 1_person")
         )
+
     if len(layout.concepts) == found:
         note = "holds no regularization images; training goes on without"
         layout.problems.append(Problem("info", "regularization", folder, note))

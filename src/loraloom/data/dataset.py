@@ -64,10 +64,13 @@ def load_dataset(
         listed.append((concept, list_files(concept, layout, settings.caption_extensions, beside=beside)))
     found, problems = _find_pictures(listed, settings, listener, control)
     problems = [*layout.problems, *problems]
+
+    # Where captions lie elsewhere one hint is enough, not one for every text that has no picture.
     near = list(_without_captions(listed, found, settings))
     offered = {problem.path for problem in near if problem.kind == "captions-nearby"}
     problems = [problem for problem in problems if problem.kind != "caption-orphan" or problem.path not in offered]
     problems.extend(near)
+
     if not allow_empty:
         _require_tables(problems)
     if not any(not picture.concept.is_regularization for picture in found):
@@ -75,6 +78,7 @@ def load_dataset(
         if not allow_empty:
             raise error
         problems.append(Problem("error", "empty", layout.folder, "holds no usable picture", error.hint))
+
     samples = _samples(found, settings, layout)
     problems.extend(_rounded_resolution(settings, layout))
     problems.extend(Problem("warning", "settings", layout.folder, note) for note in dataset_without_effect(settings))
@@ -160,8 +164,10 @@ def _without_captions(
         if not pictures or own.source != "file" or any(picture.caption_path is not None for picture in pictures):
             continue
         near = list(captions_nearby(concept.folder, [p.relative for p in pictures], settings.caption_extensions))
+        # Regularization images often have no captions on purpose: their class's name says what they show.
         if concept.is_regularization and not near:
             continue
+
         note = f"has {len(pictures)} pictures and no caption: all of them are trained as {concept.name!r}"
         hint = "see below for what lies near it" if near else "set captions.source=folder if that is meant"
         yield Problem("warning", "captions-none", concept.folder, note, hint)

@@ -81,6 +81,7 @@ def _tables(folder: Path, pictures: Sequence[Path]) -> Iterator[Problem]:
             continue
         if tried == _MOST_TABLES or (not named and (suffix == ".txt" or path.parent != folder)):
             continue
+
         tried += 1
         yield from _table(path, folder, pictures, named)
 
@@ -110,6 +111,8 @@ def _other_endings(folder: Path, pictures: Sequence[Path], extensions: Collectio
             suffix = path.suffix.lower()
             if suffix not in extensions and suffix in _TEXT_SUFFIXES | _SIDE_FILES and _stem(path.name) in stems:
                 found.setdefault(suffix, []).append(path)
+
+    # One sentence for each ending: thousands of files with the same one are one mistake.
     for suffix, paths in found.items():
         which = f"is one of {len(paths)} {suffix} files with the names of pictures"
         if suffix in _TEXT_SUFFIXES:
@@ -129,6 +132,7 @@ def _other_folders(folder: Path, pictures: Sequence[Path]) -> Iterator[Problem]:
         # Folders of pictures have captions of their own, and often the same numbers for names.
         if not count or any(file.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"} for file in _files(path)):
             continue
+
         note = f"holds {count} files with the names of pictures; captions are looked for beside the pictures"
         yield _nearby(path, note, f"copy them into {readable(folder.name)}")
 
@@ -151,6 +155,8 @@ def _words_in_names(folder: Path, pictures: Sequence[Path]) -> Iterator[Problem]
     words = [file_words(normal_name(picture.stem)) for picture in pictures]
     told = [text for text in words if len(text.split()) >= 3 or "," in text]
     repeated = Counter(" ".join(text.split()[:2]) for text in told)
+
+    # Cameras number their pictures, so names that all begin alike say nothing about what is seen.
     different = len(told) < 4 or max(repeated.values(), default=0) < len(told) or any("," in text for text in told)
     if len(told) * 2 > len(pictures) and different:
         note = f"has pictures whose names look like captions, such as {readable(told[0])!r}"

@@ -374,11 +374,13 @@ class DatasetSettings(Settings):
             or not isinstance(data.get("concepts"), (list, tuple))
         ):
             return data
+
         listed = data["concepts"]
         given = [item.get("folder") if isinstance(item, dict) else getattr(item, "folder", None) for item in listed]
         folders = [folder for folder in given if isinstance(folder, (str, Path)) and str(folder)]
         if not folders or len(folders) < len(given):
             return data
+
         absolute = [str(Path(folder).expanduser().absolute()) for folder in folders]
         try:
             common = Path(os.path.commonpath(absolute))
@@ -422,9 +424,11 @@ class DatasetSettings(Settings):
                 own = concept.over(self)
             except ValueError as error:
                 problems.append(f"the captions of concept {concept.folder} contradict dataset.captions: {error}")
+                # The rest of the concept is checked all the same, without what was at fault.
                 own = concept.model_copy(update={"captions": {}}).over(self)
             if own.masks == "folder" and own.mask_folder is None:
                 problems.append(f"masks=folder of concept {concept.folder} needs a mask_folder")
+
         if self.concepts and not any(item.enabled and not item.is_regularization for item in self.concepts):
             problems.append("none of the listed concepts is enabled and made of training images")
         if self.masks == "folder" and self.mask_folder is None and not self.concepts:

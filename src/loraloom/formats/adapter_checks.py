@@ -57,12 +57,17 @@ def problem_of_layer(name: str, keys: Mapping[str, str], infos: Mapping[str, Ten
     layout = layout_of(roles)
     if layout is None:
         return f"layer {name} holds {', '.join(sorted(roles))}: together they do not make an adapter"
+
     for role, info in roles.items():
         if problem := _problem_of_tensor(role, info):
             return f"{show(keys[role])} {problem}"
+
+    # A DoRA is wrapped around another kind: the one inside has to be complete as well, or it would have no product.
     inside = [inner for inner in (layout, layout_of(inner_roles(roles))) if inner is not None]
     if lacking := next(filter(None, (one.lacking(roles) for one in inside)), None):
         return f"layer {name} has no {lacking} tensor: the file is incomplete"
+
+    # Last, since only tensors that are all there can be said not to fit one another.
     for product in (product for one in inside for product in one.products):
         if product.left in roles and not _fits(roles, product):
             parts = product.left, product.core, product.right

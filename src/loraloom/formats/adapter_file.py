@@ -127,6 +127,7 @@ def _is_of_text(file: AdapterFile) -> bool:
 def _read_one(path: Path) -> AdapterFile:
     if path.is_dir() and (inside := loras_in(path)):
         raise AdapterError(f"{path} is a folder", f"give the LoRA in it: {inside[0]}")
+
     tensors = open_tensors(path)
     infos = {key: tensors.info(key) for key in tensors}
     keys = lora_keys(infos, tensors.metadata)
@@ -135,14 +136,19 @@ def _read_one(path: Path) -> AdapterFile:
     if keys.problem:
         raise AdapterError(f"{path}: {keys.problem}", _KINDS_READ)
     layers = {name: {role: widened(tensors[key]) for role, key in roles.items()} for name, roles in keys.layers.items()}
+
+    # An alpha scales its whole layer, so NaN or infinity in it would be all that is seen of the LoRA.
     for name, roles in layers.items():
         if "alpha" in roles and not math.isfinite(float(roles["alpha"])):
             raise AdapterError(f"{path}: the alpha of layer {name} is {float(roles['alpha'])}", "the file is damaged")
+
+    # PEFT keeps its scales outside of the tensors, in a configuration.
     if PEFT in keys.dialects:
         try:
             add_peft_scales(path, layers, tensors.metadata)
         except AdapterError as error:
             raise AdapterError(f"{path}: {error.problem}", error.hint) from error
+
     embeddings = {
         word: {place: widened(tensors[key]) for place, key in places.items()}
         for word, places in keys.embeddings.items()

@@ -51,6 +51,8 @@ def layer_names(part: str, shapes: Sequence[tuple[tuple[int, ...], tuple[int, ..
     """kohya's names of numbered layers with these shapes of (up, down); None where they are in no known order."""
     if any(len(up) not in (2, 4) or len(down) not in (2, 4) for up, down in shapes):
         return None
+
+    # These files hold numbers only. A layer of CLIP has four projections, always in this order.
     if part == "text_encoder":
         if len(shapes) % 4 or not shapes:
             return None
@@ -59,6 +61,8 @@ def layer_names(part: str, shapes: Sequence[tuple[tuple[int, ...], tuple[int, ..
         return [
             f"lora_te_text_model_encoder_layers_{layer}_self_attn_{name}" for layer in layers for name in projections
         ]
+
+    # The U-Net's may be of transformers alone or of residual blocks too (80 more): only shapes tell versions apart.
     for res_blocks in (0, 80):
         for modules in _TRANSFORMER_MODULES:
             if len(shapes) - res_blocks == _TRANSFORMERS * len(modules):
@@ -84,12 +88,15 @@ _TRANSFORMER_MODULES = tuple(_transformer_modules())
 def _unet_modules(modules: Sequence[str], *, with_res_blocks: bool) -> Iterator[str]:
     sections = [(f"down_blocks_{level}", 2 * (level < 3), 2) for level in range(4)]
     sections += [(f"up_blocks_{level}", 3 * (level > 0), 3) for level in range(4)]
+
     for section, attentions, resnets in [*sections, ("mid_block", 1, 2)]:
         for number in range(attentions):
             yield from (f"{section}_attentions_{number}_transformer_blocks_0_{name}" for name in modules)
         for number in range(resnets if with_res_blocks else 0):
             for name in ("conv1", "time_emb_proj", "conv2"):
                 yield f"{section}_resnets_{number}_{name}"
+            # A shortcut stands where the width changes: everywhere on the way up, where skips are joined on, and at
+            # the first block of two levels on the way down.
             if section.startswith("up") or (section in ("down_blocks_1", "down_blocks_2") and number == 0):
                 yield f"{section}_resnets_{number}_conv_shortcut"
 

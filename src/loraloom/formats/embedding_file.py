@@ -44,6 +44,8 @@ def read_embedding(path: Path) -> EmbeddingFile:
         if len(file) > _MOST_NAMES:
             raise FileFormatError(f"{path}: holds {len(file)} tensors", _FORMS)
         names = list(file)
+
+        # SDXL's files name their encoders; all others have one table of vectors, whose width says where it belongs.
         if "clip_l" in file or "clip_g" in file:
             vectors: dict[Encoder, Tensor] = {}
             for encoder in ("clip_l", "clip_g"):

@@ -187,6 +187,8 @@ def _settings_lines(lines: Sequence[str]) -> tuple[int, int, dict[str, str]] | N
     usual = [index for index in full if _STEPS.match(lines[index])]
     known = [index for index in full if len(_KNOWN_KEYS & read[index].keys()) >= _MINIMUM_PAIRS - 1]
     last = [index for index in full if index == len(lines) - 1]
+
+    # The order matters: a prompt may hold pairs too, so the surest sign of a line of settings is asked first.
     for found in (usual, known, last):
         if found:
             return found[-1], found[-1] + 1, read[found[-1]]
@@ -197,11 +199,14 @@ def _settings_column(lines: Sequence[str], read: Sequence[dict[str, str]]) -> tu
     steps = next((index for index in range(len(lines) - 1, -1, -1) if _STEPS.match(lines[index])), None)
     if steps is None:
         return None
+
+    # Lines above the steps need keys that are known, since the prompt ends somewhere among them.
     start = end = steps
     while start > 0 and _KNOWN_KEYS & read[start - 1].keys():
         start -= 1
     while end < len(lines) and read[end]:
         end += 1
+
     fields = {key: value for found in read[start:end] for key, value in found.items()}
     return (start, end, fields) if len(_KNOWN_KEYS & fields.keys()) >= _MINIMUM_PAIRS else None
 
@@ -215,6 +220,8 @@ def _behind(lines: Sequence[str]) -> tuple[dict[str, str], str]:
     for line in lines:
         match = _LINE_KEY.match(line.strip())
         pairs = _fields(line) if match else {}
+        # Several known pairs are fields, not one field with a long text; a template may hold colons as a prompt
+        # does.
         if match and match[1] not in _TEMPLATES and _KNOWN_KEYS & pairs.keys():
             fields |= pairs
             key = ""
@@ -225,6 +232,7 @@ def _behind(lines: Sequence[str]) -> tuple[dict[str, str], str]:
             below[key].append(line)
         else:
             rest.append(line)
+
     fields = {name: "\n".join([value, *below.get(name, ())]) for name, value in fields.items()}
     if negative := next((name for name in fields if _is_negative(name + ":")), None):
         fields[_NEGATIVE.rstrip(":")] = fields.pop(negative)

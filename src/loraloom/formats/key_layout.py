@@ -107,9 +107,13 @@ class KeyLayout:
     def lacking(self, roles: Iterable[str]) -> str | None:
         """A tensor without which the others have no product; None where they are complete."""
         present = set(roles)
+
+        # Nothing of what it needs is there: the first way of having it is the one to ask for.
         for alternatives in self.needs:
             if not present & {role for alternative in alternatives for role in alternative}:
                 return alternatives[0][0]
+
+        # One way was begun: what that way lacks says more than the name of another way.
         begun = (one for alternatives in self.needs for one in alternatives if present & set(one))
         return next((role for alternative in begun for role in alternative if role not in present), None)
 

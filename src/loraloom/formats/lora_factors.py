@@ -68,17 +68,22 @@ def factors_of(roles: Mapping[str, Tensor], where: str) -> LoraFactors:
     if missing:
         raise AdapterError(f"{where} has no {' and no '.join(missing)} matrix", "the file is incomplete")
     down, up = roles["down"].float(), roles["up"].float()
+
+    # Tucker's layers are brought to two factors, so that whoever works with them has one form to mind.
     if "mid" in roles:
         middle = roles["mid"].float()
         if down.ndim < 2 or middle.ndim != 4 or middle.shape[1] != len(down):
             raise AdapterError(f"{where}: the middle tensor does not fit", _DAMAGED)
         down = torch.einsum("abhw,bi->aihw", middle, down.flatten(1))
+
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.flatten(1).shape[1] != len(down) or not down.numel():
         raise AdapterError(f"{where}: its factors have shapes {tuple(down.shape)} and {tuple(up.shape)}", _DAMAGED)
     alpha = roles.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise AdapterError(f"{where}: its alpha is not a number", _DAMAGED)
     value = None if alpha is None else float(alpha)
+
+    # NaN in one factor makes the whole product NaN, and later nobody could say which layer it came from.
     if not (bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all()) and math.isfinite(value or 0.0)):
         raise AdapterError(f"{where} holds NaN or infinite values", _DAMAGED)
     return LoraFactors(

@@ -48,6 +48,8 @@ def lora_keys(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> L
     if is_numbered_list(infos):
         part, pairs = pairs_of_list(infos)
         return _numbered(infos, {part: pairs}, {}, [])
+
+    # Keys of these three forms mean nothing to any dialect, so they are taken out first.
     numbered: dict[str, dict[int, dict[str, str]]] = {}
     embeddings: dict[str, dict[str, str]] = {}
     rest = []
@@ -67,6 +69,7 @@ def lora_keys(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> L
             rest.append(key)
     if numbered:
         return _numbered(infos, numbered, embeddings, rest)
+
     layers: dict[str, dict[str, str]] = {}
     spoken: Counter[str] = Counter()
     dialects: dict[str, Dialect] = {}
@@ -79,9 +82,11 @@ def lora_keys(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> L
         dialect, layer, role = found
         spoken[dialect.name] += 1
         dialects[dialect.name] = dialect
+        # Two dialects in one file may name one tensor twice: the later one must not win in silence.
         if role in layers.setdefault(layer, {}):
             twice.append((layers[layer][role], key))
         layers[layer][role] = key
+
     if not layers:
         return None
     ordered = tuple(dialects[name] for name, _ in spoken.most_common())
@@ -101,17 +106,22 @@ def _problem(
     if foreign := foreign_kinds(infos):
         key, kind = next(iter(foreign.items()))
         return f"holds {kind} layers ({key}), which this version does not read"
+
     if unknown:
         rest = f"the rest reads as the dialect of {dialect.title}"
         if dialect is CLONEOFSIMO:
             rest = "the layers are numbered, and their count and shapes are those of no known version"
         first = show(unknown[0])
         return f"{len(unknown)} of {len(infos)} tensors belong to no LoRA layer, the first is {first}; {rest}"
+
+    # PEFT can keep several adapters in one file. Without their names they look like one tensor given twice.
     if twice:
         names = sorted({name for pair in twice for key in pair if (name := adapter_name(key)) is not None})
         if len(names) > 1:
             return f"holds several adapters ({', '.join(map(show, names))}); save one of them to a file of its own"
         return f"names one tensor twice: {show(twice[0][0])} and {show(twice[0][1])}"
+
+    # Shapes last: they can only be judged where every key is understood.
     vectors = (key for places in embeddings.values() for key in places.values())
     problems = [problem_of_layer(name, keys, infos) for name, keys in layers.items()]
     problems += [problem_of_vectors(key, infos[key]) for key in vectors]
@@ -127,6 +137,7 @@ def _numbered(
     layers: dict[str, Mapping[str, str]] = {}
     for part, pairs in parts.items():
         ordered = [pairs[number] for number in sorted(pairs)]
+        # With a gap nobody knows which layer a number means, so the whole part stays unknown.
         complete = sorted(pairs) == list(range(len(pairs))) and all(set(roles) == {"up", "down"} for roles in ordered)
         shapes = [(tuple(infos[roles["up"]].shape), tuple(infos[roles["down"]].shape)) for roles in ordered if complete]
         names = layer_names(part, shapes) if complete else None
@@ -134,5 +145,6 @@ def _numbered(
             unknown += [key for roles in ordered for key in roles.values()]
         else:
             layers.update(zip(names, ordered, strict=True))
+
     problem = _problem(infos, CLONEOFSIMO, layers, embeddings, unknown, [])
     return LoraKeys(CLONEOFSIMO, (CLONEOFSIMO,), layers, embeddings, tuple(unknown), problem)

@@ -366,6 +366,8 @@ class _Machine:
         if type(function) is not Global:
             raise self.unsafe("its pickle calls something that is not a plain name")
         name = function.name
+
+        # The few calls that make plain data are made as data; every other one stays a node that nothing runs.
         if name in _DICTIONARIES:
             return self.dictionary(args)
         if name == "builtins.bytes" and not args:

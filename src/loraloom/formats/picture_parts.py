@@ -73,12 +73,16 @@ def _png(data: bytes) -> PictureParts:
     profile: bytes | None = None
     animated = False
     texts: set[bytes] = set()
+
     for kind, start, end in _png_chunks(data):
         content = memoryview(data)[start + 8 : end - 4]
         if kind == b"acTL" and len(content) >= 4:
             animated = int.from_bytes(content[:4], "big") > 1
         elif kind == b"iCCP":
             profile = profile or _png_profile(bytes(content))
+
+        # PNG marks critical chunks by a capital. Of the others only transparency and a sound orientation change a
+        # picture.
         if kind[:1].isupper() or (kind in _PNG_NEEDED and (kind != b"eXIf" or _sound(data, start, end))):
             continue
         keyword = bytes(content[:80]).partition(b"\0")[0]
@@ -86,6 +90,7 @@ def _png(data: bytes) -> PictureParts:
             texts.add(keyword)
             continue
         kept.leave_out(start, end)
+
     return PictureParts(kept.joined(), profile, animated)
 
 
@@ -141,12 +146,14 @@ def _jpeg(data: bytes) -> bytes:
         if marker == 0xFF or marker in _JPEG_STANDALONE:  # fill bytes, and marks without content
             place += 1 if marker == 0xFF else 2
             continue
+
         end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         if marker == _JPEG_START_OF_SCAN or end < place + 4 or end > len(data):
             break
         if marker == _JPEG_COMMENT or (marker in _JPEG_APP and not _known_segment(data, place, marker)):
             kept.leave_out(place, end)
         place = end
+
     return kept.joined()
 
 
@@ -159,10 +166,12 @@ def _webp(data: bytes) -> bytes:
     body: list[bytes] = []
     kinds: set[bytes] = set()
     place = 12
+
     while place + 8 <= len(data):
         kind, length = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
         end = place + 8 + length + length % 2
         whole = end <= len(data) + length % 2
+        # Pixels that are cut off still show something; half a profile, or a second one, only confuses decoders.
         pixels = kind in _WEBP_NEEDED and kind not in _WEBP_FLAGS
         if pixels or (whole and kind in _WEBP_NEEDED and kind not in kinds):
             body.append(data[place:end])
@@ -170,9 +179,12 @@ def _webp(data: bytes) -> bytes:
         place = end
     if not body:
         return data
+
+    # The head's flags promise what follows, and what was left out must not be promised.
     if body[0].startswith(b"VP8X") and len(body[0]) >= 18:
         gone = sum(flag for kind, flag in _WEBP_FLAGS.items() if kind not in kinds)
         body[0] = body[0][:8] + bytes([body[0][8] & ~gone & 0xFF]) + body[0][9:]
+
     content = b"WEBP" + b"".join(body)
     return b"RIFF" + struct.pack("<I", len(content)) + content
 

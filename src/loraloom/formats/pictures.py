@@ -214,16 +214,20 @@ def colour_bytes(image: Image.Image) -> int:
 
 def signature(head: bytes) -> str:
     """The kind of file that begins with these bytes (16 or more), ``""`` if it is none that is known here."""
+
+    # HEIC, AVIF and films share one container: only its brands say which of them it is.
     if head[4:8] == b"ftyp":
         size = min(int.from_bytes(head[:4], "big"), len(head))
         brands = [head[8:12], *(head[start : start + 4] for start in range(16, size - 3, 4))]
         if brands[0] in (b"mif1", b"msf1") and any(_BRANDS.get(brand) == "AVIF" for brand in brands):
             return "AVIF"
         return _BRANDS.get(brands[0], "video")
+
     if head[:4] == b"RIFF":
         return "WEBP" if head[8:12] == b"WEBP" else "video" if head[8:12] == b"AVI " else "sound"
     if head[:4] in (b"II*\0", b"MM\0*") and head[8:10] == b"CR":  # Canon's CR2
         return "camera raw"
+
     return next((kind for mark, kind in _MARKS.items() if head.startswith(mark)), "")
 
 

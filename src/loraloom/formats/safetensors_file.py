@@ -114,14 +114,19 @@ def _entry(name: str, described: Any, data_start: int, where: str) -> Entry:
         raise FileFormatError(f"{where}: {problem}")
     if type(described) is not dict or set(described) != {"dtype", "shape", "data_offsets"}:
         raise FileFormatError(f"{where}: tensor {show(name)} is not described by dtype, shape and data_offsets")
+
     dtype, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
     if type(dtype) is not str or dtype not in DTYPES:
         raise FileFormatError(f"{where}: tensor {show(name)} has the unknown type {show(dtype)}")
     if problem := check_shape(shape):
         raise FileFormatError(f"{where}: tensor {show(name)} cannot be read, {problem}")
+
+    # Exact types, not isinstance: JSON's true is an int to Python, and would pass for a place.
     if type(offsets) is not list or len(offsets) != 2 or any(type(offset) is not int for offset in offsets):
         raise FileFormatError(f"{where}: tensor {show(name)} has no valid data_offsets")
+
     info = TensorInfo(DTYPES[dtype], tuple(shape))
+    # Offsets that span another length than the shape needs would show bytes of the tensor next door.
     begin, end = offsets
     if begin < 0 or end - begin != info.nbytes:
         raise FileFormatError(

@@ -141,10 +141,13 @@ def _read_zip(view: memoryview, where: str) -> Contents:
     if "data.pkl" not in parts:
         raise FileFormatError(f"{where}: is a zip archive without data.pkl, so torch did not write it")
     _check_byte_order(parts, view, where)
+
     part = parts["data.pkl"]
     pickle = read_pickle(view[part.start : part.end], where)
     if pickle.end != part.end - part.start:
         raise UnsafeFileError(f"{where}: something follows the pickle in data.pkl")
+
+    # Data that the pickle does not mention could be anything: a file is understood as a whole, or not at all.
     storages = _Storages(where)
     for reference in pickle.storages:
         declared = _declared_storage(reference, where, members=5)
@@ -161,6 +164,7 @@ def _read_zip(view: memoryview, where: str) -> Contents:
         storages.refer(reference, declared.key)
     if unused := set(parts) - {f"data/{key}" for key in storages.keys} - _SMALL_MEMBERS:
         raise UnsafeFileError(f"{where}: its zip holds {show(min(unused))}, which its pickle never mentions")
+
     contents = _Finder(storages, where).contents("zip", pickle.value)
     contents.checksums = [Checksum(each.name, each.start, each.end, each.checksum) for each in members.values()]
     return contents
@@ -196,12 +200,15 @@ def _read_legacy(view: memoryview, where: str) -> Contents:
     first = read_pickle(view, where)
     if first.value != LEGACY_MAGIC:
         raise _bare_pickle(first.value, where)
+
     protocol = read_pickle(view, where, first.end)
     system = read_pickle(view, where, protocol.end)
     if protocol.value != LEGACY_PROTOCOL or type(system.value) is not dict:
         raise FileFormatError(f"{where}: is of an unknown version of torch's old format")
     if system.value.get("little_endian") is not True:
         raise FileFormatError(f"{where}: was written by a big-endian machine", "save it again on an ordinary computer")
+
+    # Pickles follow one another without lengths: each begins where the one before was read to its end.
     pickle = read_pickle(view, where, system.end)
     keys = read_pickle(view, where, pickle.end)
     declared = [_declared_storage(reference, where) for reference in pickle.storages]
@@ -210,6 +217,8 @@ def _read_legacy(view: memoryview, where: str) -> Contents:
         raise FileFormatError(f"{where}: its list of tensor data is damaged", _DAMAGED)
     if len(keys.value) != len(roots) or set(keys.value) != set(roots):
         raise FileFormatError(f"{where}: its list of tensor data does not match its tensors", _DAMAGED)
+
+    # The order of the list is that of the bytes; every entry is its length in elements, then the elements.
     storages = _Storages(where)
     position = keys.end
     for key in keys.value:
@@ -220,6 +229,7 @@ def _read_legacy(view: memoryview, where: str) -> Contents:
         if int.from_bytes(view[start - 8 : start], "little") != roots[key].numel:
             raise FileFormatError(f"{where}: the tensor data {show(key)} have another length than declared", _DAMAGED)
         storages.add(roots[key], start)
+
     if position != len(view):
         raise FileFormatError(f"{where}: {len(view) - position} bytes follow its last tensor", _DAMAGED)
     for reference, storage in zip(pickle.storages, declared, strict=True):
@@ -255,12 +265,16 @@ def _declared_storage(reference: StorageReference, where: str, *, members: int =
     value = reference.value
     if type(value) is not tuple or not 5 <= len(value) <= members or value[0] != "storage":
         raise UnsafeFileError(f"{where}: refers to something outside its pickle that is not tensor data")
+
     _, kind, key, device, numel = value[:5]
     if type(kind) is not Global or type(key) is not str or len(key) > 64 or type(device) is not str:
         raise FileFormatError(f"{where}: a reference to tensor data is damaged", _DAMAGED)
+
+    # Only torch's own storages: their names fix the type of the bytes, and nothing is imported to find it.
     module, _, name = kind.name.rpartition(".")
     if module not in _STORAGE_MODULES or not (name in _STORAGE_DTYPES or name == "UntypedStorage"):
         raise FileFormatError(f"{where}: holds tensor data of the unknown type {kind.name}")
+
     if type(numel) is not int or not 0 <= numel <= MAX_ELEMENTS:
         raise FileFormatError(f"{where}: the tensor data {show(key)} have an impossible length", _DAMAGED)
     return _Declared(key, _STORAGE_DTYPES.get(name), numel)
@@ -293,6 +307,7 @@ class _Storages:
         root = self._by_key[declared.key]
         if (root.dtype, root.nbytes) != (declared.dtype, declared.nbytes):
             raise FileFormatError(f"{self.where}: the tensor data {show(declared.key)} are declared twice, differently")
+
         value = reference.value
         part = value[5] if type(value) is tuple and len(value) == 6 else None
         if part is None:
@@ -300,6 +315,8 @@ class _Storages:
             return
         if type(part) is not tuple or len(part) != 3 or any(type(number) is not int for number in part[1:]):
             raise FileFormatError(f"{self.where}: a reference to tensor data is damaged", _DAMAGED)
+
+        # A part is given in elements of its root. Beyond the root lie bytes of another tensor.
         itemsize = root.dtype.itemsize if root.dtype else 1
         first, length = part[1] * itemsize, part[2] * itemsize
         if first < 0 or length < 0 or first + length > root.nbytes:
@@ -367,6 +384,9 @@ class _Finder:
             raise UnsafeFileError(f"{self.where}: unfolds to more than {MAX_NODES} values", _DAMAGED)
         if depth > MAX_DEPTH:
             raise UnsafeFileError(f"{self.where}: is nested too deeply or contains itself", _DAMAGED)
+
+        # Among weights everything has to be understood, or a tensor could be passed over; elsewhere it is only
+        # data.
         if type(value) is dict:
             among = among or _holds_tensors(value.values())
             for key, item in value.items():
@@ -467,14 +487,18 @@ class _Finder:
         least, most = _REBUILD[node.name]
         if not least <= len(args) <= most:
             raise self._damaged("is described by the wrong number of values")
+
+        # The fifth and sixth values are requires_grad and backward hooks. Hooks are code, so there must be none.
         if len(args) > 4 and (type(args[4]) is not bool or args[5]):
             raise self._strange(node)
+
         storage = self.storages.of(args[0])
         dtype = storage.dtype or torch.uint8
         if node.name.endswith("_v3"):
             dtype = self._plain_dtype(args[6])
         if len(args) == most and most > 4 and args[-1]:
             raise UnsafeFileError(f"{self.where}: a tensor in it is conjugated or negated on reading")
+
         shape, stride = _whole_numbers(args[2]), _whole_numbers(args[3])
         if problem := check_shape(shape):
             raise self._damaged(f"cannot be read, {problem}")
@@ -487,6 +511,8 @@ class _Finder:
         steps = tuple(step for step in stride if type(step) is int and 0 <= step <= MAX_ELEMENTS)
         if len(steps) != len(stride):
             raise self._damaged("has a place or strides that cannot be")
+
+        # Strides can reach past a tensor's own bytes, or make a few of them into a huge tensor.
         reach = (
             sum((length - 1) * step for length, step in zip(info.shape, steps, strict=True)) + 1 if info.numel else 0
         )
@@ -495,6 +521,7 @@ class _Finder:
             raise self._damaged("reaches beyond its tensor data")
         if info.nbytes > max(storage.nbytes, MAX_REPEATED_BYTES):
             raise UnsafeFileError(f"{self.where}: a tensor repeats a few bytes up to {info.nbytes}")
+
         start = storage.start + offset * itemsize
         is_plain = all(
             length <= 1 or step == usual

@@ -102,6 +102,7 @@ def _records(view: memoryview, position: int, count: int, end: int, where: str) 
             raise FileFormatError(f"{where}: its zip directory is cut off", _DAMAGED)
         (signature, _, _, flags, method, _, _, checksum, packed, size, name_length, extra_length, comment_length,
          disk, _, attributes, offset) = _CENTRAL.unpack_from(view, position)  # fmt: skip
+
         body = position + _CENTRAL.size
         position = body + name_length + extra_length + comment_length
         if signature != b"PK\x01\x02" or position > end or disk:
@@ -116,6 +117,7 @@ def _records(view: memoryview, position: int, count: int, end: int, where: str) 
         if size != packed:
             raise UnsafeFileError(f"{where}: its zip member {show(name)} has two sizes")
         records.append(_Record(name, flags, checksum, size, offset))
+
     if position != end:
         raise FileFormatError(f"{where}: its zip directory has something behind its last entry", _DAMAGED)
     return records
@@ -150,6 +152,7 @@ def _member(view: memoryview, record: _Record, limit: int, where: str) -> tuple[
     signature, _, flags, method, _, _, checksum, packed, size, name_length, extra_length = _LOCAL.unpack_from(
         view, record.offset
     )
+
     name_start = record.offset + _LOCAL.size
     start = name_start + name_length + extra_length
     end = start + record.size
@@ -158,6 +161,7 @@ def _member(view: memoryview, record: _Record, limit: int, where: str) -> tuple[
     if bytes(view[name_start : name_start + name_length]) != record.name or flags != record.flags or method:
         raise UnsafeFileError(f"{where}: its zip member {label} contradicts the directory", _DAMAGED)
     extra = bytes(view[name_start + name_length : start])
+
     size, packed = _large_numbers(extra, [size, packed], where)
     following: int | None = end
     expected: tuple[tuple[int, ...], ...] = ((record.checksum,), (record.size,), (record.size,))

@@ -58,6 +58,8 @@ def load_embeddings(
     spoken = [tokenizer.encode(text) for text in texts] if files else []
     used: list[TextEmbedding] = []
     paths: dict[str, Path] = {}
+
+    # A folder may hold thousands of them: only those that are named are opened.
     for name, path in files.items():
         ids = tokenizer.encode(name)
         if not ids or not any(_contains(text, ids) for text in spoken):
@@ -67,6 +69,7 @@ def load_embeddings(
         if isinstance(fitting, str):
             listener(Notice(f"the embedding {name!r} ({path}) stays text: {fitting}", "warning"))
             continue
+
         used.append(TextEmbedding(name, tuple(ids), fitting))
         if name not in own:
             paths[name] = path

@@ -260,6 +260,7 @@ class Guidance:
         slots: list[int] = [0] * len(negative)
         conditionings = [self._texts.negative(text, image, self._loras) for image, text in enumerate(negative)]
         parts: list[tuple[int, int, float]] = []
+
         for number in range(max(map(len, positive))):
             for image, texts in enumerate(positive):
                 if number < len(texts):
@@ -267,12 +268,14 @@ class Guidance:
                     images.append(image)
                     slots.append(number + 1)
                     conditionings.append(self._part(image, texts, number))
+
         lengths = [conditioning.context.shape[1] for conditioning in conditionings]
         joined = self._one_pass and lcm(*lengths) == max(lengths)  # else all would have to grow to share a batch
         groups: dict[tuple[int, int], list[int]] = {}
         for entry, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
             group = (0, 0) if joined else (0, length) if self._one_pass else (slot, length)
             groups.setdefault(group, []).append(entry)
+
         passes = tuple(
             _Pass(
                 tuple(images[entry] for entry in entries),

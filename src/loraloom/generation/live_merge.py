@@ -90,6 +90,8 @@ def merges(
     """
     if settings.lora_mode == "side" or not any(images):
         return False, ""
+
+    # What is merged acts alike on every pixel, image and step. Whatever differs keeps a LoRA beside the weights.
     reason = ""
     if any(isinstance(weight, QuantizedWeight) for part in model.parts.values() for weight in part.parameters()):
         reason = "the checkpoint is quantized"
@@ -99,7 +101,11 @@ def merges(
         reason = "they differ by image"
     elif any(lora.curve is not None for lora in images[0]):
         reason = "their weights change over the steps"
+
     if reason or settings.lora_mode == "merge":
         return not reason, reason
+
+    # Merging makes a pause first, which has to pay in calls; and weights that are mapped from the file would become
+    # copies, which whoever spares memory does not want.
     spares_memory = settings.low_memory or settings.keep_file_precision
     return calls >= CALLS_THAT_PAY and model.compute == torch.float32 and not spares_memory, ""

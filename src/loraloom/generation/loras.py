@@ -167,6 +167,7 @@ class LoraStore:
         path = self._paths.get(asked)
         if path is None or not path.is_file():
             path = self._paths[asked] = find_lora(tag.name, folders)
+
         states = [file.stat() for file in (path, *companions(path))]
         key = str(path.resolve()), tuple(number for state in states for number in (state.st_mtime_ns, state.st_size))
         if key not in self._read:
@@ -174,6 +175,7 @@ class LoraStore:
             lora = load_lora(replace(tag, name=str(path)), (), model, listener)
             self._read[key] = replace(lora, adapters=lora.adapters.to(model.device))
         lora = self._read[key] = self._read.pop(key)  # the last one used is the last one
+
         strength = tag.strength.listed(model.family.preset_blocks)
         if strength.blocks is not None:
             blocks = key, strength.blocks.text
@@ -181,6 +183,7 @@ class LoraStore:
                 self._weighted = {other: kept for other, kept in self._weighted.items() if other[0] in self._read}
                 self._weighted[blocks] = lora.adapters.in_blocks(strength)
             lora = replace(lora, adapters=self._weighted[blocks])
+
         mask = None if tag.mask is None else self._mask(Path(tag.mask).expanduser())
         return replace(lora, name=tag.name, strength=strength, curve=tag.curve, mask=mask)
 
@@ -224,6 +227,8 @@ def find_lora(name: str, folders: Sequence[Path]) -> Path:
             raise PromptError(f"there is no LoRA {name!r}: it is written as a path, and there is no such file", _HINT)
         return path
     here = _at_path(name)
+
+    # The folders come first, so that a file that happens to lie in the working folder changes no prompt.
     for folder in folders:
         if (found := _matching(_plain(name), folder, lora_files(folder))) is not None:
             if here is not None and "/" in _plain(name) and not _is_same(here, found):
@@ -234,6 +239,7 @@ def find_lora(name: str, folders: Sequence[Path]) -> Path:
             return found
     if here is not None:
         return here
+
     known = [_plain(file.stem) for folder in folders for file in lora_files(folder)]
     searched = ", ".join(str(folder) for folder in folders) or "no folder"
     close = nearest(_plain(name), known)

@@ -281,17 +281,22 @@ def _in_steps(size: tuple[int, int]) -> tuple[int, int]:
 
 def _hires(found: dict[str, Any], fields: dict[str, str], remarks: list[str]) -> None:
     _first_pass(found, fields, remarks)
+
     text = fields.get("Hires resize", "")
     size = size_of(text)
     if size is not None:
         del fields["Hires resize"]
     if size is not None and any(size):
         found.pop("hires_scale", None)
+        # The web UI writes 0 for a side that follows from the other.
         for name, side in zip(("hires_width", "hires_height"), size, strict=True):
             if side:
                 found[name] = side // 8 * 8 or 8
+
+    # A factor of 1 or less enlarges nothing.
     if found.get("hires_scale", 2) <= 1:
         del found["hires_scale"]
+
     asked = any(name in found for name in ("hires_scale", "hires_width", "hires_height"))
     if not asked and any(name in found for name in ("hires_upscaler", "hires_steps")):
         remarks.append("a high-resolution pass is mentioned, but not its size")

@@ -235,12 +235,15 @@ class GenerateSettings(Settings):
             raise ValueError(f"seed_resize_from {self.seed_resize_from} is smaller than 8 pixels")
         if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min:g} is not below sigma_max {self.sigma_max:g}")
+
+        # Contradictions are refused here. What merely changes nothing is a warning: see without_effect.
         if self.hires_scale is not None and (self.hires_width or self.hires_height):
             raise ValueError("hires_scale and hires_width or hires_height are two ways to say the same: set one")
         if self.mask is not None and self.init_image is None:
             raise ValueError("mask needs init_image, the picture that it lies on")
         if self.init_image is not None and self.has_hires:
             raise ValueError("a high-resolution pass starts from text; with init_image set width and height instead")
+
         if (self.width or 8) * (self.height or 8) > LARGEST_AREA:
             raise ValueError(f"{self.width} x {self.height} pixels are more than {LARGEST_AREA:,} in all")
         return self

@@ -174,8 +174,10 @@ def tokenise(
     """
     builder = _ChunkBuilder(comma_backtrack)
     by_start: dict[int, list[TextEmbedding]] = {}
+    # Longest first: of two names that begin alike the longer one is meant where it fits.
     for embedding in sorted(embeddings, key=lambda embedding: -len(embedding.ids)):
         by_start.setdefault(embedding.ids[0], []).append(embedding)
+
     for segment in _segments(text):
         if segment == BREAK:
             builder.close()
@@ -190,6 +192,8 @@ def tokenise(
             else:
                 builder.add_embedding(fitting, segment.weight)
             place += 1 if fitting is None else len(fitting.ids)
+
+    # An empty text is a chunk of padding, since the U-Net needs something to attend to.
     if builder.current or not builder.finished:
         builder.close()
     return [_chunk(pieces) for pieces in builder.finished]

@@ -38,6 +38,8 @@ def unet_config(shapes: Shapes, family: Family, resolution: OwnResolution) -> di
     width, height = resolution.width, resolution.height
     heads = [family.attention_heads(width) for width in widths]
     down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths]
+
+    # What no tensor shows is the same in every Stable Diffusion; everything else is counted in the tensors.
     config: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": _DIFFUSERS_VERSION,
@@ -61,6 +63,7 @@ def unet_config(shapes: Shapes, family: Family, resolution: OwnResolution) -> di
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
         "use_linear_projection": len(shapes["mid_block.attentions.0.proj_in.weight"]) == 2,
     }
+
     if "add_embedding.linear_1.weight" in shapes:
         config |= {
             "addition_embed_type": "text_time",

@@ -115,9 +115,12 @@ def _weight_files(folder: Path) -> list[Path]:
     chosen = next((folder / name for name in names if (folder / name).is_file()), None)
     if chosen is None:
         raise MissingFileError(f"{folder} holds no weights", "expected diffusion_pytorch_model or model .safetensors")
+
     if chosen.suffix != ".json":
         return [chosen]
     weight_map = _read_json(chosen).get("weight_map")
+
+    # Shards lie beside their list. A path in it could be that of any file of the machine.
     shards = sorted({str(shard) for shard in weight_map.values()}) if isinstance(weight_map, dict) else []
     if not shards or any(Path(shard).name != shard for shard in shards):
         raise FileFormatError(f"{chosen}: is not a list of the files beside it", "download the folder again")

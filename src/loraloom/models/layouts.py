@@ -87,10 +87,13 @@ def unet_layout(sizes: UNetSizes) -> Layout:
     yield from _two_layers("time_embed", sizes.channels, wide)
     if sizes.vector is not None:
         yield from _two_layers("label_emb.0", sizes.vector, wide)
+
+    # The way up joins what the way down put aside, the last first: its widths decide what each block there reads.
     widths = [multiplier * sizes.channels for multiplier in sizes.multipliers]
     skips = [sizes.channels]
     yield from _weight_and_bias("input_blocks.0.0", sizes.channels, sizes.in_channels, 3, 3)
     number, current = 1, sizes.channels
+
     for level, width in enumerate(widths):
         for _ in range(sizes.res_blocks):
             yield from _res_and_attention(f"input_blocks.{number}", current, width, sizes.depths[level], sizes)
@@ -101,9 +104,11 @@ def unet_layout(sizes: UNetSizes) -> Layout:
             yield from _weight_and_bias(f"input_blocks.{number}.0.op", current, current, 3, 3)
             skips.append(current)
             number += 1
+
     yield from _res_block("middle_block.0", current, current, wide)
     yield from _transformer("middle_block.1", current, sizes.middle_depth, sizes)
     yield from _res_block("middle_block.2", current, current, wide)
+
     number = 0
     for level, width in reversed(list(enumerate(widths))):
         for position in range(sizes.res_blocks + 1):
@@ -113,6 +118,7 @@ def unet_layout(sizes: UNetSizes) -> Layout:
             if level > 0 and position == sizes.res_blocks:
                 yield from _weight_and_bias(f"{name}.{2 if depth else 1}.conv", width, width, 3, 3)
             number += 1
+
     yield from _weight_and_bias("out.0", current)
     yield from _weight_and_bias("out.2", sizes.out_channels, current, 3, 3)
 

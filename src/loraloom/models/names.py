@@ -116,8 +116,10 @@ def pairs_from_checkpoint(kind: PartKind, shapes: Shapes) -> list[Pair]:
         case "unet":
             layers = unet_layers(shapes)
             return [Pair(key, f"{layers[layer]}.{end}") for key, layer, end in _split(shapes) if layer in layers]
+
         case "vae":
             return _vae_pairs(shapes)
+        # Newer transformers do not keep position_ids, which count from 0 to 76 in every file.
         case "clip":
             return [Pair(key, f"text_model.{key}") for key in shapes if not key.endswith("position_ids")]
         case "open_clip":
@@ -135,10 +137,12 @@ def pairs_from_diffusers(kind: PartKind, shapes: Shapes) -> list[Pair]:
         case "unet":
             layers = _unet_layers_of_diffusers(shapes)
             return [Pair(f"{layers[layer]}.{end}", key) for key, layer, end in _split(shapes) if layer in layers]
+
         case "vae":
             return _vae_pairs_of_diffusers(shapes)
         case "clip":
             return [Pair(key.removeprefix("text_model."), key) for key in shapes if _is_clip_tensor(key)]
+        # OpenCLIP keeps query, key and value in one tensor, diffusers in three.
         case "open_clip":
             return [pair for key in shapes if (pair := _open_clip_pair_of_diffusers(key)) is not None]
 

@@ -67,11 +67,14 @@ def built_part(checkpoint: Checkpoint, plan: PartPlan) -> tuple[str, nn.Module]:
         raise plan.missing
     names = [name for name in checkpoint if name.startswith(prefix)]
     shapes = {name.removeprefix(prefix): checkpoint.info(name).shape for name in names}
+
+    # On the meta device a module takes no memory, so shapes are compared before a weight is read.
     try:
         with torch.device("meta"):
             module = plan.build(shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path}: {error.problem}", error.hint) from error
+
     for name, expected in module.state_dict().items():
         info = checkpoint.info(prefix + name) if prefix + name in checkpoint else None
         if info is None or info.shape != tuple(expected.shape):
@@ -79,6 +82,7 @@ def built_part(checkpoint: Checkpoint, plan: PartPlan) -> tuple[str, nn.Module]:
             raise CheckpointError(f"{checkpoint.path}: the tensor {prefix + name} {found}", "the file is incomplete")
         if expected.is_floating_point():
             check_is_weight(checkpoint.path, prefix + name, info.dtype)
+
     return prefix, module
 
 

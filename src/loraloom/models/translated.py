@@ -187,6 +187,8 @@ def _foreign_parts(infos: Infos) -> Iterator[tuple[PartKind, str, str]]:
         other = any(name.startswith(prefix) and _OTHER_VAE_NAME.match(name, len(prefix)) for name in infos)
         if other and any(prefix + name in infos for name in _OF_A_VAE):
             yield "vae", prefix, _VAE
+
+    # The table of tokens is the one tensor by which a text encoder is found, however its parts are named.
     for part in _family(infos).text_parts:
         own = part.prefixes[0]
         stem = own.removesuffix("text_model.").removesuffix("transformer.").removesuffix("model.")

@@ -66,6 +66,7 @@ def vae_tensors(path: Path) -> Mapping[str, Tensor]:
     if path.is_dir() and is_diffusers_folder(path):
         checkpoint = open_checkpoint(path)
         return {name.removeprefix(_PREFIX): checkpoint[name] for name in checkpoint if name.startswith(_PREFIX)}
+
     file = open_tensors(_weights(path) if path.is_dir() else path)
     for prefix in _PREFIXES:
         if prefix + "decoder.conv_in.weight" not in file:
@@ -73,6 +74,7 @@ def vae_tensors(path: Path) -> Mapping[str, Tensor]:
         found = {name.removeprefix(prefix): file[name] for name in file if name.startswith(prefix)}
         pairs = pairs_from_diffusers("vae", {name: tuple(tensor.shape) for name, tensor in found.items()})
         translated = {pair.checkpoint: checkpoint_tensor([pair], found.__getitem__) for pair in pairs}
+        # Two names for one tensor, of which one would win in silence.
         if len(translated) != len(pairs):
             raise FileFormatError(f"{path}: a tensor of the VAE is there under two names", "get the file again")
         return translated

@@ -51,11 +51,14 @@ class BatchMaker:
         seed, device, whole = self.settings.seed, self.model.device, draws
         if rows is not None:
             draws = [whole[row] for row in rows]
+
+        # Draws are keyed by picture and epoch, not by place: an image gets the same noise whatever is beside it.
         keys = _keys(epoch, draws)
         latents = []
         for draw, key in zip(draws, keys, strict=True):
             mean, std = self.cache.get(draw.sample, draw.flipped, draw.variant)
             latents.append(mean + std * normal(mean.shape, seed, "posterior", *key))
+
         captions = [draw.sample.caption_at(self._moment(epoch, draw, step)) for draw in draws]
         texts = [text_of(c, weighted=d.sample.captions.weighted) for c, d in zip(captions, draws, strict=True)]
         conditioning = self.encode(texts, lambda: self._upcoming_texts(epoch, whole, step))
@@ -65,6 +68,7 @@ class BatchMaker:
         weights = [
             draw.sample.concept.loss_weight * (weight if draw.sample.is_regularization else 1.0) for draw in draws
         ]
+
         batch = Batch(
             latents=torch.stack(latents).to(device),
             conditioning=conditioning.with_sizes(sizes),

@@ -105,9 +105,12 @@ class CaptionEncoder:
         found = {key: self._read(key) for key in by_key}
         self._tell_damage()
         result = {key: encoded for key, encoded in found.items() if encoded is not None}
+
         new = [(key, text) for key, text in by_key.items() if key not in result]
         if not new:
             return result
+
+        # Texts ahead may wait: whoever asks to stop should not wait for captions of steps that are not taken now.
         with torch.no_grad(), self._model.using("text_encoder", "text_encoder_2"):
             for key, text in new:
                 if key not in needed and self._control() is not Request.GO:

@@ -144,8 +144,11 @@ def check_identity(
         f"{path} = {_shown(now.settings[path])} (it was {_shown(before['settings'].get(path))})" for path in changed
     ]
     strict = [text for path, text in zip(changed, told, strict=True) if _mark_of(path) is None]
+
     pictures = _dataset_differences(before, now)
     differences = [] if before["checkpoint"] == now.checkpoint else ["the checkpoint is another one"]
+
+    # A branch is made to differ, so it only says in what. A run that goes on must not, or it is another run.
     if branch:
         for text in (*pictures, *strict):
             listener(Notice(f"other than in the run it branches from: {text}"))
@@ -159,6 +162,8 @@ def check_identity(
         raise ResumeError("the run cannot go on exactly: " + "; ".join(differences), hint)
     for text in differences:
         listener(Notice(f"going on although {text}", "warning"))
+
+    # Settings that change results by rounding alone never keep a run from going on.
     rounding = [path for path in changed if (mark := _mark_of(path)) is not None and mark.by_rounding]
     if rounding and not branch:
         listener(Notice(f"{', '.join(rounding)} changed: results may differ by rounding", "warning"))
@@ -219,6 +224,8 @@ def _dataset_differences(before: Mapping[str, Any], now: Identity) -> list[str]:
     old = before["samples"]
     if not old or not now.samples:
         return ["the pictures or captions are not the same"]
+
+    # Names tell a person what to look for; three of them are enough to see a pattern.
     kinds = {
         "changed": [name for name in now.samples if name in old and old[name] != now.samples[name]],
         "new": [name for name in now.samples if name not in old],

@@ -56,6 +56,8 @@ class Recipe:
         try:
             module = import_module(module_path)
         except ModuleNotFoundError as error:
+            # What is missing may be something that the package needs itself: then its name helps, not the
+            # package's.
             command = f"pip install {self.package}"
             if self.extra:
                 command += f', or pip install "loraloom[{self.extra}]"'
@@ -64,6 +66,7 @@ class Recipe:
                 missing = self.package
             problem = f"optimizer {name} needs the package {missing}, which is not installed"
             raise SettingsError([problem], command) from error
+
         found = getattr(module, class_name, None)
         if found is None:
             known = [key for key, value in vars(module).items() if inspect.isclass(value) and hasattr(value, "step")]

@@ -54,16 +54,20 @@ def load_optimizer(
             group.update(options)
         return True
     changed = _changed_options(optimizer, values["initial"])
+
+    # Groups are found by name: a part that has become trainable, or is frozen now, moves the numbers of all others.
     saved_groups = _by_name(values["groups"])
     for index, group in enumerate(optimizer.param_groups):
         saved = saved_groups.get(_group_name(group, index))
         if saved is not None:
             group.update({key: value for key, value in saved.items() if key not in changed[index]})
+
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = values["state"].get(names[id(parameter)])
             if state is not None:
                 optimizer.state[parameter] = state
+
     for key, value in values["other"].items():
         optimizer.state[key] = value
     return True

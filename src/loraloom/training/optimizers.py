@@ -56,6 +56,8 @@ def _arguments(cls: Any, recipe: Recipe, settings: OptimizerSettings) -> dict[st
     known = [item.name for item in parameters if item.name not in ("params", "lr")]
     given = _given_arguments(recipe, settings)
     problems = []
+
+    # Faults are collected: whoever writes arguments by hand should see all of them at once.
     for key in given:
         if key in known:
             continue
@@ -67,6 +69,7 @@ def _arguments(cls: Any, recipe: Recipe, settings: OptimizerSettings) -> dict[st
         close = nearest(key, accepted)
         meant = f", did you mean {close[0]!r}?" if close else ""
         problems.append(f"{where}: {recipe.class_name} has no such argument{meant} It has: {', '.join(sorted(known))}")
+
     if problems:
         raise SettingsError(problems)
     return given

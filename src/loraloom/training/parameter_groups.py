@@ -43,6 +43,7 @@ def block_factors(settings: OptimizerSettings, family: str) -> list[float] | Non
         return None
     if family not in BLOCK_SECTIONS:
         raise SettingsError([f"optimizer.block_lr: the blocks of {family} have no numbers"], "unset optimizer.block_lr")
+
     sections: BlockSections = BLOCK_SECTIONS[family]
     problems: list[str] = []
     factors = [1.0] * sections.before
@@ -55,7 +56,9 @@ def block_factors(settings: OptimizerSettings, family: str) -> list[float] | Non
         values = values * count if len(values) == 1 else values
         if len(values) != count:
             problems.append(f"optimizer.block_lr.{name} has {len(values)} factors; {family} has {count} such blocks")
+        # sd-scripts' block_lr_zero_threshold: what is not above it is not trained at all.
         factors += [weight if weight > given.zero_threshold else 0.0 for weight in values]
+
     if problems:
         raise SettingsError(problems, "one factor is used for all blocks of its section")
     return factors + [1.0] * sections.after
@@ -161,11 +164,14 @@ def parameter_groups(adapters: AdapterSet, settings: OptimizerSettings, family: 
         for target, _ in adapters.items()
     ]
     plan = plan_groups(layers, settings, family)
+
+    # Gradients of what no optimizer steps would only cost time and memory.
     trained = {member for group in plan for member in group.members}
     for layer, parameters in named.items():
         for name, parameter in parameters.items():
             if (layer, name) not in trained:
                 parameter.requires_grad_(False)
+
     return [
         {
             "params": [named[layer][name] for layer, name in group.members],

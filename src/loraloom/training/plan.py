@@ -191,6 +191,7 @@ def _options(settings: TrainSettings, work: Work, *, on_cpu: bool) -> Iterator[t
         yield {"gradient_checkpointing": "selective"}, "next to no time, the same result"
     if settings.gradient_checkpointing != "full":
         yield {"gradient_checkpointing": "full"}, "40 % more time, the same result"
+
     if settings.batch_size > 1:
         count = settings.gradient_accumulation * settings.batch_size
         cost = "more time, the same images in an update"
@@ -199,8 +200,11 @@ def _options(settings: TrainSettings, work: Work, *, on_cpu: bool) -> Iterator[t
         yield {"keep_file_precision": True}, "a little more time, the same result for an fp16 file"
     if not settings.low_memory and not on_cpu:
         yield {"low_memory": True}, "time when a part moves to the device and back"
+
     if settings.quantize == "none":
         yield {"quantize": "int8"}, "the checkpoint's answers are off by about 1 %"
+
+    # A list of resolutions has no one side that could be made smaller.
     width, height, _ = work.largest if not settings.dataset.resolutions else (0, 0, 0)
     side = round(math.sqrt(width * height))
     for smaller in (side * 3 // 4, side // 2):

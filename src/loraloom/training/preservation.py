@@ -88,11 +88,14 @@ class Preservation:
         """
         objective = self.settings.objective
         weighted = list(is_weighted) or [False] * len(captions)
+
         if objective.preserve_regularization:
             rows = [row for row, regularization in enumerate(is_regularization) if regularization]
             if rows:
                 texts = [text_of(captions[row], weighted=weighted[row]) for row in rows]
                 batch = replace(batch, regularization=self._preserved(batch, rows, texts, again=False))
+
+        # A regularization image is of the class already: there is no trigger in its caption to be replaced.
         if objective.preserve_class:
             changed = [class_caption(text, _trigger(self.settings), objective.preserve_class) for text in captions]
             pairs = [

@@ -183,6 +183,7 @@ def paint_previews(
         for index, prompt in enumerate(prompts):
             for weight in dict.fromkeys(preview.weights):
                 tail = "" if weight == 1 else f"_w{weight:g}"
+                # Weight 0 is the checkpoint alone: painted once, it is the same at any step.
                 if weight == 0 and any(folder.glob(f"{_literal(settings.name)}_*_{index:02d}_w0.png")):
                     continue
                 heed(control)
@@ -195,9 +196,11 @@ def paint_previews(
                 event = PreviewSaved(str(path), prompt.text, moment.step, moment.epoch, index, weight)
                 listener(event)
     finally:
+        # Training goes on with these adapters, whatever happened while they were painting.
         attachment.set_weights(unet=1.0, text_encoder=1.0)
         for module, training in was_training.items():
             module.training = training
+
     if preview.sheet and paths:
         texts = [prompt.text for prompt in prompts]
         columns = moment.steps_per_epoch, moment.best_step

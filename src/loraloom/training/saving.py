@@ -225,6 +225,8 @@ def _objective_metadata(settings: TrainSettings, dataset: Dataset) -> dict[str, 
     objective = settings.objective
     bent = objective.loss_type in ("huber", "smooth_l1")
     coarse, sampling = objective.multires_noise_iterations or None, objective.timestep_sampling
+
+    # Numbers that the chosen loss or sampling does not read would be taken for ones in use.
     return {
         "loss_type": objective.loss_type,
         "huber_schedule": objective.huber_schedule if bent else None,

@@ -249,6 +249,7 @@ def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """JSON for ``value``; its tensors go into ``tensors`` under their path."""
     match value:
         case None | bool() | int() | float() | str():
+            # numpy's float64 is a float too, but would come back as another type than it went.
             if type(value) in (type(None), bool, int, float, str):
                 return value
         case Tensor() if type(value) in (Tensor, nn.Parameter, nn.Buffer) and value.layout == torch.strided:
@@ -259,6 +260,7 @@ def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         case torch.device():
             return {"$device": str(value)}
         case Mapping():
+            # JSON has texts for keys and nothing else, and a $ marks what is packed.
             if all(type(key) is str and not key.startswith("$") for key in value):
                 return {key: _pack(item, tensors, f"{name}.{key}") for key, item in value.items()}
             return {
@@ -283,6 +285,7 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return [_unpack(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
+
     match value:
         case {"$tensor": name, "on": str(device)}:
             # Where it goes is for the user of the state to decide: "cpu" stays on the CPU, anything else follows its

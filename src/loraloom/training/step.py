@@ -174,6 +174,8 @@ class Objective:
             low, count = settings.min_timestep, self._end - settings.min_timestep
             drawn = [low + seed_of(self.seed, "timestep", *key) % count for key in batch.keys]
             return torch.tensor(drawn)
+
+        # Strata are dealt out over the whole batch, so a part of it has to draw as the whole would.
         whole = batch.keys if batch.part is None else batch.part.keys
         numbers = [uniform(self.seed, "timestep", *key) for key in whole]
         if settings.stratified_timesteps:
@@ -181,6 +183,7 @@ class Objective:
             numbers = [(stratum + number) / len(numbers) for stratum, number in zip(strata, numbers, strict=True)]
         if batch.part is not None:
             numbers = [numbers[row] for row in batch.part.rows]
+
         return objectives.draw_timesteps(self.density, numbers)
 
     @property

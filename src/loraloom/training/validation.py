@@ -78,9 +78,12 @@ class Validator:
             for timestep in self.timesteps
             for draw in range(self.settings.draws)
         ]
+
+        # Latents of different sizes fit into no batch.
         by_bucket: dict[tuple[int, int], list[tuple[Sample, int, int]]] = {}
         for question in asked:
             by_bucket.setdefault(question[0].bucket, []).append(question)
+
         sums: dict[str, list[float]] = {sample.identity: [] for sample in self.samples}
         at: dict[int, list[float]] = {timestep: [] for timestep in self.timesteps}
         for questions in by_bucket.values():
@@ -90,6 +93,7 @@ class Validator:
                 for (sample, timestep, _), loss in zip(part, self._losses(part).tolist(), strict=True):
                     sums[sample.identity].append(loss)
                     at[timestep].append(loss)
+
         return Losses(
             {sample.name: _mean(sums[sample.identity]) for sample in self.samples},
             {timestep: _mean(losses) for timestep, losses in at.items()},

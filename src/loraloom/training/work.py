@@ -48,6 +48,7 @@ def count_work(settings: TrainSettings, dataset: Dataset) -> Work:
     units, steps, epoch = 0.0, 0, 0
     lengths: list[tuple[int, int]] = []
     largest = max((batch_shape(batch) for batch in first), key=math.prod)
+
     while (steps < settings.steps) if settings.steps is not None else (epoch < settings.epochs):
         batches = epoch_draws(settings, dataset, epoch)
         if not batches:
@@ -61,6 +62,8 @@ def count_work(settings: TrainSettings, dataset: Dataset) -> Work:
         _lengthen(lengths, length, 1)
         steps += length
         epoch += 1
+
+        # After so many pictures the mean stands for the rest: a plan of a million images should take a moment.
         more = _whole_epochs_left(settings, steps, epoch)
         if images.total() >= _LOOKED_AT and more:
             images = Counter({label: count + count * more // epoch for label, count in images.items()})
@@ -68,6 +71,7 @@ def count_work(settings: TrainSettings, dataset: Dataset) -> Work:
             _lengthen(lengths, steps // epoch, more)
             steps += steps // epoch * more
             epoch += more
+
     buckets = Counter("{}x{}".format(*batch[0].sample.bucket) for batch in first)
     return Work(
         steps=steps,

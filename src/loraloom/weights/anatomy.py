@@ -128,10 +128,13 @@ def _norm_of(roles: Mapping[str, Tensor], file: AdapterFile, name: str) -> tuple
 
 def _blocks(layers: Sequence[LayerStrength]) -> tuple[BlockStrength, ...]:
     grouped: dict[str, list[LayerStrength]] = {}
+
+    # One layer that is not finite would make every figure of its block so; it is listed by its name instead.
     for layer in layers:
         if layer.state != "not finite":
             grouped.setdefault(layer.block, []).append(layer)
     total = sum(layer.norm**2 for members in grouped.values() for layer in members) or 1.0
+
     return tuple(
         BlockStrength(
             block,

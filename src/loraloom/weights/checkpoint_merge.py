@@ -90,6 +90,7 @@ def merge_checkpoints(
 
     result = _Sum(source, merged_with, subtracted, blocks, vae)
     sources = [result.tensor_source(name, PRECISIONS[precision] if precision else None) for name in source]
+    # Known before anything is computed: which tensors take part was counted with their sources.
     if not result.merged:
         raise CheckpointError("nothing would change: every weight is 0", "write CHECKPOINT:0.3")
 
@@ -182,6 +183,7 @@ class _Sum:
         for other, weight in self._others:
             strength, minuend = weight * factor, self._subtracted or source
             found, old = _name_in(other, name, source), _name_in(minuend, name, source)
+            # Listed once each: what one of them lacks stays as the first has it.
             for checkpoint, there in ((other, found), (minuend, old)):
                 if there is None and name not in self.missing[str(checkpoint.path)]:
                     self.missing[str(checkpoint.path)].append(name)
@@ -324,7 +326,9 @@ def _metadata(
         **({"blocks": blocks.text} if blocks is not None else {}),
         **({"vae": identity(vae)} if vae is not None else {}),
     }
+
     told = ", ".join([file_name(source.path), *(f"{file_name(other.path)}:{other.weight:g}" for other in others)])
+    # The hash is of the first's tensors, not of the sum's.
     kept = {key: value for key, value in source.metadata.items() if key != "modelspec.hash_sha256"}
     signs = read_signs(source, source.metadata, source.path)
     marks = prediction_metadata(signs) if signs.prediction == "v" or signs.zero_terminal_snr else {}

@@ -99,6 +99,7 @@ def combine_loras(
     if not layers:
         raise AdapterError("nothing would be left: no layer has a weight other than 0", "check the weights")
 
+    # sd-scripts writes the ranks of 1x1 and of larger kernels apart.
     plain, convolutions = (
         {name: layer.rank for name, layer in layers.items() if layer.rank and layer.is_convolution == wanted}
         for wanted in (False, True)
@@ -138,6 +139,7 @@ def _opened(loras: Sequence[LoraWeight], output: Path, rank: int | None, conv_ra
             raise AdapterError(f"{option} {value} is below 1")
 
     files = [read_adapter_file(lora.path) for lora in loras]
+    # The other parts of a LoRA of several files are read with it, so they are inputs as well.
     inputs = [path for lora, file in zip(loras, files, strict=True) for path in (lora.path, *file.beside)]
     if any(is_same_or_inside(output, path) for path in inputs):
         raise OutputError(f"{output} is one of the inputs", "give the result a name of its own")
@@ -208,8 +210,11 @@ def _are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> boo
 
 def _check_one_family(parts: Sequence[_Part]) -> Family | None:
     """The family of the LoRAs, None where it is unknown; AdapterError for LoRAs of two."""
+
     families = {str(part.lora.path): part.named.family for part in parts}
     known = {path: family for path, family in families.items() if family is not None}
+
+    # Adding up layers of two models by name would make a file that fits neither.
     if len({family.name for family in known.values()}) > 1:
         told = ", ".join(f"{path} is for {family.title}" for path, family in known.items())
         raise AdapterError(f"the LoRAs are for different models: {told}", "only LoRAs of one family can be added up")
@@ -219,6 +224,7 @@ def _check_one_family(parts: Sequence[_Part]) -> Family | None:
             f"the LoRAs are for different models: the layers of {unknown} belong to no known family",
             "only LoRAs of one family can be added up",
         )
+
     return next(iter(known.values()), None)
 
 

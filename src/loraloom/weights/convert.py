@@ -51,17 +51,22 @@ def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str 
     file = read_adapter_file(lora)
     if any(is_same_or_inside(output, path) for path in (lora, *file.beside)):
         raise OutputError(f"{output} is one of the inputs", "give the result a name of its own")
+
     named = named_layers(file)
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
     for name, roles in named.layers.items():
         if "down" in roles:
+            # Tucker's kernel is in the middle tensor; the one below it is 1x1.
             kernel = roles["down"].shape[2:] if "mid" not in roles else roles["mid"].shape[2:]
             ranks[any(size > 1 for size in kernel)][name] = len(roles["down"])
     metadata = related_metadata(file, named.family)
+
+    # What the file says of its own rank stays; it is counted only where the file is silent.
     if "ss_network_dim" not in metadata and (ranks[0] or ranks[1]):
         metadata |= network_facts(*ranks)
     elif "ss_network_args" in file.metadata:
         metadata["ss_network_args"] = file.metadata["ss_network_args"]
+
     written = write_lora(
         output,
         named.layers,

@@ -94,13 +94,16 @@ def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> F
         infos = {name: tensors.info(name) for name in tensors}
         facts = _file_facts(tensors, infos) | (_damage(tensors) if hashes else {})
         keys = lora_keys(infos, tensors.metadata)
+
         if (checkpoint := as_checkpoint(path, tensors)) is not None:
             digest = {"hash": f"{sha256_of(path)[:10]} (AutoV2)"} if hashes else {}
             if hashes:
                 digest["old hash"] = f"{old_hash(path)} (web UI before 2023, sd-scripts' ss_sd_model_hash)"
             return _checkpoint_report(checkpoint, facts | digest)
+
         if keys is not None:
             report = _lora_report(tensors, infos, keys, facts | _lora_hash(tensors, compute=hashes))
+            # Anatomy multiplies factors, which those of a file that cannot be used do not allow.
             return _with_anatomy(report) if layers and "cannot be used" not in report.facts else report
         return FileReport(path, "other", what_it_is(infos), facts, tensors.metadata)
 
@@ -209,14 +212,17 @@ def _parts(checkpoint: Checkpoint, infos: Infos) -> dict[str, str]:
             told[part.part.replace("_", " ")] = "missing"
         else:
             prefixes[part.part.replace("_", " ")] = prefix
+
     grouped: dict[str, dict[str, TensorInfo]] = {label: {} for label in (*prefixes, "EMA weights", "other")}
     for name, info in infos.items():
         grouped[_part_of(name, prefixes)][name] = info
     for label, members in grouped.items():
         if members:
             told[label] = _amount(members)
+        # That a part is not there is what people look for, so it has a line of its own.
         elif label in prefixes:
             told[label] = "missing"
+
     order = ["U-Net", "VAE", *(part.part.replace("_", " ") for part in family.text_parts), "EMA weights", "other"]
     return {label: told[label] for label in order if label in told}
 

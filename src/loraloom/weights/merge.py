@@ -139,6 +139,7 @@ def merge(
     if output.suffix.lower() not in (".safetensors", ".ckpt"):
         raise OutputError(f"{output} is neither .safetensors nor .ckpt", "the suffix decides the format")
     keep_freed_memory()
+
     source = open_checkpoint(checkpoint)
     if notice := source.translation_notice():
         listener(notice)
@@ -147,14 +148,18 @@ def merge(
     if any(is_same_or_inside(output, path) for path in (checkpoint, *(lora.path for lora in loras))):
         raise OutputError(f"{output} is one of the inputs", "give the merged checkpoint a name of its own")
     loras = [lora.for_family(source.family) for lora in loras]
+
     merged = tuple(_counted(lora, adapters) for lora, adapters in zip(loras, sets, strict=True))
     for notice in _without_effect(loras, sets, merged):
         listener(notice)
     changes = _changes(loras, sets, source)
+
+    # Whole numbers cannot be merged into: better said now than in the middle of a file of gigabytes.
     for name in changes:
         check_is_weight(source.path, name, source.info(name).dtype)
     dtype = PRECISIONS[precision] if precision else None
     result = _Merged(source, changes, dtype)
+
     write_tensors(
         output,
         result.sources(),
@@ -163,6 +168,7 @@ def merge(
         listener=listener,
         control=control,
     )
+
     if result.broken:
         listener(kept_broken(source, result.broken))
     if len(result.changed) < len(changes):
@@ -269,6 +275,7 @@ class _Merged:
                 raise not_finite(self._source.path, name, weight)
             self.broken.append(name)
             return weight.to(dtype)
+        # Bit for bit: what no LoRA changes is not even converted.
         if not changes and dtype == weight.dtype:
             return weight
 

@@ -92,6 +92,8 @@ class _Graph:
                 f"the image was made by a graph of ComfyUI in which there is no KSampler{known}",
                 "give the prompt and the settings yourself",
             )
+
+        # A sampler that others lead up to only paints on: prompt and seed are those of the one that begins.
         first = min(found, key=lambda key: len([other for other in self._back(key) if other in found]))
         return first, [f"{self.nodes[key]['class_type']} (node {key})" for key in found if key != first]
 

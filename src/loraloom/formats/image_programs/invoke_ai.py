@@ -60,13 +60,17 @@ def read_sd_metadata(text: str) -> Parameters:
     whole = json_object(text, program="InvokeAI")
     image = whole.get("image")
     data: Mapping[str, Any] = image if isinstance(image, dict) else {}
+
+    # A prompt is a text or a list of weighted ones; a second one has no place in our settings.
     prompts = data.get("prompt")
     parts = prompts if isinstance(prompts, list) else [prompts]
     said, *others = [plain((part.get("prompt") if isinstance(part, dict) else part) or "") for part in parts] or [""]
+
     fields = _fields({key: value for key, value in data.items() if key not in ("variations", "postprocessing")})
     if whole.get("model_weights"):
         fields["Model"] = model_name(whole["model_weights"])
     found = _parameters(*_parted(said), fields, "")
+
     blended = tuple(
         f"it was blended with a second prompt, which is not taken over: {text!r}" for text in others if text
     )

@@ -86,13 +86,17 @@ def read_easy_diffusion(values: Mapping[str, Any]) -> Parameters:
     """From JSON, or from a PNG's text chunks, where every value is one."""
     data = {_EASY_SPOKEN.get(key, key): value for key, value in values.items()}
     fields = fields_of({key: value for key, value in data.items() if value != "None"}, _EASY, without=_EASY_APART)
+
+    # Width and height are two fields there, and one (Size) in the web UI's text, which all programs are brought to.
     if "width" in data and "height" in data:
         fields["Size"] = f"{plain(data['width'])}x{plain(data['height'])}"
     fields["Model"] = model_name(data["use_stable_diffusion_model"])
     if "VAE" in fields:
         fields["VAE"] = model_name(fields["VAE"])
+
     if plain(data.get("clip_skip", False)).lower() == "true":
         fields["Clip skip"] = "2"
+
     loras, weights = _listed(data.get("use_lora_model")), _listed(data.get("lora_alpha"))
     tags = "".join(lora_tag(name, [weight]) for name, weight in zip(loras, weights, strict=False))
     return _parameters(plain(data.get("prompt") or ""), plain(data.get("negative_prompt") or ""), fields, tags)

@@ -71,6 +71,7 @@ def parse_attention(
         elif token["close"] == ")" and opened["("]:
             scale(opened["("].pop(), ROUND_WEIGHT)
         elif token["close"] == "]" and opened["["]:
+            # How much a bracket weighs is known when it closes: then all that stands since it opened is weighed.
             scale(opened["["].pop(), SQUARE_WEIGHT)
         else:
             segments.extend(_with_breaks(token.group(0)))

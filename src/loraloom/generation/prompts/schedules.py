@@ -155,6 +155,7 @@ def _closed(frames: list[_Frame], mark: str, clock: _Clock, boundaries: set[int]
         _flatten(frames)
         frames[0].items.append(_Mark(mark))
         return
+
     frame = frames.pop()
     colons = frame.items.count(_Mark(":"))
     bars = frame.items.count(_Mark("|"))
@@ -164,16 +165,19 @@ def _closed(frames: list[_Frame], mark: str, clock: _Clock, boundaries: set[int]
         boundaries.update(range(1, clock.steps + 1))
     elif mark == "]" and colons in (1, 2) and not bars:
         made = _change(_split(frame.items, ":"), clock)
+
     if made is not None:
         if isinstance(made, _Change):
             boundaries.add(made.when)
         frames[-1].items.append(made)
         return
+
     if strict and (bars or colons > (1 if mark == ")" else 0)):
         frames.append(frame)  # no group by the web UI's grammar: nothing around it can be one
         _flatten(frames)
         frames[0].items.append(_Mark(mark))
         return
+
     inert = (item.text if isinstance(item, _Mark) else item for item in frame.items)
     frames[-1].items.append(_Group((frame.opening, *inert, mark)))
 

@@ -87,6 +87,7 @@ def _read_tag(tag: str, content: str) -> LoraTag:
     drive = _DRIVE.match(content)
     name, *arguments = content[drive.end() :].split(":") if drive else content.split(":")
     name = (drive.group(0) + name if drive else name).strip()
+
     if not name:
         raise PromptError(f"{tag} names no LoRA", "write <lora:name:weight>")
     positional = [argument for argument in arguments if "=" not in argument]
@@ -95,6 +96,7 @@ def _read_tag(tag: str, content: str) -> LoraTag:
     blocks: BlockWeights | None = None
     if len(positional) > 2:
         raise PromptError(f"{tag} has {len(positional)} weights", "write <lora:name:weight> or <lora:name:te:unet>")
+
     given = list(zip(("te", "unet"), positional, strict=False))
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -106,6 +108,7 @@ def _read_tag(tag: str, content: str) -> LoraTag:
             )
         elif equals:
             given.append((key.strip(), text))
+
     for key, text in given:
         if "@" in text:
             if key == "te" and len(positional) > 1:
@@ -118,6 +121,7 @@ def _read_tag(tag: str, content: str) -> LoraTag:
             weights["unet"] = _largest(curve)
         elif text.strip():
             weights[key] = _weight(tag, text)
+
     text_encoder = weights.get("te", 1.0)
     strength = LoraStrength(weights.get("unet", text_encoder), text_encoder, blocks)
     return LoraTag(name, strength, curve, mask and mask[1].strip())

@@ -62,6 +62,7 @@ class WildcardFolders:
             found = sorted({path for key, path in known.items() if fnmatchcase(key, wanted)})
         else:
             found = [known[wanted]] if wanted in known else []
+
         if not found:
             close = nearest(wanted, known)
             searched = ", ".join(str(folder) for folder in self.folders) or "no folder"
@@ -70,6 +71,8 @@ class WildcardFolders:
                 f"there is no wildcard file {name + '.txt'!r} (searched: {searched})",
                 f"{suggestion}set wildcard_folders, or dynamic_prompts=false if __{name}__ is meant as text",
             )
+
+        # An empty choice would change the prompt without a word.
         lines = tuple(line for path in found for line in self._read(path))
         if not lines:
             raise PromptError(f"the wildcard file of __{name}__ is empty: {found[0]}", "write one choice a line")
@@ -176,8 +179,10 @@ class _Draw:
             weights.append(float(match[1]) if match else 1.0)
             if match and isinstance(option[0], str):
                 options[index] = [option[0][match.end() :], *option[1:]]
+
         if len(set(weights)) == 1:
             return shuffled(range(len(options)), *self._key, "options", *path)[:wanted]
+
         left = [index for index, weight in enumerate(weights) if weight > 0]
         chosen: list[int] = []
         while left and len(chosen) < wanted:
@@ -199,9 +204,12 @@ def _head(option: _Option) -> tuple[tuple[int, int | None] | None, str, _Option]
     match = _COUNT.fullmatch("".join(item for item in option[:place] if isinstance(item, str)))
     if match is None or any(not isinstance(item, str) for item in option[:place]) or not any(match.groups()):
         return None, "", option
+
     exact, least, most = match.groups()
     count = (int(exact), int(exact)) if exact else (int(least or 0), int(most) if most else None)
     rest = option[place + 1 :]
+
+    # What joins the choices is plain text up to a second $$; without that they are joined by commas.
     texts: list[str] = []
     for index, item in enumerate(rest):
         if item == "$$":
@@ -229,6 +237,7 @@ def _parse(prompt: str) -> _Option:
     for match in _TOKEN.finditer(prompt):
         item: str | _Wildcard = _Wildcard(match["name"]) if match["name"] else match.group(0)
         mark = match["mark"]
+
         current = stack[-1].options
         if mark == "{" and len(stack) <= _DEEPEST:
             stack.append(_Group())
@@ -236,10 +245,13 @@ def _parse(prompt: str) -> _Option:
             current.append([])
         elif mark == "}" and len(stack) > 1:
             group = stack.pop()
+            # The $$ has to stay a piece of its own, since the head of the group is read by it later.
             group.options = [option if "$$" in option else _joined(option) for option in group.options]
             stack[-1].options[-1].append(group)
         else:
             current[-1].append(item)
+
+    # Braces that are never closed are text, with all that stands in them.
     while len(stack) > 1:
         stack[-2].options[-1].extend(_as_text(stack[-1]))
         stack.pop()
