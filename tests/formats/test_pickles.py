@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraloom.errors import FileFormatError, UnsafeFileError
-from loraloom.formats.pickles import _TABLE, Global, Inert, StorageReference, read_pickle
+from loraloom.formats.pickle_nodes import Global, Inert, StorageReference
+from loraloom.formats.pickles import _TABLE, read_pickle
 
 PROTOCOLS = range(6)
 

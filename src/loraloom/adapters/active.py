@@ -119,7 +119,6 @@ class _Branch:
         return sum_.reshape(output.shape)
 
     def _fused(self, x: Tensor) -> tuple[Tensor, Tensor]:
-
         # Joined once and kept, not at every call; another type or device makes them anew.
         if self._factors is None or self._factors[0].dtype != x.dtype or self._factors[0].device != x.device:
             factors = [adapter.factors() for _, adapter in self._low]

@@ -27,7 +27,8 @@ from loraloom.formats.safetensors_file import (
     safetensors_header,
     safetensors_order,
 )
-from loraloom.formats.torch_file import looks_like_torch, read_torch, state_dict_pickle, write_torch_zip
+from loraloom.formats.torch_file import looks_like_torch, read_torch
+from loraloom.formats.torch_writer import state_dict_pickle, write_torch_zip
 
 __all__ = ["TensorFile", "TensorInfo", "TensorSource", "bytes_of", "is_finite", "open_tensors", "write_tensors"]
 

@@ -5,13 +5,10 @@ The pickles are read as data (see ``pickles``); tensors are found in them and lo
 
 from __future__ import annotations
 
-import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
-from typing import BinaryIO
 
 import torch
 
@@ -29,10 +26,11 @@ from loraloom.formats.entries import (
     contiguous_stride,
     show,
 )
-from loraloom.formats.pickles import Global, Inert, StorageReference, is_plain, numpy_type, raw_bytes, read_pickle
-from loraloom.formats.zip_file import Member, ZipWriter, read_zip
+from loraloom.formats.pickle_nodes import Global, Inert, StorageReference, is_plain, numpy_type, raw_bytes
+from loraloom.formats.pickles import read_pickle
+from loraloom.formats.zip_file import Member, read_zip
 
-__all__ = ["looks_like_torch", "read_torch", "state_dict_pickle", "write_torch_zip"]
+__all__ = ["STORAGE_DTYPES", "looks_like_torch", "read_torch"]
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -40,7 +38,7 @@ MAX_DEPTH = 32
 MAX_NODES = 250_000
 MAX_REPEATED_BYTES = 64 * 2**20
 
-_STORAGE_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+STORAGE_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
         "DoubleStorage": torch.float64,
         "FloatStorage": torch.float32,
@@ -57,12 +55,11 @@ _STORAGE_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     }
 )
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
-_STORAGE_NAMES = MappingProxyType({dtype: f"torch {name}" for name, dtype in _STORAGE_DTYPES.items()})
 _PLAIN_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
         str(dtype): dtype
         for dtype in (
-            *_STORAGE_DTYPES.values(),
+            *STORAGE_DTYPES.values(),
             torch.uint16,
             torch.uint32,
             torch.uint64,
@@ -272,12 +269,12 @@ def _declared_storage(reference: StorageReference, where: str, *, members: int =
 
     # Only torch's own storages: their names fix the type of the bytes, and nothing is imported to find it.
     module, _, name = kind.name.rpartition(".")
-    if module not in _STORAGE_MODULES or not (name in _STORAGE_DTYPES or name == "UntypedStorage"):
+    if module not in _STORAGE_MODULES or not (name in STORAGE_DTYPES or name == "UntypedStorage"):
         raise FileFormatError(f"{where}: holds tensor data of the unknown type {kind.name}")
 
     if type(numel) is not int or not 0 <= numel <= MAX_ELEMENTS:
         raise FileFormatError(f"{where}: the tensor data {show(key)} have an impossible length", _DAMAGED)
-    return _Declared(key, _STORAGE_DTYPES.get(name), numel)
+    return _Declared(key, STORAGE_DTYPES.get(name), numel)
 
 
 class _Storages:
@@ -611,91 +608,3 @@ def _whole_numbers(value: object) -> tuple[int, ...] | None:
     if type(value) is not tuple or any(type(number) is not int for number in value):
         return None
     return value
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# writing
-
-
-def write_torch_zip(
-    file: BinaryIO,
-    infos: Mapping[str, TensorInfo],
-    pickle: bytes,
-    load: Callable[[str], memoryview],
-) -> None:
-    """Write the archive around a pickle made by ``state_dict_pickle``; each tensor is loaded once, in order."""
-    archive = ZipWriter(file)
-    archive.add("archive/data.pkl", len(pickle), lambda: pickle)
-    archive.add("archive/byteorder", 6, lambda: b"little")
-    for index, (name, info) in enumerate(infos.items()):
-        archive.add(f"archive/data/{index}", info.nbytes, partial(load, name), alignment=64)
-    archive.add("archive/version", 2, lambda: b"3\n")
-    archive.close()
-
-
-def state_dict_pickle(
-    infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], extras: Mapping[str, object]
-) -> bytes:
-    """The pickle of ``{"state_dict": tensors, **extras, "metadata": metadata}``, in protocol 2.
-
-    It asks only for names that every checker of checkpoints lets through: the rebuilding of tensors, storage types and
-    OrderedDict. Raises ValueError for an extra that is not a plain value.
-    """
-    pieces = [b"\x80\x02}(", _value("state_dict"), b"}("]
-    for index, (name, info) in enumerate(infos.items()):
-        pieces += [_value(name), _tensor_node(index, info)]
-    pieces.append(b"u")
-    beside = dict(extras)
-    if metadata:
-        beside["metadata"] = dict(metadata)
-    for key, item in beside.items():
-        if key not in ("state_dict", "root"):
-            pieces += [_value(key), _value(item)]
-    pieces.append(b"u.")
-    return b"".join(pieces)
-
-
-def _tensor_node(index: int, info: TensorInfo) -> bytes:
-    name = _STORAGE_NAMES.get(info.dtype)
-    storage = _global(name or "torch.storage UntypedStorage")
-    count = info.numel if name else info.nbytes
-    reference = b"(" + _value("storage") + storage + _value(str(index)) + _value("cpu") + _value(count) + b"tQ"
-    sizes = _value(info.shape) + _value(contiguous_stride(info.shape))
-    dtype = b"" if name else _global(str(info.dtype).replace(".", " "))
-    rebuild = _global(f"torch._utils _rebuild_tensor_v{2 if name else 3}")
-    hooks = _global("collections OrderedDict") + b")R"
-    return rebuild + b"(" + reference + _value(0) + sizes + b"\x89" + hooks + dtype + b"tR"
-
-
-def _global(name: str) -> bytes:
-    return b"c" + name.replace(" ", "\n").encode("ascii") + b"\n"
-
-
-def _value(value: object) -> bytes:
-    """Plain values in protocol 2."""
-    if value is None or isinstance(value, bool):
-        return {None: b"N", True: b"\x88", False: b"\x89"}[value]
-    if isinstance(value, int):
-        return _integer(value)
-    if isinstance(value, float):
-        return b"G" + struct.pack(">d", value)
-    if isinstance(value, str):
-        raw = value.encode("utf-8")
-        return b"X" + len(raw).to_bytes(4, "little") + raw
-    if isinstance(value, list | tuple):
-        opened, closed = (b"](", b"e") if isinstance(value, list) else (b"(", b"t")
-        return opened + b"".join(map(_value, value)) + closed
-    if isinstance(value, Mapping):
-        return b"}(" + b"".join(_value(key) + _value(item) for key, item in value.items()) + b"u"
-    raise ValueError(f"a value of the type {type(value).__name__} cannot be stored beside the tensors")
-
-
-def _integer(value: int) -> bytes:
-    if 0 <= value < 256:
-        return b"K" + bytes([value])
-    if 0 <= value < 65536:
-        return b"M" + value.to_bytes(2, "little")
-    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    if len(raw) > 255:
-        raise ValueError("a number of more than 255 bytes cannot be stored beside the tensors")
-    return b"\x8a" + bytes([len(raw)]) + raw

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
@@ -37,6 +36,7 @@ from loraloom.models.conditioning import (
 )
 from loraloom.models.family import SIZE_CHANNELS, Family, TextPart
 from loraloom.models.parts import built_part, load_part, part_plans
+from loraloom.models.placement import Placement
 from loraloom.models.prediction import probe_prediction, read_signs
 from loraloom.models.quantized import Quantization, QuantizedWeight
 from loraloom.models.text_encoders import TextEncoder
@@ -48,35 +48,6 @@ __all__ = ["LoadedModel", "ModelTensors", "load_model"]
 
 _PIXELS_PER_LATENT = 8
 _LATENT_CHANNELS = 4
-
-
-@dataclass
-class _Placement:
-    """Where a part rests and where it is used. Its resting tensors are kept, so leaving the device copies nothing."""
-
-    module: nn.Module
-    device: torch.device
-    users: int = 0
-    resting: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)
-
-    def enter(self) -> None:
-        if self.users == 0:
-            self.resting = [
-                (owner, name, parameter)
-                for owner in self.module.modules()
-                for name, parameter in owner.named_parameters(recurse=False)
-            ]
-            for owner, name, parameter in self.resting:
-                moved = nn.Parameter(parameter.detach().to(self.device), requires_grad=parameter.requires_grad)
-                owner.register_parameter(name, moved)
-        self.users += 1
-
-    def leave(self) -> None:
-        self.users -= 1
-        if self.users == 0:
-            for owner, name, parameter in self.resting:
-                owner.register_parameter(name, parameter)
-            self.resting = []
 
 
 class LoadedModel:
@@ -106,7 +77,7 @@ class LoadedModel:
         self.tokenizer: Tokenizer = clip_tokenizer()
         self.damage: dict[str, CheckpointError] = {}
         """What is wrong with a part that was loaded all the same, because another may take its place (the VAE)."""
-        self._placements = {name: _Placement(module, device) for name, module in parts.items()} if offload else {}
+        self._placements = {name: Placement(module, device) for name, module in parts.items()} if offload else {}
 
     @property
     def family(self) -> Family:
@@ -230,7 +201,7 @@ class LoadedModel:
                 freed += parameter.nbytes
                 owner.register_parameter(name, nn.Parameter(stored, requires_grad=parameter.requires_grad))
         if freed and self.device.type != "cpu":
-            self._placements[part] = _Placement(module, self.device)
+            self._placements[part] = Placement(module, self.device)
         return freed
 
     def check_part(self, part: str) -> None:
@@ -451,14 +422,19 @@ def load_model(
     for plan in part_plans(checkpoint):
         name = plan.name
         prefix, empty = built_part(checkpoint, plan)
+
+        # The VAE overflows in fp16, and rounding it to a few bits would be seen in every picture.
         part_type = torch.float32 if name == "vae" and weight_type == torch.float16 else weight_type
         prefixes[name] = prefix
         method = "none" if name == "vae" else quantize
         parts[name], problem = load_part(checkpoint, prefix, empty, rest, part_type, method, control)
+
+        # A broken VAE can still be replaced by another one; every other part is the checkpoint itself.
         if problem is not None:
             damage[name] = problem
             if name != "vae":
                 raise problem
+
     if quantize != "none":
         listener(_quantized_notice(parts, quantize))
     if compute == torch.float16:
@@ -481,8 +457,10 @@ def load_model(
         offload=offload,
     )
     model.damage |= damage
+
     if signs.prediction is not None and prediction == "auto" and signs.prediction == "v":
         listener(Notice(f"v-prediction, known from {signs.source}"))
+    # Only the U-Net itself can tell then. One that reads more channels (inpainting) is not asked what it is not for.
     if (
         signs.prediction is None
         and checkpoint.family.probes_prediction

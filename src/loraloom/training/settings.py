@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.data.settings import DatasetSettings
@@ -15,7 +15,7 @@ from loraloom.errors import UnknownNameError
 from loraloom.file_names import check_name
 from loraloom.setting_marks import ClassPath, Kohya, MayChange, Offers
 from loraloom.settings import Settings
-from loraloom.training.block_shapes import block_weights
+from loraloom.training.block_lr_settings import BlockLrSettings
 from loraloom.training.lr_schedule_names import LR_SCHEDULES, check_values, find_schedule
 from loraloom.training.optimizer_names import OPTIMIZERS, find_optimizer, is_adaptive
 
@@ -32,21 +32,6 @@ __all__ = [
 ]
 
 
-def _numbers(value: Any) -> Any:
-    """``"1,0.5,0"`` (sd-scripts) is a list of numbers, a single number a list of one; other text stays a name."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return (value,)
-    if isinstance(value, str) and "," in value:
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            return value
-    return value
-
-
-BlockWeights = Annotated[tuple[Annotated[float, Field(ge=0)], ...] | str | None, BeforeValidator(_numbers)]
-
-
 def _known(find: Callable[[str], str], name: str) -> str:
     """The name as it was given; ValueError, which pydantic reports with all the others, where nothing has it."""
     try:
@@ -54,29 +39,6 @@ def _known(find: Callable[[str], str], name: str) -> str:
     except UnknownNameError as error:
         raise ValueError(f"{error.problem}; {error.hint}") from error
     return name
-
-
-class BlockLrSettings(Settings):
-    """Learning rates of the U-Net's blocks, as factors on its learning rate. Unset sections keep the factor 1."""
-
-    down: Annotated[BlockWeights, Kohya("down_lr_weight")] = None
-    """Blocks on the way down (SD 1 and 2: 12, SDXL: 9): a list of factors, one for all, or a shape: sine (low to high),
-    cosine (high to low), linear, reverse_linear or zeros, with +0.1 behind it to raise it everywhere."""
-    mid: Annotated[BlockWeights, Kohya("mid_lr_weight")] = None
-    """Blocks in the middle (SD 1 and 2: 1, SDXL: 3): a list of factors, or one for all."""
-    up: Annotated[BlockWeights, Kohya("up_lr_weight")] = None
-    """Blocks on the way up, as down; low to high means from the middle to the output."""
-    zero_threshold: Annotated[float, Kohya("block_lr_zero_threshold"), Field(ge=0)] = 0.0
-    """Factors up to this one become 0. A block whose factor is 0 is not trained."""
-
-    @field_validator("down", "mid", "up")
-    @classmethod
-    def _shape_exists(cls, value: tuple[float, ...] | str | None, info: ValidationInfo) -> Any:
-        if isinstance(value, str):
-            if info.field_name == "mid":
-                raise ValueError("the middle takes numbers, not a shape")
-            block_weights(value, 12)
-        return value
 
 
 OPTIMIZER_LIBRARIES = (
