@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from loraloom.cli.main import app
+from loraloom.diffusion.samplers import SAMPLERS
 from loraloom.generation.settings import GenerateSettings
 from loraloom.settings import setting_rows
 from loraloom.training.lr_schedule_names import LR_SCHEDULES
@@ -96,6 +97,12 @@ def test_every_optimizer_and_schedule_is_in_the_documentation() -> None:
     page = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8")
     named = {word for line in page.splitlines() if line.startswith("| ") for word in re.findall(r"\w+", line)}
     assert [name for name in (*OPTIMIZERS, *LR_SCHEDULES) if name not in named] == []
+
+
+def test_every_sampler_is_in_the_documentation() -> None:
+    page = (ROOT / "docs" / "generating.md").read_text(encoding="utf-8")
+    table = page.partition("| sampler | for what |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE) == list(SAMPLERS)
 
 
 def test_the_architecture_has_the_table_that_the_imports_keep() -> None:

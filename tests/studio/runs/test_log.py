@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loraloom.errors import FileFormatError
+from loraloom.errors import FileFormatError, MissingFileError
 from loraloom.events import (
     Event,
     Notice,
@@ -128,6 +128,35 @@ def test_a_run_is_followed_until_it_ends_or_its_process_dies(end: str, tmp_path:
     assert (followed[0], steps) == (CREATED, [1, 2, 3])
     assert isinstance(followed[-1], RunFailed) == (end == "fail")
     assert read_status(tmp_path).state == ("failed" if end == "fail" else "interrupted")
+
+
+DIES = """
+import os, sys, time
+from pathlib import Path
+from loraloom.studio.runs.control import RunLock
+with RunLock(Path(sys.argv[1])):
+    print("has it", flush=True)
+    sys.stdin.read()
+    os._exit(9)
+"""
+
+
+def test_a_process_that_dies_before_it_tells_anything_ends_the_following(tmp_path: Path) -> None:
+    log = write(tmp_path, CREATED)
+    with subprocess.Popen(
+        [sys.executable, "-c", DIES, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stdin
+        assert process.stdout.readline() == "has it\n"
+        events = log.follow()
+        assert next(events) == CREATED
+        process.stdin.close()
+        assert list(events) == []
+
+
+def test_a_folder_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="there is no folder"):
+        next(RunLog(tmp_path / "nothing").follow())
 
 
 def test_what_is_created_anew_supersedes_all() -> None:

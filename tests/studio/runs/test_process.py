@@ -7,19 +7,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loraloom.control import Request
-from loraloom.errors import ResumeError
+from loraloom.errors import FileFormatError, MissingFileError, ResumeError
 from loraloom.events import RunFinished, RunPaused, RunResumed, RunStarted, StateSaved, StepFinished
 from loraloom.studio.demo import make_checkpoint
 from loraloom.studio.runs import control
-from loraloom.studio.runs.control import ask
+from loraloom.studio.runs.control import RunLock, ask
 from loraloom.studio.runs.creation import create_run
-from loraloom.studio.runs.log import RunLog
+from loraloom.studio.runs.log import EventLog, RunLog
 from loraloom.studio.runs.process import OUTPUT_NAME, start_run
 from loraloom.studio.runs.status import read_status
 from loraloom.training.settings import TrainSettings
@@ -102,6 +104,47 @@ def test_a_run_outlives_whoever_started_it_and_a_signal_ends_it_well(settings: P
             os.kill(pid, signal.SIGTERM)
     assert read_status(run).state == "stopped"
     assert [event for event in RunLog(run).events() if isinstance(event, (RunStarted, StateSaved))]
+
+
+def test_what_keeps_a_run_from_being_trained_is_an_error_here(settings: Path) -> None:
+    with pytest.raises(MissingFileError, match="nothing"):
+        start_run(settings.parent / "nothing")
+    assert not (settings.parent / "nothing").exists()
+
+    run = create_run(TrainSettings.load(settings)).path
+    with EventLog(run) as log:
+        log(RunFinished(7, 2.5, stopped=False, average_loss=0.3))
+    with pytest.raises(ResumeError, match="is finished after 7 steps"):
+        start_run(run)
+
+    (run / "settings.toml").write_text("name = \n", encoding="utf-8")
+    with pytest.raises(FileFormatError, match="is not valid TOML"):
+        start_run(run)
+    assert not (run / OUTPUT_NAME).exists()
+
+
+def test_of_two_that_are_started_at_once_the_later_is_refused(settings: Path) -> None:
+    run = create_run(TrainSettings.load(settings)).path
+    held, done = threading.Event(), threading.Event()
+
+    def be_quicker() -> None:
+        while not (run / OUTPUT_NAME).exists():
+            time.sleep(0.001)
+        with RunLock(run):
+            held.set()
+            done.wait(HANGS_AFTER_S)
+
+    other = threading.Thread(target=be_quicker, daemon=True)
+    other.start()
+    try:
+        with pytest.raises(ResumeError, match="is being trained already"):
+            start_run(run)
+        assert held.is_set()
+    finally:
+        done.set()
+        other.join(HANGS_AFTER_S)
+    assert "by process" in (run / OUTPUT_NAME).read_text(encoding="utf-8")
+    assert read_status(run).state == "queued"
 
 
 def test_what_a_process_fails_of_is_in_its_log_and_its_output(settings: Path) -> None:

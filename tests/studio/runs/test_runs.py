@@ -26,7 +26,8 @@ from loraloom.events import (
     ValidationMeasured,
 )
 from loraloom.studio.results import to_record
-from loraloom.studio.runs.control import FolderControl, RunLock, ask, is_trained
+from loraloom.studio.runs import control as run_control
+from loraloom.studio.runs.control import FolderControl, RunLock, ask, is_trained, is_trained_by
 from loraloom.studio.runs.folder import RunFolder, find_run
 from loraloom.studio.runs.log import EventLog, RunLog
 from loraloom.studio.runs.status import list_runs, read_status
@@ -91,6 +92,33 @@ def test_a_run_of_another_machine_is_told_by_its_heartbeat(tmp_path: Path) -> No
     assert not is_trained(tmp_path)
     path.write_text("{", encoding="utf-8")
     assert not is_trained(tmp_path)
+
+
+def test_a_wish_of_the_first_moment_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees that the run is trained may ask at once."""
+    real = run_control.write_text
+
+    def write_and_ask(path: Path, text: str) -> None:
+        real(path, text)
+        if path.name == "process.json":
+            ask(tmp_path, Request.STOP)
+
+    (tmp_path / "control.json").write_text('{"request": "pause"}', encoding="utf-8")  # for one that is gone
+    monkeypatch.setattr(run_control, "write_text", write_and_ask)
+    with RunLock(tmp_path):
+        assert FolderControl(tmp_path)() is Request.STOP
+    monkeypatch.undo()
+    (tmp_path / "control.json").write_text('{"request": "pause"}', encoding="utf-8")
+    with RunLock(tmp_path):
+        assert FolderControl(tmp_path)() is Request.GO
+
+
+def test_who_trains_a_run_is_told_by_the_number_of_the_process(tmp_path: Path) -> None:
+    assert not is_trained_by(tmp_path, os.getpid())
+    with RunLock(tmp_path):
+        assert is_trained_by(tmp_path, os.getpid()) and is_trained_by(tmp_path, os.getppid())
+        assert not is_trained_by(tmp_path, 4_000_003)
+    assert not is_trained_by(tmp_path, os.getpid())
 
 
 def test_wishes_arrive(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from loraloom.errors import OutputError, ResumeError
 from loraloom.formats.files import write_text
 from loraloom.formats.locks import try_lock, unlock
 
-__all__ = ["CONTROL_FILES", "FolderControl", "RunLock", "ask", "is_trained", "let_go_on"]
+__all__ = ["CONTROL_FILES", "FolderControl", "RunLock", "ask", "is_trained", "is_trained_by", "let_go_on"]
 
 LOCK, PROCESS, CONTROL = ".lock", "process.json", "control.json"
 CONTROL_FILES = (LOCK, PROCESS, CONTROL)
@@ -49,10 +49,16 @@ class RunLock:
                     Sentence(Action.LIST_RUNS, " shows it; ", Action.STOP_RUN.of(run=self._folder), " ends it"),
                 )
             time.sleep(0.05)
-        facts = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
-        write_text(self._folder / PROCESS, json.dumps(facts) + "\n")
         with suppress(OSError):
-            (self._folder / CONTROL).unlink(missing_ok=True)  # a wish for a process that is gone
+            # A wish for a process that is gone. Before this one shows itself: from then on wishes are for it.
+            (self._folder / CONTROL).unlink(missing_ok=True)
+        facts = {
+            "pid": os.getpid(),
+            "parent": os.getppid(),
+            "host": socket.gethostname(),
+            "started": time.time(),
+        }
+        write_text(self._folder / PROCESS, json.dumps(facts) + "\n")
         threading.Thread(target=self._beat, daemon=True, name="run heartbeat").start()
         return self
 
@@ -93,6 +99,19 @@ def is_trained(folder: Path) -> bool:
             unlock(file)
             return False
     return True
+
+
+def is_trained_by(folder: Path, pid: int) -> bool:
+    """Whether the process ``pid`` of this machine, or a child of it, is training this run now.
+
+    On Windows the Python of a virtual environment is a launcher, whose child does the work.
+    """
+    if not is_trained(folder):
+        return False
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        facts = json.loads((folder / PROCESS).read_text(encoding="utf-8"))
+        return facts["host"] == socket.gethostname() and pid in (facts["pid"], facts["parent"])
+    return False
 
 
 def _open_lock(folder: Path) -> BinaryIO:

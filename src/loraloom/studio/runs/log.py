@@ -113,15 +113,19 @@ class RunLog:
     def follow(self, offset: int = 0) -> Iterator[Event]:
         """The events from ``offset`` on as they come, until the run has ended or its process has died.
 
-        A run that nobody trains yet is waited for. FileError as in :meth:`since`.
+        A run that nobody trains yet is waited for. MissingFileError where there is no such folder, FileError as in
+        :meth:`since`.
         """
+        if not self._folder.is_dir():
+            raise MissingFileError(f"there is no folder {self._folder}", "give the folder of a run")
         has_begun = False
         while True:
             # In this order: what a process wrote before it ended is read before its end is believed.
             alive = is_trained(self._folder)
+            has_begun = has_begun or alive  # it may die before it has told anything
             events, offset = self.since(offset)
             for event in events:
-                has_begun = not isinstance(event, RunCreated)
+                has_begun = alive or not isinstance(event, RunCreated)
                 yield event
             if not events and not alive and has_begun:
                 return

@@ -16,8 +16,8 @@ from loraloom.errors import LoraloomError, OutputError, ResumeError
 from loraloom.events import ignore
 from loraloom.hardware import set_thread_defaults
 from loraloom.studio.crash_report import write_report
-from loraloom.studio.runs.control import is_trained
-from loraloom.studio.runs.training import train_run
+from loraloom.studio.runs.control import is_trained, is_trained_by
+from loraloom.studio.runs.training import check_run, train_run
 from loraloom.studio.stopping import StopRequest, stop_on_signals
 
 __all__ = ["OUTPUT_NAME", "RunProcess", "main", "start_run"]
@@ -56,11 +56,13 @@ def start_run(folder: Path) -> RunProcess:
     """Train the run in a new process, as :func:`train_run` would; it goes on when this one ends.
 
     Returns as soon as that process has the run, or has ended. The run's log shows how it goes; what it prints goes to
-    ``output.log`` in the folder. Raises ResumeError when the run is trained already, OutputError when the folder takes
-    no file.
+    ``output.log`` in the folder. Raises ResumeError when the run is finished or trained already, also by a process that
+    was started at the same time; FileError or SettingsError where its settings cannot be read, OutputError when the
+    folder takes no file.
     """
     if is_trained(folder):
-        raise ResumeError(f"{folder} is being trained already", "it can be asked to stop, or be waited for")
+        raise _trained_already(folder)
+    check_run(folder)  # here, where the caller hears of it: whoever follows the log would wait for a first event
     # Python looks for modules in the present folder first unless -P forbids it; strangers' files may lie there.
     command = [sys.executable, "-P", "-m", "loraloom.studio.runs.process", str(folder.absolute())]
     environment = {name: value for name, value in os.environ.items() if name not in _TOGETHER}
@@ -76,9 +78,15 @@ def start_run(folder: Path) -> RunProcess:
         raise OutputError(
             f"{folder / OUTPUT_NAME} cannot be written: {error.strerror}", "check the rights of the folder"
         ) from error
-    while process.poll() is None and not is_trained(folder):
+    while process.poll() is None and not is_trained_by(folder, process.pid):
         time.sleep(_LOOK_S)
+    if process.poll() == 1 and is_trained(folder):
+        raise _trained_already(folder)  # another process was quicker
     return RunProcess(folder, process)
+
+
+def _trained_already(folder: Path) -> ResumeError:
+    return ResumeError(f"{folder} is being trained already", "it can be asked to stop, or be waited for")
 
 
 def main(folder: Path) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainingResult",
     "branch_training",
+    "check_run",
     "is_leader",
     "launched_together",
     "one_voice",
@@ -64,6 +65,14 @@ def train_run(
     first step.
     """
     return resume_training(run, force=force, listener=listener, control=control)
+
+
+def check_run(run: Path) -> None:
+    """Raise what keeps the run in this folder from being trained, as far as its files tell at once: FileError or
+    SettingsError of its settings, and ResumeError when it is finished."""
+    folder = RunFolder(run)
+    settings = TrainSettings.load(folder.settings_path)
+    _check_not_finished(folder, settings, settings)
 
 
 def resume_training(
