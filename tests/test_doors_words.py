@@ -17,7 +17,7 @@ import loraloom
 from loraloom.actions import Action, Proposal, Sentence, parts_from_record, parts_to_record
 from loraloom.cli.main import app
 from loraloom.cli.words import WORDS, worded
-from loraloom.errors import LoraloomError, while_handling
+from loraloom.errors import LoraloomError, SettingsError, while_handling
 from loraloom.events import Notice, RunFailed, from_record, to_record
 
 ROOT = Path(loraloom.__file__).parent
@@ -205,6 +205,14 @@ def test_an_error_keeps_what_it_proposes() -> None:
     with while_handling(first, "saving"):
         raise error
     assert worded(first.__notes__[0]) == r"saving: it stopped (see\n`loraloom train --branch a\x1b[2J`)"
+
+
+def test_mistakes_in_settings_keep_what_they_propose() -> None:
+    error = SettingsError(["a\nb", Sentence(Action.CUT_RANK, " is too much")], Sentence(Action.CHOOSE_PLACE))
+    assert error.problems == (r"a\nb", "a rank is too much")
+    assert error.problem == "a\\nb\na rank is too much"
+    assert worded(error.problem) == "a\\nb\n--rank is too much"
+    assert worded(error.hint) == "give either -o OUT.safetensors or --in-place"
 
 
 def test_events_carry_actions_through_json() -> None:

@@ -101,8 +101,9 @@ class SettingsError(LoraloomError):
 
     def __init__(self, problems: Sequence[str], hint: str = "") -> None:
         super().__init__("", hint)
-        self.problems = tuple(map(one_line, problems))
-        self.problem = "\n".join(self.problems)
+        self.problems = tuple(map(_clean, problems))
+        lines = [part for problem in self.problems for part in ("\n", problem)]
+        self.problem = Sentence(*lines[1:])
         self.args = (self.problem,)
 
 

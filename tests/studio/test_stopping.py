@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from loraloom.control import Interrupted, Request
-from loraloom.events import Event, Notice, ignore
-from loraloom.studio.stopping import StopRequest, heeding, interrupt_on_signals, stop_on_signals
+from loraloom.events import Event, ignore
+from loraloom.studio.stopping import StopRequest, interrupt_on_signals, stop_on_signals
 
 HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)
 ENDING = sorted({signal.SIGINT, signal.SIGTERM, HANG_UP})
@@ -95,16 +95,6 @@ def test_another_thread_hears_no_signals_and_works_all_the_same() -> None:
     thread.start()
     thread.join()
     assert done
-
-
-def test_a_listener_that_heeds_a_stop() -> None:
-    stop, heard = StopRequest(), list[Event]()
-    listen = heeding(heard.append, stop)
-    listen(Notice("one"))
-    stop.set(signal.SIGTERM)
-    with pytest.raises(Interrupted) as caught:
-        listen(Notice("two"))
-    assert (len(heard), caught.value.number) == (2, signal.SIGTERM)
 
 
 def test_work_that_leaves_before_there_is_anything_to_save_ends_by_the_signal() -> None:

@@ -17,8 +17,11 @@ from loraloom.formats.files import sha256_of
 from loraloom.formats.tensors import open_tensors, write_tensors
 from loraloom.weights.checkpoint_merge import CheckpointWeight, merge_checkpoints
 from loraloom.weights.combine import combine_loras
+from loraloom.weights.convert import convert_lora
 from loraloom.weights.extract import extract_lora
+from loraloom.weights.inspect import inspect_file
 from loraloom.weights.merge import LoraWeight, merge
+from loraloom.weights.metadata import edit_metadata
 from loraloom.weights.resize import resize_lora
 from random_loras import random_lora
 from toys import toy_tensors
@@ -26,7 +29,7 @@ from toys import toy_tensors
 Work = Callable[[Listener, Control], None]
 
 
-@pytest.fixture(params=["merge", "merge to .ckpt", "merge_checkpoints", "combine", "extract", "resize"])
+@pytest.fixture(params=["merge", "merge to .ckpt", "merge_checkpoints", "combine", "extract", "resize", "convert"])
 def job(
     request: pytest.FixtureRequest, checkpoint: Callable[..., Path], write_lora: Callable[..., Path], tmp_path: Path
 ) -> tuple[Work, Path, str]:
@@ -68,6 +71,12 @@ def job(
         ),
         "resize": (
             lambda listener, control: resize_lora(lora, output, rank=1, listener=listener, control=control) and None,
+            "layers",
+        ),
+        "convert": (
+            lambda listener, control: convert_lora(
+                lora, output, to="diffusers", listener=listener, control=control
+            ) and None,
             "layers",
         ),
     }  # fmt: skip
@@ -127,3 +136,58 @@ def test_a_hash_is_left_between_two_pieces_of_the_file(tmp_path: Path) -> None:
         assert asked.times == 4
         with pytest.raises(Interrupted):
             hashed(path, asked_to_stop_at(3))
+
+
+def test_layers_are_measured_one_by_one(write_lora: Callable[..., Path]) -> None:
+    path = write_lora("a.safetensors", random_lora("sd1", 1))
+    heard: list[Event] = []
+    report = inspect_file(path, layers=True, listener=heard.append)
+    assert report.anatomy is not None
+    assert heard == [PieceFinished("layers", n + 1, len(heard)) for n in range(len(report.anatomy.layers))]
+
+    heard.clear()
+    with pytest.raises(Interrupted):
+        inspect_file(path, layers=True, listener=heard.append, control=asked_to_stop_at(4))
+    assert len(heard) == 2  # the pause and the first question are before the first layer
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_hashing_what_is_inspected_is_left(checkpoint: Callable[..., Path], suffix: str) -> None:
+    path = checkpoint("sd1", suffix=suffix)
+    asked = Asked(Request.GO)
+    inspect_file(path, hashes=True, control=asked)
+    assert asked.times > 4
+    for question in (2, asked.times // 2, asked.times):
+        with pytest.raises(Interrupted):
+            inspect_file(path, hashes=True, control=asked_to_stop_at(question))
+    asked = Asked(Request.GO)
+    inspect_file(path, control=asked)
+    assert asked.times == 0  # without hashes nothing long is done
+
+
+def test_a_copy_with_other_metadata_is_left(write_lora: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_lora("a.safetensors", random_lora("sd1", 1), {"ss_steps": "3", "sshs_legacy_hash": "0"})
+    before = path.read_bytes()
+    asked = Asked(Request.GO)
+    edit_metadata(path, tmp_path / "b.safetensors", {"ss_steps": "7"}, control=asked)
+    for question in (2, asked.times // 2, asked.times):
+        for output in (path, tmp_path / "c.safetensors"):
+            with pytest.raises(Interrupted):
+                edit_metadata(path, output, {"ss_steps": "7"}, control=asked_to_stop_at(question))
+    assert path.read_bytes() == before
+    assert not (tmp_path / "c.safetensors").exists()
+    assert unfinished(tmp_path) == []
+
+
+def test_a_lora_that_is_being_written_is_left(write_lora: Callable[..., Path], tmp_path: Path) -> None:
+    """Behind the last layer come the hash and the file itself, tensor by tensor."""
+    path, output = write_lora("a.safetensors", random_lora("sd1", 1)), tmp_path / "b.safetensors"
+    asked = Asked(Request.GO)
+    layers = convert_lora(path, output, control=asked).layers
+    assert asked.times > 2 * layers
+    output.unlink()
+    for question in (layers + 2, asked.times):
+        with pytest.raises(Interrupted):
+            convert_lora(path, output, control=asked_to_stop_at(question))
+        assert not output.exists()
+    assert unfinished(tmp_path) == []

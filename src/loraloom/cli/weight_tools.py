@@ -37,13 +37,12 @@ def convert(
     read_back: CheckWithDiffusers = True,
 ) -> None:
     """Write a LoRA file under the names that another program reads; what it does stays the same."""
-    from loraloom.studio.weights import convert_lora, written_text
+    from loraloom.studio.reports import report_lines
+    from loraloom.studio.weights import convert_lora
 
     report = convert_lora(lora, output, to=to.value, precision=precision.value if precision else None)
-    typer.echo(f"read as: {report.source}, for {report.family}")
-    if report.beside:
-        typer.echo(f"read with it: {', '.join(path.name for path in report.beside)}")
-    typer.echo(written_text(report.written, f"{report.layers} layers", report.words))
+    for line in report_lines(report):
+        typer.echo(line)
     check_with_diffusers(report.path, wanted=read_back)
 
 
@@ -69,6 +68,7 @@ def merge_checkpoints(
     from rich.console import Console
 
     from loraloom.cli.progress import ProgressDisplay
+    from loraloom.studio.reports import report_lines
     from loraloom.studio.weights import merge_checkpoints as merge
     from loraloom.studio.weights import read_checkpoint_weights
 
@@ -84,7 +84,8 @@ def merge_checkpoints(
             precision=precision.value if precision else None,
             listener=display,
         )
-    typer.echo(f"wrote {report.path}: {report.merged} of {report.tensors} tensors merged")
+    for line in report_lines(report):
+        typer.echo(line)
 
 
 def extract(
@@ -110,6 +111,7 @@ def extract(
     from rich.console import Console
 
     from loraloom.cli.progress import ProgressDisplay
+    from loraloom.studio.reports import layer_lines, report_lines
     from loraloom.studio.weights import extract_lora
 
     with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
@@ -124,15 +126,8 @@ def extract(
             precision=precision.value,
             listener=display,
         )
-    if layers:
-        for layer in report.layers:
-            typer.echo(f"{layer.name}: rank {layer.rank}, residual {layer.residual:.2%}")
-    worst = max(report.layers, key=lambda layer: layer.residual)
-    ranks = sorted(layer.rank for layer in report.layers)
-    typer.echo(f"residual (relative norm): {report.residual:.2%}, at most {worst.residual:.2%} in {worst.name}")
-    typer.echo(
-        f"wrote {report.path}: {len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}; {report.unchanged} unchanged"
-    )
+    for line in [*(layer_lines(report) if layers else ()), *report_lines(report)]:
+        typer.echo(line)
     check_with_diffusers(report.path, wanted=read_back)
 
 
@@ -161,7 +156,8 @@ def resize(
     from rich.console import Console
 
     from loraloom.cli.progress import ProgressDisplay
-    from loraloom.studio.weights import resize_lora, written_text
+    from loraloom.studio.reports import layer_lines, report_lines
+    from loraloom.studio.weights import resize_lora
 
     if (dynamic is None) != (dynamic_param is None):
         raise SettingsError(["--dynamic and --dynamic-param belong together"], "--dynamic sv_fro --dynamic-param 0.9")
@@ -179,15 +175,8 @@ def resize(
             to=names,
             listener=display,
         )
-    if layers:
-        for layer in report.layers:
-            typer.echo(f"{layer.name}: rank {layer.old_rank} to {layer.rank}, {layer.kept:.2%} of the energy")
-    worst = min(report.layers, key=lambda layer: layer.kept)
-    ranks = sorted(layer.rank for layer in report.layers)
-    typer.echo(f"kept energy: {1 - report.residual**2:.2%}, at least {worst.kept:.2%} in {worst.name}")
-    whole = f", {report.whole} without a rank as they were" if report.whole else ""
-    what = f"{len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}{whole}"
-    typer.echo(written_text(report.written, what, report.words))
+    for line in [*(layer_lines(report) if layers else ()), *report_lines(report)]:
+        typer.echo(line)
     check_with_diffusers(report.path, wanted=read_back)
 
 
@@ -211,27 +200,18 @@ def metadata(
     ] = False,
 ) -> None:
     """Show or edit what a file says about itself; the tensors stay byte for byte as they are."""
-    from loraloom.studio.weights import edit_metadata, inspect_file, write_sidecars
+    from loraloom.studio.reports import report_lines
+    from loraloom.studio.weights import edit_metadata, inspect_file, read_entries, write_sidecars
 
-    changes = {}
-    for text in set_ or []:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise SettingsError([f"--set {text!r} is not KEY=VALUE"], "--set title='Inked lines'")
-        changes[key.strip()] = value
     said = {"trigger": trigger, "description": description, "notes": notes}
-    changes |= {key: value for key, value in said.items() if value is not None}
-    target = output or file
-    if changes or remove or preview is not None:
-        if (output is None) == (not in_place):
-            raise SettingsError(["where should the result go?"], "give either -o OUT.safetensors or --in-place")
-        edit = edit_metadata(file, target, changes, remove=remove or [], preview=preview)
-        typer.echo(f"wrote {edit.path}: {len(edit.changed)} changed, {len(edit.removed)} removed")
-    elif output is not None or in_place:
-        raise SettingsError(["nothing to change"], "--set, --trigger, --description, --notes, --preview, --remove")
+    changes = read_entries(set_ or []) | {key: value for key, value in said.items() if value is not None}
+    edit = edit_metadata(file, output, changes, in_place=in_place, remove=remove or [], preview=preview)
+    if edit is not None:
+        for line in report_lines(edit):
+            typer.echo(line)
     elif not sidecar:
         for key, value in sorted(inspect_file(file).metadata.items()):
             typer.echo(visible(f"{key} = {value if len(value) <= 2000 else value[:2000] + ' ...'}"))
     if sidecar:
-        for path in write_sidecars(target, preview=preview):
+        for path in write_sidecars(file if edit is None else edit.path, preview=preview):
             typer.echo(f"wrote {path}")

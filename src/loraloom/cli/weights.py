@@ -11,7 +11,7 @@ import typer
 
 from loraloom.cli.failures import show_failure
 from loraloom.cli.output import takes_all_letters, visible
-from loraloom.errors import LoraloomError, SettingsError
+from loraloom.errors import LoraloomError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,42 +105,25 @@ def merge(
     from rich.console import Console
 
     from loraloom.cli.progress import ProgressDisplay
-    from loraloom.studio.weights import (
-        combine_loras,
-        is_lora,
-        merge_loras,
-        parse_lora_weight,
-        read_lora_weights,
-        written_text,
-    )
+    from loraloom.studio.reports import report_lines
+    from loraloom.studio.weights import merge_files, read_merge
 
-    said, blocks = precision.value if precision else None, block_weights or []
-    if is_lora(parse_lora_weight(first).path):
-        with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
-            combined = combine_loras(
-                read_lora_weights([first, *loras], blocks),
-                output,
-                rank=rank,
-                conv_rank=conv_rank,
-                precision=said,
-                to=to.value if to else None,
-                listener=display,
-            )
-        ranks = sorted(set(combined.ranks.values()))
-        told = f", ranks {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f", rank {ranks[0]}" if ranks else ""
-        left = "" if rank is None else f"; left out: {combined.residual:.2%} of the norm"
-        typer.echo(written_text(combined.written, f"{combined.written.layers} layers{told}{left}", combined.words))
-        check_with_diffusers(combined.path, wanted=read_back)
-        return
-    if rank is not None or conv_rank is not None or to is not None:
-        given = "--to" if to is not None else "--rank"
-        raise SettingsError([f"{given} is for LoRAs merged into a LoRA"], f"{first} is a checkpoint")
+    checkpoint, weighted = read_merge(first, loras, block_weights or [])
     with ProgressDisplay(Console(stderr=True, highlight=False, emoji=False), transient=True) as display:
-        weighted = read_lora_weights(loras, blocks)
-        report = merge_loras(Path(first), weighted, output, precision=said, listener=display)
-    for lora in report.loras:
-        typer.echo(f"{lora.path}: {lora.applied} of {lora.layers} layers applied")
-    typer.echo(f"wrote {report.path}: {report.changed} of {report.tensors} tensors changed")
+        report = merge_files(
+            checkpoint,
+            weighted,
+            output,
+            rank=rank,
+            conv_rank=conv_rank,
+            precision=precision.value if precision else None,
+            to=to.value if to else None,
+            listener=display,
+        )
+    for line in report_lines(report):
+        typer.echo(line)
+    if checkpoint is None:
+        check_with_diffusers(report.path, wanted=read_back)
 
 
 def inspect(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import AdapterError
 from loraloom.formats.adapter_checks import Doubt, doubts_about, problem_of_vectors, widened
 from loraloom.formats.adapter_kinds import layouts
@@ -170,13 +171,14 @@ def write_adapter_file(
     dtype: torch.dtype,
     source: str = "",
     check: Callable[[Path], None] | None = None,
+    control: Control = keep_going,
 ) -> None:
     """Write tensors under their keys atomically, every floating-point one as ``dtype``, with the hashes of the file.
 
     Commands write through :func:`loraloom.formats.adapter_writer.write_lora`, which knows the keys. What a kind says to
     be exact (DoRA's lengths) stays as it is. ``source`` is where the values come from. Raises AdapterError when a value
     is NaN, or does not fit into ``dtype``: such a file would be ruined silently. ``check`` is given the finished file
-    before it takes its place.
+    before it takes its place; ``control`` is heeded between two tensors until then.
     """
     cast = {}
     exact = _exact_ends()
@@ -188,9 +190,9 @@ def write_adapter_file(
         if not bool(torch.isfinite(tensor.float()).all()):
             raise AdapterError(f"{source or path}: {key} holds NaN or infinite values", f"{path} was not written")
         raise AdapterError(f"{path} was not written: {key} is not finite as {dtype}", "save in float or bf16")
-    model_hash, legacy_hash = model_hashes(cast, metadata)
+    model_hash, legacy_hash = model_hashes(cast, metadata, control)
     hashes = {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
-    write_tensors(path, cast, metadata={**metadata, **hashes}, check=check)
+    write_tensors(path, cast, metadata={**metadata, **hashes}, check=check, control=control)
 
 
 @cache
@@ -206,11 +208,14 @@ def _exact_ends() -> tuple[str, ...]:
     return tuple(dict.fromkeys(written))
 
 
-def model_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
+def model_hashes(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], control: Control = keep_going
+) -> tuple[str, str]:
     """The hashes of the tensors in file order: ``sshs_model_hash`` (64 hex digits) and ``sshs_legacy_hash`` (8).
 
     The first is the SHA-256 of everything behind the header. The second, the older web UI extension's, is of
-    64 KiB that begin 1 MiB into a file whose header holds the ``ss_*`` metadata alone.
+    64 KiB that begin 1 MiB into a file whose header holds the ``ss_*`` metadata alone. ``control`` is heeded between
+    two tensors.
     """
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
     infos = {key: TensorInfo(tensor.dtype, tuple(tensor.shape)) for key, tensor in ordered.items()}
@@ -220,6 +225,7 @@ def model_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     if position > start:
         window += header[start:stop]
     for data in _raw_bytes(ordered):
+        heed(control)
         model.update(data)
         if position < stop and position + len(data) > start:
             window += data[max(0, start - position) : stop - position]
@@ -227,12 +233,12 @@ def model_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     return model.hexdigest(), hashlib.sha256(window).hexdigest()[:8]
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: Path, control: Control = keep_going) -> str:
     """What the web UI shows as a LoRA's hash, computed from the file: the SHA-256 of what follows the header.
 
-    Of a file that is not safetensors, that of the whole file.
+    Of a file that is not safetensors, that of the whole file. ``control`` is heeded while it is read.
     """
-    return compute_hashes(path).content
+    return compute_hashes(path, control).content
 
 
 def _raw_bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes]:

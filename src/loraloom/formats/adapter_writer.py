@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from loraloom.actions import Action, Sentence
+from loraloom.control import Control, keep_going
 from loraloom.errors import AdapterError, LoraloomError, OutputError
 from loraloom.formats.adapter_file import (
     AdapterTarget,
@@ -71,6 +72,7 @@ def write_lora(
     targets: Mapping[str, AdapterTarget] | None = None,
     words: Words | None = None,
     source: str = "",
+    control: Control = keep_going,
 ) -> WrittenLora:
     """Write a LoRA file atomically, every floating-point tensor as ``dtype``, with the hashes that identify it.
 
@@ -78,7 +80,8 @@ def write_lora(
     middle tensor too, and the layers of a part are padded with zeros to one rank: most versions of diffusers take the
     first layer's rank for the alpha of all. ``source`` names in messages what was converted. DoRA's lengths are never
     rounded, since that would change the whole weight. Raises AdapterError for values that are not finite, or not as
-    ``dtype``, and for a kind that the dialect cannot hold; OutputError when the file does not read back.
+    ``dtype``, and for a kind that the dialect cannot hold; OutputError when the file does not read back. ``control`` is
+    heeded between two tensors; what it ends writes nothing.
     """
     source, targets, words = source or str(path), targets or {}, words or {}
     layers = {name: {role: tensor.detach().cpu() for role, tensor in roles.items()} for name, roles in layers.items()}
@@ -110,7 +113,9 @@ def write_lora(
             tensors |= _kohya_keys(name, roles, targets.get(name), f"{source}: layer {name}")
         tensors |= _bundled(words)
     expected = _Expected(path, layers, targets, dialect, dtype, tuple(tensors))
-    write_adapter_file(path, tensors, metadata=metadata, dtype=dtype, source=source, check=expected.check)
+    write_adapter_file(
+        path, tensors, metadata=metadata, dtype=dtype, source=source, check=expected.check, control=control
+    )
     for place, vectors in beside.items():
         write_tensors(place, vectors)
     embeddings = tuple(beside) or ((path,) if words else ())

@@ -67,17 +67,18 @@ def is_hash(digits: str) -> bool:
     return re.fullmatch(r"[0-9a-fA-F]{8}|[0-9a-fA-F]{10,64}", digits) is not None
 
 
-def has_hash(path: Path, digits: str) -> bool:
+def has_hash(path: Path, digits: str, control: Control = keep_going) -> bool:
     """Whether the bytes of the file have a hash that begins with these digits; False where they are no hash.
 
-    Eight digits are the hash of 64 KiB in the middle, which a file of less than 1 MiB does not have.
+    Eight digits are the hash of 64 KiB in the middle, which a file of less than 1 MiB does not have. ``control``
+    is heeded while a file is read.
     """
     wanted = digits.strip().lower()
     if not is_hash(wanted):
         return False
     if len(wanted) == OLD_DIGITS:
         return path.stat().st_size > _OLD_START and old_hash(path) == wanted
-    hashes = file_hashes(path)
+    hashes = file_hashes(path, control)
     return hashes.sha256.startswith(wanted) or hashes.content.startswith(wanted)
 
 

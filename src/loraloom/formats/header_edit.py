@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import FileFormatError, OutputError
 from loraloom.formats.files import atomic_writer
 from loraloom.formats.safetensors_file import MAX_HEADER_BYTES
@@ -15,11 +15,14 @@ from loraloom.reading import open_file
 
 __all__ = ["write_with_metadata"]
 
+_PIECE = 1 << 24
 
-def write_with_metadata(path: Path, output: Path, metadata: Mapping[str, str]) -> None:
+
+def write_with_metadata(path: Path, output: Path, metadata: Mapping[str, str], control: Control = keep_going) -> None:
     """Write ``path`` to ``output`` (which may be the same file) with this metadata in place of its own.
 
-    The tensors' bytes are copied as they are, in their order; the result replaces ``output`` when it is whole. Raises
+    The tensors' bytes are copied as they are, in their order; the result replaces ``output`` when it is whole.
+    ``control`` is heeded between two pieces of the file; what it ends leaves ``output`` as it was. Raises
     FileFormatError for a file that is not safetensors or is damaged, OutputError for metadata that readers refuse.
     """
     with open_tensors(path) as tensors:
@@ -41,4 +44,6 @@ def write_with_metadata(path: Path, output: Path, metadata: Mapping[str, str]) -
             raise OutputError(f"{path}: {len(text)} bytes of metadata are more than readers take", "shorten it")
         with atomic_writer(output, nbytes=path.stat().st_size + len(text) - length) as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            shutil.copyfileobj(source, file, 1 << 24)
+            while piece := source.read(_PIECE):
+                heed(control)
+                file.write(piece)

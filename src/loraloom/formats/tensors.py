@@ -94,9 +94,13 @@ class TensorFile(Mapping[str, torch.Tensor]):
         if part is not None and part.start not in self._checked:
             self._check_part(source, part, name)
 
-    def check_all(self) -> None:
-        """Read every tensor against the checksums of the file; FileFormatError for the first that differs."""
+    def check_all(self, control: Control = keep_going) -> None:
+        """Read every tensor against the checksums of the file; FileFormatError for the first that differs.
+
+        ``control`` is heeded between two of them.
+        """
         for name in self._entries:
+            heed(control)
             self.check(name)
 
     def __iter__(self) -> Iterator[str]:

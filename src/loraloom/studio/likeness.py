@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loraloom.control import Control, keep_going
 from loraloom.errors import FileFormatError, LoraloomError, PromptError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.file_hashes import file_hashes, has_hash, is_hash
@@ -28,44 +29,54 @@ _LARGEST_TEXT = 1 << 20
 
 
 def given_like(
-    path: Path, given: Mapping[str, Any], checkpoint: Path, *, listener: Listener = ignore
+    path: Path,
+    given: Mapping[str, Any],
+    checkpoint: Path,
+    *,
+    listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> dict[str, Any]:
     """The settings of an image with those that are ``given`` on top, for the checkpoint that will paint it.
 
-    A notice names files that are not the image's (checkpoint, autoencoder, embeddings). Errors as
-    :func:`settings_like`.
+    A notice names files that are not the image's (checkpoint, autoencoder, embeddings). ``control`` is heeded while
+    files are read for their hashes. Errors as :func:`settings_like`.
     """
     names = ("lora_folders", "embedding_folders", "vae")
     known = GenerateSettings.parse(
         {name: value for name, value in given.items() if name in names}, source="the command line"
     )
-    recalled = settings_like(path, known.lora_folders, listener=listener)
-    for text in _other_files(recalled, path.name, checkpoint, known):
+    recalled = settings_like(path, known.lora_folders, listener=listener, control=control)
+    for text in _other_files(recalled, path.name, checkpoint, known, control):
         listener(Notice(text, "warning"))
     return {**recalled.settings, **given}
 
 
-def _other_files(recalled: Recalled, image: str, checkpoint: Path, known: GenerateSettings) -> Iterator[str]:
+def _other_files(
+    recalled: Recalled, image: str, checkpoint: Path, known: GenerateSettings, control: Control
+) -> Iterator[str]:
     """A sentence for each file whose content is not what the image's hashes tell."""
     if recalled.model_hash and not checkpoint.is_dir():
         made = f"{image} was made with {recalled.model or 'a checkpoint'} ({recalled.model_hash})"
         if not is_hash(recalled.model_hash):
             yield f"{made}, a hash that is not known here: whether {checkpoint.name} is that checkpoint is not known"
-        elif checkpoint.is_file() and not has_hash(checkpoint, recalled.model_hash):
-            yield f"{made}, not with {file_hashes(checkpoint).sha256[:10]}"
-    if recalled.vae_hash and known.vae is not None and not _has_hash(known.vae, recalled.vae_hash):
+        elif checkpoint.is_file() and not has_hash(checkpoint, recalled.model_hash, control):
+            yield f"{made}, not with {file_hashes(checkpoint, control).sha256[:10]}"
+    if recalled.vae_hash and known.vae is not None and not _has_hash(known.vae, recalled.vae_hash, control):
         yield f"{image} was made with another autoencoder ({recalled.vae_hash}) than {known.vae}"
     here = embedding_files(known.embedding_folders) if recalled.embedding_hashes else {}
     for name, digits in recalled.embedding_hashes.items():
-        if name in here and not _has_hash(here[name], digits):
+        if name in here and not _has_hash(here[name], digits, control):
             yield f"the embedding {name} is {here[name]} here, whose content does not have the image's hash {digits}"
 
 
-def settings_like(path: Path, lora_folders: Sequence[Path], *, listener: Listener = ignore) -> Recalled:
+def settings_like(
+    path: Path, lora_folders: Sequence[Path], *, listener: Listener = ignore, control: Control = keep_going
+) -> Recalled:
     """Settings that make the image again. A warning names what is not as it was.
 
-    A LoRA that is not there under its name is looked for by its hash in ``lora_folders``. Raises MissingFileError, and
-    FileFormatError for a file that says nothing of how it was made.
+    A LoRA that is not there under its name is looked for by its hash in ``lora_folders``; ``control`` is heeded while
+    files are read for theirs. Raises MissingFileError, and FileFormatError for a file that says nothing of how it was
+    made.
     """
     recalled = recall(_parameters(path))
     for remark in recalled.remarks:
@@ -73,7 +84,7 @@ def settings_like(path: Path, lora_folders: Sequence[Path], *, listener: Listene
     settings: dict[str, Any] = dict(recalled.settings)
     for name in ("prompt", "negative_prompt", "hires_prompt"):
         if settings.get(name):
-            settings[name] = _with_found_loras(settings[name], recalled, lora_folders, listener)
+            settings[name] = _with_found_loras(settings[name], recalled, lora_folders, listener, control)
     return replace(recalled, settings=settings)
 
 
@@ -103,15 +114,17 @@ def _parameters_of_text(path: Path) -> Parameters:
         raise FileFormatError(f"{path}: {error.problem}", error.hint) from error
 
 
-def _with_found_loras(prompt: str, recalled: Recalled, folders: Sequence[Path], listener: Listener) -> str:
+def _with_found_loras(
+    prompt: str, recalled: Recalled, folders: Sequence[Path], listener: Listener, control: Control
+) -> str:
     """The prompt with its LoRA tags naming the files whose content has the hash given in the image, where there is
     one."""
     for tag in extract_loras(prompt)[1]:
         digits = recalled.lora_hashes.get(tag.name, "")
         named = _by_name(tag.name, folders)
-        if not is_hash(digits) or (named is not None and _has_hash(named, digits)):
+        if not is_hash(digits) or (named is not None and _has_hash(named, digits, control)):
             continue
-        found, claiming = _by_hash(digits, folders)
+        found, claiming = _by_hash(digits, folders, control)
         for notice in _what_was_found(tag.name, digits, named, found, claiming):
             listener(notice)
         if found is not None:
@@ -150,7 +163,7 @@ def _by_name(name: str, folders: Sequence[Path]) -> Path | None:
         return None
 
 
-def _by_hash(digits: str, folders: Sequence[Path]) -> tuple[Path | None, list[Path]]:
+def _by_hash(digits: str, folders: Sequence[Path], control: Control) -> tuple[Path | None, list[Path]]:
     """The file whose content has the hash, and those that only claim to have it.
 
     Files that claim it are looked at first, so that usually no other one is read.
@@ -158,7 +171,7 @@ def _by_hash(digits: str, folders: Sequence[Path]) -> tuple[Path | None, list[Pa
     files = [path for folder in folders for path in lora_files(folder)]
     claiming = [path for path in files if _claims(path, digits)]
     rest = [path for path in files if path not in claiming]
-    found = next((path for path in (*claiming, *rest) if _has_hash(path, digits)), None)
+    found = next((path for path in (*claiming, *rest) if _has_hash(path, digits, control)), None)
     return found, [path for path in claiming if path != found]
 
 
@@ -170,8 +183,8 @@ def _claims(path: Path, digits: str) -> bool:
         return False  # a broken file is not the one that is looked for
 
 
-def _has_hash(path: Path, digits: str) -> bool:
+def _has_hash(path: Path, digits: str, control: Control) -> bool:
     try:
-        return has_hash(path, digits)
+        return has_hash(path, digits, control)
     except (LoraloomError, OSError):
         return False

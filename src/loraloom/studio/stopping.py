@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from loraloom.control import Control, Interrupted, Request, number_of
-from loraloom.events import Event, Listener, Notice
+from loraloom.control import Interrupted, Request
+from loraloom.events import Listener, Notice
 from loraloom.training.team import launched_together
 
-__all__ = ["StopRequest", "heeding", "interrupt_on_signals", "stop_on_signals"]
+__all__ = ["StopRequest", "interrupt_on_signals", "stop_on_signals"]
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """Ctrl-C, a polite kill, a closed terminal, Ctrl-Break; those that the system knows."""
@@ -44,17 +44,6 @@ class StopRequest:
         """Ask the run to stop."""
         self.number = number
         self.is_set = True
-
-
-def heeding(listener: Listener, control: Control) -> Listener:
-    """``listener``, which leaves by :class:`Interrupted` at the first event after the end was asked for."""
-
-    def listen(event: Event) -> None:
-        listener(event)
-        if control() not in (Request.GO, Request.PAUSE):
-            raise Interrupted(number_of(control))
-
-    return listen
 
 
 @contextmanager

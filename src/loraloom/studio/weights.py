@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraloom.actions import Action, Sentence
 from loraloom.adapters.block_weights import BlockWeights, parse_block_weights
 from loraloom.adapters.strength import LoraStrength
 from loraloom.control import Control, keep_going
@@ -20,7 +21,6 @@ from loraloom.formats.files import output_error
 from loraloom.formats.room import Need, require_room
 
 if TYPE_CHECKING:
-    from loraloom.formats.adapter_writer import WrittenLora
     from loraloom.weights.anatomy import BlockStrength as BlockStrength
     from loraloom.weights.checkpoint_merge import CheckpointMergeReport
     from loraloom.weights.combine import CombineReport
@@ -39,14 +39,16 @@ __all__ = [
     "inspect_file",
     "is_lora",
     "merge_checkpoints",
+    "merge_files",
     "merge_loras",
     "parse_lora_weight",
     "read_checkpoint_weights",
+    "read_entries",
     "read_lora_weights",
+    "read_merge",
     "resize_lora",
     "weighted_lora",
     "write_sidecars",
-    "written_text",
 ]
 
 
@@ -125,6 +127,52 @@ def combine_loras(
     )
 
 
+def read_merge(
+    first: str, loras: Sequence[str], block_weights: Sequence[str] = ()
+) -> tuple[Path | None, list[LoraWeight]]:
+    """Which of the two merges it is: the checkpoint that comes first, or None, and the LoRAs with their weights.
+
+    A file that comes first and is a LoRA has a weight like the others, and block weights too. Errors as
+    :func:`read_lora_weights`; FileError for a first file that cannot be read.
+    """
+    if is_lora(parse_lora_weight(first).path):
+        return None, read_lora_weights([first, *loras], block_weights)
+    return Path(first), read_lora_weights(loras, block_weights)
+
+
+def merge_files(
+    checkpoint: Path | None,
+    loras: Sequence[LoraWeight],
+    output: Path,
+    *,
+    rank: int | None = None,
+    conv_rank: int | None = None,
+    precision: str | None = None,
+    to: str | None = None,
+    listener: Listener = ignore,
+    control: Control = keep_going,
+) -> MergeReport | CombineReport:
+    """:func:`merge_loras` into the checkpoint, or :func:`combine_loras` where there is none.
+
+    Raises SettingsError for ranks and names (``to``) of a LoRA when the result is a checkpoint.
+    """
+    if checkpoint is None:
+        return combine_loras(
+            loras,
+            output,
+            rank=rank,
+            conv_rank=conv_rank,
+            precision=precision,
+            to=to,
+            listener=listener,
+            control=control,
+        )
+    if rank is not None or conv_rank is not None or to is not None:
+        given = Action.CHOOSE_NAMES if to is not None else Action.CUT_RANK
+        raise SettingsError([Sentence(given, " is for LoRAs merged into a LoRA")], f"{checkpoint} is a checkpoint")
+    return merge_loras(checkpoint, loras, output, precision=precision, listener=listener, control=control)
+
+
 def _check_output(output: Path, nbytes: int = 0, what: str = "the result") -> None:
     """Raise OutputError before the work where its result could not be written."""
     if not output.parent.is_dir():
@@ -144,12 +192,20 @@ def _extracted_bytes(base: Path, rank: int, conv_rank: int | None, precision: st
     return numbers * (4 if precision == "float" else 2)
 
 
-def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str | None = None) -> ConvertReport:
+def convert_lora(
+    lora: Path,
+    output: Path,
+    *,
+    to: str = "kohya",
+    precision: str | None = None,
+    listener: Listener = ignore,
+    control: Control = keep_going,
+) -> ConvertReport:
     """See :func:`loraloom.weights.convert.convert_lora`."""
     from loraloom.weights.convert import convert_lora as convert
 
     _check_output(output)
-    return convert(lora, output, to=to, precision=precision)
+    return convert(lora, output, to=to, precision=precision, listener=listener, control=control)
 
 
 def is_lora(path: Path) -> bool:
@@ -295,18 +351,41 @@ def resize_lora(
     )
 
 
+def read_entries(texts: Sequence[str]) -> dict[str, str]:
+    """Metadata as a person types it: ``KEY=VALUE``. Raises SettingsError for text without an equals sign."""
+    entries = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            problem = Sentence(Action.SET_ENTRY.of(entry=repr(text)), " is not KEY=VALUE")
+            raise SettingsError([problem], Sentence(Action.SET_ENTRY.of(entry="title='Inked lines'")))
+        entries[key.strip()] = value
+    return entries
+
+
 def edit_metadata(
     path: Path,
-    output: Path,
+    output: Path | None,
     changes: Mapping[str, str],
     *,
+    in_place: bool = False,
     remove: Sequence[str] = (),
     preview: Path | None = None,
-) -> MetadataEdit:
-    """Change what a safetensors file says of itself."""
+    control: Control = keep_going,
+) -> MetadataEdit | None:
+    """Change what a safetensors file says of itself, in ``output`` or ``in_place``; None where no change is given.
+
+    Raises SettingsError where there is a change without one place for the result, or a place without a change.
+    """
     from loraloom.weights.metadata import edit_metadata as edit
 
-    return edit(path, output, changes, remove=remove, preview=preview)
+    if not (changes or remove or preview is not None):
+        if output is not None or in_place:
+            raise SettingsError(["nothing to change"], Sentence(Action.CHANGE_METADATA))
+        return None
+    if (output is None) == (not in_place):
+        raise SettingsError(["where should the result go?"], Sentence(Action.CHOOSE_PLACE))
+    return edit(path, output or path, changes, remove=remove, preview=preview, control=control)
 
 
 def write_sidecars(path: Path, *, preview: Path | None = None) -> list[Path]:
@@ -316,22 +395,16 @@ def write_sidecars(path: Path, *, preview: Path | None = None) -> list[Path]:
     return write(path, preview=preview)
 
 
-def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> FileReport:
+def inspect_file(
+    path: Path,
+    *,
+    hashes: bool = False,
+    layers: bool = False,
+    listener: Listener = ignore,
+    control: Control = keep_going,
+) -> FileReport:
     """Tell what a file is; ``hashes`` reads all of it for the hashes that other programs show, ``layers`` measures a
     LoRA's layers."""
     from loraloom.weights.inspect import inspect_file as inspect
 
-    return inspect(path, hashes=hashes, layers=layers)
-
-
-def written_text(written: WrittenLora, what: str, words: Sequence[str] = ()) -> str:
-    """What was written, for people: ``what`` the file holds, in whose names, what was padded and where words are."""
-    lines = [f"wrote {written.path}: {what}, in the names of {written.dialect.title}"]
-    if written.padded is not None:
-        low, high = written.padded
-        why = "diffusers takes one rank for the alpha of all layers"
-        lines.append(f"ranks {low} to {high} are padded with zeros to one for each part: {why}")
-    if words:
-        files = ", ".join(map(str, written.embeddings))
-        lines.append(f"words of textual inversion: {', '.join(words)}, in {files}")
-    return "\n".join(lines)
+    return inspect(path, hashes=hashes, layers=layers, listener=listener, control=control)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.block_weights import block_name
+from loraloom.control import Control, each_of, keep_going
 from loraloom.errors import AdapterError
+from loraloom.events import Listener, ignore
 from loraloom.formats.adapter_file import AdapterFile
 from loraloom.formats.adapter_kinds import ADAPTERS, inner_roles, is_pair, kind_of, rank_of, title_of
 from loraloom.formats.dialects import is_text_layer
@@ -71,9 +73,12 @@ class Anatomy:
         return [layer for layer in self.layers if layer.state == state]
 
 
-def dissect(file: AdapterFile) -> Anatomy:
-    """Read every tensor of a LoRA file, a layer at a time. Raises AdapterError where shapes do not fit together."""
-    found = [_measured(file, name) for name in file.layers]
+def dissect(file: AdapterFile, listener: Listener = ignore, control: Control = keep_going) -> Anatomy:
+    """Read every tensor of a LoRA file, a layer at a time. Raises AdapterError where shapes do not fit together.
+
+    ``control`` is heeded between two layers, of which ``listener`` hears.
+    """
+    found = [_measured(file, name) for name in each_of("layers", file.layers, listener, control)]
     typical = median([layer.rms for layer in found if layer.state == ""] or [0.0])
     layers = tuple(
         layer if layer.state or layer.rms <= EXPLODED * typical else replace(layer, state="exploded") for layer in found

@@ -42,7 +42,7 @@ COMBINED_KEY = "loraloom.combined"
 class CombineReport:
     """``ranks`` by layer; ``residuals``: relative Frobenius norm of what was cut, by layer; ``residual`` of all.
 
-    ``words``: those of textual inversion that the result brings.
+    ``words``: those of textual inversion that the result brings; ``limit``: the rank that was asked for.
     """
 
     written: WrittenLora
@@ -50,6 +50,7 @@ class CombineReport:
     residuals: Mapping[str, float]
     residual: float
     words: tuple[str, ...]
+    limit: int | None = None
 
     @property
     def path(self) -> Path:
@@ -117,13 +118,14 @@ def combine_loras(
         targets=targets,
         words=words,
         source="the sum",
+        control=control,
     )
 
     cut = Residual()
     residuals = {name: layer.residual for name, layer in layers.items() if layer.residual is not None}
     for name, residual in residuals.items():
         cut.add(layers[name].norm, residual)
-    return CombineReport(written, plain | convolutions, residuals, cut.relative, tuple(words))
+    return CombineReport(written, plain | convolutions, residuals, cut.relative, tuple(words), rank)
 
 
 def _opened(loras: Sequence[LoraWeight], output: Path, rank: int | None, conv_rank: int | None) -> list[_Part]:

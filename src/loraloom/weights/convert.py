@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraloom.control import Control, each_of, keep_going
 from loraloom.errors import OutputError
+from loraloom.events import Listener, ignore
 from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.adapter_writer import OUTPUT_DIALECTS, WrittenLora, check_output, write_lora
 from loraloom.weights.lora_layers import file_precision, named_layers, network_facts, related_metadata
@@ -40,12 +42,21 @@ class ConvertReport:
         return self.written.embeddings
 
 
-def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str | None = None) -> ConvertReport:
+def convert_lora(
+    lora: Path,
+    output: Path,
+    *,
+    to: str = "kohya",
+    precision: str | None = None,
+    listener: Listener = ignore,
+    control: Control = keep_going,
+) -> ConvertReport:
     """Write a LoRA of any dialect as ``to``: ``kohya`` or ``diffusers`` (PEFT's names).
 
     Layers keep their values. For diffusers alpha is multiplied into the factors and the layers of a part get one rank
     (see :func:`~loraloom.formats.adapter_writer.write_lora`); it reads LoRA and DoRA, so other kinds are an
     AdapterError. ``precision`` left out: the file's own. Raises OutputError for an output that is the file itself.
+    ``control`` is heeded between two layers, of which ``listener`` hears, and between two tensors that are written.
     """
     check_output(output)
     file = read_adapter_file(lora)
@@ -54,7 +65,7 @@ def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str 
 
     named = named_layers(file)
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    for name, roles in named.layers.items():
+    for name, roles in each_of("layers", named.layers.items(), listener, control):
         if "down" in roles:
             # Tucker's kernel is in the middle tensor; the one below it is 1x1.
             kernel = roles["down"].shape[2:] if "mid" not in roles else roles["mid"].shape[2:]
@@ -76,6 +87,7 @@ def convert_lora(lora: Path, output: Path, *, to: str = "kohya", precision: str 
         targets=named.targets,
         words=file.embeddings,
         source=str(lora),
+        control=control,
     )
     family = named.family.title if named.family is not None else "an unknown model"
     return ConvertReport(written, file.dialect.title, family, file.beside, tuple(file.embeddings))

@@ -119,6 +119,7 @@ def extract_lora(
         metadata=_metadata(first, second, told, cut.relative, network_facts(plain, convolutions)),
         dtype=PRECISIONS[precision],
         targets={before.name: before for before, _ in pairs},
+        control=control,
     )
     return ExtractReport(output, told, unchanged, cut.relative, share)
 

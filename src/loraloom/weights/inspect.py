@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loraloom.actions import Action, Sentence
+from loraloom.control import Control, keep_going
 from loraloom.errors import AdapterError, FileFormatError, LoraloomError
+from loraloom.events import Listener, ignore
 from loraloom.formats.adapter_checks import doubts_about, foreign_kinds, widened
 from loraloom.formats.adapter_file import content_hash, read_adapter_file
 from loraloom.formats.adapter_kinds import rank_of, title_of
@@ -79,11 +81,19 @@ class FileReport:
     anatomy: Anatomy | None = None
 
 
-def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> FileReport:
+def inspect_file(
+    path: Path,
+    *,
+    hashes: bool = False,
+    layers: bool = False,
+    listener: Listener = ignore,
+    control: Control = keep_going,
+) -> FileReport:
     """Find out what a file (or a Diffusers folder) is. Of tensors only the alphas of a LoRA are read.
 
     ``hashes`` reads the whole file for the hashes by which other programs know it, and compares them with those it
     carries; ``layers`` reads all of a LoRA and measures its layers. Of an image, the generation parameters are read.
+    ``control`` is heeded between two pieces of a file that is read whole; ``listener`` hears of every layer measured.
     Raises FileError for a file that cannot be read at all, CheckpointError for a folder of another pipeline.
     """
     if path.is_dir():
@@ -92,19 +102,21 @@ def inspect_file(path: Path, *, hashes: bool = False, layers: bool = False) -> F
         return _image_report(path)
     with open_tensors(path) as tensors:
         infos = {name: tensors.info(name) for name in tensors}
-        facts = _file_facts(tensors, infos) | (_damage(tensors) if hashes else {})
+        facts = _file_facts(tensors, infos) | (_damage(tensors, control) if hashes else {})
         keys = lora_keys(infos, tensors.metadata)
 
         if (checkpoint := as_checkpoint(path, tensors)) is not None:
-            digest = {"hash": f"{sha256_of(path)[:10]} (AutoV2)"} if hashes else {}
+            digest = {"hash": f"{sha256_of(path, control)[:10]} (AutoV2)"} if hashes else {}
             if hashes:
                 digest["old hash"] = f"{old_hash(path)} (web UI before 2023, sd-scripts' ss_sd_model_hash)"
             return _checkpoint_report(checkpoint, facts | digest)
 
         if keys is not None:
-            report = _lora_report(tensors, infos, keys, facts | _lora_hash(tensors, compute=hashes))
+            report = _lora_report(tensors, infos, keys, facts | _lora_hash(tensors, compute=hashes, control=control))
             # Anatomy multiplies factors, which those of a file that cannot be used do not allow.
-            return _with_anatomy(report) if layers and "cannot be used" not in report.facts else report
+            is_measured = layers and "cannot be used" not in report.facts
+            return _with_anatomy(report, listener, control) if is_measured else report
+
         return FileReport(path, "other", what_it_is(infos), facts, tensors.metadata)
 
 
@@ -128,10 +140,10 @@ def _file_facts(tensors: TensorFile, infos: Infos) -> dict[str, str]:
     return {"container": f"{_CONTAINERS.get(tensors.kind, tensors.kind)}, {size_text(size)}", "in all": _amount(infos)}
 
 
-def _damage(tensors: TensorFile) -> dict[str, str]:
+def _damage(tensors: TensorFile, control: Control) -> dict[str, str]:
     """What the checksums that the file carries say against its content, which has to be read for them."""
     try:
-        tensors.check_all()
+        tensors.check_all(control)
     except FileFormatError as error:
         return {"damaged": error.problem}
     return {}
@@ -305,9 +317,9 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
     return FileReport(tensors.path, "LoRA", f"a {kind} for {made_for}", told, tensors.metadata)
 
 
-def _with_anatomy(report: FileReport) -> FileReport:
+def _with_anatomy(report: FileReport, listener: Listener, control: Control) -> FileReport:
     """The report with measured layers, and remarks on them."""
-    anatomy = dissect(read_adapter_file(report.path))
+    anatomy = dissect(read_adapter_file(report.path), listener, control)
     told: dict[str, str] = {}
     for state, what in _STATES.items():
         if names := [layer.name for layer in anatomy.in_state(state)]:
@@ -393,7 +405,7 @@ _PART_TITLES: Mapping[str, str] = {
 }
 
 
-def _lora_hash(tensors: TensorFile, *, compute: bool) -> dict[str, str]:
+def _lora_hash(tensors: TensorFile, *, compute: bool, control: Control) -> dict[str, str]:
     """The hash that the web UI shows, from the metadata; computed from the content when asked for."""
     stored = tensors.metadata.get("sshs_model_hash", "")
     if not compute:
@@ -403,10 +415,10 @@ def _lora_hash(tensors: TensorFile, *, compute: bool) -> dict[str, str]:
             " compares it with the content)",
         )
         return {"hash": said} if stored else {}
-    told = {"file hash": f"{sha256_of(tensors.path)[:10]} (AutoV2)"}
+    told = {"file hash": f"{sha256_of(tensors.path, control)[:10]} (AutoV2)"}
     if legacy := tensors.metadata.get("sshs_legacy_hash"):
         told["old hash"] = f"{legacy[:8]} (sshs_legacy_hash, as the file says)"
-    computed = content_hash(tensors.path)
+    computed = content_hash(tensors.path, control)
     if not stored:
         return {"hash": f"{computed[:12]} (AutoV3)", **told}
     if stored == computed:

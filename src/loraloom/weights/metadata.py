@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from loraloom.actions import Action, Sentence
+from loraloom.control import Control, keep_going
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, SettingsError
 from loraloom.formats.adapter_file import model_hashes
 from loraloom.formats.files import write_bytes, write_text
@@ -63,13 +64,14 @@ def edit_metadata(
     *,
     remove: Sequence[str] = (),
     preview: Path | None = None,
+    control: Control = keep_going,
 ) -> MetadataEdit:
     """Write ``path`` to ``output``, its metadata changed and its tensors byte for byte the same.
 
     Keys may be short (:data:`SHORT_KEYS`). ``sshs_model_hash`` stays true, since it is of the tensors;
     ``sshs_legacy_hash``, which counts the ``ss_*`` metadata in, is computed again when one of those changes.
     Raises SettingsError for a key that is computed or cannot be removed because it is not there, OutputError for an
-    output that is no .safetensors file.
+    output that is no .safetensors file. ``control`` is heeded while the tensors are read and copied.
     """
     if output.suffix.lower() != ".safetensors":
         raise OutputError(f"{output} does not end in .safetensors", "only safetensors files have metadata")
@@ -99,8 +101,8 @@ def edit_metadata(
         touched = {key for key in (*wanted, *gone) if before.get(key) != after.get(key)}
         is_lora = lora_keys({key: tensors.info(key) for key in tensors}, before) is not None
         if "sshs_legacy_hash" in before and any(key.startswith("ss_") for key in touched) and is_lora:
-            after["sshs_legacy_hash"] = model_hashes(tensors, after)[1]
-    write_with_metadata(path, output, after)
+            after["sshs_legacy_hash"] = model_hashes(tensors, after, control)[1]
+    write_with_metadata(path, output, after, control)
     return MetadataEdit(output, tuple(key for key in wanted if key in touched), tuple(gone))
 
 

@@ -118,5 +118,6 @@ def resize_lora(
         targets=named.targets,
         words=file.embeddings,
         source=str(lora),
+        control=control,
     )
     return ResizeReport(written, tuple(told), cut.relative, len(layers) - len(told), tuple(file.embeddings))
