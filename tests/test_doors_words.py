@@ -150,8 +150,8 @@ def faults(words: str) -> list[str]:
     named = re.findall(r"loraloom ((?:dataset |library )?[a-z-]+)", words)
     wrong = [name for name in named if name not in known]
     for option in _OPTION.findall(words):
-        # Where a command is named the option must be that one's.
-        among = [known[name] for name in named if name in known] or list(known.values())
+        # Where a command is named the option must be that one's; else any command's, or one of all commands.
+        among = [known[name] for name in named if name in known] or [*known.values(), typer.main.get_command(app)]
         if not any(option in options_of(command) for command in among):
             wrong.append(option)
     return wrong

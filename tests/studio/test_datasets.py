@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from loraloom.cli.dataset import app
 from loraloom.data.settings import DatasetSettings
 from loraloom.errors import DatasetError, SettingsError
 from loraloom.events import Event, PieceFinished
-from loraloom.studio.datasets import check_dataset
+from loraloom.studio.datasets import ProblemGroup, check_dataset
 
 
 @pytest.fixture
@@ -115,3 +116,35 @@ def test_wrong_arguments(folder: Path) -> None:
         check(folder, "resolutoin=64")
     with pytest.raises(SettingsError, match="key=value"):
         check(folder, "resolution")
+
+
+def test_problems_are_grouped_with_what_to_do(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (folder / "1_LowRes" / "7.png").write_bytes(b"no picture")
+    for number in (3, 4, 6):
+        (folder / "2_HighRes" / f"{number}.txt").unlink()
+    report = check_dataset(DatasetSettings(folder=folder, resolution=64))
+    assert [problem for group in report.groups for problem in group.problems] == list(report.problems)
+    kinds = [(group.severity, group.kind) for group in report.groups]
+    assert len(set(kinds)) == len(kinds) and kinds[0][0] == "error"
+
+    assert len(report.groups[0].problems) == 1 and report.groups[0].hint is None  # said behind the one file
+    missing = next(group for group in report.groups if len(group.problems) == 3)
+    assert missing.hint == missing.problems[2].hint != ""
+    assert [report.count(severity) for severity in ("error", "warning", "info")] == [1, 0, len(report.problems) - 1]
+    several = ProblemGroup("info", "kind", (missing.problems[0], replace(missing.problems[1], hint="another")))
+    assert several.hint is None
+
+    assert report.place(missing.problems[0].path).startswith("2_HighRes")
+    assert report.place(folder) == str(folder) and report.place(None) == "-"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    assert report.place(elsewhere / "a.png") == str(elsewhere / "a.png")
+
+
+def test_regularization_images_are_counted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("reg")
+    (other / "1_cat").mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (number, 9, 9)).save(other / "1_cat" / f"{number}.png")
+    report = check_dataset(DatasetSettings(folder=folder, resolution=64, regularization_folder=other))
+    assert report.regularization_images == 3
+    assert check_dataset(DatasetSettings(folder=folder, resolution=64)).regularization_images == 0

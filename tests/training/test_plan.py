@@ -16,7 +16,8 @@ from PIL import Image
 
 from loraloom.adapters.attach import attach, create_adapters
 from loraloom.adapters.settings import AdapterSettings
-from loraloom.cli.plan import advice, describe, parse_size
+from loraloom.cli.plan import advice, describe
+from loraloom.cli.words import worded
 from loraloom.data.dataset import load_dataset
 from loraloom.errors import OutputError, SettingsError
 from loraloom.events import Event, LatentsCached, MemoryMeasured, MemoryPredicted, Notice, RunStarted
@@ -24,7 +25,7 @@ from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.layers import recomputing
 from loraloom.models.loaded import LoadedModel, load_model
-from loraloom.studio.plan import plan_run
+from loraloom.studio.plan import least_peak, parse_size, plan_run
 from loraloom.training.memory import predict_memory
 from loraloom.training.meter import Meter
 from loraloom.training.plan import cheapest_changes, make_plan
@@ -241,6 +242,13 @@ def test_the_plan_in_words(make_settings: MakeSettings) -> None:
     assert timed.timed
     assert "from two real steps" in "\n".join(describe(timed))
     full = "\n".join(describe(replace(timed, free_disk=2**20 * 3 // 10)))
+    assert timed.work.images_seen == 12
+    assert timed.trial is not None and timed.trial.peak is not None and timed.off_percent is not None
+    assert timed.trial.peak * (1 + timed.off_percent / 100) == pytest.approx(timed.memory.peak)
+    assert dry.off_percent is None
+    assert replace(timed, free_disk=None).fits_disk and replace(timed, free_disk=timed.disk.total).fits_disk
+    assert not replace(timed, free_disk=timed.disk.total - 1).fits_disk
+    assert least_peak(dry, changes) == dry.memory.peak
     assert "too much, only 0.3 MiB are free: set output to a folder on another disk" in full
     assert timed.seconds_per_batch > 0
     assert not settings.output.exists()
@@ -252,8 +260,11 @@ def test_sizes(text: str, size: int) -> None:
 
 
 def test_a_size_that_is_none_is_refused() -> None:
-    with pytest.raises(SettingsError):
+    with pytest.raises(SettingsError) as caught:
         parse_size("a lot")
+    assert caught.value.problem == "the memory 'a lot' is not a size"
+    assert worded(caught.value.problem) == "--memory 'a lot' is not a size"
+    assert worded(caught.value.hint) == "for example --memory 6GB"
 
 
 CHILD = """

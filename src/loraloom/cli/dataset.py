@@ -104,7 +104,7 @@ def show_report(report: DatasetReport, console: Console, *, everything: bool = F
     _show_buckets(report, console)
     if report.images:
         console.print(
-            f"Longest caption: {report.longest_tokens} tokens in {_place(report.longest_caption, report)};"
+            f"Longest caption: {report.longest_tokens} tokens in {report.place(report.longest_caption)};"
             f" max token length {report.max_token_length}",
             markup=False,
             highlight=False,
@@ -112,9 +112,10 @@ def show_report(report: DatasetReport, console: Console, *, everything: bool = F
     if report.masked:
         console.print(f"Pictures with a mask: {report.masked}", markup=False, highlight=False)
     if report.regularization_folder is not None:
-        count = sum(row.images for row in report.concepts if row.concept.is_regularization)
-        place = _place(report.regularization_folder, report)
-        console.print(f"Regularization images: {count} in {place}", markup=False, highlight=False)
+        place = report.place(report.regularization_folder)
+        console.print(
+            f"Regularization images: {report.regularization_images} in {place}", markup=False, highlight=False
+        )
     _show_problems(report, console, everything=everything)
 
 
@@ -152,28 +153,25 @@ def _show_buckets(report: DatasetReport, console: Console) -> None:
 
 
 def _show_problems(report: DatasetReport, console: Console, *, everything: bool) -> None:
-    from itertools import groupby
-
     from rich.text import Text
 
     styles = {"error": "bold red", "warning": "yellow", "info": "cyan"}
-    counts = {severity: sum(problem.severity == severity for problem in report.problems) for severity in styles}
-    for (severity, kind), members in groupby(report.problems, key=lambda problem: (problem.severity, problem.kind)):
-        group = list(members)
-        hints = {problem.hint for problem in group}
-        title = Text(f"{severity}: ", styles[severity]) + Text(f"{kind} ({len(group)})")
-        if len(hints) == 1 and len(group) > 1:
-            title += Text(f": {visible(group[0].hint)}", "dim")
+    for group in report.groups:
+        title = Text(f"{group.severity}: ", styles[group.severity]) + Text(f"{group.kind} ({len(group.problems)})")
+        # What is to be done is said once where it is the same for all of them, else behind each.
+        if group.hint is not None:
+            title += Text(f": {visible(group.hint)}", "dim")
         console.print(title, soft_wrap=True, highlight=False)
-        shown = group if everything else group[:_SHOWN]
+        shown = group.problems if everything else group.problems[:_SHOWN]
         for problem in shown:
-            console.print(
-                _line(problem, report, hint=len(hints) > 1 or len(group) == 1), soft_wrap=True, highlight=False
-            )
-        if len(group) > len(shown):
-            console.print(f"  ... and {len(group) - len(shown)} more (--all lists them)", highlight=False)
-    summary = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items() if name != "info")
-    console.print(f"{summary}, {counts['info']} remarks", style="bold", highlight=False)
+            console.print(_line(problem, report, hint=group.hint is None), soft_wrap=True, highlight=False)
+        if more := len(group.problems) - len(shown):
+            console.print(f"  ... and {more} more (--all lists them)", highlight=False)
+    errors, warnings = report.count("error"), report.count("warning")
+    summary = ", ".join(
+        f"{count} {name}{'s' * (count != 1)}" for count, name in ((errors, "error"), (warnings, "warning"))
+    )
+    console.print(f"{summary}, {report.count('info')} remarks", style="bold", highlight=False)
 
 
 def _line(problem: Problem, report: DatasetReport, *, hint: bool) -> Text:
@@ -181,16 +179,5 @@ def _line(problem: Problem, report: DatasetReport, *, hint: bool) -> Text:
 
     from loraloom.studio.datasets import readable
 
-    line = Text(f"  {_place(problem.path, report)} {readable(problem.problem)}")
+    line = Text(f"  {report.place(problem.path)} {readable(problem.problem)}")
     return line + Text(f" ({visible(problem.hint)})", "dim") if hint and problem.hint else line
-
-
-def _place(path: Path | None, report: DatasetReport) -> str:
-    """The path relative to the dataset folder where it is inside."""
-    from loraloom.studio.datasets import readable
-
-    if path is None:
-        return "-"
-    if path != report.folder and path.is_relative_to(report.folder):
-        path = path.relative_to(report.folder)
-    return readable(path)

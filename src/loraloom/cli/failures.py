@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,22 +10,11 @@ from collections.abc import Iterator, Sequence
 from loraloom.cli.output import visible, visible_line
 from loraloom.errors import LoraloomError
 
-__all__ = ["UNFORESEEN", "explained", "report_threads", "show_failure", "show_interruption", "show_unforeseen"]
+__all__ = ["UNFORESEEN", "report_threads", "show_failure", "show_interruption", "show_unforeseen"]
 
 UNFORESEEN = 70
 """Exit code of a fault in the program (EX_SOFTWARE of sysexits.h)."""
 
-_NO_SPACE = "free some space, or write to another disk; the same command can then be given again"
-_SYSTEM = {
-    errno.ENOSPC: _NO_SPACE,
-    getattr(errno, "EDQUOT", errno.ENOSPC): _NO_SPACE,
-    errno.EROFS: "the disk is mounted read-only; write to another folder",
-    errno.EACCES: "check the rights of the file, or take another folder",
-    errno.EMFILE: "too many files are open at once; `ulimit -n 4096` allows more",
-    errno.EIO: "the disk, its cable or a network drive may be failing",
-    errno.ENOENT: "it was removed while the command ran; give the same command again",
-    getattr(errno, "ESTALE", errno.EIO): "the disk, its cable or a network drive may be failing",
-}
 _GOES_ON = {
     "train": "what was saved before stays in the run folder; `loraloom train --resume RUN` goes on from there",
     "resume": "what was saved before stays in the run folder; `loraloom resume RUN` goes on from there",
@@ -58,25 +46,6 @@ def show_failure(error: LoraloomError) -> None:
     for note in getattr(error, "__notes__", ()):
         console.print("then:", style="bold red", end="  ")
         console.print(visible_line(note), markup=False)
-
-
-def explained(error: BaseException) -> LoraloomError | None:
-    """An error of the system in words for a person; None for what only a fault in the program can cause."""
-    match error:
-        case LoraloomError():
-            return error
-        case MemoryError():
-            hint = "close other programs, or work on less at once: a smaller batch_size, resolution or rank"
-            found = LoraloomError("there is not enough memory for this", hint)
-        case OSError():
-            where = f"{error.filename}: " if error.filename else ""
-            hint = _SYSTEM.get(error.errno or 0, "--debug shows where this happened")
-            found = LoraloomError(f"{where}{error.strerror or str(error) or type(error).__name__}", hint)
-        case _:
-            return None
-    for note in getattr(error, "__notes__", ()):
-        found.add_note(note)
-    return found
 
 
 def show_interruption(command: str) -> None:

@@ -13,7 +13,6 @@ from typer.core import TyperGroup
 import loraloom
 from loraloom.cli.failures import (
     UNFORESEEN,
-    explained,
     report_threads,
     show_failure,
     show_interruption,
@@ -22,6 +21,7 @@ from loraloom.cli.failures import (
 from loraloom.cli.output import forgive_output, lost_output
 from loraloom.errors import LoraloomError, SettingsError
 from loraloom.hardware import set_thread_defaults
+from loraloom.studio.system_errors import explained
 
 __all__ = ["app", "main"]
 

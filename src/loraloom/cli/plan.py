@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loraloom.cli.output import takes_all_letters
-from loraloom.errors import SettingsError
 
 if TYPE_CHECKING:
     from loraloom.studio.plan import Change, Plan
 
 __all__ = ["plan"]
-
-UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def plan(
@@ -41,8 +37,7 @@ def plan(
 
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.cli.train import split_arguments
-    from loraloom.studio.plan import plan_run
-    from loraloom.studio.results import to_record
+    from loraloom.studio.plan import parse_size, plan_record, plan_run
     from loraloom.training.settings import TrainSettings
 
     limit = parse_size(memory) if memory else None
@@ -53,22 +48,13 @@ def plan(
     if json:
         import json as writer
 
-        record = {**to_record(found), "changes": to_record(changes)}
-        typer.echo(writer.dumps(record, indent=2, ensure_ascii=not takes_all_letters()))
+        typer.echo(writer.dumps(plan_record(found, changes), indent=2, ensure_ascii=not takes_all_letters()))
         return
     for line in describe(found):
         typer.echo(line)
     if limit is not None:
         for line in advice(found, changes, limit):
             typer.echo(line)
-
-
-def parse_size(text: str) -> int:
-    """Bytes of ``6GB``, ``6 GiB``, ``800m``; a unit is a power of 1024. SettingsError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
-    if match is None:
-        raise SettingsError([f"--memory {text!r} is not a size"], "for example --memory 6GB")
-    return int(float(match[1]) * UNITS[match[2]])
 
 
 def describe(plan: Plan) -> list[str]:
@@ -78,7 +64,7 @@ def describe(plan: Plan) -> list[str]:
     buckets = ", ".join(f"{size}: {count}" for size, count in work.buckets.items())
     lines = [
         f"steps      {work.steps} in {work.epochs} epochs of {work.steps_per_epoch}",
-        f"images     {sum(work.images.values())} seen: "
+        f"images     {work.images_seen} seen: "
         + ", ".join(f"{concept} {count}" for concept, count in work.images.items()),
         f"batches    of an epoch by size: {buckets}; the largest is {images} of {width}x{height}",
         f"memory     {_gib(memory.peak)} at its peak ({memory.device}): weights {_mib(memory.weights)}, "
@@ -89,8 +75,8 @@ def describe(plan: Plan) -> list[str]:
     ]
     if memory.mapped:
         lines.append(f"           and {_gib(memory.mapped)} of the mapped checkpoint, which the system may drop")
-    if plan.trial is not None and plan.trial.peak is not None:
-        off = 100 * (memory.peak / plan.trial.peak - 1)
+    off = plan.off_percent
+    if off is not None and plan.trial is not None and plan.trial.peak is not None:
         lines.append(
             f"           measured in two real steps: {_gib(plan.trial.peak)} (the prediction is {off:+.0f} % off)"
         )
@@ -115,20 +101,20 @@ def describe(plan: Plan) -> list[str]:
 def _room(plan: Plan) -> str:
     if plan.free_disk is None:
         return ""
-    if plan.free_disk < plan.disk.total:
+    if not plan.fits_disk:
         return f"; too much, only {_mib(plan.free_disk)} are free: set output to a folder on another disk"
     return f"; {_gib(plan.free_disk)} are free"
 
 
 def advice(plan: Plan, changes: list[Change], limit: int) -> list[str]:
     """What to change so that it fits."""
+    from loraloom.studio.plan import least_peak
+
     if not changes:
         return [f"fits       in {_gib(limit)} as it is"]
-    last = changes[-1]
-    fits = last.peak <= limit
-    head = (
-        f"to fit     {_gib(limit)}:" if fits else f"does not fit {_gib(limit)}; the least is {_gib(last.peak)}, with:"
-    )
+    least = least_peak(plan, changes)
+    fits = least <= limit
+    head = f"to fit     {_gib(limit)}:" if fits else f"does not fit {_gib(limit)}; the least is {_gib(least)}, with:"
     return [head] + [
         f"           {' '.join(f'{key}={_value(value)}' for key, value in change.overrides.items())}"
         f"  -> {_gib(change.peak)} ({change.cost})"

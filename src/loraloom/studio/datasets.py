@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from loraloom.control import Control, each_of, keep_going
 from loraloom.data.audit import ConceptShare, audit, concept_shares
 from loraloom.data.buckets import Size
 from loraloom.data.dataset import load_dataset
-from loraloom.data.problems import Problem, readable
+from loraloom.data.problems import Problem, Severity, readable
 from loraloom.data.sample import Dataset
 from loraloom.data.settings import DatasetSettings
 from loraloom.events import Listener, ignore
@@ -21,6 +22,7 @@ __all__ = [
     "CaptionPreviews",
     "DatasetReport",
     "Problem",
+    "ProblemGroup",
     "check_dataset",
     "preview_captions",
     "readable",
@@ -35,6 +37,21 @@ class BucketUse:
     images: int
     shown: int
     cropped: float
+
+
+@dataclass(frozen=True)
+class ProblemGroup:
+    """All problems of one kind."""
+
+    severity: Severity
+    kind: str
+    problems: tuple[Problem, ...]
+
+    @property
+    def hint(self) -> str | None:
+        """What to do about all of them, so that it can be said once; None where there is one, or they differ."""
+        hints = {problem.hint for problem in self.problems}
+        return self.problems[0].hint if len(hints) == 1 and len(self.problems) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,29 @@ class DatasetReport:
     def clean(self) -> bool:
         """Whether every picture and caption could be used (warnings may remain)."""
         return not any(problem.severity == "error" for problem in self.problems)
+
+    @property
+    def groups(self) -> tuple[ProblemGroup, ...]:
+        """The problems by kind, the worst first."""
+        found = groupby(self.problems, key=lambda problem: (problem.severity, problem.kind))
+        return tuple(ProblemGroup(severity, kind, tuple(members)) for (severity, kind), members in found)
+
+    def count(self, severity: Severity) -> int:
+        """How many problems are of this severity."""
+        return sum(problem.severity == severity for problem in self.problems)
+
+    @property
+    def regularization_images(self) -> int:
+        """Pictures that are regularization images."""
+        return sum(row.images for row in self.concepts if row.concept.is_regularization)
+
+    def place(self, path: Path | None) -> str:
+        """A path as people read it: relative to the dataset's folder where it is inside, ``-`` for none."""
+        if path is None:
+            return "-"
+        if path != self.folder and path.is_relative_to(self.folder):
+            path = path.relative_to(self.folder)
+        return readable(path)
 
 
 def check_dataset(

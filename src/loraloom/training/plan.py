@@ -252,6 +252,18 @@ class Plan:
     free_disk: int | None = None
     """Bytes that are free where the run will be; None where the system does not say."""
 
+    @property
+    def fits_disk(self) -> bool:
+        """Whether what the run writes has room, as far as is known."""
+        return self.free_disk is None or self.disk.total <= self.free_disk
+
+    @property
+    def off_percent(self) -> float | None:
+        """How far the predicted peak is above the measured one; None where none was measured."""
+        if self.trial is None or self.trial.peak is None:
+            return None
+        return 100 * (self.memory.peak / self.trial.peak - 1)
+
 
 def _has_time(counted_s: float, work: Work, bound_s: float, listener: Listener) -> bool:
     """Whether two real steps are worth beginning; a notice says what is going to happen."""

@@ -32,6 +32,11 @@ class Work:
     lengths: tuple[tuple[int, int], ...] = ()
     """The epochs one after another: (steps, how many epochs of that length follow each other)."""
 
+    @property
+    def images_seen(self) -> int:
+        """Of all concepts together."""
+        return sum(self.images.values())
+
 
 _LOOKED_AT = 100_000
 """Pictures that are counted one by one; a run of a million epochs would take hours to go through."""
