@@ -47,7 +47,7 @@ from loraloom.formats.adapter_file import AdapterTarget, layer_keys, write_adapt
 from loraloom.formats.tensors import TensorSource, open_tensors, write_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.models.family import FAMILIES
-from loraloom.studio.weights import combine_loras, extract_lora, resize_lora, weighted_lora
+from loraloom.studio.weights import extract_lora, merge_files, resize_lora, weighted_lora
 
 TASKS = ("extract", "resize", "combine")
 WAYS = ("loraloom", "full SVD")
@@ -144,7 +144,7 @@ def ours(task: str, folder: Path, output: Path) -> None:
     elif task == "resize":
         resize_lora(large, output, rank=rank)
     else:
-        combine_loras([weighted_lora(first), weighted_lora(second)], output, rank=rank)
+        merge_files(None, [weighted_lora(first), weighted_lora(second)], output, rank=rank)
 
 
 def full_svd(task: str, folder: Path, output: Path, per_shape: int) -> Figures:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from pydantic.fields import FieldInfo
 
 from loraloom.actions import Action, Sentence
-from loraloom.errors import FileFormatError, SettingsError, nearest
+from loraloom.errors import FileFormatError, SettingsError, UnknownNameError, nearest
 from loraloom.plain_data import LARGEST_WHOLE, parse_toml, shown, too_large
 from loraloom.reading import read_text
 from loraloom.setting_marks import Choices, ClassPath, Kohya, MayChange, Offers
@@ -34,6 +34,7 @@ __all__ = [
     "Settings",
     "apply_overrides",
     "changeable_settings",
+    "find_settings",
     "number_not_truth",
     "read_toml",
     "setting_rows",
@@ -162,6 +163,15 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
                 raise SettingsError([f"{key!r}: {parent!r} is not a group of settings"])
         target[leaf] = _value(text, key)
     return result
+
+
+def find_settings(cls: type[Settings], words: str) -> list[SettingRow]:
+    """The settings whose name, text or name in sd-scripts holds the words. UnknownNameError where none does."""
+    rows = list(setting_rows(cls))
+    found = [row for row in rows if words.lower() in f"{row.path} {row.doc} {' '.join(row.kohya)}".lower()]
+    if not found:
+        raise UnknownNameError("setting", words, [row.path for row in rows])
+    return found
 
 
 def setting_rows(cls: type[Settings], prefix: str = "") -> Iterator[SettingRow]:

@@ -63,7 +63,7 @@ WORKS: dict[str, tuple[Work, str]] = {
         "loraloom.weights.convert.convert_lora",
     ),
     "combine": (
-        lambda folder: weights.combine_loras([weights.weighted_lora(lora(folder))] * 2, folder / "out.safetensors"),
+        lambda folder: weights.merge_files(None, [weights.weighted_lora(lora(folder))] * 2, folder / "out.safetensors"),
         "loraloom.weights.combine.combine_loras",
     ),
     "merge": (

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from loraloom.cli.main import app
 from loraloom.cli.words import worded
+from loraloom.control import Interrupted, Request
 from loraloom.errors import HardwareError, SettingsError
 from loraloom.events import Event, Notice, StepFinished
 from loraloom.formats.tensors import write_tensors
@@ -96,6 +97,38 @@ def test_a_sweep_trains_compares_and_goes_on_where_it_was_interrupted(plan: Plan
     assert alone.lora is not None
     ours, theirs = load_file(result.outcomes[1].lora), load_file(alone.lora)
     assert all((ours[key] == theirs[key]).all() for key in theirs)
+
+
+def test_a_sweep_is_left_between_two_runs_and_within_one(plan: Plan) -> None:
+    combinations = plan("optimizer.lr=1e-4,1e-3,1e-2", "preview.prompts=['a']", "preview.steps=1")
+    folder = combinations[0].settings.output
+    heard: list[Event] = []
+
+    def after_the_first_run() -> Request:
+        done = any(isinstance(event, Notice) and event.text == "lr 1e-4: finished" for event in heard)
+        return Request.STOP if done else Request.GO
+
+    with pytest.raises(Interrupted):
+        run_sweep(combinations, listener=heard.append, control=after_the_first_run)
+    assert (folder / combinations[0].name).is_dir() and not (folder / combinations[1].name).exists()
+    first = len([event for event in heard if isinstance(event, StepFinished)])
+
+    def in_the_second_run() -> Request:
+        steps = len([event for event in heard if isinstance(event, StepFinished)])
+        return Request.STOP if steps > first + 1 else Request.GO
+
+    with pytest.raises(Interrupted):
+        run_sweep(combinations, listener=heard.append, control=in_the_second_run)
+    steps = len([event for event in heard if isinstance(event, StepFinished)])
+    assert steps == first + 2 < 2 * first  # the run was left before its end
+    assert not (folder / combinations[2].name).exists()
+    assert not (folder / "table.csv").exists()  # nothing is compared before all are there
+
+    result = run_sweep(combinations, listener=heard.append)
+    assert [outcome.combination.label for outcome in result.outcomes] == ["lr 1e-4", "lr 1e-3", "lr 1e-2"]
+    assert not result.failures and result.sheet is not None
+    # No step was taken twice: the second run went on from where it was left.
+    assert len([event for event in heard if isinstance(event, StepFinished)]) == 3 * first
 
 
 def _again(combinations: list[Combination]) -> list[Event]:

@@ -12,9 +12,11 @@ from controls import Asked, asked_to_stop_at, unfinished
 from loraloom.adapters.strength import LoraStrength
 from loraloom.control import Control, Interrupted, Request, keep_going
 from loraloom.events import Event, Listener, PieceFinished, ignore
+from loraloom.formats.adapter_file import read_adapter_file
 from loraloom.formats.file_hashes import compute_hashes
 from loraloom.formats.files import sha256_of
 from loraloom.formats.tensors import open_tensors, write_tensors
+from loraloom.weights.anatomy import dissect
 from loraloom.weights.checkpoint_merge import CheckpointWeight, merge_checkpoints
 from loraloom.weights.combine import combine_loras
 from loraloom.weights.convert import convert_lora
@@ -141,14 +143,15 @@ def test_a_hash_is_left_between_two_pieces_of_the_file(tmp_path: Path) -> None:
 def test_layers_are_measured_one_by_one(write_lora: Callable[..., Path]) -> None:
     path = write_lora("a.safetensors", random_lora("sd1", 1))
     heard: list[Event] = []
-    report = inspect_file(path, layers=True, listener=heard.append)
-    assert report.anatomy is not None
-    assert heard == [PieceFinished("layers", n + 1, len(heard)) for n in range(len(report.anatomy.layers))]
+    anatomy = dissect(read_adapter_file(path), heard.append)
+    assert heard == [PieceFinished("layers", n + 1, len(heard)) for n in range(len(anatomy.layers))]
 
     heard.clear()
     with pytest.raises(Interrupted):
-        inspect_file(path, layers=True, listener=heard.append, control=asked_to_stop_at(4))
+        dissect(read_adapter_file(path), heard.append, asked_to_stop_at(4))
     assert len(heard) == 2  # the pause and the first question are before the first layer
+    with pytest.raises(Interrupted):
+        inspect_file(path, layers=True, control=asked_to_stop_at(len(anatomy.layers) + 1))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

@@ -13,10 +13,6 @@ __all__ = ["app"]
 
 app = typer.Typer(help="An index of the checkpoints and LoRAs on this machine.", no_args_is_help=True)
 Index = Annotated[Path | None, typer.Option("--index", help="The index file. Unset: in your data folder.")]
-_FACTS = (
-    *("kind", "family", "adapter", "rank", "title", "triggers", "tags", "base", "description"),
-    *("autov3", "claim", "sha256", "fingerprint", "size", "problem"),
-)
 
 
 @app.command()
@@ -57,13 +53,7 @@ def search(
 
     found = search_index(words or [], family=family, kind=kind, index=index)
     for entry in found:
-        facts = [
-            entry.kind if entry.kind != "lora" else entry.adapter,
-            entry.family,
-            entry.rank and f"rank {entry.rank}",
-        ]
-        told = [", ".join(fact for fact in facts if fact), entry.title, entry.triggers and f"trigger: {entry.triggers}"]
-        typer.echo(visible(f"{entry.path}  [{'; '.join(text for text in told if text)}]"))
+        typer.echo(visible(f"{entry.path}  [{entry.summary}]"))
     typer.echo(f"{len(found)} found")
 
 
@@ -76,9 +66,8 @@ def show(
 
     for entry in show_file(name, index=index):
         typer.echo(visible(entry.path))
-        for fact in _FACTS:
-            if value := getattr(entry, fact):
-                typer.echo(visible(f"  {fact}: {value}"))
+        for fact, value in entry.facts.items():
+            typer.echo(visible(f"  {fact}: {value}"))
 
 
 @app.command()

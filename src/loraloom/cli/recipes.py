@@ -39,14 +39,12 @@ def import_recipe(
 
     from loraloom.actions import Sentence
     from loraloom.errors import SettingsError
-    from loraloom.studio.recipes import read_recipe, write_settings
+    from loraloom.studio.recipes import check_recipe, read_recipe, write_settings
 
     recipe = read_recipe(file)
     given = overrides or []
-    missing = recipe.missing(given)
-    stand_in = [*given, *(f"{path}='.'" for path in missing)]
     try:
-        recipe.finished(stand_in)
+        missing = check_recipe(recipe, given)
     except SettingsError:
         show_account(recipe, Console(stderr=True, highlight=False, emoji=False))
         raise

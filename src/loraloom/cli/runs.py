@@ -87,14 +87,13 @@ def _show(found: list[RunStatus]) -> None:
     for name in ("run", "state", "step", "loss", "best validation", "time left", "last preview"):
         table.add_column(name, overflow="fold")
     for run in found:
-        going = run.state in ("running", "paused", "interrupted", "stopped")
         row = (
             run.name,
             run.state,
             f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
             f"{run.loss:.4f}" if run.loss is not None else "",
             f"{run.best_loss:.4f}, epoch {run.best_epoch}" if run.best_loss is not None else "",
-            _duration(run.seconds_left) if going and run.seconds_left is not None else "",
+            _duration(run.seconds_left) if run.is_unfinished and run.seconds_left is not None else "",
             Path(run.last_preview).name if run.last_preview else "",
         )
         table.add_row(*map(Text, row))

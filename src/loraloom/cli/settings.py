@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from loraloom.errors import UnknownNameError
-
 __all__ = ["settings"]
 
 
@@ -31,16 +29,14 @@ def settings(
     from rich.text import Text
 
     from loraloom.generation.settings import GenerateSettings
-    from loraloom.settings import setting_rows
+    from loraloom.settings import find_settings
     from loraloom.training.settings import TrainSettings
 
     cls = TrainSettings if what is What.train else GenerateSettings
     if toml:
         typer.echo(cls.template(), nl=False)
         return
-    rows = [row for row in setting_rows(cls) if _matches(row, search)]
-    if not rows:
-        raise UnknownNameError("setting", search, [row.path for row in setting_rows(cls)])
+    rows = find_settings(cls, search)
     console = Console(highlight=False, emoji=False)
     for row in rows:
         default = "required" if row.required else f"default {_shown(row.default)}"
@@ -52,11 +48,6 @@ def settings(
                 console.print(Text(f"      {name:<{width}}  {summary}"))
         if row.kohya:
             console.print(Text(f"    in sd-scripts: {', '.join(row.kohya)}", style="dim"))
-
-
-def _matches(row: Any, search: str) -> bool:
-    text = f"{row.path} {row.doc} {' '.join(row.kohya)}".lower()
-    return search.lower() in text
 
 
 def _shown(value: Any) -> str:

@@ -51,14 +51,14 @@ def sweep(
     table = Table("combination", title="Losses", title_justify="left")
     for heading in ("training", "validation", "best", "at epoch"):
         table.add_column(heading, justify="right")
-    best = min((o.best_validation_loss for o in result.outcomes if o.best_validation_loss is not None), default=None)
+    best = result.best
     for outcome in result.outcomes:
         numbers = (outcome.training_loss, outcome.validation_loss, outcome.best_validation_loss)
         table.add_row(
             outcome.combination.label,
             *("-" if number is None else f"{number:.4f}" for number in numbers),
             "-" if outcome.best_epoch is None else str(outcome.best_epoch),
-            style="bold green" if best is not None and outcome.best_validation_loss == best else "",
+            style="bold green" if outcome in best else "",
         )
     for combination, _ in result.failures:
         table.add_row(combination.label, "-", "-", "-", "failed", style="red")

@@ -64,6 +64,18 @@ class LibraryEntry:
     sha256: str = ""
     problem: str = ""
 
+    @property
+    def summary(self) -> str:
+        """What it is, in few words: ``lora, sd1, rank 8; Ink; trigger: inkd``."""
+        facts = [self.kind if self.kind != "lora" else self.adapter, self.family, self.rank and f"rank {self.rank}"]
+        told = [", ".join(fact for fact in facts if fact), self.title, self.triggers and f"trigger: {self.triggers}"]
+        return "; ".join(text for text in told if text)
+
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """Everything that is known of it, in reading order."""
+        return {name: value for name in _FACTS if (value := getattr(self, name))}
+
 
 @dataclass(frozen=True)
 class ScanReport:
@@ -79,6 +91,10 @@ class ScanReport:
 
 
 _COLUMNS = tuple(field.name for field in fields(LibraryEntry))
+_FACTS = (
+    *("kind", "family", "adapter", "rank", "title", "triggers", "tags", "base", "description"),
+    *("autov3", "claim", "sha256", "fingerprint", "size", "problem"),
+)
 _TEXTS = ("path", "title", "triggers", "tags", "base", "description", "adapter", "autov3", "sha256")
 
 

@@ -10,7 +10,7 @@ from loraloom.formats.files import write_text
 from loraloom.recipes.reading import read_recipe
 from loraloom.recipes.recipe import Recipe
 
-__all__ = ["Recipe", "choose_recipe", "read_recipe", "write_settings"]
+__all__ = ["Recipe", "check_recipe", "choose_recipe", "read_recipe", "write_settings"]
 
 
 def choose_recipe(settings: Path | None, recipe: Path | None, lora: Path | None) -> Recipe | None:
@@ -24,6 +24,16 @@ def choose_recipe(settings: Path | None, recipe: Path | None, lora: Path | None)
     if chosen is not None and len(given) > 1:
         raise SettingsError([f"settings come from one file; these were given: {', '.join(given)}"], "name one of them")
     return None if chosen is None else read_recipe(chosen, only_lora=lora is not None)
+
+
+def check_recipe(recipe: Recipe, overrides: Sequence[str] = ()) -> list[str]:
+    """Required settings that neither the recipe nor the overrides give. SettingsError where one of the others is wrong.
+
+    A person fills in the required ones later, so that their absence must not hide other mistakes.
+    """
+    missing = recipe.missing(overrides)
+    recipe.finished([*overrides, *(f"{path}='.'" for path in missing)])
+    return missing
 
 
 def write_settings(recipe: Recipe, path: Path, overrides: Sequence[str] = ()) -> None:

@@ -82,6 +82,12 @@ class SweepResult:
     table: Path
     sheet: Path | None
 
+    @property
+    def best(self) -> tuple[Outcome, ...]:
+        """The runs with the lowest validation loss; none where no run measured one."""
+        losses = [loss for outcome in self.outcomes if (loss := outcome.best_validation_loss) is not None]
+        return tuple(outcome for outcome in self.outcomes if losses and outcome.best_validation_loss == min(losses))
+
     def failure(self) -> LoraloomError | None:
         """Which runs failed and why, as an error to end with; None where all went well."""
         if not self.failures:

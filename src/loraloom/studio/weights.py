@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from loraloom.weights.resize import ResizeReport
 
 __all__ = [
-    "combine_loras",
     "convert_lora",
     "edit_metadata",
     "extract_lora",
@@ -100,33 +99,6 @@ def merge_loras(
     return merge(checkpoint, loras, output, precision=precision, listener=listener, control=control)
 
 
-def combine_loras(
-    loras: Sequence[LoraWeight],
-    output: Path,
-    *,
-    rank: int | None = None,
-    conv_rank: int | None = None,
-    precision: str | None = None,
-    to: str | None = None,
-    listener: Listener = ignore,
-    control: Control = keep_going,
-) -> CombineReport:
-    """Add LoRAs (:func:`weighted_lora`, or :func:`read_lora_weights` from text) up into one LoRA."""
-    from loraloom.weights.combine import combine_loras as combine
-
-    _check_output(output)
-    return combine(
-        loras,
-        output,
-        rank=rank,
-        conv_rank=conv_rank,
-        precision=precision,
-        to=to,
-        listener=listener,
-        control=control,
-    )
-
-
 def read_merge(
     first: str, loras: Sequence[str], block_weights: Sequence[str] = ()
 ) -> tuple[Path | None, list[LoraWeight]]:
@@ -152,11 +124,14 @@ def merge_files(
     listener: Listener = ignore,
     control: Control = keep_going,
 ) -> MergeReport | CombineReport:
-    """:func:`merge_loras` into the checkpoint, or :func:`combine_loras` where there is none.
+    """:func:`merge_loras` into the checkpoint; without one, add the LoRAs up into one LoRA.
 
     Raises SettingsError for ranks and names (``to``) of a LoRA when the result is a checkpoint.
     """
     if checkpoint is None:
+        from loraloom.weights.combine import combine_loras
+
+        _check_output(output)
         return combine_loras(
             loras,
             output,
@@ -396,15 +371,10 @@ def write_sidecars(path: Path, *, preview: Path | None = None) -> list[Path]:
 
 
 def inspect_file(
-    path: Path,
-    *,
-    hashes: bool = False,
-    layers: bool = False,
-    listener: Listener = ignore,
-    control: Control = keep_going,
+    path: Path, *, hashes: bool = False, layers: bool = False, control: Control = keep_going
 ) -> FileReport:
     """Tell what a file is; ``hashes`` reads all of it for the hashes that other programs show, ``layers`` measures a
     LoRA's layers."""
     from loraloom.weights.inspect import inspect_file as inspect
 
-    return inspect(path, hashes=hashes, layers=layers, listener=listener, control=control)
+    return inspect(path, hashes=hashes, layers=layers, control=control)

@@ -13,7 +13,6 @@ from pathlib import Path
 from loraloom.actions import Action, Sentence
 from loraloom.control import Control, keep_going
 from loraloom.errors import AdapterError, FileFormatError, LoraloomError
-from loraloom.events import Listener, ignore
 from loraloom.formats.adapter_checks import doubts_about, foreign_kinds, widened
 from loraloom.formats.adapter_file import content_hash, read_adapter_file
 from loraloom.formats.adapter_kinds import rank_of, title_of
@@ -82,18 +81,13 @@ class FileReport:
 
 
 def inspect_file(
-    path: Path,
-    *,
-    hashes: bool = False,
-    layers: bool = False,
-    listener: Listener = ignore,
-    control: Control = keep_going,
+    path: Path, *, hashes: bool = False, layers: bool = False, control: Control = keep_going
 ) -> FileReport:
     """Find out what a file (or a Diffusers folder) is. Of tensors only the alphas of a LoRA are read.
 
     ``hashes`` reads the whole file for the hashes by which other programs know it, and compares them with those it
     carries; ``layers`` reads all of a LoRA and measures its layers. Of an image, the generation parameters are read.
-    ``control`` is heeded between two pieces of a file that is read whole; ``listener`` hears of every layer measured.
+    ``control`` is heeded between two pieces of a file that is read whole, and between two layers.
     Raises FileError for a file that cannot be read at all, CheckpointError for a folder of another pipeline.
     """
     if path.is_dir():
@@ -115,7 +109,7 @@ def inspect_file(
             report = _lora_report(tensors, infos, keys, facts | _lora_hash(tensors, compute=hashes, control=control))
             # Anatomy multiplies factors, which those of a file that cannot be used do not allow.
             is_measured = layers and "cannot be used" not in report.facts
-            return _with_anatomy(report, listener, control) if is_measured else report
+            return _with_anatomy(report, control) if is_measured else report
 
         return FileReport(path, "other", what_it_is(infos), facts, tensors.metadata)
 
@@ -317,9 +311,9 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
     return FileReport(tensors.path, "LoRA", f"a {kind} for {made_for}", told, tensors.metadata)
 
 
-def _with_anatomy(report: FileReport, listener: Listener, control: Control) -> FileReport:
+def _with_anatomy(report: FileReport, control: Control) -> FileReport:
     """The report with measured layers, and remarks on them."""
-    anatomy = dissect(read_adapter_file(report.path), listener, control)
+    anatomy = dissect(read_adapter_file(report.path), control=control)
     told: dict[str, str] = {}
     for state, what in _STATES.items():
         if names := [layer.name for layer in anatomy.in_state(state)]:

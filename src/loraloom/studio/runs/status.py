@@ -77,6 +77,11 @@ class RunStatus:
     """Whether the state is one of a process: without one, the run was interrupted."""
     history: _History = field(default=_History(), repr=False, compare=False)
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether steps are left that may still come, so that the time for them says something."""
+        return self.state in ("running", "paused", "interrupted", "stopped")
+
     def after(self, event: Event) -> RunStatus:
         """The status once ``event``, the next one of the log, has happened."""
         status = self
