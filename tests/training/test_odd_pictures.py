@@ -57,7 +57,7 @@ def test_training_on_the_zoo(make_settings: Callable[..., TrainSettings], tmp_pa
         lambda event: notices.append(event) if isinstance(event, Notice) else None,
     )
     (tmp_path / "run" / "weights").mkdir(parents=True)
-    assert len(run.dataset.samples) == len(USABLE) >= 40
+    assert len(run.parts.dataset.samples) == len(USABLE) >= 40
     reported = {Path(word.rstrip(":")).name for notice in notices for word in notice.text.split()[:1]}
     assert {path.name for path in folder.glob("bad*")} <= reported
     assert run.loop().exists()

@@ -253,17 +253,17 @@ def test_blocks_with_factor_zero_are_left_as_they_were(make_settings: MakeSettin
     settings = make_settings("steps=2", "optimizer.block_lr.down=zeros", "optimizer.weight_decay=0.5")
     (tmp_path / "run" / "weights").mkdir(parents=True)
     run = TrainingRun.prepare(settings, tmp_path / "run", lambda event: None)
-    before = {key: tensor.clone() for key, tensor in run.adapters.file_tensors().items()}
+    before = {key: tensor.clone() for key, tensor in run.parts.adapters.file_tensors().items()}
     final = run.loop()
     assert final is not None
-    after = run.adapters.file_tensors()
+    after = run.parts.adapters.file_tensors()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert not any("down_blocks" in key for key in changed)
     assert any("mid_block" in key for key in changed) and any("up_blocks" in key for key in changed)
     metadata = read_adapter_file(final).metadata
     assert metadata["ss_optimizer"] == "torch.optim.AdamW(weight_decay=0.5)"
     assert '"down_lr_weight": "zeros"' in metadata["ss_network_args"]
-    run.attachment.detach()
+    run.parts.attachment.detach()
 
 
 @pytest.mark.parametrize("name", ["prodigy", "dadapt_adam"])

@@ -205,10 +205,10 @@ def test_a_run_asks_what_the_settings_say_and_records_it(make_settings: MakeSett
     run = TrainingRun.prepare(settings, tmp_path / "prepared", events.append)
     try:
         (draws,) = run.plan.epoch_batches(0)[0]
-        run.step = 1
-        made = run.batches.batch(0, draws, run.step)
+        run.progress.step = 1
+        made = run.batches.batch(0, draws, run.progress.step)
     finally:
-        run.attachment.detach()
+        run.parts.attachment.detach()
     regular = [draw.sample.is_regularization for draw in draws]
     assert made.weights.tolist() == [0.75 if is_regularization else 1.0 for is_regularization in regular]
     assert made.regularization is not None
@@ -257,5 +257,5 @@ def test_a_longer_class_makes_room_for_itself(make_settings: MakeSettings, tmp_p
     name = " ".join(["very"] * 80)
     settings = make_settings(f"objective.preserve_class='{name}'", "objective.preserve_trigger=red", "steps=1")
     run = TrainingRun.prepare(settings, tmp_path, lambda event: None)
-    run.attachment.detach()
-    assert run.max_token_length == 150
+    run.parts.attachment.detach()
+    assert run.parts.max_token_length == 150

@@ -129,19 +129,19 @@ def test_the_loss_scale_goes_on(make_settings: MakeSettings, tmp_path: Path) -> 
     def prepared(folder: str) -> TrainingRun:
         (tmp_path / folder / "weights").mkdir(parents=True, exist_ok=True)
         run = TrainingRun.prepare(make_settings("steps=5", "saving.precision=float"), tmp_path / folder, ignore)
-        run.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        run.parts.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
         return run
 
     whole = prepared("whole")
     whole.loop()
     cut = prepared("cut")
-    cut.loop(lambda: Request.STOP if cut.step == 3 else Request.GO)
+    cut.loop(lambda: Request.STOP if cut.progress.step == 3 else Request.GO)
     state = find_state(tmp_path / "cut" / "state", ignore)
     assert state is not None and state.values["scaler"]["scale"] == 8.0
     again = prepared("cut")
     again.restore(ResumePoint(state))
     again.loop()
-    assert again.scaler.state_dict() == whole.scaler.state_dict()
+    assert again.parts.scaler.state_dict() == whole.parts.scaler.state_dict()
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -187,7 +187,8 @@ def test_a_pause_changes_nothing_and_is_not_counted(
         (tmp_path / "run" / part).mkdir(parents=True)
     events: list[Event] = []
     clock = Clock()
-    monkeypatch.setattr("loraloom.training.trainer.time", clock)
+    for module in ("trainer", "interludes", "state_keeper"):
+        monkeypatch.setattr(f"loraloom.training.{module}.time", clock)
 
     def control() -> Request:
         return next(answers, Request.GO) if of(events, StepFinished) else Request.GO
@@ -222,14 +223,14 @@ def test_no_state_is_kept_of_a_broken_update(make_settings: MakeSettings, tmp_pa
     settings = make_settings("epochs=2", "saving.every_epochs=0")
     (tmp_path / "run" / "weights").mkdir(parents=True)
     prepared = TrainingRun.prepare(settings, tmp_path / "run", ignore)
-    step = prepared.optimizer.step
+    step = prepared.parts.optimizer.step
 
     def half_a_step(*args: Any, **kwargs: Any) -> None:
-        if prepared.step == 3:
+        if prepared.progress.step == 3:
             raise RuntimeError("in the middle of an update")
         step(*args, **kwargs)
 
-    prepared.optimizer.step = half_a_step  # type: ignore[assignment, method-assign]
+    prepared.parts.optimizer.step = half_a_step  # type: ignore[assignment, method-assign]
     with pytest.raises(RuntimeError):
         prepared.loop()
     assert saved_states(tmp_path / "run" / "state") == []
@@ -241,8 +242,8 @@ def test_the_state_before_nan_is_kept(make_settings: MakeSettings, tmp_path: Pat
     prepared = TrainingRun.prepare(settings, tmp_path / "run", ignore)
 
     def poison() -> Request:
-        if prepared.step == 2:
-            prepared.objective.schedule.signal.fill_(float("nan"))
+        if prepared.progress.step == 2:
+            prepared.parts.objective.schedule.signal.fill_(float("nan"))
         return Request.GO
 
     with pytest.raises(NotFiniteError):
@@ -291,9 +292,9 @@ def test_the_last_sound_state_stays_and_is_named(make_settings: MakeSettings, tm
     prepared = TrainingRun.prepare(sane, tmp_path / "run", ignore)
 
     def jolt() -> Request:
-        if prepared.step == 3:
+        if prepared.progress.step == 3:
             with torch.no_grad():
-                for parameter in prepared.adapters.parameters():
+                for parameter in prepared.parts.adapters.parameters():
                     parameter.mul_(1e8).add_(1e8)
         return Request.GO
 
@@ -313,8 +314,8 @@ def test_moments_that_are_not_finite_are_no_state(make_settings: MakeSettings, t
     prepared = TrainingRun.prepare(settings, tmp_path / "run", ignore)
 
     def jolt() -> Request:
-        if prepared.step == 5:
-            for state in prepared.optimizer.state.values():
+        if prepared.progress.step == 5:
+            for state in prepared.parts.optimizer.state.values():
                 state["exp_avg_sq"].fill_(torch.inf)
         return Request.GO
 
@@ -336,9 +337,9 @@ def test_a_state_is_replaced_only_when_a_step_was_taken_from_the_next(
         if isinstance(event, StateSaved):
             kept.append([step for step, _ in saved_states(tmp_path / "run" / "state")])
             if event.step == 6:
-                prepared.objective.schedule.signal.fill_(float("nan"))
+                prepared.parts.objective.schedule.signal.fill_(float("nan"))
 
-    prepared.listener = look
+    prepared.parts.listener = look
     with pytest.raises(NotFiniteError, match="the loss of step 7 is nan") as caught:
         prepared.loop()
     assert kept == [[3], [3, 6]]
@@ -402,7 +403,7 @@ def test_a_state_that_fails_after_a_failure_does_not_hide_it(
     def broken(*args: Any, **kwargs: Any) -> Path:
         raise RuntimeError("the state has a fault of its own")
 
-    monkeypatch.setattr("loraloom.training.trainer.write_state", broken)
+    monkeypatch.setattr("loraloom.training.state_keeper.write_state", broken)
 
     def fail(event: Event) -> None:
         if isinstance(event, StepFinished) and event.step == 2:
@@ -438,7 +439,7 @@ def test_states_that_cannot_be_written_do_not_end_a_run(
     def full(*args: Any, **kwargs: Any) -> Path:
         raise OutputError("no space left", "free some")
 
-    monkeypatch.setattr("loraloom.training.trainer.write_state", full)
+    monkeypatch.setattr("loraloom.training.state_keeper.write_state", full)
     events = go(make_settings("epochs=1"), tmp_path / "run")
     assert any("state of step 3 was not kept" in event.text for event in of(events, Notice))
     assert of(events, RunFinished)
@@ -746,8 +747,10 @@ def test_a_branch_may_have_other_settings(make_settings: MakeSettings, tmp_path:
         (tmp_path / "branch" / part).mkdir(parents=True)
     events: list[Event] = []
     run = TrainingRun.prepare(settings, tmp_path / "branch", events.append, resume=ResumePoint(state, branch=True))
-    assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.5, 0.5]
-    assert all(len(run.optimizer.state[p]) > 0 for group in run.optimizer.param_groups for p in group["params"])
+    assert [group["weight_decay"] for group in run.parts.optimizer.param_groups] == [0.5, 0.5]
+    assert all(
+        len(run.parts.optimizer.state[p]) > 0 for group in run.parts.optimizer.param_groups for p in group["params"]
+    )
     path = run.loop()
     assert path is not None
     steps = of(events, StepFinished)

@@ -221,7 +221,7 @@ def test_the_gradients_of_the_shares_add_up_to_those_of_the_step(
     settings = TrainSettings.load(None, [*words, f"adapter.kind={kind}"])
     run = TrainingRun.prepare(settings, tmp_path, ignore)
     random = torch.Generator().manual_seed(0)
-    for parameter in run.adapters.parameters():
+    for parameter in run.parts.adapters.parameters():
         if parameter.requires_grad and kind != "dora":
             torch.nn.init.normal_(parameter, std=0.05, generator=random)
     try:
@@ -236,15 +236,15 @@ def test_the_gradients_of_the_shares_add_up_to_those_of_the_step(
             summed = sum((share[name] for share, _ in shares if name in share), torch.zeros_like(gradient))
             assert float((summed - gradient).abs().max()) < 2e-5 * largest, name
     finally:
-        run.attachment.detach()
+        run.parts.attachment.detach()
 
 
 def gradients(run: TrainingRun, step: Step, team: Team) -> tuple[dict[str, Tensor], float]:
-    run.team = team
-    run.optimizer.zero_grad(set_to_none=True)
-    run.adapters.train()
-    loss = float(run._accumulate_gradients(step))
-    return {name: p.grad.clone() for name, p in run.adapters.named_parameters() if p.grad is not None}, loss
+    run.parts.team = team
+    run.parts.optimizer.zero_grad(set_to_none=True)
+    run.parts.adapters.train()
+    loss = float(run.updates.accumulate(step))
+    return {name: p.grad.clone() for name, p in run.parts.adapters.named_parameters() if p.grad is not None}, loss
 
 
 def in_two_processes(*arguments: str) -> str:

@@ -119,8 +119,8 @@ def test_bf16_trains_the_checkpoint_in_bf16_and_the_adapter_in_fp32(
     settings = make_settings("steps=3", "mixed_precision=bf16", "saving.precision=float")
     (tmp_path / "half" / "weights").mkdir(parents=True)
     prepared = TrainingRun.prepare(settings, tmp_path / "half", lambda event: None)
-    assert {parameter.dtype for parameter in prepared.model.unet.parameters()} == {torch.bfloat16}
-    assert {parameter.dtype for parameter in prepared.adapters.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in prepared.parts.model.unet.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in prepared.parts.adapters.parameters()} == {torch.float32}
     half = load_file(prepared.loop())
     one, other = (torch.cat([tensors[key].flatten() for key in sorted(tensors)]) for tensors in (load_file(full), half))
     assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.99
@@ -384,8 +384,8 @@ def test_nan_stops_the_run_and_keeps_the_last_good_weights(make_settings: MakeSe
     prepared = TrainingRun.prepare(settings, folder, lambda event: None)
 
     def poison() -> Request:
-        if prepared.step == 2:
-            prepared.objective.schedule.signal.fill_(float("nan"))
+        if prepared.progress.step == 2:
+            prepared.parts.objective.schedule.signal.fill_(float("nan"))
         return Request.GO
 
     with pytest.raises(NotFiniteError, match="the loss of step 3 is nan") as caught:
@@ -410,7 +410,7 @@ def test_regularization_images_weigh_as_they_are_told(make_settings: MakeSetting
     (tmp_path / "run" / "weights").mkdir(parents=True)
     prepared = TrainingRun.prepare(settings, tmp_path / "run", lambda event: None)
     (draws,) = prepared.plan.epoch_batches(0)[0]
-    batch = prepared.batches.batch(0, draws, prepared.step)
+    batch = prepared.batches.batch(0, draws, prepared.progress.step)
     assert sorted(batch.weights.tolist()) == [0.25] * 6 + [1.0] * 6
 
 
@@ -465,8 +465,8 @@ def test_the_resolution_is_the_familys_unless_set(
         tmp_path / "run",
         lambda event: notices.append(event.text) if isinstance(event, Notice) else None,
     )
-    assert run.settings.dataset.resolution == expected
-    assert {sample.bucket for sample in run.dataset.samples} == {(expected, expected)}
+    assert run.parts.settings.dataset.resolution == expected
+    assert {sample.bucket for sample in run.parts.dataset.samples} == {(expected, expected)}
     assert any(f"dataset.resolution = {expected}" in text for text in notices)
 
 
@@ -545,7 +545,7 @@ def test_previews_that_cannot_be_saved_do_not_end_a_run(
     def full(*arguments: Any, **options: Any) -> None:
         raise OutputError("previews: no space left on the disk", "free some space")
 
-    monkeypatch.setattr("loraloom.training.trainer.paint_previews", full)
+    monkeypatch.setattr("loraloom.training.preview_series.paint_previews", full)
     (tmp_path / "run" / "weights").mkdir(parents=True)
     events: list[Event] = []
     settings = make_settings("preview.prompts=['a']", "saving.state=false")

@@ -59,15 +59,15 @@ def test_the_gradient_of_a_weight_is_that_of_its_full_difference(
     run = TrainingRun.prepare(settings, tmp_path / "run", ignore)
     (draws,) = run.plan.epoch_batches(0)[0]
     batch = run.batches.batch(0, draws, 0)
-    training_loss(run.model, batch, run.objective).mean().backward()
+    training_loss(run.parts.model, batch, run.parts.objective).mean().backward()
 
-    frozen = load_model(settings.checkpoint, device=torch.device("cpu"), prediction=run.model.prediction)
+    frozen = load_model(settings.checkpoint, device=torch.device("cpu"), prediction=run.parts.model.prediction)
     adapter = AdapterSettings(kind="full", conv_rank=1, text_encoder=False)
     adapters = create_adapters(adapter, frozen.targets, seed=0, family=family, weight=frozen.weight_of)
     with attach(adapters, {target.name: frozen.layer(target) for target in frozen.targets}):
-        training_loss(frozen, batch, run.objective).mean().backward()
+        training_loss(frozen, batch, run.parts.objective).mean().backward()
     for target, found in adapters.items():
-        weight = run.model.layer(target).weight
+        weight = run.parts.model.layer(target).weight
         assert isinstance(weight, torch.Tensor)
         assert weight.grad is not None
         (diff,) = found.parameters()
@@ -79,29 +79,29 @@ def test_weight_0_shows_the_checkpoint_and_1_what_is_trained(make_settings: Make
     settings = make_settings(*FULL, "steps=2")
     run = TrainingRun.prepare(settings, folders(tmp_path / "run"), ignore)
     run.loop()
-    trained = {name: tensor.clone() for name, tensor in run.adapters.state_dict().items()}
+    trained = {name: tensor.clone() for name, tensor in run.parts.adapters.state_dict().items()}
     base = load_model(settings.checkpoint, device=torch.device("cpu"))
     noisy, time = torch.ones(1, 4, 8, 8), torch.tensor([500])
 
     def answer(model: object) -> torch.Tensor:
         with torch.no_grad():
-            return run.model.denoise(noisy, time, run.model.encode_text(["a red square"]))
+            return run.parts.model.denoise(noisy, time, run.parts.model.encode_text(["a red square"]))
 
-    after = answer(run.model)
-    run.attachment.set_weights(unet=0.0, text_encoder=0.0)
+    after = answer(run.parts.model)
+    run.parts.attachment.set_weights(unet=0.0, text_encoder=0.0)
     for part, module in base.parts.items():
-        shown = dict(run.model.parts[part].named_parameters())
+        shown = dict(run.parts.model.parts[part].named_parameters())
         assert all(torch.equal(shown[name], weight) for name, weight in module.named_parameters())
     with torch.no_grad():  # where weights lie in memory may change how their products are rounded
         bare = base.denoise(noisy, time, base.encode_text(["a red square"]))
-    assert torch.allclose(answer(run.model), bare, atol=2e-5)
-    assert not torch.allclose(answer(run.model), after, atol=2e-5)
-    run.attachment.set_weights(unet=0.5, text_encoder=0.5)
-    half = answer(run.model)
-    run.attachment.set_weights(unet=1.0, text_encoder=1.0)
-    assert torch.equal(answer(run.model), after)
+    assert torch.allclose(answer(run.parts.model), bare, atol=2e-5)
+    assert not torch.allclose(answer(run.parts.model), after, atol=2e-5)
+    run.parts.attachment.set_weights(unet=0.5, text_encoder=0.5)
+    half = answer(run.parts.model)
+    run.parts.attachment.set_weights(unet=1.0, text_encoder=1.0)
+    assert torch.equal(answer(run.parts.model), after)
     assert not torch.equal(half, after)
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in run.adapters.state_dict().items())
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in run.parts.adapters.state_dict().items())
 
 
 def test_it_goes_on_exactly(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_settings_of_adapters_are_said_to_do_nothing(make_settings: MakeSettings
 def test_both_encoders_of_a_run_are_named(make_settings: MakeSettings, tmp_path: Path) -> None:
     events: list[Event] = []
     run = TrainingRun.prepare(make_settings(*FULL, family="sdxl"), tmp_path / "run", events.append)
-    assert run.adapters.parts() == ["unet", "text_encoder", "text_encoder_2"]
+    assert run.parts.adapters.parts() == ["unet", "text_encoder", "text_encoder_2"]
     assert any("own weights are trained" in event.text for event in events if isinstance(event, Notice))
 
 

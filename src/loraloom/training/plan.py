@@ -105,24 +105,24 @@ def try_steps(
                 run = TrainingRun.prepare(settings, folder, listener, narrowed=narrowed)
             batches = max(run.plan.epoch_batches(0), key=lambda batches: max(len(draws) for draws in batches))
             largest = max(batches, key=len)
-            with run.model.using(*{"unet", *run.adapters.parts()}):
+            with run.parts.model.using(*{"unet", *run.parts.adapters.parts()}):
                 # The first step finds out whether there is time, the second is the one that is timed.
                 with overdue:
-                    run.optimizer_step(Step(0, False, [largest]))
+                    run.updates.make(Step(0, False, [largest]))
                 began = time.perf_counter()
-                run.optimizer_step(Step(0, False, [largest]))
+                run.updates.make(Step(0, False, [largest]))
                 seconds = time.perf_counter() - began
         # A run encodes before its first step, so this counts for the time alone.
         width, height, _ = batch_shape(batch)
         began = time.perf_counter()
         with torch.no_grad(), overdue:
-            run.model.encode_images(torch.zeros(1, 3, height, width))
+            run.parts.model.encode_images(torch.zeros(1, 3, height, width))
         encode_seconds = time.perf_counter() - began
     except TimeoutError:
         return None
     finally:
         if run is not None:
-            run.attachment.detach()
+            run.parts.attachment.detach()
     return Trial(seconds * len(batch) / len(largest), encode_seconds, watch.peak)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adap
 from loraloom.adapters.readers import reader_remark
 from loraloom.control import Control, heed, keep_going
 from loraloom.data.cache import LatentCache
-from loraloom.data.sample import Dataset, Sample
+from loraloom.data.sample import Dataset
 from loraloom.errors import SettingsError
 from loraloom.events import Listener, Notice
-from loraloom.hardware import Precision, keep_freed_memory, return_freed_memory
+from loraloom.hardware import keep_freed_memory, return_freed_memory
 from loraloom.models.loaded import LoadedModel, load_model
 from loraloom.training.base_loras import merge_base_loras, origin_metadata
 from loraloom.training.captions import CaptionEncoder, needed_chunks, parts_fingerprint
@@ -29,6 +29,7 @@ from loraloom.training.memory import MemoryWatch
 from loraloom.training.opening import Opened, open_run
 from loraloom.training.optimizers import create_optimizer
 from loraloom.training.parameter_groups import parameter_groups
+from loraloom.training.parts import RunParts
 from loraloom.training.preservation import class_chunks
 from loraloom.training.saving import FileFacts, save_adapter, save_whole
 from loraloom.training.settings import TrainSettings
@@ -39,40 +40,10 @@ from loraloom.training.whole import WholeModel, WholeView, whole_groups, whole_p
 from loraloom.training.wishes import Wishes
 from loraloom.training.without_effect import RunFacts, known_after_loading, known_before_loading
 
-__all__ = ["RunParts", "prepare_parts"]
+__all__ = ["prepare_parts"]
 
 TOLD_REMARKS = ("layout", "regularization", "folder-name")
 """Kinds of remarks on a dataset that change what is trained, so they are shown even though nothing is wrong."""
-
-
-@dataclass
-class RunParts:
-    """What a run is made of."""
-
-    settings: TrainSettings
-    folder: Path
-    listener: Listener
-    dataset: Dataset
-    model: LoadedModel
-    precision: Precision
-    adapters: AdapterSet
-    attachment: Attachment
-    write: Callable[[Path, FileFacts], None]
-    """Makes a file of what is trained."""
-    cache: LatentCache
-    encode: CaptionEncoder
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    max_token_length: int
-    started: float = 0.0
-    ema: Ema | None = None
-    held_out: tuple[Sample, ...] = ()
-    """The pictures that the validation loss is measured on."""
-    origins: Mapping[str, str] = field(default_factory=dict)
-    """Metadata about the LoRA files that the training started from."""
-    team: Team = ALONE
-    """The processes that train together."""
 
 
 @dataclass(frozen=True)

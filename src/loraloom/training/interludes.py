@@ -1,0 +1,74 @@
+"""What lies between two steps of a run: a look at what is asked of it, and work that is left when something is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from loraloom.control import Control, Interrupted, Request, keep_going, wait_out
+from loraloom.events import Notice
+from loraloom.training.parts import RunParts
+from loraloom.training.progress import Progress
+from loraloom.training.wishes import Leaving, Wishes
+
+__all__ = ["Interludes"]
+
+T = TypeVar("T")
+
+
+class Interludes:
+    """Asks the control of a run, in all its processes alike; ``before_pause`` is called before a pause begins."""
+
+    def __init__(self, parts: RunParts, progress: Progress, before_pause: Callable[[], None]) -> None:
+        self._parts = parts
+        self._progress = progress
+        self._before_pause = before_pause
+        self.heard = Request.GO
+        """How the run was asked to end."""
+        self.obey(keep_going)
+
+    def obey(self, control: Control) -> None:
+        """Ask this control from now on."""
+        parts = self._parts
+        self._control = control
+        self._wishes = Wishes(
+            control, parts.team, parts.listener, step=self._progress.step, before_pause=self._before_pause
+        )
+
+    @property
+    def number(self) -> int:
+        """The signal that asked, where it was one."""
+        return self._wishes.number
+
+    def ask(self) -> Request:
+        """What to do after this step, once nobody asks to wait any more; all processes do the same."""
+        self._wishes.step = self._progress.step
+        self.heard = wait_out(self._wishes, sleep=time.sleep)
+        return self.heard
+
+    def do(self, what: str, work: Callable[[Control], T]) -> T | None:
+        """What ``work`` of the leading process between two steps comes to, in every process.
+
+        It is left as soon as anything is asked: after a pause it is done anew, and where the run is to end it is given
+        up with a notice that names ``what``. None then.
+        """
+        while self.heard is Request.GO:
+            is_done, result = self._parts.team.from_leader(lambda: self._attempt(work))
+            if is_done:
+                return result
+            self.ask()
+
+        text = f"{what} of step {self._progress.step} was left out: the run was asked to end"
+        self._parts.listener(Notice(text, "warning"))
+        return None
+
+    def _attempt(self, work: Callable[[Control], T]) -> tuple[bool, T | None]:
+        """Whether the work came to its end, and what it came to."""
+        control = Leaving(self._control)
+        try:
+            return True, work(control)
+        except Interrupted:
+            if not control.heard:  # a person who hurries, not a wish
+                raise
+            return False, None
