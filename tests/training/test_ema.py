@@ -28,7 +28,7 @@ def module(value: float) -> nn.Linear:
 @pytest.mark.parametrize(("warmup", "every"), [(False, 1), (True, 1), (False, 3)])
 def test_the_closed_form(warmup: bool, every: int) -> None:
     layer = module(1.0)
-    ema = Ema(layer, EmaSettings(enabled=True, decay=0.9, warmup=warmup, every=every))
+    ema = Ema(layer.named_parameters(), EmaSettings(enabled=True, decay=0.9, warmup=warmup, every=every))
     expected, updates = 1.0, 0
     for step in range(1, 8):
         nn.init.constant_(layer.weight, float(step))
@@ -44,7 +44,7 @@ def test_the_closed_form(warmup: bool, every: int) -> None:
 def test_applied_gives_back_the_very_bits_also_after_an_error() -> None:
     layer = nn.Linear(3, 3)
     before = [parameter.detach().clone() for parameter in layer.parameters()]
-    ema = Ema(layer, EmaSettings(enabled=True))
+    ema = Ema(layer.named_parameters(), EmaSettings(enabled=True))
     nn.init.zeros_(layer.bias)
     before[1].zero_()
     with ema.applied():
@@ -56,10 +56,10 @@ def test_applied_gives_back_the_very_bits_also_after_an_error() -> None:
 
 def test_its_state_goes_through() -> None:
     layer = module(1.0)
-    ema = Ema(layer, EmaSettings(enabled=True, decay=0.5))
+    ema = Ema(layer.named_parameters(), EmaSettings(enabled=True, decay=0.5))
     nn.init.constant_(layer.weight, 3.0)
     ema.update(1)
-    other = Ema(module(9.0), EmaSettings(enabled=True, decay=0.5))
+    other = Ema(module(9.0).named_parameters(), EmaSettings(enabled=True, decay=0.5))
     other.load_state_dict(ema.state_dict())
     assert other.decay() == ema.decay()
     assert torch.equal(other.state_dict()["averages"]["weight"], ema.state_dict()["averages"]["weight"])

@@ -106,6 +106,16 @@ class AdapterSet(nn.Module):
         for target, adapter in self.items():
             adapter.rows = unet if target.part == "unet" else text_encoder
 
+    def rest_text_encoders(self) -> None:
+        """Drop nothing in the text encoders, which learn no more, until the next ``train()``."""
+        for target, adapter in self.items():
+            if target.part != "unet":
+                adapter.eval()
+
+    def put_on(self, layers: Mapping[str, nn.Module]) -> Attachment:
+        """The same as :func:`attach`, at full weight. Raises AdapterError for a model without all of the layers."""
+        return attach(self, layers)
+
     @torch.no_grad()
     def apply_max_norm(self, limit: float) -> tuple[int, float]:
         """Shorten every adapter whose change is longer than ``limit`` (Frobenius norm, scale included).

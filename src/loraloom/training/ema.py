@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,9 +21,9 @@ class Ema:
     The average begins as the parameters are, so no correction of a start at zero is needed.
     """
 
-    def __init__(self, module: nn.Module, settings: EmaSettings) -> None:
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], settings: EmaSettings) -> None:
         self._settings = settings
-        self._parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self._parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
         self._averages = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._updates = 0
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from loraloom.actions import Action, Sentence
-from loraloom.adapters.attach import AdapterSet, attach, create_adapters
+from loraloom.adapters.attach import create_adapters
 from loraloom.data.sample import Dataset
 from loraloom.errors import LoraloomError
 from loraloom.events import Listener, MemoryMeasured, MemoryPredicted, Notice
@@ -32,6 +32,7 @@ from loraloom.training.optimizers import create_optimizer
 from loraloom.training.previews import preview_prompts
 from loraloom.training.settings import TrainSettings
 from loraloom.training.steps import epoch_draws
+from loraloom.training.trained import Trained
 from loraloom.training.whole import WholeModel, whole_parts
 from loraloom.training.work import batch_shape
 
@@ -197,7 +198,7 @@ def _without_data(checkpoint: Checkpoint, settings: TrainSettings, device: torch
 def _count_stages(
     model: LoadedModel,
     settings: TrainSettings,
-    trained: AdapterSet,
+    trained: Trained,
     largest: tuple[int, int, int],
     *,
     on_cpu: bool,
@@ -206,9 +207,9 @@ def _count_stages(
     width, height, images = largest
     encoding = _meter_encoding(model, width, height, 1 if on_cpu else 4)
     painting = _meter_preview(model, settings, width, height)
-    attachment = attach(trained, {target.name: model.layer(target) for target in model.targets})
+    view = trained.put_on({target.name: model.layer(target) for target in model.targets})
     step, kept = _meter_step(model, settings, trained, width, height, images)
-    attachment.detach()
+    view.detach()
     return _Counted(encoding, step, painting, kept)
 
 
@@ -263,7 +264,7 @@ def _optimizer_workspace(gradients: int) -> int:
     return 2 * gradients
 
 
-def trained_tensors(settings: TrainSettings, model: LoadedModel) -> AdapterSet:
+def trained_tensors(settings: TrainSettings, model: LoadedModel) -> Trained:
     """The run's adapters (or the weights that are trained themselves) without data.
 
     What adapters start from has no effect on their size.
@@ -301,7 +302,7 @@ def _weight_bytes(model: LoadedModel, part: str, changed: Set[int], *, on_cpu: b
 
 
 def _meter_step(
-    model: LoadedModel, settings: TrainSettings, adapters: AdapterSet, width: int, height: int, images: int
+    model: LoadedModel, settings: TrainSettings, adapters: Trained, width: int, height: int, images: int
 ) -> tuple[Meter, int]:
     """A forward and a backward pass, and the bytes kept between them."""
     meta = model.device
@@ -341,7 +342,7 @@ def _meter_preview(model: LoadedModel, settings: TrainSettings, width: int, heig
     return meter
 
 
-def optimizer_bytes(adapters: AdapterSet, settings: TrainSettings, family: str) -> int:
+def optimizer_bytes(adapters: Trained, settings: TrainSettings, family: str) -> int:
     """Bytes of the optimizer's state: one real step of one small tensor of each shape, counted."""
     shapes = Counter(tuple(parameter.shape) for parameter in adapters.parameters() if parameter.requires_grad)
     total = 0

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from loraloom.adapters.attach import AdapterSet, Attachment
 from loraloom.data.cache import LatentCache
 from loraloom.data.sample import Dataset, Sample
 from loraloom.events import Listener
@@ -22,6 +21,7 @@ from loraloom.training.saving import FileFacts
 from loraloom.training.settings import TrainSettings
 from loraloom.training.step import Objective
 from loraloom.training.team import ALONE, Team
+from loraloom.training.trained import Trained, View
 
 __all__ = ["RunParts"]
 
@@ -36,8 +36,8 @@ class RunParts:
     dataset: Dataset
     model: LoadedModel
     precision: Precision
-    adapters: AdapterSet
-    attachment: Attachment
+    adapters: Trained
+    attachment: View
     write: Callable[[Path, FileFacts], None]
     """Makes a file of what is trained."""
     cache: LatentCache

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adapters
+from loraloom.adapters.attach import create_adapters
 from loraloom.adapters.readers import reader_remark
 from loraloom.control import Control, heed, keep_going
 from loraloom.data.cache import LatentCache
@@ -36,6 +36,7 @@ from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint
 from loraloom.training.step import Objective
 from loraloom.training.team import ALONE, Team
+from loraloom.training.trained import Trained, View
 from loraloom.training.whole import WholeModel, WholeView, whole_groups, whole_parts
 from loraloom.training.wishes import Wishes
 from loraloom.training.without_effect import RunFacts, known_after_loading, known_before_loading
@@ -59,8 +60,8 @@ class _Loaded:
 class _Attached:
     """What is trained, on the model; ``groups``: as the optimizer takes them."""
 
-    adapters: AdapterSet
-    attachment: Attachment
+    adapters: Trained
+    attachment: View
     groups: list[dict[str, Any]]
     write: Callable[[Path, FileFacts], None]
 
@@ -150,7 +151,7 @@ def prepare_parts(
         scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_loss_scaling),
         max_token_length=loaded.max_token_length,
         started=started,
-        ema=Ema(attached.adapters, settings.ema) if settings.ema.enabled else None,
+        ema=Ema(attached.adapters.named_parameters(), settings.ema) if settings.ema.enabled else None,
         held_out=opened.held_out,
         origins=origins,
         team=team,
@@ -254,7 +255,7 @@ def _with_adapters(model: LoadedModel, settings: TrainSettings, listener: Listen
     ).to(model.device)
     return _Attached(
         adapters,
-        attach(adapters, {target.name: model.layer(target) for target in model.targets}),
+        adapters.put_on({target.name: model.layer(target) for target in model.targets}),
         parameter_groups(adapters, settings.optimizer, model.family.name),
         lambda path, facts: save_adapter(path, adapters, facts),
     )

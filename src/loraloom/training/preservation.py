@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from loraloom.adapters.attach import Attachment
 from loraloom.errors import SettingsError
 from loraloom.models.conditioning import Conditioning, Text
 from loraloom.models.loaded import LoadedModel
 from loraloom.training.captions import text_of
 from loraloom.training.settings import TrainSettings
 from loraloom.training.step import Batch, Preserved, without_adapters
+from loraloom.training.trained import View
 
 __all__ = ["Preservation", "check_trigger", "class_caption", "class_chunks"]
 
@@ -71,7 +71,7 @@ class Preservation:
     settings: TrainSettings
     encode: Callable[[Sequence[Text]], Conditioning]
     """Texts to conditioning, on the model as it is at the moment."""
-    attachment: Attachment
+    attachment: View
     text_is_trained: bool
 
     def add_to(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from loraloom.adapters.attach import AdapterSet, Attachment
 from loraloom.control import Control, heed, keep_going
 from loraloom.errors import FileError, SettingsError
 from loraloom.events import Listener, PreviewSaved, PreviewSheetSaved
@@ -21,6 +20,7 @@ from loraloom.generation.text_to_image import text_to_image
 from loraloom.models.loaded import LoadedModel
 from loraloom.reading import read_text
 from loraloom.training.settings import PreviewSettings, TrainSettings
+from loraloom.training.trained import Trained, View
 
 __all__ = [
     "Moment",
@@ -158,8 +158,8 @@ class Moment:
 
 def paint_previews(
     model: LoadedModel,
-    adapters: AdapterSet,
-    attachment: Attachment,
+    adapters: Trained,
+    attachment: View,
     settings: TrainSettings,
     prompts: Sequence[PreviewPrompt],
     folder: Path,

@@ -25,6 +25,7 @@ from loraloom.events import Listener, Notice
 from loraloom.formats.files import make_folder
 from loraloom.formats.tensors import bytes_of, open_tensors, write_tensors
 from loraloom.training.identity import Identity, check_identity
+from loraloom.training.trained import Trained
 
 __all__ = [
     "EXPLODED",
@@ -88,7 +89,7 @@ class ResumePoint:
             text = f"mixed precision is {precision} on this device and was {values['precision']}: results will differ"
             listener(Notice(text, "warning"))
 
-    def load_adapters(self, adapters: nn.Module, device: torch.device) -> None:
+    def load_adapters(self, adapters: Trained, device: torch.device) -> None:
         """Put the saved tensors into ``adapters``; ResumeError when they are of other layers or ranks."""
         saved = placed(dict(self.state.values["adapters"]), device)
         shapes = {name: tuple(tensor.shape) for name, tensor in adapters.state_dict().items()}

@@ -163,7 +163,7 @@ class StateKeeper:
             if values["ema"] is not None:
                 parts.ema.load_state_dict(placed(values["ema"], device))
             else:
-                parts.ema = Ema(parts.adapters, parts.settings.ema)
+                parts.ema = Ema(parts.adapters.named_parameters(), parts.settings.ema)
         for name, part in self._stateful.items():
             if name in values["stateful"]:
                 part.load_state_dict(placed(values["stateful"][name], device))

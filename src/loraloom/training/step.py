@@ -10,7 +10,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from loraloom.adapters.attach import Attachment
 from loraloom.diffusion import objectives
 from loraloom.diffusion.schedules import NoiseSchedule
 from loraloom.errors import SettingsError
@@ -18,6 +17,7 @@ from loraloom.models.conditioning import Conditioning
 from loraloom.models.loaded import LoadedModel
 from loraloom.randomness import normal, seed_of, shuffled, uniform
 from loraloom.training.settings import ObjectiveSettings, TrainSettings
+from loraloom.training.trained import View
 
 __all__ = [
     "Batch",
@@ -273,9 +273,7 @@ class Objective:
         return weights
 
 
-def training_loss(
-    model: LoadedModel, batch: Batch, objective: Objective, attachment: Attachment | None = None
-) -> Tensor:
+def training_loss(model: LoadedModel, batch: Batch, objective: Objective, attachment: View | None = None) -> Tensor:
     """Loss of each image, (B,): noise the latents, ask the model what was added, compare.
 
     ``attachment`` is needed where the checkpoint's own answer is: see :func:`training_losses`.
@@ -285,7 +283,7 @@ def training_loss(
 
 
 def training_losses(
-    model: LoadedModel, batch: Batch, objective: Objective, attachment: Attachment | None = None
+    model: LoadedModel, batch: Batch, objective: Objective, attachment: View | None = None
 ) -> Iterator[Tensor]:
     """The parts of the loss, each (B,), one after the other: propagate one back before asking for the next.
 
@@ -315,7 +313,7 @@ def training_losses(
 
 
 def _base_answer(
-    model: LoadedModel, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, attachment: Attachment | None
+    model: LoadedModel, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, attachment: View | None
 ) -> Tensor:
     if attachment is None:
         raise ValueError("the checkpoint's own answer needs the attachment, to switch the adapters off")
@@ -324,7 +322,7 @@ def _base_answer(
 
 
 @contextmanager
-def without_adapters(attachment: Attachment) -> Iterator[None]:
+def without_adapters(attachment: View) -> Iterator[None]:
     """Inside, the model is the checkpoint alone; afterwards the adapters are at full weight again."""
     attachment.set_weights(unet=0.0, text_encoder=0.0)
     try:

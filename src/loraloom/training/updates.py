@@ -48,8 +48,7 @@ class Updates:
         # A text encoder that learns no more drops nothing either.
         parts.adapters.train()
         if text_encoder_stopped(parts.settings.optimizer, number, self._plan.total_steps):
-            for target, adapter in parts.adapters.items():
-                adapter.train(target.part == "unet")
+            parts.adapters.rest_text_encoders()
 
         loss = float(parts.team.sum_gradients(self._trained, self.accumulate(step))) / step.images
         if not math.isfinite(loss):

@@ -1,18 +1,18 @@
 """Full fine-tuning, as DreamBooth does it: the checkpoint's own weights are trained, and a checkpoint comes out.
 
-:class:`WholeModel` takes the place of the adapters in a run and :class:`WholeView` that of their attachment, so that
-the loop, exact resume, the running average, previews and validation are the same for both.
+:class:`WholeModel` takes the place of the adapters in a run and :class:`WholeView` that of their attachment, by the
+contract of ``trained.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loraloom.adapters.attach import AdapterSet, Attachment
+from loraloom.adapters.adapter import Rows
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import SettingsError
@@ -28,39 +28,53 @@ def whole_parts(model: LoadedModel, settings: AdapterSettings) -> list[str]:
     return [part for part in model.parts if part != "vae" and settings.trains_part(part)]
 
 
-class WholeModel(AdapterSet):
-    """The weights of whole parts of a model, in fp32, in place of adapters beside them."""
+class WholeModel(nn.Module):
+    """The weights of whole parts of a model, in fp32, in place of adapters beside them: a ``Trained``."""
 
     def __init__(self, model: LoadedModel, parts: Sequence[str]) -> None:
-        super().__init__({})
+        super().__init__()
         self.model = model
         self.trained = nn.ModuleDict({part: model.unfreeze(part) for part in parts})
 
     def parts(self) -> list[str]:
+        """The parts that are trained."""
         return list(self.trained)
 
     def part_parameters(self, part: str) -> list[nn.Parameter]:
+        """The trainable tensors of one part."""
         return list(self.trained[part].parameters())
 
-    def to(self, *arguments: Any, **named: Any) -> WholeModel:
-        """It is where the model is, and stays there."""
-        return self
+    def put_on(self, layers: Mapping[str, nn.Module]) -> WholeView:
+        """It is the model, so nothing is put on any layer."""
+        return WholeView(self)
 
-    def stored(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        """(part, weight, the same weight as it is in the checkpoint file)."""
+    def rest_text_encoders(self) -> None:
+        """Nothing is dropped anyhow."""
+
+    def seed_step(self, *key: int | str) -> None:
+        """Nothing is dropped."""
+
+    def take_rows(self, unet: Rows | None, text_encoder: Rows | None) -> None:
+        """Nothing is dropped."""
+
+    def apply_max_norm(self, limit: float) -> None:
+        """Raises ValueError: there is no change to be shortened, and :func:`check_whole` refuses the setting."""
+        raise ValueError("adapter.max_norm limits the change that an adapter makes")
+
+    def stored(self) -> Iterator[tuple[str, nn.Parameter, str]]:
+        """(part, weight, its name in the checkpoint file)."""
         for part, module in self.trained.items():
             for name, parameter in module.named_parameters():
-                yield part, parameter, self.model.checkpoint[self.model.prefixes[part] + name]
+                yield part, parameter, self.model.prefixes[part] + name
 
 
-class WholeView(Attachment):
+class WholeView:
     """How much of the training shows: weight 0 is the checkpoint as it was, 1 as it is trained, others in between.
 
-    Weights other than 1 keep the trained values aside, and bring them back bit for bit.
+    Weights other than 1 keep the trained values aside, and bring them back bit for bit. A ``View``.
     """
 
     def __init__(self, whole: WholeModel) -> None:
-        super().__init__(AdapterSet({}), {})
         self._whole = whole
         self._aside: dict[nn.Parameter, Tensor] = {}
 
@@ -68,15 +82,17 @@ class WholeView(Attachment):
     def set_weights(self, *, unet: float, text_encoder: float) -> None:
         """Show the trained parts so strongly."""
         strength = LoraStrength(unet, text_encoder)
-        for part, parameter, stored in self._whole.stored():
+        for part, parameter, name in self._whole.stored():
             weight = strength.of_part(part)
             trained = self._aside.pop(parameter, None)
             if trained is not None:
                 parameter.copy_(trained)
             if weight == 1.0:
                 continue
+
+            # Only now, since the file need not be read for what is shown as it is trained.
             self._aside[parameter] = parameter.detach().clone()
-            base = stored.to(parameter.device, torch.float32)
+            base = self._whole.model.checkpoint[name].to(parameter.device, torch.float32)
             parameter.copy_(base if weight == 0.0 else torch.lerp(base, parameter, weight))
 
     def detach(self) -> None:
