@@ -36,6 +36,16 @@ def create(listener: Any = lambda event: None, **settings: Any) -> AdapterSet:
     )
 
 
+def test_text_encoders_rest_until_the_adapters_are_trained_again() -> None:
+    adapters = create(dropout=0.3).train()
+    adapters.rest_text_encoders()
+    assert {(target.part, adapter.training) for target, adapter in adapters.items()} == {
+        ("unet", True),
+        ("text_encoder", False),
+    }
+    assert all(adapter.training for _, adapter in adapters.train().items())
+
+
 def ranks(adapters: AdapterSet) -> dict[str, tuple[int, float]]:
     found = {}
     for target, adapter in adapters.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraloom.adapters.attach import attach, create_adapters
+from loraloom.adapters.attach import AdapterSet, Attachment, attach, create_adapters
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import SettingsError
 from loraloom.events import Event, Notice, ignore
@@ -22,7 +22,9 @@ from loraloom.training.memory import predict_memory
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint, find_state
 from loraloom.training.step import training_loss
+from loraloom.training.trained import Trained, View
 from loraloom.training.trainer import TrainingRun, train
+from loraloom.training.whole import WholeModel, WholeView
 
 MakeSettings = Callable[..., TrainSettings]
 FULL = ("method=full", "optimizer.lr=1e-4", "saving.precision=float")
@@ -32,6 +34,18 @@ def folders(path: Path) -> Path:
     (path / "weights").mkdir(parents=True)
     (path / "previews").mkdir()
     return path
+
+
+@pytest.mark.parametrize(
+    ("contract", "meets"), [(Trained, AdapterSet), (Trained, WholeModel), (View, Attachment), (View, WholeView)]
+)
+def test_what_is_trained_meets_a_contract_without_inheritance(contract: type, meets: type) -> None:
+    """mypy compares the signatures wherever a run is put together; here, that none of them leans on another."""
+    asked = {name for name in vars(contract) if not name.startswith("_")}
+    assert len(asked) >= 2
+    assert [name for name in sorted(asked) if not callable(getattr(meets, name, None))] == []
+    leaned_on = {AdapterSet, WholeModel, Attachment, WholeView, contract} & set(meets.__mro__)
+    assert leaned_on == {meets}
 
 
 def test_a_checkpoint_comes_out_in_which_the_trained_parts_are_other(

@@ -178,7 +178,7 @@ class TrainingRun:
                 break
 
             tick = time.monotonic()
-            self._do(self.agenda.after(progress.step, epoch, ends_epoch=step.ends_epoch), epoch)
+            self._do_due(self.agenda.after(progress.step, epoch, ends_epoch=step.ends_epoch), epoch)
             if self._is_over:
                 break
             progress.seconds += time.monotonic() - tick
@@ -233,7 +233,7 @@ class TrainingRun:
         progress.seconds += seconds
         parts.listener(StepFinished(progress.step, step.epoch + 1, loss, progress.average_loss, rates, seconds))
 
-    def _do(self, due: Due, epoch: int) -> None:
+    def _do_due(self, due: Due, epoch: int) -> None:
         """What is due after a step of this epoch (from 1), until the run is over."""
         if due.validation:
             self.measurements.validate(epoch)
