@@ -7,9 +7,11 @@ other way round. The functions have tests of their own on small sources, so that
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import loraloom
@@ -28,6 +30,40 @@ LONG_FILES = {
     "studio/demo.py": 558,
 }
 """Files beyond that, each with the most lines it may have."""
+MANY_BRANCHES = 10
+WITHOUT_A_WHY = {
+    "cli/dataset.py: _show_problems",
+    "cli/generate.py: generate",
+    "cli/plan.py: describe",
+    "cli/progress.py: ProgressDisplay.__call__",
+    "cli/runs.py: _show",
+    "cli/settings.py: settings",
+    "cli/sweep.py: sweep",
+    "cli/tokens.py: tokens",
+    "cli/weight_tools.py: metadata",
+    "cli/weights.py: inspect",
+    "cli/weights.py: merge",
+    "studio/class_images.py: make_class_images",
+    "studio/curves.py: plots",
+    "studio/curves.py: read_curves",
+    "studio/datasets.py: check_dataset",
+    "studio/grids.py: _expanded",
+    "studio/grids.py: plan_grid",
+    "studio/library.py: _walk",
+    "studio/library.py: show",
+    "studio/likeness.py: _by_hash",
+    "studio/likeness.py: _other_files",
+    "studio/results.py: to_record",
+    "studio/runs/status.py: RunStatus._told",
+    "studio/runs/status.py: RunStatus._with",
+    "studio/sweeps.py: _finished",
+    "studio/sweeps.py: _split",
+    "studio/sweeps.py: plan_sweep",
+    "studio/weights.py: parse_lora_weight",
+    "training/trainer.py: TrainingRun._all_steps",
+    "training/whole.py: check_whole",
+}
+"""Functions with as many branches that are still without a comment and a blank line."""
 
 
 def sources() -> dict[str, str]:
@@ -233,3 +269,71 @@ def test_errors_that_are_not_named_are_found() -> None:
     assert (
         without_their_error('def f(x):\n    """Read."""\n    def g():\n        raise FileError(x)\n    return g') == []
     )
+
+
+# -- why -------------------------------------------------------------------------------------------------------------
+
+_BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.comprehension, ast.match_case, ast.Assert)
+
+
+def all_functions(body: Iterable[ast.AST], path: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Functions by their qualified names: methods, and functions inside others, too."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef):
+            yield f"{path}{node.name}", node
+        inside = f"{path}{node.name}." if isinstance(node, ast.FunctionDef | ast.ClassDef) else path
+        yield from all_functions(ast.iter_child_nodes(node), inside)
+
+
+def branches(function: ast.FunctionDef) -> int:
+    """Places where the function's own lines go one way or another; those of functions inside it are theirs."""
+    count = 0
+    waiting: list[ast.AST] = list(ast.iter_child_nodes(function))
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, _BRANCHES):
+            count += 1 + (len(node.ifs) if isinstance(node, ast.comprehension) else 0)
+        elif isinstance(node, ast.BoolOp):
+            count += len(node.values) - 1
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            waiting += ast.iter_child_nodes(node)
+    return count
+
+
+def without_a_why(source: str) -> list[str]:
+    """Functions of :data:`MANY_BRANCHES` or more that have no comment inside, or no blank line between two steps."""
+    lines = source.splitlines()
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
+    found = []
+    for name, function in all_functions(ast.parse(source).body):
+        if branches(function) < MANY_BRANCHES:
+            continue
+        steps = function.body[1:] if ast.get_docstring(function) else function.body
+        end = function.end_lineno or 0
+        has_comment = any(number in comments for number in range(function.lineno, end + 1))
+        has_blank = any(not lines[number - 1].strip() for number in range(steps[0].lineno, end + 1))
+        if not (has_comment and has_blank):
+            found.append(name)
+    return found
+
+
+def test_where_many_branches_meet_somebody_says_why() -> None:
+    found = {f"{name}: {function}" for name, source in sources().items() for function in without_a_why(source)}
+    assert found == WITHOUT_A_WHY
+
+
+def test_missing_whys_are_found() -> None:
+    ifs = "".join(f"    if x == {number}:\n        y = {number}\n" for number in range(MANY_BRANCHES))
+    head, end = 'def f(x):\n    """Sort.\n\n    Out."""\n', "    return y\n"
+    assert without_a_why(head + ifs + end) == ["f"]
+    assert without_a_why(f"{head}{ifs}\n{end}") == ["f"]
+    assert without_a_why(f"{head}    # Zero first.\n{ifs}{end}") == ["f"]
+    assert without_a_why(f"{head}\n    # Zero first.\n{ifs}{end}") == ["f"]
+    assert without_a_why(f"{head}    # Zero first.\n{ifs}\n{end}") == []
+    fewer = ifs.partition("    if x == 1:")[0] + "    if x == 2 or x == 3:\n        y = [z for z in x if z]\n"
+    assert without_a_why(head + fewer + end) == []
+    text = 'def f(x):\n    y = "# no comment"\n\n' + ifs + end
+    assert without_a_why(text) == ["f"]
+    inner = "class C:\n" + "".join(f"    {line}\n" for line in (head + ifs + end).splitlines())
+    assert without_a_why(inner) == ["C.f"]

@@ -30,8 +30,10 @@ def _reason(name: str) -> str:
     wrong = [character for character in name if character in _SEPARATORS]
     if wrong:
         return f"a file name cannot have {wrong[0]} in it"
+
     if any(_is_invisible(character) for character in name):
         return "a name cannot have control characters or line ends in it"
+    # Windows takes blanks and dots at the end away, so two names there would be one file.
     if name != name.strip():
         return "a name cannot begin or end with a blank"
     if name.startswith("."):
@@ -40,6 +42,7 @@ def _reason(name: str) -> str:
         return "a name cannot end with a dot: Windows takes it away"
     if _DEVICES.fullmatch(name.partition(".")[0].rstrip()):
         return f"{name.partition('.')[0]} is a device on Windows, where no file can have this name"
+
     size = len(name.encode("utf-8"))
     return f"a name has at most {LONGEST_NAME} bytes, this has {size}" if size > LONGEST_NAME else ""
 

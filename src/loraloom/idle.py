@@ -34,6 +34,7 @@ def told(rows: Iterable[Row[Facts]], settings: Settings, facts: Facts) -> list[s
     settled: set[str] = set()
     for row in rows:
         paths = [path for path in row.paths if path not in settled and is_set(settings, path)]
+        # A row without paths is about a combination, for which nothing need be set.
         if (row.paths and not paths) or not row.holds(facts):
             continue
         if row.sentence:
@@ -42,6 +43,7 @@ def told(rows: Iterable[Row[Facts]], settings: Settings, facts: Facts) -> list[s
             said += [f"{path} {_words(row.why, facts)}" for path in paths]
         if row.settles:
             settled.update(row.paths)
+
     return list(dict.fromkeys(said))
 
 

@@ -89,8 +89,10 @@ def parse_json(text: str, what: str, *, pairs: Callable[[list[tuple[str, Any]]],
 def check_plain(data: Any, what: str) -> None:
     """Raise FileFormatError for data that is nested too deeply, or that holds a number too large to calculate with."""
     waiting: list[tuple[str, Any, int]] = [("", data, 0)]
+    # A list of what waits, not recursion: how deep it goes is the very thing that is checked.
     while waiting:
         path, value, depth = waiting.pop()
+
         if depth > MAX_DEPTH:
             raise FileFormatError(f"{what} is nested too deeply", _TOO_DEEP)
         if isinstance(value, Mapping):
@@ -128,10 +130,12 @@ def shown(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
+    # Python refuses to turn very long numbers into digits, so these are told by their length.
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         return f"a whole number of {_digits(value)} digits"
     if isinstance(value, str):
         return repr(value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…")
+
     if isinstance(value, Mapping):
         return f"a group of settings ({_few(map(str, value))})" if value else "an empty group"
     if isinstance(value, (list, tuple)):

@@ -181,9 +181,11 @@ def setting_rows(cls: type[Settings], prefix: str = "") -> Iterator[SettingRow]:
     """
     for name, field in cls.model_fields.items():
         group = _group(field)
+        # A group has no value of its own to show: its settings are rows instead.
         if group is not None:
             yield from setting_rows(group, f"{prefix}{name}.")
             continue
+
         required = field.is_required()
         table = _table(field)
         closed = _choices(field) if any(isinstance(mark, Choices) for mark in field.metadata) else {}
@@ -197,6 +199,7 @@ def setting_rows(cls: type[Settings], prefix: str = "") -> Iterator[SettingRow]:
             class_path=next((mark for mark in field.metadata if isinstance(mark, ClassPath)), None),
             choices=_choices(field),
         )
+
         if table is not None:
             yield from setting_rows(table, f"{prefix}{name}[].")
 
@@ -295,6 +298,7 @@ def _all_problems(cls: type[Settings], data: Mapping[str, Any], error: Validatio
                 problems.append(_problem(cls, item, source))
         if not fresh or any(not item["loc"] for item in items):  # nothing new, or the checks of the whole were reached
             return problems
+
         names.update([_take_out(cls, rest, item) for item in fresh])
         wrong += [item["loc"] for item in fresh]
         try:
@@ -342,6 +346,7 @@ def _problem(cls: type[Settings], item: dict[str, Any], source: str) -> str:
             row.path for row in rows if nearest(leaf, [row.path.rpartition(".")[2]])
         ]
         return f"{source}: unknown setting {path!r}" + (f", did you mean {close[0]!r}?" if close else "")
+
     if item["type"] == "missing":
         return f"{source}: {path!r} is required"
     message = item["msg"].removeprefix("Value error, ")
@@ -371,6 +376,7 @@ def _holds_path(annotation: Any) -> bool:
 
 
 def _fill_toml(container: Any, settings: Settings, *, comments: bool) -> None:
+    # TOML's plain values come before its tables, or they would belong to the last table.
     groups, tables = [], []
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
@@ -379,6 +385,7 @@ def _fill_toml(container: Any, settings: Settings, *, comments: bool) -> None:
             continue
         if _table(field) is not None and value:
             tables.append((name, value))
+
             continue
         if comments and field.description:
             container.add(tomlkit.comment(" ".join(field.description.split())))
@@ -388,12 +395,14 @@ def _fill_toml(container: Any, settings: Settings, *, comments: bool) -> None:
             container.add(name, _toml_value(value))
         if comments:
             container.add(tomlkit.nl())
+
     for name, field, value in groups:
         table = tomlkit.table()
         if comments and field.description:
             table.add(tomlkit.comment(" ".join(field.description.split())))
         _fill_toml(table, value, comments=comments)
         container.add(name, table)
+
     for name, entries in tables:
         array = tomlkit.aot()
         for entry in entries:

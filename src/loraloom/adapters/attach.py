@@ -197,6 +197,7 @@ def choose_targets(
     Raises SettingsError for settings that choose no layer, or name one that is not there.
     """
     _check_block_counts(settings, family)
+
     kind: type[Adapter] = ADAPTERS.load(settings.kind)
     chosen = [
         target
@@ -206,6 +207,8 @@ def choose_targets(
         and (settings.trains_convolutions or not target.extended)
         and _rank_and_alpha(settings, target, family)[0] > 0
     ]
+
+    # A pattern that finds nothing is a typing error: in silence it would leave out nothing, or everything.
     for key, patterns in (("include", settings.include), ("exclude", settings.exclude)):
         for pattern in patterns:
             if not any(re.search(pattern, target.name) for target in chosen):
@@ -214,6 +217,7 @@ def choose_targets(
     if settings.include:
         chosen = [target for target in chosen if any(re.search(pattern, target.name) for pattern in settings.include)]
     chosen = [target for target in chosen if not any(re.search(pattern, target.name) for pattern in settings.exclude)]
+
     if not chosen:
         hint = "set adapter.unet or adapter.text_encoder to true"
         if settings.include or settings.exclude or settings.block_ranks is not None:

@@ -198,12 +198,14 @@ class LatentCache:
             count = len(self._store.damaged)
             text = f"{count} of the encoded pictures in {self._store.folder} were damaged: they are encoded again"
             listener(Notice(text, "warning"))
+
         missing = missing.union(*exchange(missing))
         todo = sorted(missing)
         for index, batch in enumerate(batches):
             if index not in missing:
                 done += len(batch)
                 listener(LatentsCached(done, len(wanted)))
+
         number, count = share
         with quiet_decoders(), ThreadPoolExecutor(2) as pool:
             for start in range(0, len(todo), _TOGETHER * count):
@@ -220,6 +222,7 @@ class LatentCache:
                     encoded[index] = self._keep(batch, pixels)
                     done += len(batch)
                     listener(LatentsCached(done, len(wanted)))
+
                 for index, latents in _joined(exchange(encoded)):
                     if index not in encoded:
                         self._receive(batches[index], latents)
@@ -236,7 +239,6 @@ class LatentCache:
 
     def _wanted(self, samples: Sequence[Sample], flips: bool) -> Iterator[Item]:
         """Every version of every sample; of versions that came out alike, the first."""
-
         seen: set[str] = set()
         for variant in range(max((sample.variation.count for sample in samples), default=1)):
             for flipped in (False, True):
@@ -244,6 +246,7 @@ class LatentCache:
                     mirrored = flips if sample.flip is None else sample.flip
                     if variant >= sample.variation.count or (flipped and not mirrored):
                         continue
+
                     # Variations are drawn and may come out alike: the VAE need not encode the same picture twice.
                     if sample.variation.count > 1:
                         key = self._key(sample, flipped, variant)

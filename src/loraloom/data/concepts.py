@@ -187,7 +187,6 @@ def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[
                 "name a folder n_name (10_cat) to make it a concept with repeats of its own",
             )
         )
-
     files.images.sort(key=_order)
     files.texts.sort(key=_order)
     _set_masks_apart(files)
@@ -246,10 +245,14 @@ def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) ->
     problems = list(inside.problems)
     children = [child for child in inside.folders if child not in masks]
     named = [child for child in children if _N_NAME.fullmatch(child.name)]
+
+    # The order is from what says most to what says least: n_name folders inside, the folder's own name, one dataset
+    # further down, plain folders of pictures, and at last a folder of pictures.
     if named:
         layout = _parent_of_concepts(folder, named, children, settings)
         layout.problems[:0] = problems
         return layout
+
     if depth == 0 and _N_NAME.fullmatch(folder.name) and _has_images(folder):
         layout = Layout(folder.parent, problems=problems)
         _add_concept(layout, folder, settings, is_regularization=False)
@@ -258,6 +261,7 @@ def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) ->
             Problem("info", "layout", folder, note, f"give {readable(folder.parent)} to use all of them")
         )
         return layout
+
     plain = [child for child in children if not _is_regularization(child)]
     if not _has_images(folder, deep=False):
         deeper = [child for child in plain if any(_N_NAME.fullmatch(c.name) for c in _entries(child).folders)]
@@ -269,6 +273,8 @@ def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) ->
             note = f"holds the concept folders in {readable(deeper[0].name)!r}, which is used as the dataset"
             layout.problems.insert(0, Problem("info", "layout", folder, note))
             return layout
+
+        # An archive that was unpacked into a folder of its own name is one level deeper, or two.
         with_images = [child for child in plain if child.name.lower() not in _IGNORED_FOLDERS and _has_images(child)]
         if len(with_images) == 1 and depth < 3 and not _has_images(with_images[0], deep=False):
             return _training_layout(with_images[0], settings, depth + 1)
@@ -276,6 +282,7 @@ def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) ->
             layout = _plain_concepts(folder, with_images, settings)
             layout.problems[:0] = problems
             return layout
+
     layout = Layout(folder, problems=problems)
     layout.concepts.append(Concept(folder.name, _text(folder.name), folder, settings.repeats))
     note = f"is one folder of pictures; each is shown {settings.repeats} time(s) an epoch"

@@ -85,33 +85,17 @@ def write_lora(
     """
     source, targets, words = source or str(path), targets or {}, words or {}
     layers = {name: {role: tensor.detach().cpu() for role, tensor in roles.items()} for name, roles in layers.items()}
-    tensors: dict[str, Tensor] = {}
     beside: dict[Path, dict[str, Tensor]] = {}
     padded = None
+
+    # diffusers has no place for words inside of a LoRA file, so they get files of their own.
     if dialect is PEFT:
         _check_no_configuration(path)
-        unknown = [name for name in layers if name not in targets]
-        if unknown:
-            raise AdapterError(
-                f"{source}: its layers belong to no model that is known here (the first is {unknown[0]})",
-                "diffusers' names can be written for SD 1, SD 2 and SDXL",
-            )
-        if homeless := [name for name in layers if name not in targets]:
-            raise AdapterError(
-                f"{source}: layer {homeless[0]} belongs to no model that is known, so diffusers has no name for it",
-                "is the file complete, and of Stable Diffusion 1, 2 or XL?",
-            )
-        ranks = {name: rank_of(roles) or 0 for name, roles in layers.items()}
-        highest = _highest_ranks(ranks, targets)
-        for name, roles in layers.items():
-            tensors |= _diffusers_keys(roles, targets[name], highest[targets[name].part], f"{source}: layer {name}")
-        if any(rank < highest[targets[name].part] for name, rank in ranks.items()):
-            padded = min(ranks.values()), max(ranks.values())
+        tensors, padded = _as_diffusers(layers, targets, source)
         beside = _word_files(path, words)
     else:
-        for name, roles in layers.items():
-            tensors |= _kohya_keys(name, roles, targets.get(name), f"{source}: layer {name}")
-        tensors |= _bundled(words)
+        tensors = _as_kohya(layers, targets, source) | _bundled(words)
+
     expected = _Expected(path, layers, targets, dialect, dtype, tuple(tensors))
     write_adapter_file(
         path, tensors, metadata=metadata, dtype=dtype, source=source, check=expected.check, control=control
@@ -120,6 +104,34 @@ def write_lora(
         write_tensors(place, vectors)
     embeddings = tuple(beside) or ((path,) if words else ())
     return WrittenLora(path, dialect, len(layers), padded, embeddings)
+
+
+def _as_kohya(layers: Layers, targets: Mapping[str, AdapterTarget], source: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, roles in layers.items():
+        tensors |= _kohya_keys(name, roles, targets.get(name), f"{source}: layer {name}")
+    return tensors
+
+
+def _as_diffusers(
+    layers: Layers, targets: Mapping[str, AdapterTarget], source: str
+) -> tuple[dict[str, Tensor], tuple[int, int] | None]:
+    """The tensors by diffusers' names, and the smallest and largest rank where layers had to be padded."""
+    unknown = [name for name in layers if name not in targets]
+    if unknown:
+        raise AdapterError(
+            f"{source}: its layers belong to no model that is known here (the first is {unknown[0]})",
+            "diffusers' names can be written for SD 1, SD 2 and SDXL",
+        )
+
+    ranks = {name: rank_of(roles) or 0 for name, roles in layers.items()}
+    highest = _highest_ranks(ranks, targets)
+    tensors: dict[str, Tensor] = {}
+    for name, roles in layers.items():
+        tensors |= _diffusers_keys(roles, targets[name], highest[targets[name].part], f"{source}: layer {name}")
+
+    is_padded = any(rank < highest[targets[name].part] for name, rank in ranks.items())
+    return tensors, (min(ranks.values()), max(ranks.values())) if is_padded else None
 
 
 # ---------------------------------------------------------------------------------------- keys

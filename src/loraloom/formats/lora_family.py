@@ -55,6 +55,8 @@ def family_name(layers: Layers, metadata: Mapping[str, str]) -> str:
     ``layers``: by their name in the file, the type and shape (or the tensor) of every role.
     """
     said = next((name for text in _said(metadata) for start, name in _VERSIONS if text.startswith(start)), "")
+
+    # What was written about a file may be wrong, its shapes cannot: they are asked first.
     if told := _by_width(layers):
         return told
     if _any(layers, _NOT_SDXL):

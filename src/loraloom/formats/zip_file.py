@@ -72,10 +72,14 @@ def _directory(view: memoryview, where: str) -> tuple[int, int, int]:
     size = len(view)
     if size < _END.size or bytes(view[size - _END.size : size - _END.size + 4]) != b"PK\x05\x06":
         raise FileFormatError(f"{where}: its zip does not end with a directory", _DAMAGED)
+
     _, disk, first_disk, here, count, length, start, comment = _END.unpack_from(view, size - _END.size)
     end = size - _END.size
     if disk or first_disk or here != count or comment:
         raise FileFormatError(f"{where}: its zip has an unusual directory", _DAMAGED)
+
+    # A large archive has a second directory with longer numbers. What is not at its limit has to be the same in
+    # both, or two readers would see two files.
     locator = end - _LOCATOR64.size
     if locator >= 0 and bytes(view[locator : locator + 4]) == b"PK\x06\x07":
         _, disk, offset, disks = _LOCATOR64.unpack_from(view, locator)
@@ -88,6 +92,7 @@ def _directory(view: memoryview, where: str) -> tuple[int, int, int]:
             if short not in (long, limit):
                 raise UnsafeFileError(f"{where}: its two zip directories contradict each other", _DAMAGED)
         count, length, start, end = count64, length64, start64, offset
+
     if start + length != end:
         raise FileFormatError(f"{where}: its zip directory is not where it should be", _DAMAGED)
     if count > MAX_TENSORS or count * _CENTRAL.size > length:

@@ -301,6 +301,8 @@ class Conditioning:
         length = lcm(*(item.context.shape[1] for item in items))
         pooled = [item.pooled for item in items if item.pooled is not None]
         sizes = [item.sizes for item in items if item.sizes is not None]
+
+        # Rows without them would have to be filled with something that the model takes for a size.
         if len(pooled) not in (0, len(items)) or len(sizes) not in (0, len(items)):
             raise ValueError("conditionings with and without pooled vectors or sizes cannot share a batch")
         return Conditioning(

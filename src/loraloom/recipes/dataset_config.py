@@ -66,10 +66,12 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
     for key in set(data) - {"general", "datasets"}:
         if source != recipe.source:
             recipe.skip(key, "no part of a dataset file")
+
     base = {**{name: item for name, item in outer.items() if name in _CONCEPT_FIELDS}, **general}
     subsets = list(_subsets(data.get("datasets"), recipe, (source.absolute().parent, Path.cwd())))
     empty = [subset for subset in subsets if not subset.concept]
     subsets = [subset for subset in subsets if subset.concept]
+    # A file may hold only what is common to all, and leave the folders to the command line.
     if not subsets:
         if len(empty) == 1:
             _take_as_defaults(empty[0], outer, recipe)
@@ -80,6 +82,7 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
         return
     for subset in empty:
         _leave_out(subset.dataset, subset.entries, recipe)
+
     told: set[str] = set()
     _resolutions(subsets, recipe, told)
     for subset in subsets:
@@ -87,6 +90,7 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
     recipe.settings.setdefault("dataset", {})["concepts"] = [subset.concept for subset in subsets]
     _preservation(subsets, base, recipe, told)
     _once_for_all(subsets, {**outer, **general}, recipe, told)
+
     for name, item in general.items():
         if item.key not in told:
             outer[name] = item
@@ -108,6 +112,7 @@ def _subsets(datasets: Any, recipe: Recipe, folders: tuple[Path, ...]) -> Iterat
         if not isinstance(dataset, Mapping):
             recipe.problem("", f"{place} is not a table")
             continue
+
         above, seen = _named(place, dataset), set[str]()
         listed = dataset.get("subsets")
         tables = listed if isinstance(listed, list) else []
@@ -121,13 +126,16 @@ def _subsets(datasets: Any, recipe: Recipe, folders: tuple[Path, ...]) -> Iterat
                 continue
             own = {**above, **_named(label, entries)}
             folder = own.get("image_dir")
+            # Without a folder the entries describe no picture, so they can only be reported.
             if folder is None or is_nothing(folder.value):
                 _leave_out(label, own, recipe)
                 continue
+
             path = resolved(str(folder.value), folders)
             for name, item in above.items():
                 if name in entries and own[name] is not item and (item.key, "") not in recipe.changed:
                     _once(recipe, item.key, "a subset says something else, which counts there")
+            # sd-scripts takes a folder once in a dataset, and passes over the second.
             if path in seen:
                 for item in own.values():
                     if item.key.startswith(label):
@@ -135,6 +143,7 @@ def _subsets(datasets: Any, recipe: Recipe, folders: tuple[Path, ...]) -> Iterat
                             item.key, f"{folder.value} is in this dataset already; the first counts, as in sd-scripts"
                         )
                 continue
+
             seen.add(path)
             recipe.mapped.append(Mapped(folder.key, "dataset.concepts[].folder", path))
             yield _Subset(label, own, place, {"folder": path})
@@ -197,6 +206,8 @@ def _resolutions(subsets: list[_Subset], recipe: Recipe, told: set[str]) -> None
         item = subset.entries.get("resolution")
         if item is not None and not is_nothing(item.value):
             found[item.key] = item
+
+    # Each entry is mapped once, although a dataset's own stands in every one of its subsets.
     values = {str(item.value) for item in found.values()}
     for number, item in enumerate(found.values()):
         told.add(item.key)
@@ -205,6 +216,7 @@ def _resolutions(subsets: list[_Subset], recipe: Recipe, told: set[str]) -> None
         else:
             path = "dataset.concepts[].resolutions" if len(values) > 1 else "dataset.resolution"
             recipe.mapped.append(Mapped(item.key, path, item.value))
+
     for subset in subsets if len(values) > 1 else []:
         item = subset.entries.get("resolution")
         if item is not None and item.key in found:
@@ -222,6 +234,7 @@ def _take_subset(subset: _Subset, base: Items, recipe: Recipe, told: set[str]) -
         if item.key not in told and (name in entries or name in ("num_repeats", "class_tokens")):
             told.add(item.key)
             recipe.mapped.append(Mapped(item.key, f"dataset.concepts[].{ours}", item.value))
+
     concept.setdefault("repeats", 1)
     concept.setdefault("caption", "")
     _masks(entries, concept, recipe, told)
@@ -229,6 +242,7 @@ def _take_subset(subset: _Subset, base: Items, recipe: Recipe, told: set[str]) -
         path = marked().get(name, "")
         if not path.startswith("dataset.captions."):
             continue
+        # A fault in one entry must not keep the others from being taken over.
         try:
             value = _coerced(path, item.value, recipe.folders)
         except ValidationError as error:
@@ -242,6 +256,7 @@ def _take_subset(subset: _Subset, base: Items, recipe: Recipe, told: set[str]) -
         else:
             concept.setdefault("captions", {})[path.rpartition(".")[2]] = value
             ours = path.replace("dataset.", "dataset.concepts[].")
+
         if item.key not in told:
             told.add(item.key)
             recipe.mapped.append(Mapped(item.key, ours, value))
@@ -259,11 +274,14 @@ def _masks(entries: Items, concept: dict[str, Any], recipe: Recipe, told: set[st
 
 def _preservation(subsets: list[_Subset], base: Items, recipe: Recipe, told: set[str]) -> None:
     """sd-scripts' one free attribute with a meaning: the checkpoint's own answer is what is to be learned."""
+
+    # One entry may come from the file's general part and stand for many subsets: it is judged once for all.
     found: dict[str, tuple[Item, list[bool]]] = {}
     for subset in subsets:
         item = subset.entries.get("custom_attributes") or base.get("custom_attributes")
         if item is not None:
             found.setdefault(item.key, (item, []))[1].append(bool(subset.concept.get("is_regularization")))
+
     for key, (item, of_regularization) in found.items():
         told.add(key)
         attributes = item.value if isinstance(item.value, Mapping) else {}
@@ -289,6 +307,9 @@ def _once_for_all(subsets: list[_Subset], base: Items, recipe: Recipe, told: set
 
     ``base``: what holds for a dataset that says nothing.
     """
+
+    # Datasets and subsets may say different things, where we have one setting: the first one counts, and each of
+    # the others is told so.
     taken: dict[str, Item] = {}
     for subset in subsets:
         for name, item in subset.entries.items():
@@ -314,6 +335,8 @@ def _once_for_all(subsets: list[_Subset], base: Items, recipe: Recipe, told: set
             else:
                 first = taken[name]
                 recipe.change(item.key, f"one value holds for the whole run: {first.key} = {shown(first.value)}")
+
+    # A dataset that is silent gets the value of another here, which it did not have there.
     for name, item in taken.items():
         silent = [subset for subset in subsets if name not in subset.entries]
         if not silent or (name in base and base[name].value == item.value):

@@ -207,11 +207,14 @@ def _schedule(row: Row, command: _Command) -> None:
 def _optimizer(row: Row, command: _Command) -> None:
     """AdamW's numbers hold for Prodigy too, which has some of its own."""
     recipe, named = command.recipe, command.given("optimizer")
+
     is_prodigy = named is not None and str(named.value).lower() == "prodigy"
     if named is not None:
         command.items["optimizer_type"] = Item(named.key, "Prodigy" if is_prodigy else named.value)
     betas = [command.given("adam_beta1"), command.given("adam_beta2")]
     decay, epsilon = command.given("adam_weight_decay"), command.given("adam_epsilon")
+
+    # Where nothing is given the script's own default counts, and AdamW's (0.01) need not be written.
     if decay is not None:
         recipe.set("optimizer.weight_decay", decay.value, decay.key)
     elif is_prodigy or command.defaults.weight_decay != 0.01:
@@ -219,6 +222,7 @@ def _optimizer(row: Row, command: _Command) -> None:
     if epsilon is not None:
         recipe.set("optimizer.eps", epsilon.value, epsilon.key)
 
+    # torch takes both numbers together, so the one that is not given is filled in.
     given = [item for item in betas if item is not None]
     if given:
         values = [default if item is None else item.value for item, default in zip(betas, (0.9, 0.999), strict=True)]
@@ -298,6 +302,8 @@ def _concepts(row: Row, command: _Command) -> None:
     if key:
         recipe.change(key, "see dataset.concepts")
     repeats = command.given("repeats")
+
+    # Without with_prior_preservation the script never looks at the class images.
     concepts = []
     for which in ("instance", "class"):
         folder, prompt = command.given(f"{which}_data_dir"), command.given(f"{which}_prompt")
@@ -318,6 +324,7 @@ def _concepts(row: Row, command: _Command) -> None:
             concept["captions"] = {"sentence": str(prompt.value)}
             recipe.mapped.append(Mapped(prompt.key, "dataset.concepts[].captions.sentence", prompt.value))
         concepts.append(concept)
+
     if repeats is not None:
         recipe.set("dataset.repeats", repeats.value, repeats.key)
     if concepts:
@@ -383,6 +390,7 @@ def _previews(row: Row, command: _Command) -> None:
     every, count = command.given("validation_epochs"), command.given("num_validation_images")
     prompts = [] if several is None else several.value if isinstance(several.value, list) else [several.value]
     prompts += [] if prompt is None else [prompt.value]
+
     source = prompt or several
     if source is None or not prompts:
         for item in (every, count):
@@ -390,7 +398,9 @@ def _previews(row: Row, command: _Command) -> None:
                 recipe.rest(item.key)
         return
     recipe.set("preview.prompts", [str(text) for text in prompts], source.key)
+    # What those scripts paint with, never before the first step.
     recipe.settings["preview"] |= {"steps": 30, "cfg_scale": 7.5, "at_start": False}
+
     if every is not None:
         recipe.set("preview.every_epochs", every.value, every.key)
     else:

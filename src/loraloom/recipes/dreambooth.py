@@ -91,10 +91,13 @@ def _whole_model(file: _Config) -> None:
     """With use_lora off the rates for LoRA have no effect, and there are some for the model."""
     recipe = file.recipe
     file.rest(*(name for name in list(file.left) if name.startswith(("lora_", "save_lora_"))))
+
+    # The program keeps the rates of both kinds of training, and uses those of the kind that is on.
     for name, theirs in (("learning_rate", "learning_rate"), ("txt_learning_rate", "text_encoder_lr")):
         rate = file.take(name)
         if rate is not None:
             file.items[theirs] = rate
+
     half, ema, safetensors = (file.take(name) for name in ("half_model", "use_ema", "save_safetensors"))
     if half is not None:
         recipe.set("saving.precision", "fp16" if half.value else "float", half.key)
@@ -117,10 +120,13 @@ def _start_from(row: Row, file: _Config) -> None:
 def _checkpoint(row: Row, file: _Config) -> None:
     """The model as it was fetched, and the copy that the program worked on: the one that is on this machine counts."""
     recipe = file.recipe
+
     source, working = file.take("src"), file.take("pretrained_model_name_or_path")
     given = [item for item in (source, working) if item is not None and not is_nothing(item.value)]
+    # The working copy lies where that program was; what is there on this machine can be trained on.
     there = [item for item in reversed(given) if exists(Path(resolved(str(item.value), recipe.folders)))]
     chosen = next(iter([*there, *given]), None)
+
     for item in (source, working):
         if item is None:
             continue
@@ -185,6 +191,8 @@ def _concepts_of_file(text: str, model_dir: str, file: _Config) -> None:
 
 def _oldest_concepts(model_dir: str, file: _Config, *, counts: bool) -> None:
     """``c1_instance_data_dir`` and so on; later versions write them too, and a list counts before them."""
+
+    # Later versions write these nine groups too, beside their list: then they are only a shadow of it.
     entries: list[dict[str, Any]] = [{} for _ in range(9)]
     for name in [name for name in file.left if re.match(r"c[1-9]_", name)]:
         value = file.left[name].value
@@ -193,6 +201,7 @@ def _oldest_concepts(model_dir: str, file: _Config, *, counts: bool) -> None:
             file.rest(name)
         else:
             file.change(name, "part of dataset.concepts")
+
     named = [entry for entry in entries if entry]
     if counts and named:
         take_concepts(named, file.recipe, source=file.recipe.source, model_dir=model_dir, is_told=False)
@@ -278,9 +287,12 @@ def _adaptation(row: Row, file: _Config) -> None:
     recipe = file.recipe
     names = ("beta1", "beta2", "d0", "eps")
     found = {name: item for name in names if (item := file.take(f"adaptation_{name}")) is not None}
+
+    # The form saves these fields with every optimizer, also with those that do not know them.
     optimizer = file.left.get("optimizer")
     is_used = optimizer is not None and is_adaptive(str(optimizer.value))
     betas = [found[name].value for name in ("beta1", "beta2") if name in found]
+
     for name, item in found.items():
         if not is_used or is_nothing(item.value) or str(item.value) in ("0", "0.0"):
             recipe.rest(item.key)

@@ -245,16 +245,20 @@ def _sentence(which: str, entry: _Concept) -> dict[str, Any]:
 def _trigger(entry: _Concept) -> dict[str, Any]:
     """The tokens stand for the concept inside captions; a sentence without them has no use for them."""
     tokens = ("instance_token", "class_token")
+
+    # Only [filewords] puts a caption's text in, so without it there is nothing for the tokens to stand in.
     if _WORD not in entry.text("instance_prompt"):
         for name in tokens:
             if entry.text(name) or not is_nothing(entry.said.get(name)):
                 entry.skip(name, "only [filewords] uses it")
         return {}
+
     instance, kind = (str(entry.said.get(name) or "").strip() for name in tokens)
     if not instance:
         if kind:
             entry.skip("class_token", "without an instance token it changes nothing")
         return {}
+
     trigger = " ".join(word for word in (instance, kind) if word)
     note = f"put in front of captions that lack {shown(trigger)}; there it replaces the class word"
     entry.change("instance_token", note)

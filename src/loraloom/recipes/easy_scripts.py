@@ -92,10 +92,13 @@ def _entries(panel: str, table: Mapping[str, Any], part: str, recipe: Recipe) ->
 def _kind_of_training(data: Mapping[str, Any], pairs: list[tuple[str, str, Any]], recipe: Recipe) -> None:
     mode = data.get("train_mode")
     name = mode.get("train_mode") if isinstance(mode, Mapping) else mode
+
     if name not in (None, "lora"):
         recipe.problem("method", f"train_mode = {name}: LoRAs are trained here, not embeddings; method=adapter")
     elif name is not None:
         recipe.rest("train_mode.train_mode")
+
+    # The window saves the panels of all families; one that is filled in is another family's training.
     for panel in _OTHER_FAMILIES:
         table = data.get(panel)
         if isinstance(table, Mapping) and table.get("args"):
@@ -103,6 +106,7 @@ def _kind_of_training(data: Mapping[str, Any], pairs: list[tuple[str, str, Any]]
             for pair in [pair for pair in pairs if pair[0].startswith(f"{panel}.")]:
                 pairs.remove(pair)
                 recipe.skip(pair[0], "belongs to another family of models")
+
     for key, value in data.items():
         if not str(key).endswith("_args") and key not in ("subsets", "datasets", "train_mode"):
             recipe.skip(str(key), f"no panel that is known; it holds {len(value) if isinstance(value, Mapping) else 1}")
@@ -119,6 +123,8 @@ def _arguments(pairs: list[tuple[str, str, Any]], recipe: Recipe) -> Items:
     kept: list[tuple[str, Any]] = []
     labels: dict[str, str] = {}
     modules: list[str] = []
+
+    # The window writes every field, also those that are off: what is left out there says nothing here.
     for label, name, value in pairs:
         if name in _WINDOW or name == "fa" or _is_left_out("", value):
             recipe.rest(label)
@@ -128,10 +134,12 @@ def _arguments(pairs: list[tuple[str, str, Any]], recipe: Recipe) -> Items:
         else:
             kept.append((name, value))
             labels[name] = label
+
     found = dict(kept)
     network = _network_args(found.get("network_args"), modules)
     if network is not None:
         found["network_args"] = network
+
     _schedule(found, labels, recipe)
     optimizer = str(found.get("optimizer_type", ""))
     short = optimizer.rpartition(".")[2] if optimizer.startswith(_PACKAGE) else optimizer
@@ -140,6 +148,7 @@ def _arguments(pairs: list[tuple[str, str, Any]], recipe: Recipe) -> Items:
     if "warmup_ratio" in found:
         found["lr_warmup_steps"] = found.pop("warmup_ratio")
         labels["lr_warmup_steps"] = labels.pop("warmup_ratio")
+
     items = items_of(found.items(), recipe)
     items = {name: Item(labels.get(item.key, item.key), item.value) for name, item in items.items()}
     module = modules[-1] if modules else "networks.lora"
@@ -168,6 +177,9 @@ def _schedule(found: dict[str, Any], labels: dict[str, str], recipe: Recipe) -> 
     name = str(typed or "").rpartition(".")[2]
     if not str(typed or "").startswith(_PACKAGE) or name not in _SCHEDULES:
         return
+
+    # Its schedules are classes of its own package, which cannot be loaded here; those of the same shape can be
+    # named.
     note = f"{_SCHEDULES[name]} is like {name}, which comes with that program"
     recipe.change(labels.pop("lr_scheduler_type"), note)
     del found["lr_scheduler_type"]
@@ -175,6 +187,7 @@ def _schedule(found: dict[str, Any], labels: dict[str, str], recipe: Recipe) -> 
         recipe.rest(labels["lr_scheduler"])
     found["lr_scheduler"] = _SCHEDULES[name]
     labels["lr_scheduler"] = "(lr_scheduler_type)"
+
     label = labels.pop("lr_scheduler_args", "lr_scheduler_args")
     options = found.pop("lr_scheduler_args", None)
     for option, number in options.items() if isinstance(options, Mapping) else ():
@@ -182,6 +195,8 @@ def _schedule(found: dict[str, Any], labels: dict[str, str], recipe: Recipe) -> 
             recipe.skip(f"{label}: min_lr", f"a rate, {number}, not a share: lr_schedule.min_lr_ratio is a share")
         else:
             recipe.skip(f"{label}: {option}", "this schedule has no such number here")
+
+    # Its restarts are part of the schedule; here rex goes down once.
     if name.startswith("Rex") and "lr_scheduler_num_cycles" in found:
         recipe.skip(labels.pop("lr_scheduler_num_cycles"), "rex does not begin again here")
         del found["lr_scheduler_num_cycles"]

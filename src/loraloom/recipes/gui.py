@@ -54,6 +54,7 @@ def take_gui_file(data: Mapping[str, Any], recipe: Recipe) -> None:
     form.walk(_FAMILIES)
     _other_families(form)
     more = form.take("additional_parameters")
+
     form.walk(_RULES)
     is_lora = form.is_lora
     if is_lora:
@@ -64,11 +65,14 @@ def take_gui_file(data: Mapping[str, Any], recipe: Recipe) -> None:
 
     left = dict(form.left)
     items = form.items | items_of(((GUI_NAMES.get(key, key), item.value) for key, item in left.items()), recipe)
+
+    # Remarks name a field as the GUI does, not by the name that it has in sd-scripts.
     for key, name in GUI_NAMES.items():
         if name in items and key in left:
             items[name] = left[key]
     if more is not None:
         _additional_parameters(more, items, recipe)
+
     take_arguments(items, recipe, whole="" if is_lora else "(LoRA_type)")
     _name_as_in_the_form(recipe)
 
@@ -256,12 +260,15 @@ def _no_network(form: _Form) -> None:
             "the file is for training an embedding, which is not offered; method=full or method=adapter trains a model"
         )
         form.recipe.problem("method", f"token_string = {shown(token.value)}: {text}")
+
+    # The form saves the fields of LoRA with whole models too, where most are as they always were.
     for key in [key for key in form.left if key in NETWORK_KEYS or key in _ONLY_LORA]:
         value = form.left[key].value
         if off(value) or is_default(key, value):
             form.rest(key)
         else:
             form.change(key, "left out: for LoRA")
+
     sdxl = form.left.get("sdxl")
     one, two = ("learning_rate_te",), ("learning_rate_te1", "learning_rate_te2")
     unused, shown_ones = (one, two) if sdxl is not None and sdxl.value else (two, one)
@@ -274,12 +281,15 @@ def _network(form: _Form) -> None:
     recipe, given = form.recipe, form.left.pop("LoRA_type").value
     kind = given if isinstance(given, str) else ""
     module = NETWORKS[kind].module if kind in NETWORKS else None
+
     if module is None and kind.startswith("LyCORIS/"):
         module = f"lycoris.kohya algo={kind[8:].lower()}"
     if module is None:
         recipe.problem("adapter.kind", f"LoRA_type {shown(given)} is not offered here")
         module = "networks.lora"
     module, _, algorithm = module.partition(" algo=")
+
+    # Of a field that the chosen kind does not use only a changed value is worth a remark.
     used = used_by(kind)
     table: dict[str, Any] = {}
     for key in [key for key in form.left if key in NETWORK_KEYS]:
@@ -290,6 +300,7 @@ def _network(form: _Form) -> None:
             form.rest(key)
         else:
             form.change(key, f"left out: no part of {kind}")
+
     form.items["network_module"] = Item("LoRA_type", module)
     if algorithm:
         table["algo"] = algorithm

@@ -52,15 +52,19 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
             f"{recipe.source} carries no metadata, so its recipe is not known",
             "only .safetensors files can, and some programs remove it",
         )
+
     recipe.known_of_required["dataset.folder"] = "a LoRA file does not hold its pictures"
     base = found.get("sd_model_name")
     recipe.known_of_required["checkpoint"] = "it has no name there" if is_nothing(base) else f"it was {base}"
+
+    # A record of ours says everything in our own words; the other keys only repeat parts of it in sd-scripts'.
     record = found.pop(RECORD.removeprefix("ss_"), None)
     if record is not None and take_record(record, recipe):
         for key in metadata:
             if key != RECORD:
                 recipe.rest(key)
         return
+
     file = Reading(recipe, {name: Item(f"ss_{name}", _value(text)) for name, text in found.items()})
     items: Items = {}
     _datasets(file, items)
@@ -72,6 +76,7 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
             _take_argument(name, item, items, recipe)
     _adapt(items, recipe)
     take_arguments(items, recipe, defaults=False)
+
     for key, text in spec.items():
         _take_specification(key, text, found.get("output_name"), recipe)
     for key in metadata:
@@ -83,6 +88,8 @@ def _take_argument(name: str, item: Item, items: Items, recipe: Recipe) -> None:
     """A key that is an argument of sd-scripts goes on as one, unless it is a place on the machine of that run."""
     argument, value = METADATA_NAMES.get(name, name), item.value
     is_argument = argument in TRAIN_NETWORK_ARGUMENTS or argument in marked() or argument in REASONS
+
+    # In this order: a path is an argument too, but that of the machine that trained means nothing on this one.
     if argument in items:
         recipe.rest(item.key)
     elif argument == "output_name" and (wrong := _wrong_name(value)):
@@ -151,9 +158,12 @@ def _datasets(file: Reading, items: Items) -> None:
         return
     if not isinstance(datasets, list) or not datasets or not isinstance(datasets[0], Mapping):
         return
+
+    # Only the first has a place in settings for one run; that there were more is reported.
     first = datasets[0]
     subsets = first.get("subsets")
     subset = subsets[0] if isinstance(subsets, list) and subsets and isinstance(subsets[0], Mapping) else {}
+
     for keys, entries in ((_DATASET_KEYS, first), (_SUBSET_KEYS, subset)):
         for name in keys:
             if name in entries and not is_nothing(entries[name]):

@@ -260,6 +260,7 @@ def _dropout(row: Row, part: _Part) -> None:
     mode = str(part.taken("tag_dropout_mode", "FULL")).upper()
     special, special_mode = part.taken("tag_dropout_special_tags"), str(part.taken("tag_dropout_special_tags_mode"))
     is_regex = part.taken("tag_dropout_special_tags_regex")
+
     if not is_on or not probability:
         return
     _captions(part)["dropout" if mode == "FULL" else "tag_dropout"] = probability
@@ -267,6 +268,8 @@ def _dropout(row: Row, part: _Part) -> None:
         part.note("tag_dropout_mode", "FULL: the whole caption, with what keep_tags_count keeps")
     elif "WEIGHTED" in mode:
         part.note("tag_dropout_mode", "tag_dropout: the same for every tag, early or late")
+
+    # A pattern cannot be a list of tags that stay, and a list of those that go has no setting here.
     if special_mode.upper() == "WHITELIST" and special and not is_regex:
         delimiter = str(part.said.get("tag_delimiter", ",") or ",")
         _captions(part)["keep_tags"] = [tag.strip() for tag in str(special).split(delimiter) if tag.strip()]

@@ -224,6 +224,7 @@ def text_rates(row: Row, file: OneTrainerFile) -> None:
         if value is None or not file.trains(part) or part not in parts:
             recipe.rest(f"{part}.learning_rate")
 
+    # One rate alone would be that of both encoders: what the other one would have had is filled in.
     given = [own[part] for part in parts]
     if all(value is None for value in given) or not any(file.trains(part) for part in parts):
         return

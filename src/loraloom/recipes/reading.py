@@ -41,18 +41,23 @@ def read_recipe(path: Path, *, only_lora: bool = False) -> Recipe:
         raise FileFormatError(
             f"{path} is not a LoRA file", Sentence(Action.IMPORT_RECIPE, " reads recipes of other programs")
         )
+
     recipe = Recipe(path, "")
     script, problem = _script_of(document, recipe)
+    # A refusal has to say whose file it is, so that is decided before anything is taken over.
     evidence = Evidence(document, script)
     program = recognise(evidence)
     if program is None and problem is not None:
         raise problem
     if program is None or program.reader is None:
         raise refusal(evidence, program)
+
     recipe.program = program.name
     if script is None:
         _DATA_READERS[program.reader](document.data, recipe)
         return recipe
+
+    # What a script works out, calls besides or never uses is named, so that nothing seems to have been read.
     for name in dict.fromkeys(script.computed):
         recipe.skip(f"--{name}", "computed by the script while it runs")
     for command in script.others:

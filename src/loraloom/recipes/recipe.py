@@ -301,11 +301,14 @@ def _fill(container: Any, data: Mapping[str, Any], prefix: str, origin: Mapping[
     for key, value in data.items():
         if value is None or isinstance(value, Mapping) or _is_tables(value):
             continue
+
         item = tomlkit.item(value)
         known = origin.get(f"{prefix}{key}")
         if known is not None and known != key:
             item.comment(_one_line(known))
         container.add(key, item)
+
+    # In TOML whatever follows a table belongs to it, so plain values have to come before all of them.
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
             table = tomlkit.table()

@@ -22,6 +22,7 @@ def take_record(text: str, recipe: Recipe) -> bool:
     if not isinstance(found, Mapping):
         recipe.change(RECORD, "cannot be read, so the other keys count")
         return False
+
     # Names come before the arguments that go with them.
     for path, value in sorted(found.items(), key=lambda entry: entry[0].endswith(".args")):
         key = f"{RECORD}: {path}"
@@ -51,6 +52,7 @@ def _take_files(path: str, value: Any, key: str, recipe: Recipe) -> None:
 
     names = [file_name(entry) for entry in (value if isinstance(value, list) else [value])]
     places = []
+    # A LoRA with a weight is written name:weight; the file is what is looked for.
     for name in names:
         try:
             file = parse_base_lora(name)[0].name if path == "adapter.base_loras" else name
@@ -59,6 +61,8 @@ def _take_files(path: str, value: Any, key: str, recipe: Recipe) -> None:
         folder = next((folder for folder in recipe.folders if file and exists(folder / file)), None)
         if folder is not None:
             places.append(str(folder / name))
+
+    # A list of which some are missing would be another recipe: all are there, or none is taken.
     if len(places) == len(names):
         recipe.set(path, places if isinstance(value, list) else places[0], key)
     else:

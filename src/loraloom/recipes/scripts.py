@@ -78,14 +78,18 @@ def read_script(text: str, path: Path, recipe: Recipe) -> Script:
     language = _language(text)
     lines = _joined(text, language)
     read = _read_lines(lines, language)
+
     script = Script()
     commands, script.others = _first_training(read.commands)
     script.program = _called(commands) or _called(line for line in lines if not _talks(line))
+
     used: set[str] = set()
     for command in commands:
         _take_command(command, read, used, script, recipe)
+    # Variables are only reported as unused where no command mentions them in any way.
     standing = {name for command in commands for name in re.findall(r"[$%]\{?(\w+)", command)}
     _take_variables(read.variables, used, standing, script)
+
     if language == "powershell":
         of_variables = {name: f"${name}" for name, _ in script.pairs if name in read.variables}
         script.labels = of_variables | script.labels
@@ -99,6 +103,8 @@ def read_script(text: str, path: Path, recipe: Recipe) -> Script:
 def _read_lines(lines: Iterable[str], language: str) -> _Lines:
     """Variables count as they are first set, and only outside of conditions and loops."""
     read = _Lines(language)
+
+    # Inside of a condition or a loop nobody knows what will be the case, so nothing there is taken as said.
     depth = 0
     for line in lines:
         assigned = _ASSIGNED[language].match(line)
@@ -111,6 +117,7 @@ def _read_lines(lines: Iterable[str], language: str) -> _Lines:
             is_known, found = _value(value, read.variables, language)
             if is_known:
                 read.variables[name] = found
+
         depth += _braces(line) if language == "powershell" else 0
     return read
 
@@ -162,6 +169,8 @@ def command_arguments(command: str, language: str, recipe: Recipe) -> list[tuple
     program = next((index for index, word in enumerate(words) if _PROGRAM.search(word)), None)
     first = next((index for index, word in enumerate(words) if word.startswith("--")), len(words))
     pairs: list[tuple[str, Any]] = []
+
+    # What stands before the training script belongs to accelerate, which starts it.
     for index in range(first, len(words)):
         word = words[index]
         if not re.match(r"--\w", word):
@@ -174,6 +183,7 @@ def command_arguments(command: str, language: str, recipe: Recipe) -> list[tuple
                 break
             if not _ALL_OF_A_LIST.fullmatch(follower):  # more options, which are read where they are put into the list
                 values.append(follower)
+
         found: Any = True if not values else values[0] if len(values) == 1 else values
         if program is not None and index < program and name != "mixed_precision":
             reason = REASONS.get(name, "an option of accelerate, which is not used")
@@ -218,6 +228,8 @@ def _joined(text: str, language: str) -> list[str]:
 def _uncommented(line: str, language: str) -> str:
     if language == "batch":
         return "" if re.match(r"\s*(?:@?rem\b|::)", line, re.IGNORECASE) else line
+
+    # A # within quotes is text: colours and prompts have them.
     quote = ""
     for index, character in enumerate(line):
         if quote:
@@ -227,6 +239,7 @@ def _uncommented(line: str, language: str) -> str:
             quote = "" if language == "powershell" and index and line[index - 1] == "`" else character
         elif character == "#" and (index == 0 or line[index - 1].isspace() or line[index - 1] in ";{}"):
             return line[:index]
+
     return line
 
 
@@ -259,6 +272,8 @@ def _without_quotes(value: str) -> str:
 def _value(text: str, variables: dict[str, Any], language: str) -> tuple[bool, Any]:
     """Whether a value is plain enough to know, and the value: numbers, text, other variables, lists, a/3."""
     text = text.strip()
+
+    # PowerShell writes lists and truth in a way of its own, and anything with a call in it is computed.
     if language == "powershell":
         if re.match(r"@\(", text):
             return True, [part.strip().strip("\"'") for part in text[2:].rstrip(")").split(",") if part.strip()]
@@ -266,6 +281,8 @@ def _value(text: str, variables: dict[str, Any], language: str) -> tuple[bool, A
             return True, {"$true": True, "$false": False, "$null": None}[text.lower()]
         if re.search(r"[\[|]|\.\w+\(|\bGet-", _VARIABLE.sub("", text)) and text[:1] not in "\"'":
             return False, None
+
+    # Single quotes keep everything as it is; double ones let variables in.
     bare = text
     if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0]:
         bare = text[1:-1].replace('`"', '"')
@@ -273,6 +290,7 @@ def _value(text: str, variables: dict[str, Any], language: str) -> tuple[bool, A
             return True, bare
     if language == "shell" and ("$(" in text or "`" in text):
         return False, None
+
     value, computed = _substituted(bare, variables, set())
     if computed:
         return False, None
@@ -294,6 +312,7 @@ def _substituted(value: Any, variables: dict[str, Any], used: set[str]) -> tuple
         return flat, any(computed for _, computed in parts)
     if not isinstance(value, str):
         return value, False
+
     if _COMPUTED.search(value):
         used.update(name for match in _VARIABLE.finditer(value) for name in match.groups() if name)
         return value, True
@@ -308,6 +327,7 @@ def _substituted(value: Any, variables: dict[str, Any], used: set[str]) -> tuple
             return match.group()
         return str(variables[name])
 
+    # A value that is one variable keeps its type: a list stays a list, which put into a text it would not.
     whole = _VARIABLE.fullmatch(value)
     if whole:
         name = next(group for group in whole.groups() if group)
@@ -327,6 +347,8 @@ def _take_variables(variables: dict[str, Any], used: set[str], standing: set[str
     for name in order:
         if name in used and name not in ONLY_IN_SCRIPTS:
             continue
+
+        # The guide's scripts have switches: a value counts only where its switch is not 0.
         switch = _SWITCHED.get(name)
         if switch is not None and str(variables.get(switch, 1)) == "0":
             script.pairs.append((name, ""))

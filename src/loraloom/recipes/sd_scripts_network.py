@@ -64,9 +64,12 @@ def whole_model(file: Arguments, whole: str) -> None:
 def _text_encoder_rates(file: Arguments) -> None:
     """One rate for SD 1 and 2, or the two of SDXL, of which the last is reported with both."""
     recipe = file.recipe
+
     found = {name: item for name in WHOLE_MODEL_RATES if (item := file.take(name)) is not None}
     rates = {name: item for name, item in found.items() if not is_nothing(item.value)}
     pair = [name for name in WHOLE_MODEL_RATES[1:] if name in rates]
+
+    # sd-scripts has one name for all encoders and two for SDXL's, of which the narrower ones count.
     for name, item in found.items():
         if name not in rates or recipe.get("adapter.text_encoder") is False:
             recipe.rest(item.key)
@@ -92,9 +95,12 @@ def _rate(part: str, most: int) -> Callable[[Row, Arguments], None]:
     def take(row: Row, file: Arguments) -> None:
         item, recipe = file.left.pop(row.key), file.recipe
         values = [literal(value) for value in item.value] if isinstance(item.value, (list, tuple)) else [item.value]
+        # A rate may be a list in one text, as command lines and GUI fields have it.
         if len(values) == 1 and isinstance(values[0], str) and re.search(r"[\s,]", values[0].strip()):
             values = re.split(r"[\s,]+", values[0].strip())
         numbers = [finite(value) for value in values]
+
+        # A rate of 0 leaves the part out, for which there is a switch here: no memory is spent on it then.
         if all(number == 0 for number in numbers):
             recipe.set(f"adapter.{part}", False, item.key)
         elif len(set(numbers)) == 1:

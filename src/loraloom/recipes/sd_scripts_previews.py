@@ -98,6 +98,7 @@ def _lines_of_text_file(path: Path, prompts: Item, recipe: Recipe) -> list[str] 
 def _lines_of_data(path: Path, prompts: Item, recipe: Recipe) -> list[str]:
     """A list of prompts, or a table of what is common to all with subsets of what is not."""
     data = read_document(path).data
+
     if isinstance(data, Mapping):
         common = data.get("prompt")
         common = common if isinstance(common, Mapping) else {}
@@ -105,6 +106,8 @@ def _lines_of_data(path: Path, prompts: Item, recipe: Recipe) -> list[str]:
         tables = subsets if isinstance(subsets, list) else []
         data = [{**common, **subset} for subset in tables if isinstance(subset, Mapping)]
     lines = data if isinstance(data, list) else []
+
+    # A prompt that is silently missing would shift the seeds of all that follow.
     usable = [line for line in lines if isinstance(line, str) or (isinstance(line, Mapping) and line.get("prompt"))]
     if not usable or len(usable) < len(lines):
         recipe.problem("preview.prompts", f"{prompts.key}: {path} holds entries that are not prompts")

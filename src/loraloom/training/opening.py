@@ -81,16 +81,19 @@ def open_run(settings: TrainSettings, listener: Listener, *, device: str, leads:
     chosen = _tried(errors, lambda: choose_device(device))
     precision = None if chosen is None else _tried(errors, lambda: choose_precision(chosen, settings.mixed_precision))
     checkpoint = _tried(errors, lambda: open_checkpoint(settings.checkpoint))
+
     opened: tuple[Dataset, tuple[Sample, ...], tuple[Problem, ...]] | None = None
     if checkpoint is None:  # to read every picture for a name misspelt would take too long
         _tried(errors, lambda: find_layout(settings.dataset))
     else:
         settings = with_resolution(settings, checkpoint, listener)
         opened = _tried(errors, lambda: _open_pictures(settings))
+
     errors += contradictions(settings, checkpoint, None if opened is None else opened[0], chosen)
     remarks = None if opened is None else _tried(errors, partial(_check_trigger, settings, opened[0]))
     if leads:
         _tried(errors, lambda: _check_preview_prompts(settings))
+
     errors = list({str(error): error for error in errors}.values())
     if len(errors) == 1:
         raise errors[0]

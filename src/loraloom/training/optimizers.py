@@ -85,6 +85,7 @@ def create_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) 
     recipe = find_recipe(settings.name)
     cls = recipe.load(settings.name)
     arguments = _arguments(cls, recipe, settings)
+
     if recipe.adaptive:
         groups = [_with_common_rate(group, settings) for group in groups]
         if recipe.one_rate and any(group["scale"] != 1.0 for group in groups):
@@ -92,6 +93,7 @@ def create_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) 
                 [f"optimizer {settings.name} has one learning rate for everything, and the settings ask for several"],
                 "leave out unet_lr, text_encoder_lr, block_lr and loraplus_*, or use prodigy or dadapt_adam",
             )
+
     try:
         quick = {} if _HOW_FAST & arguments.keys() else recipe.quick
         optimizer: torch.optim.Optimizer = cls(groups, lr=settings.learning_rate, **quick, **arguments)
@@ -100,6 +102,7 @@ def create_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) 
             [f"optimizer {settings.name} refuses its arguments: {error or type(error).__name__}"],
             f"given: {', '.join(f'{key} = {shown(value)}' for key, value in arguments.items()) or 'none but the rate'}",
         ) from error
+
     if recipe.adaptive and any(group["scale"] != 1.0 for group in groups):
         _scale_steps(optimizer)
     if _averages(optimizer):

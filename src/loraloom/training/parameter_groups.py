@@ -91,10 +91,12 @@ def plan_groups(
     factors = block_factors(settings, family)
     ratios = {part: _loraplus(part, settings) for part in rates}
     has_up = any(_is_up(name) for _, names in layers for name in names)
+
     if any(ratio != 1.0 for ratio in ratios.values()) and not has_up:
         raise SettingsError(
             ["LoRA+ needs up matrices, and this kind of adapter has none"], "unset optimizer.loraplus_*"
         )
+
     members: dict[tuple[str, float, bool], list[tuple[str, str]]] = {}
     blocks: dict[tuple[str, float, bool], set[int]] = {}
     for target, names in layers:
@@ -108,8 +110,10 @@ def plan_groups(
             members.setdefault(key, []).append((target.name, name))
             if block is not None:
                 blocks.setdefault(key, set()).add(block)
+
     if not members:
         raise SettingsError(["optimizer.block_lr: the factor of every trained block is 0"], "nothing would be trained")
+
     # Each part's groups together, in the order of the parts.
     order = sorted(members, key=lambda key: list(rates).index(key[0]))
     return [

@@ -233,6 +233,7 @@ def write_sheet(
             kind, number, index, weight = match.groups()
             cell = int(index), float(weight) if weight else 1.0
             found.setdefault((kind, int(number)), {})[cell] = path
+
     at = {(kind, number): number * (steps_per_epoch if kind == "e" else 1) for kind, number in found}
     columns = list(_spread(sorted(found, key=lambda column: (at[column], column)), _SHEET_COLUMNS))
     rows = [(index, float(f"{weight:g}")) for index in range(len(prompts)) for weight in dict.fromkeys(weights)]
@@ -245,6 +246,7 @@ def write_sheet(
         ]
         for row in rows
     ]
+
     several = len(set(weights)) > 1 or set(weights) != {1.0}
     sheet = draw_sheet(
         cells,

@@ -276,6 +276,7 @@ def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
             return {"$tuple": [_pack(item, tensors, f"{name}.{index}") for index, item in enumerate(value)]}
         case set() | frozenset():
             return {"$set": [_pack(item, tensors, f"{name}.{index}") for index, item in enumerate(sorted(value))]}
+
     raise ResumeError(
         f"{name} is a {type(value).__name__}, which a state file cannot hold", "set saving.state=false to train without"
     )

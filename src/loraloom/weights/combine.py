@@ -212,7 +212,6 @@ def _are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> boo
 
 def _check_one_family(parts: Sequence[_Part]) -> Family | None:
     """The family of the LoRAs, None where it is unknown; AdapterError for LoRAs of two."""
-
     families = {str(part.lora.path): part.named.family for part in parts}
     known = {path: family for path, family in families.items() if family is not None}
 

@@ -85,6 +85,7 @@ def extract_lora(
     unchanged, outside = 0, 0.0
     for before, after in each_of("layers", pairs, listener, control):
         delta = _difference(first, before, second, after)
+        # Casts and saving leave tiny differences; a layer with nothing else would only cost rank.
         if not bool((delta.abs() > min_difference).any()):
             unchanged += 1
             continue

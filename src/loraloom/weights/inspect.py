@@ -275,11 +275,14 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
     titles = Counter(title_of(roles) for roles in layers.values()) or Counter({"LoRA": 1})
     ranks = {name: rank for name, roles in layers.items() if (rank := rank_of(roles)) is not None}
     stored = {name: _stored_alpha(tensors, infos, keys.layers[name].get("alpha")) for name in layers}
+
+    # PEFT's configuration counts before the alphas in the file, as it does when the LoRA is used.
     scales, misfit = _peft_scales(tensors, layers, keys)
     configured = {name: scale.alpha for name, scale in scales.items() if scale.alpha is not None}
     alphas = {name: _alpha(stored[name], rank, keys.layers[name]) for name, rank in ranks.items()}
     alphas |= {name: f"{alpha:g} (from PEFT's configuration)" for name, alpha in configured.items()}
     stored |= configured
+
     made_for = family_of_layers(layers, tensors.metadata)
     told = {
         "made for": made_for,
@@ -294,6 +297,8 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
         told["words in it"] = ", ".join(keys.embeddings)
     if keys.dialect is CLONEOFSIMO and (others := companions(tensors.path)):
         told["read with it"] = ", ".join(other.name for other in others)
+
+    # One reason is enough not to use a file; what is merely odd about it is only worth telling of one that works.
     damaged = [name for name, value in stored.items() if value is not None and not math.isfinite(value)]
     if keys.problem:
         told["cannot be used"] = keys.problem
@@ -304,6 +309,7 @@ def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mappi
     else:
         told |= _strangers(layers)
         told |= {doubt.what: doubt.sentence for doubt in doubts_about(layers, stored.__getitem__)}
+
     told |= {label: tensors.metadata[key] for key, label in _RECIPE if tensors.metadata.get(key, "None") != "None"}
     if tags := tag_counts(tensors.metadata).most_common(_TAGS_SHOWN):
         told["tags"] = ", ".join(f"{tag} ({count})" for tag, count in tags)

@@ -81,29 +81,46 @@ def edit_metadata(
         if preview is not None:
             wanted[SHORT_KEYS["preview"]] = thumbnail_url(preview)
         gone = [SHORT_KEYS.get(key, key) for key in remove]
-        problems = [f"{key} is computed from the file" for key in (*wanted, *gone) if key in _COMPUTED]
-        problems += [
-            f"{key} holds the alphas of the layers: without it, or with another, the LoRA does something else"
-            for key in (*wanted, *gone)
-            if key in _STRENGTH
-        ]
-        left_behind = _strength_left_behind(path, output, before)
-        problems += left_behind
-        problems += [f"{path} has no metadata {key!r} to remove" for key in gone if key not in before]
-        problems += [f"{key} is both set and removed" for key in gone if key in wanted]
-        problems += ["a metadata key cannot be empty" for key in wanted if not key.strip()]
-        if problems:
-            hint = Sentence(Action.LIST_METADATA.of(file=path), " lists what is there")
-            if left_behind:
-                hint = Sentence(hint, "; ", Action.CONVERT_LORA, " makes one file of both")
-            raise SettingsError(problems, hint)
+        _check_edit(path, before, wanted, gone, _strength_left_behind(path, output, before))
+
+        # The old hash counts the ss_* keys in: left as it was, the web UI would not know the file again.
         after = {key: value for key, value in (before | wanted).items() if key not in gone}
         touched = {key for key in (*wanted, *gone) if before.get(key) != after.get(key)}
         is_lora = lora_keys({key: tensors.info(key) for key in tensors}, before) is not None
         if "sshs_legacy_hash" in before and any(key.startswith("ss_") for key in touched) and is_lora:
             after["sshs_legacy_hash"] = model_hashes(tensors, after, control)[1]
+
     write_with_metadata(path, output, after, control)
     return MetadataEdit(output, tuple(key for key in wanted if key in touched), tuple(gone))
+
+
+def _check_edit(
+    path: Path,
+    before: Mapping[str, str],
+    wanted: Mapping[str, str],
+    gone: Sequence[str],
+    left_behind: Sequence[str],
+) -> None:
+    """SettingsError with everything that cannot be done, ``left_behind`` included."""
+    problems = [f"{key} is computed from the file" for key in (*wanted, *gone) if key in _COMPUTED]
+    problems += [
+        f"{key} holds the alphas of the layers: without it, or with another, the LoRA does something else"
+        for key in (*wanted, *gone)
+        if key in _STRENGTH
+    ]
+    problems += left_behind
+
+    # Asked for twice, or for nothing: most likely a name that was mistyped, so nothing is written at all.
+    problems += [f"{path} has no metadata {key!r} to remove" for key in gone if key not in before]
+    problems += [f"{key} is both set and removed" for key in gone if key in wanted]
+    problems += ["a metadata key cannot be empty" for key in wanted if not key.strip()]
+    if not problems:
+        return
+
+    hint = Sentence(Action.LIST_METADATA.of(file=path), " lists what is there")
+    if left_behind:
+        hint = Sentence(hint, "; ", Action.CONVERT_LORA, " makes one file of both")
+    raise SettingsError(problems, hint)
 
 
 def _strength_left_behind(path: Path, output: Path, metadata: Mapping[str, str]) -> list[str]:

@@ -84,11 +84,13 @@ def resize_lora(
     file = read_adapter_file(lora)
     if any(is_same_or_inside(output, path) for path in (lora, *file.beside)):
         raise OutputError(f"{output} is one of the inputs", "give the result a name of its own")
+
     named = named_layers(file)
     layers: dict[str, Mapping[str, Tensor]] = {}
     told = []
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
     cut = Residual()
+
     for name, roles in each_of("layers", named.layers.items(), listener, control):
         layout = layout_of(roles)
         if layout is not None and layout.adds_up:  # differences of whole tensors, which have no rank
@@ -103,6 +105,7 @@ def resize_lora(
         ranks[layer.is_convolution][name] = chosen
         told.append(ResizedLayer(name, layer.rank, chosen, 1 - residual**2))
         cut.add(factors.norm, residual)
+
     if not told:
         raise AdapterError(f"{lora} has no layer with a rank: there is nothing to resize")
     written = write_lora(

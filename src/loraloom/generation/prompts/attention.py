@@ -125,6 +125,7 @@ def _comfy(prompt: str) -> list[Segment]:
     marks = [mark.start() for mark in re.finditer(r"[()]", text)]
     partner = _partners(text, marks)
     segments: list[Segment] = []
+
     waiting = [_Stretch(0, len(text), 1.0)]
     while waiting:  # without recursion: brackets can be nested thousands deep
         stretch = waiting.pop()
@@ -135,6 +136,7 @@ def _comfy(prompt: str) -> list[Segment]:
             continue
         items = [_inside(text, start, end, stretch.weight) for start, end in _items(text, marks, partner, stretch)]
         waiting += reversed(items)
+
     return [segment for segment in segments if segment is BREAK or segment.text] or [Segment("")]
 
 
