@@ -19,7 +19,6 @@ ROOT = Path(loraloom.__file__).parent
 
 OWN_RECORDS = {
     "data/concepts.py": "looks at 64 bytes of what is_file() said is a file",
-    "hardware.py": "what Linux says of itself",
     "models/tokenizer.py": "comes with the package",
     "studio/demo.py": "a preview painted a moment before",
     "studio/grids.py": "images painted a moment before",

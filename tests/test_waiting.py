@@ -20,7 +20,7 @@ MAY_READ_A_CLOCK = {
     "tensor_mutations.py": "says how long it took",
     "cli/test_cli_train.py": "gives up on a process that hangs",
     "cli/test_cli_runs.py": "gives up on a process that hangs",
-    "studio/test_runs.py": "makes a file old",
+    "studio/runs/test_runs.py": "makes a file old",
 }
 
 

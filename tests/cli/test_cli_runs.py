@@ -84,7 +84,7 @@ def test_finished_then_longer_then_branched(command: Command, files: Path) -> No
         (["train", "--resume", "x", "--branch", "y"], "choose one of them"),
         (["train", "--resume", "x", "settings.toml"], "the settings come from the run"),
         (["train", "--force"], "--force goes with"),
-        (["runs", "nowhere"], "no folder of runs"),
+        (["runs", "nowhere"], "not a folder of runs"),
         (["pause", "nothing"], "no run 'nothing'"),
     ],
 )
