@@ -241,3 +241,8 @@ def test_a_log_that_is_a_pipe_is_no_log(tmp_path: Path) -> None:
     (tmp_path / "b" / "events.jsonl").unlink()
     os.mkfifo(tmp_path / "b" / "events.jsonl")
     assert [status.step for status in list_runs(tmp_path)] == [3, 0]
+
+
+def test_a_folder_that_is_not_there_has_no_status(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no folder"):
+        read_status(tmp_path / "gone")

@@ -160,10 +160,14 @@ def _status_or_problem(folder: Path) -> RunStatus:
 
 
 def read_status(folder: Path, *, alive: bool | None = None) -> RunStatus:
-    """The state of one run, in one pass over its log. FileError where that cannot be read or understood.
+    """The state of one run, in one pass over its log.
 
-    ``alive``: whether a process trains it; None: to be found out.
+    ``alive``: whether a process trains it; None: to be found out. Raises MissingFileError where there is no such
+    folder, FileError where the log cannot be read or understood.
     """
+    if not folder.is_dir():
+        raise MissingFileError(f"there is no folder {folder}", "give the folder of a run")
+
     status = RunStatus(folder.name, folder)
     for event in RunLog(folder).outline(_KINDS, steps=_SPEED_STEPS):
         status = status.after(event)
