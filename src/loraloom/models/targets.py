@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from loraloom.formats.adapter_file import AdapterTarget
 from loraloom.models.names import OPEN_CLIP_LAYER, QKV, Shapes, layer_names, unet_layers
@@ -28,22 +29,9 @@ def unet_targets(shapes: Shapes, *, prefix: str = "model.diffusion_model.", sai_
         shape = _weight_shape(shapes, module)
         if _NEVER_ADAPTED.fullmatch(module) or len(shape) not in _LAYER_AXES:
             continue
-        names = _kohya("lora_unet", theirs), _kohya("lora_unet", module)
-        targets.append(
-            AdapterTarget(
-                part="unet",
-                module=module,
-                name=names[sai_names],
-                aliases=(names[not sai_names],),
-                diffusers_name=theirs,
-                tensor=f"{prefix}{module}.weight",
-                rows=None,
-                shape=shape,
-                kind=_kind(shape),
-                block=_sai_block(module, inputs) if sai_names else _block(module, inputs),
-                extended=".attentions." not in theirs,
-            )
-        )
+        block = _sai_block(module, inputs) if sai_names else _block(module, inputs)
+        target = _unet_target(module, theirs, shape, prefix, sai_names)
+        targets.append(replace(target, block=block, extended=".attentions." not in theirs))
     return targets
 
 
@@ -59,23 +47,26 @@ def other_unet_targets(
         shape = _weight_shape(shapes, module)
         if not _NEVER_ADAPTED.fullmatch(module) or len(shape) not in (1, *_LAYER_AXES):
             continue
-        names = _kohya("lora_unet", theirs), _kohya("lora_unet", module)
-        targets.append(
-            AdapterTarget(
-                part="unet",
-                module=module,
-                name=names[sai_names],
-                aliases=(names[not sai_names],),
-                diffusers_name=theirs,
-                tensor=f"{prefix}{module}.weight",
-                rows=None,
-                shape=shape,
-                kind="norm" if len(shape) == 1 else _kind(shape),
-                block=0,
-                extended=True,
-            )
-        )
+        targets.append(_unet_target(module, theirs, shape, prefix, sai_names))
     return targets
+
+
+def _unet_target(module: str, theirs: str, shape: tuple[int, ...], prefix: str, sai_names: bool) -> AdapterTarget:
+    """A layer of the U-Net that belongs to no block; ``theirs``: its module in diffusers."""
+    names = _kohya("lora_unet", theirs), _kohya("lora_unet", module)
+    return AdapterTarget(
+        part="unet",
+        module=module,
+        name=names[sai_names],
+        aliases=(names[not sai_names],),
+        diffusers_name=theirs,
+        tensor=f"{prefix}{module}.weight",
+        rows=None,
+        shape=shape,
+        kind="norm" if len(shape) == 1 else _kind(shape),
+        block=0,
+        extended=True,
+    )
 
 
 def other_text_targets(shapes: Shapes, *, part: str, prefix: str, kohya: str) -> list[AdapterTarget]:
