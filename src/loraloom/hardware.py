@@ -169,6 +169,7 @@ class PeakMemory:
         self._device = device
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
         self.peak: int | None = None
         self.running = False
 
@@ -209,7 +210,8 @@ class PeakMemory:
             self._look()
 
     def _look(self) -> None:
-        self.peak = max(self.peak or 0, own_memory_bytes())
+        with self._lock:  # or a thread that read less, earlier, writes it over what another has seen since
+            self.peak = max(self.peak or 0, own_memory_bytes())
 
 
 def keep_freed_memory() -> bool:
