@@ -2,7 +2,8 @@
 
 A :class:`Request` is a wish, a :data:`Control` is what the work asks for it. A signal, a file in a run's folder, a
 button are controls; :func:`first_of` makes one of several. Work that can simply be left between two pieces calls
-:func:`heed` there. A training run asks the control itself, because it has something to save first. No torch here.
+:func:`heed` there. A training run asks the control itself, because it has something to save first. A wish holds until
+another takes its place; an :class:`Order` is carried out once, and the work goes on. No torch here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,19 @@ from typing import TypeVar
 
 from loraloom.events import Listener, PieceFinished
 
-__all__ = ["Control", "Interrupted", "Request", "each_of", "first_of", "heed", "keep_going", "number_of", "wait_out"]
+__all__ = [
+    "Control",
+    "Interrupted",
+    "Order",
+    "Request",
+    "each_of",
+    "first_of",
+    "heed",
+    "keep_going",
+    "number_of",
+    "orders_of",
+    "wait_out",
+]
 
 Piece = TypeVar("Piece")
 
@@ -35,6 +48,15 @@ class Request(Enum):
     """Save what there is, then end."""
     DISCARD = "discard"
     """End at once and write nothing more."""
+
+
+class Order(Enum):
+    """Something that a run is to do once, between two steps; it goes on then as if nothing had been asked."""
+
+    SAVE = "save"
+    """Write the LoRA and the state of this step."""
+    PREVIEW = "preview"
+    """Paint the previews of this step."""
 
 
 Control = Callable[[], Request]
@@ -60,6 +82,12 @@ def number_of(control: Control) -> int:
     return int(getattr(control, "number", signal.SIGINT))
 
 
+def orders_of(control: Control) -> tuple[Order, ...]:
+    """The orders that came since this was asked last: what the ``take_orders()`` of a control gives, if it has one."""
+    take: Callable[[], tuple[Order, ...]] | None = getattr(control, "take_orders", None)
+    return take() if take is not None else ()
+
+
 class _FirstOf:
     def __init__(self, controls: tuple[Control, ...]) -> None:
         self._controls = controls
@@ -73,9 +101,16 @@ class _FirstOf:
                 return request
         return Request.GO
 
+    def take_orders(self) -> tuple[Order, ...]:
+        """The orders of all, each once."""
+        return tuple(dict.fromkeys(order for control in self._controls for order in orders_of(control)))
+
 
 def first_of(*controls: Control) -> Control:
-    """The control that passes on the first wish of several that is not to go on, and the signal that it came by."""
+    """The control that passes on the first wish of several that is not to go on, and the signal that it came by.
+
+    Orders are passed on from all of them.
+    """
     return _FirstOf(controls)
 
 

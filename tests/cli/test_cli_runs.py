@@ -86,6 +86,8 @@ def test_finished_then_longer_then_branched(command: Command, files: Path) -> No
         (["train", "--force"], "--force goes with"),
         (["runs", "nowhere"], "not a folder of runs"),
         (["pause", "nothing"], "no run 'nothing'"),
+        (["save", "nothing"], "no run 'nothing'"),
+        (["preview", "nothing"], "no run 'nothing'"),
     ],
 )
 def test_mistakes(typed: list[str], problem: str, command: Command) -> None:
@@ -93,16 +95,31 @@ def test_mistakes(typed: list[str], problem: str, command: Command) -> None:
     assert outcome.code == 1 and problem in outcome.err
 
 
-def test_paused_resumed_and_stopped_from_another_terminal(command: Command, files: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "loraloom", "train", *arguments(files, "steps=100000", "saving.read_back=false")],
-        env=environment,
+def trained(files: Path) -> subprocess.Popen[str]:
+    """A process that trains a run of many steps, which has something to paint."""
+    painted = ("preview.prompts=['red']", "preview.steps=1", "preview.at_start=false", "preview.every_epochs=0")
+    more = ("steps=100000", "saving.every_epochs=0", "saving.read_back=false", *painted)
+    return subprocess.Popen(
+        [sys.executable, "-m", "loraloom", "train", *arguments(files, *more)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
     )
+
+
+def made_at(step: int) -> list[Path]:
+    """What is written where saving and painting are ordered at this step."""
+    folder = Path("runs/red")
+    return [
+        folder / "weights" / f"red-kept-step{step:08d}.safetensors",
+        folder / "previews" / f"red_s{step:08d}_00.png",
+    ]
+
+
+def test_paused_resumed_and_stopped_from_another_terminal(command: Command, files: Path) -> None:
+    process = trained(files)
 
     def wait_until(state: str, step: int = 0) -> dict[str, Any]:
         deadline = time.monotonic() + HANGS_AFTER_S
@@ -125,6 +142,9 @@ def test_paused_resumed_and_stopped_from_another_terminal(command: Command, file
         assert list(Path("runs/red/state").glob("step-*.safetensors"))
         time.sleep(0.3)
         assert wait_until("paused")["step"] == paused["step"]
+        assert command("save", "red").code == 0 and command("preview", "red").code == 0
+        while not all(path.exists() for path in made_at(paused["step"])):
+            wait_until("paused")
         assert command("resume", "red").code == 0
         wait_until("running", paused["step"] + 1)
         assert command("stop", "red").code == 0

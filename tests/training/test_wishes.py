@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loraloom.control import Interrupted, Request, heed
+from loraloom.control import Interrupted, Order, Request, first_of, heed, orders_of
 from loraloom.events import Event, RunPaused, RunResumed
 from loraloom.training.team import ALONE
 from loraloom.training.wishes import Leaving, Wishes
@@ -48,6 +48,31 @@ def test_the_signal_arrives_where_the_wish_is_heeded() -> None:
     with pytest.raises(Interrupted) as caught:
         heed(Wishes(Asked(STOP, number=1), ALONE, lambda event: None))
     assert (caught.value.number, caught.value.request) == (1, STOP)
+
+
+class Ordered(Asked):
+    """A control that has orders too, to be taken once."""
+
+    def __init__(self, *orders: Order) -> None:
+        super().__init__(GO)
+        self.orders = orders
+
+    def take_orders(self) -> tuple[Order, ...]:
+        orders, self.orders = self.orders, ()
+        return orders
+
+
+def test_orders_are_taken_by_who_can_carry_them_out() -> None:
+    control = Ordered(Order.PREVIEW)
+    several = first_of(Asked(GO), control, Ordered(Order.SAVE, Order.PREVIEW))
+    heed(Wishes(several, ALONE, lambda event: None, step=3))
+    wishes = Wishes(several, ALONE, lambda event: None, takes_orders=True)
+    wishes()
+    assert wishes.orders == (), "not before the first step"
+    wishes.step = 1
+    assert (wishes(), wishes.orders) == (GO, (Order.PREVIEW, Order.SAVE))
+    assert (wishes(), wishes.orders) == (GO, ())
+    assert orders_of(Asked(GO)) == ()
 
 
 @pytest.mark.parametrize("wish", [PAUSE, STOP, Request.LEAVE, Request.DISCARD])

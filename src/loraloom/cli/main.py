@@ -119,6 +119,8 @@ def _register() -> None:
     app.command("pause")(runs.pause)
     app.command("resume")(runs.resume)
     app.command("stop")(runs.stop)
+    app.command("save")(runs.save)
+    app.command("preview")(runs.preview)
     app.command("sweep")(sweep.sweep)
     app.command("generate")(generate.generate)
     app.command("grid")(grid.grid)
@@ -190,8 +192,8 @@ def _with_its_output(arguments: list[str]) -> int:
 
 
 _WORKS = frozenset(
-    {"demo", "class-images", "train", "resume", "pause", "stop", "sweep", "generate", "grid", "merge"}
-    | {"merge-checkpoints", "convert", "extract", "resize", "scan", "forget"}
+    {"demo", "class-images", "train", "resume", "pause", "stop", "save", "preview", "sweep", "generate", "grid"}
+    | {"merge", "merge-checkpoints", "convert", "extract", "resize", "scan", "forget"}
 )
 """Commands whose result is in files; what they print is only about it."""
 

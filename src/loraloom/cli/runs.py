@@ -1,4 +1,5 @@
-"""``loraloom runs``, ``pause``, ``resume`` and ``stop``: runs seen and steered from another terminal."""
+"""``loraloom runs``, ``pause``, ``resume``, ``stop``, ``save`` and ``preview``: runs seen and steered from another
+terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from loraloom.cli.output import takes_all_letters
 if TYPE_CHECKING:
     from loraloom.studio.runs.status import RunStatus
 
-__all__ = ["pause", "resume", "runs", "stop"]
+__all__ = ["pause", "preview", "resume", "runs", "save", "stop"]
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The name of a run in runs/, or its folder.")]
 
@@ -76,6 +77,26 @@ def stop(
 
     ask(find_run(run), Request.STOP if save else Request.DISCARD)
     typer.echo(f"{run} ends after the step in progress{'' if save else ' without saving'}")
+
+
+def save(run: Run) -> None:
+    """Save the LoRA and the state after the step in progress (at once in a pause); the run goes on as it was."""
+    from loraloom.control import Order
+    from loraloom.studio.runs.folder import find_run
+    from loraloom.studio.runs.orders import give_order
+
+    give_order(find_run(run), Order.SAVE)
+    typer.echo(f"{run} saves its LoRA and its state after the step in progress, and goes on")
+
+
+def preview(run: Run) -> None:
+    """Paint the previews after the step in progress (at once in a pause); the run goes on as it was."""
+    from loraloom.control import Order
+    from loraloom.studio.runs.folder import find_run
+    from loraloom.studio.runs.orders import give_order
+
+    give_order(find_run(run), Order.PREVIEW)
+    typer.echo(f"{run} paints its previews after the step in progress, and goes on")
 
 
 def _show(found: list[RunStatus]) -> None:

@@ -187,7 +187,7 @@ def run_sweep(
     write_text(folder / "sweep.json", json.dumps({c.name: c.label for c in combinations}, indent=1) + "\n")
     sheet = None
     preview = combinations[0].settings.preview
-    if outcomes and (preview.prompts or preview.file):
+    if outcomes and preview.has_prompts:
         from loraloom.formats.image_info import save_image
 
         sheet = folder / "sheet.png"

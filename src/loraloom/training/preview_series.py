@@ -38,8 +38,7 @@ class PreviewSeries:
 
     def paint(self, epoch: int, *, by_step: bool = False) -> None:
         """Paint all prompts, as files named by the epoch or ``by_step``, unless the run is asked to end meanwhile."""
-        preview = self._parts.settings.preview
-        if preview.prompts or preview.file is not None:
+        if self._parts.settings.preview.has_prompts:
             self._interludes.do("a preview", lambda control: self._attempt(epoch, by_step, control))
 
     def _attempt(self, epoch: int, by_step: bool, control: Control) -> bool:
@@ -55,6 +54,7 @@ class PreviewSeries:
     def _paint(self, epoch: int, by_step: bool, control: Control) -> None:
         parts = self._parts
         if not self._prompts:
+            parts.listener(Notice(f"no previews: {parts.settings.preview.file} has no prompts", "warning"))
             return
         steps_per_epoch, best_step = self._plan.steps_per_epoch, self._patience.best_step
         moment = Moment(epoch, self._progress.step, by_step, steps_per_epoch, best_step)

@@ -341,6 +341,11 @@ class PreviewSettings(Settings):
     size: Annotated[tuple[int, int] | None, Field()] = None
     """Width and height in pixels. Unset: the training resolution."""
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there is something to paint, unless the file of the prompts is empty."""
+        return bool(self.prompts) or self.file is not None
+
 
 class ValidationSettings(Settings):
     """The loss on pictures that are not trained on: it shows when a run has learned enough, and which epoch is best."""

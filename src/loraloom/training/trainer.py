@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from loraloom.control import Control, Interrupted, Request, keep_going
+from loraloom.control import Control, Interrupted, Order, Request, keep_going
 from loraloom.data.sample import Dataset
 from loraloom.errors import NotFiniteError, while_handling
 from loraloom.events import Listener, RunFinished, RunPaused, StepFinished, ignore
@@ -94,6 +94,8 @@ class TrainingRun:
         settings = parts.settings
         self.parts = parts
         self.progress = Progress()
+        self.epoch = 0
+        """That of the step that was taken last, from 1."""
         self.resumed: ResumePoint | None = None
         self.plan = StepPlan(settings, parts.dataset)
         """Which pictures each step shows."""
@@ -103,7 +105,7 @@ class TrainingRun:
         self.failures = Failures(parts, self.progress, self.states)
         self.weights = WeightsWriter(parts, self.plan, self.progress, self.failures)
         self.updates = Updates(parts, self.plan, self.batches, self.progress, self._not_finite)
-        self.interludes = Interludes(parts, self.progress, before_pause=self.states.save)
+        self.interludes = Interludes(parts, self.progress, self.states.save, self._carry_out)
         self.measurements = Measurements(parts, self.progress, self.interludes, self.patience, self.weights)
         self.previews = PreviewSeries(parts, self.plan, self.progress, self.interludes, self.patience)
 
@@ -168,9 +170,9 @@ class TrainingRun:
         if not progress.step:
             self._begin(self.agenda.at_start)
 
-        epoch = plan.epoch_of(progress.step)
+        self.epoch = plan.epoch_of(progress.step)
         for step in plan.remaining(progress.step):
-            epoch = step.epoch + 1
+            self.epoch = step.epoch + 1
             self._take_step(step)
 
             # After the last step everything is due anyhow, and nobody need be asked.
@@ -178,11 +180,11 @@ class TrainingRun:
                 break
 
             tick = time.monotonic()
-            self._do_due(self.agenda.after(progress.step, epoch, ends_epoch=step.ends_epoch), epoch)
+            self._do_due(self.agenda.after(progress.step, self.epoch, ends_epoch=step.ends_epoch), self.epoch)
             if self._is_over:
                 break
             progress.seconds += time.monotonic() - tick
-        return self._finish(epoch)
+        return self._finish(self.epoch)
 
     @property
     def _is_over(self) -> bool:
@@ -251,6 +253,17 @@ class TrainingRun:
 
         if due.preview:
             self.previews.paint(epoch, by_step=due.preview_of_step)
+
+    def _carry_out(self, order: Order) -> None:
+        """What was ordered, after the step that was taken last."""
+        match order:
+            case Order.SAVE:
+                # A name of its own: saving.keep_last takes away what was due, not what somebody asked for.
+                name = f"{self.parts.settings.name}-kept-step{self.progress.step:08d}"
+                self.weights.save_on_the_way(name, self.epoch)
+                self.states.save()
+            case Order.PREVIEW:
+                self.previews.paint(self.epoch, by_step=True)
 
     def _finish(self, epoch: int) -> Path | None:
         """What is left to do after the last step, in ``epoch`` (from 1)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-from loraloom.control import Control, Request, number_of
+from loraloom.control import Control, Order, Request, number_of, orders_of
 from loraloom.events import Listener, RunPaused, RunResumed
 from loraloom.training.team import Team
 
@@ -17,6 +17,7 @@ class Wishes:
 
     ``listener`` hears of a pause when it begins and when it ends; ``before_pause`` is called before that. Every process
     must ask equally often, also while a pause lasts: then none waits for a message that comes after hours.
+    ``takes_orders``: who asks carries orders out. Until the first step is done they are left with the control.
     """
 
     def __init__(
@@ -27,19 +28,23 @@ class Wishes:
         *,
         step: int = 0,
         before_pause: Callable[[], None] = lambda: None,
+        takes_orders: bool = False,
     ) -> None:
         self._control = control
         self._team = team
         self._listener = listener
         self._before_pause = before_pause
+        self._takes_orders = takes_orders
         self._is_paused = False
         self.step = step
         """Finished so far."""
         self.number = int(signal.SIGINT)
         """The signal that asked, where it was one."""
+        self.orders: tuple[Order, ...] = ()
+        """What came with the last answer, to be carried out by whoever asked."""
 
     def __call__(self) -> Request:
-        request, self.number = self._team.from_leader(self._asked)
+        request, self.number, self.orders = self._team.from_leader(self._asked)
         if request is Request.PAUSE and not self._is_paused:
             self._before_pause()
             self._listener(RunPaused(self.step))
@@ -48,19 +53,24 @@ class Wishes:
         self._is_paused = request is Request.PAUSE
         return request
 
-    def _asked(self) -> tuple[Request, int]:
+    def _asked(self) -> tuple[Request, int, tuple[Order, ...]]:
         request = self._control()
-        return request, number_of(self._control)
+        orders = orders_of(self._control) if self._takes_orders and self.step else ()
+        return request, number_of(self._control), orders
 
 
 class Leaving:
-    """The control of work that can be done anew: whatever is asked, it is left at once, to be asked for elsewhere."""
+    """The control of work that can be done anew: whatever is asked, it is left at once, to be asked for elsewhere.
 
-    def __init__(self, control: Control) -> None:
+    ``known``: what was asked already when the work began, in spite of which it is done.
+    """
+
+    def __init__(self, control: Control, known: Request = Request.GO) -> None:
         self._control = control
+        self._known = known
         self.heard = False
         """Whether the work was left for that reason."""
 
     def __call__(self) -> Request:
-        self.heard = self._control() is not Request.GO
+        self.heard = self._control() not in (Request.GO, self._known)
         return Request.LEAVE if self.heard else Request.GO

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from loraloom.control import Request
-from loraloom.errors import MissingFileError, ResumeError
+from loraloom.control import Order, Request
+from loraloom.errors import MissingFileError, ResumeError, SettingsError
 from loraloom.events import (
     Event,
     Notice,
@@ -30,6 +30,7 @@ from loraloom.studio.runs import control as run_control
 from loraloom.studio.runs.control import FolderControl, RunLock, ask, is_trained, is_trained_by
 from loraloom.studio.runs.folder import RunFolder, find_run
 from loraloom.studio.runs.log import EventLog, RunLog
+from loraloom.studio.runs.orders import give_order
 from loraloom.studio.runs.status import list_runs, read_status
 
 STARTED = RunStarted("x", 20, 5, 4, 4, 100)
@@ -138,6 +139,30 @@ def test_wishes_arrive(tmp_path: Path) -> None:
         (tmp_path / "control.json").unlink()
         assert control() is Request.GO
     assert not (tmp_path / "control.json").exists()
+
+
+def test_orders_arrive_once_and_are_for_the_process_that_is_there(tmp_path: Path) -> None:
+    settings = '[dataset]\nfolder = "pictures"\n'
+    (tmp_path / "settings.toml").write_text(f'checkpoint = "a.ckpt"\n{settings}', encoding="utf-8")
+    control = FolderControl(tmp_path)
+    with pytest.raises(ResumeError, match="not being trained"):
+        give_order(tmp_path, Order.SAVE)
+    (tmp_path / "save.order").touch()  # for one that is gone
+    with RunLock(tmp_path):
+        assert control.take_orders() == ()
+        with pytest.raises(SettingsError, match="has no prompts to paint"):
+            give_order(tmp_path, Order.PREVIEW)
+        preview = '[preview]\nprompts = ["a cat"]\n'
+        (tmp_path / "settings.toml").write_text(f'checkpoint = "a.ckpt"\n{settings}{preview}', encoding="utf-8")
+        for _ in range(3):
+            give_order(tmp_path, Order.PREVIEW)
+        give_order(tmp_path, Order.SAVE)
+        ask(tmp_path, Request.PAUSE)
+        assert control() is Request.PAUSE, "an order takes the place of no wish"
+        assert control.take_orders() == (Order.SAVE, Order.PREVIEW)
+        assert control.take_orders() == () and control() is Request.PAUSE
+        give_order(tmp_path, Order.SAVE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "settings.toml"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""How processes meet at a run folder: who trains it (a lock and a heartbeat), and what it is asked (a control file)."""
+"""How processes meet at a run folder: who trains it (a lock and a heartbeat), and what it is asked (a control file for
+the wish that holds, a file for each order that was not carried out yet)."""
 
 from __future__ import annotations
 
@@ -7,21 +8,34 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from loraloom.actions import Action, Sentence
-from loraloom.control import Request
+from loraloom.control import Order, Request
 from loraloom.errors import OutputError, ResumeError
 from loraloom.formats.files import write_text
 from loraloom.formats.locks import try_lock, unlock
 
-__all__ = ["CONTROL_FILES", "FolderControl", "RunLock", "ask", "is_trained", "is_trained_by", "let_go_on"]
+__all__ = [
+    "CONTROL_FILES",
+    "FolderControl",
+    "RunLock",
+    "ask",
+    "is_trained",
+    "is_trained_by",
+    "leave_order",
+    "let_go_on",
+]
 
 LOCK, PROCESS, CONTROL = ".lock", "process.json", "control.json"
-CONTROL_FILES = (LOCK, PROCESS, CONTROL)
+ORDERS = {order: f"{order.value}.order" for order in Order}
+_WISHES = (CONTROL, *ORDERS.values())
+"""Files that are for the process that trains the run, and for no later one."""
+CONTROL_FILES = (LOCK, PROCESS, *_WISHES)
 HEARTBEAT_S = 5.0
 DEAD_AFTER_S = 60.0
 """A run of another machine whose heartbeat is older than this has died."""
@@ -49,9 +63,8 @@ class RunLock:
                     Sentence(Action.LIST_RUNS, " shows it; ", Action.STOP_RUN.of(run=self._folder), " ends it"),
                 )
             time.sleep(0.05)
-        with suppress(OSError):
-            # A wish for a process that is gone. Before this one shows itself: from then on wishes are for it.
-            (self._folder / CONTROL).unlink(missing_ok=True)
+        # Wishes for a process that is gone. Before this one shows itself: from then on wishes are for it.
+        _remove(self._folder, _WISHES)
         facts = {
             "pid": os.getpid(),
             "parent": os.getppid(),
@@ -71,12 +84,16 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.set()
-        for name in (PROCESS, CONTROL):
-            with suppress(OSError):
-                (self._folder / name).unlink(missing_ok=True)
+        _remove(self._folder, (PROCESS, *_WISHES))
         assert self._file is not None
         unlock(self._file)
         self._file.close()
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        with suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
 
 
 def is_trained(folder: Path) -> bool:
@@ -131,9 +148,11 @@ def _by_whom(folder: Path) -> str:
 
 
 class FolderControl:
-    """The control of a run by its folder: asked after every step, it costs one look at a file's date."""
+    """The control of a run by its folder: asked after every step, it costs a look at a file's date and one for each
+    order that there might be."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._path = folder / CONTROL
         self._seen: tuple[int, int, int] | None = None
         self._request = Request.GO
@@ -151,17 +170,38 @@ class FolderControl:
                 self._seen = stamp
         return self._request
 
+    def take_orders(self) -> tuple[Order, ...]:
+        """The orders that lie in the folder. One that cannot be taken away is left for the next time, since it would
+        be carried out again and again."""
+        return tuple(order for order, name in ORDERS.items() if _taken(self._folder / name))
+
+
+def _taken(path: Path) -> bool:
+    try:
+        path.unlink()
+    except OSError:  # it is not there, or, on Windows, is being written
+        return False
+    return True
+
 
 def ask(folder: Path, request: Request) -> None:
     """Ask the process that trains the run; it obeys after the step in progress. ResumeError when there is none."""
+    _leave_word(folder, CONTROL, json.dumps({"request": request.value}) + "\n")
+
+
+def leave_order(folder: Path, order: Order) -> None:
+    """Leave an order for the process that trains the run. ResumeError when there is none."""
+    _leave_word(folder, ORDERS[order], "")
+
+
+def _leave_word(folder: Path, name: str, text: str) -> None:
     if not is_trained(folder):
         raise ResumeError(
             f"{folder} is not being trained now", Sentence(Action.LIST_RUNS, " lists the runs and their state")
         )
-    text = json.dumps({"request": request.value}) + "\n"
     for attempt in range(10):
         try:
-            write_text(folder / CONTROL, text)
+            write_text(folder / name, text)
             return
         except OutputError:  # Windows refuses to replace a file that is being read
             if attempt == 9:
