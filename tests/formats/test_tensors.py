@@ -14,7 +14,7 @@ import tracemalloc
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,8 @@ import safetensors.torch
 import torch
 
 import tensor_corpus
-from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError
+from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, UnsafeFileError
+from loraloom.formats.file_bytes import FileBytes
 from loraloom.formats.tensors import TensorFile, TensorInfo, TensorSource, is_finite, open_tensors, write_tensors
 from tensor_mutations import campaign, touch, work_allowed
 from work import counted
@@ -250,10 +251,14 @@ def test_what_was_checked_once_is_not_checked_again(tmp_path: Path, monkeypatch:
     write_tensors(tmp_path / "a.ckpt", {"a": torch.zeros(300), "b": torch.zeros(70)})
     file = open_tensors(tmp_path / "a.ckpt")
     monkeypatch.setattr(zlib, "crc32", lambda data, start=0: (counted.append(len(data)), crc32(data, start))[1])
+    taken: list[int] = []
+    read = FileBytes.read
+    monkeypatch.setattr(FileBytes, "read", lambda *place: (taken.append(place[2] - place[1]), read(*place))[1])
     file["a"], file["a"], file.check("a"), file.check("b"), file["b"]
     assert counted == [1200, 280]
+    assert taken == [1200, 1200, 280, 280], "what is read to be used is checked as it is, and not read for that again"
     file.mapped("a")
-    assert len(counted) == 2
+    assert len(counted) == 2 and len(taken) == 4
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody shorten a mapped file")
@@ -365,6 +370,41 @@ def test_what_is_wrong_with_a_header_is_said_of_the_tensor(
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(data))
     with pytest.raises(FileFormatError, match=message):
         open_tensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("limit", "of", "message"),
+    [
+        ("MAX_TENSORS", lambda header: 3, "its header lists 3 tensors"),
+        ("MAX_HEADER_BYTES", len, "its header claims [0-9]+ bytes, more than any real file has"),
+        ("MAX_HEADER_MARKS", lambda header: sum(map(header.count, b"{[,")), "far more entries than any real file"),
+    ],
+)
+def test_a_limit_of_a_header_is_what_still_passes(
+    limit: str, of: Callable[[bytes], int], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = json.dumps({name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in "abc"}).encode()
+    path = written(tmp_path, len(header).to_bytes(8, "little") + header, "x.safetensors")
+    monkeypatch.setattr(f"loraloom.formats.safetensors_file.{limit}", of(header))
+    assert list(open_tensors(path)) == ["a", "b", "c"]
+    monkeypatch.setattr(f"loraloom.formats.safetensors_file.{limit}", of(header) - 1)
+    with pytest.raises(UnsafeFileError, match=message):
+        open_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a text of some length that is no model", "is not a file of tensors of any known form"),
+        ((2**40 + 3).to_bytes(8, "little") + b'{"a": 1}', "its header claims 1099511627779 bytes, more than any"),
+        ((9).to_bytes(8, "little") + b'["a": 12]', "its safetensors header does not begin with a brace"),
+        ((9).to_bytes(8, "little") + b'{"a": 12', "its header claims 9 bytes but the file has 16"),
+    ],
+)
+def test_how_a_file_begins_says_what_is_wrong_with_it(data: bytes, message: str, tmp_path: Path) -> None:
+    """The length of a header, then a brace: either of the two is enough to be taken for such a file."""
+    with pytest.raises(FileFormatError, match=message):
+        open_tensors(written(tmp_path, data, "x.safetensors"))
 
 
 def test_a_file_that_ends_with_the_length_of_its_header(tmp_path: Path) -> None:
@@ -485,12 +525,12 @@ def test_written_files_are_read_by_others_and_by_us(suffix: str, tmp_path: Path)
 
 
 def test_safetensors_bytes_equal_the_reference_library(tmp_path: Path) -> None:
-    """Same order and header, so the same bytes."""
+    """Same order and header, so the same bytes; no metadata are no empty table of them."""
     tensors = {name: tensor for name, tensor in SAMPLE.items() if tensor.numel()}
-    metadata = {"format": "pt"}
-    write_tensors(tmp_path / "ours.safetensors", tensors, metadata=metadata)
-    safetensors.torch.save_file(tensors, tmp_path / "theirs.safetensors", metadata=metadata)
-    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    for metadata in ({"format": "pt"}, None):
+        write_tensors(tmp_path / "ours.safetensors", tensors, metadata=metadata)
+        safetensors.torch.save_file(tensors, tmp_path / "theirs.safetensors", metadata=metadata)
+        assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
 
 
 def test_zip_obeys_the_strictest_checker(tmp_path: Path) -> None:
@@ -515,6 +555,12 @@ def test_strides_and_shared_storages_are_written_plain(tmp_path: Path) -> None:
         with open_tensors(tmp_path / name) as file:
             for key, tensor in expected.items():
                 assert_same(file[key], tensor)
+
+
+def test_a_path_may_be_a_text(tmp_path: Path) -> None:
+    write_tensors(str(tmp_path / "a.pt"), {"a": torch.ones(3)})  # type: ignore[arg-type]
+    with open_tensors(str(tmp_path / "a.pt")) as file:  # type: ignore[arg-type]
+        assert file.path == tmp_path / "a.pt" and float(file["a"].sum()) == 3.0
 
 
 def test_a_file_can_be_rewritten_from_itself(tmp_path: Path) -> None:

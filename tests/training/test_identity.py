@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from loraloom.data.dataset import load_dataset
 from loraloom.errors import ResumeError, SettingsError
 from loraloom.events import Event, Notice, ignore
+from loraloom.models.checkpoint import open_checkpoint
 from loraloom.settings import changeable_settings
-from loraloom.training.identity import Identity, check_alike, check_identity
+from loraloom.training.identity import Identity, check_alike, check_identity, identity_of
 from loraloom.training.settings import TrainSettings
+from loraloom.training.state import ResumePoint, RunState
 
 FREE = {
     "name": ("a", "b"),
@@ -71,3 +76,48 @@ def test_marks_are_at_settings_and_at_whole_groups() -> None:
     assert {"saving.", "preview.", "dataset.cache_folder", "validation.image_losses"} <= set(marks)
     assert not any(path.startswith(("saving.", "preview.")) and path[-1] != "." for path in marks)
     assert not {"optimizer.", "dataset.", "seed"} & set(marks)
+
+
+def test_the_process_that_has_something_else_is_named() -> None:
+    other = replace(changed("seed", 3), checkpoint="another", dataset="e")
+    with pytest.raises(SettingsError) as caught:
+        check_alike([(WAS, "bf16"), (WAS, "bf16"), (other, "no"), (WAS, "bf16"), (changed("batch_size", 7), "bf16")])
+    assert list(caught.value.problems) == [
+        "process 2 has not what process 0 has: the checkpoint is another one",
+        "process 2 has not what process 0 has: the pictures or captions are not the same",
+        "process 2 has not what process 0 has: seed = 3 instead of 0",
+        "process 2 has not what process 0 has: mixed precision is no instead of bf16",
+        "process 4 has not what process 0 has: batch_size = 7 instead of 2",
+    ]
+
+
+def test_another_mixed_precision_is_said_and_refuses_nothing() -> None:
+    point = ResumePoint(RunState(Path("state"), 3, {"identity": WAS.to_values(), "precision": "fp16"}))
+    heard: list[Event] = []
+    point.check(WAS, "fp16", heard.append)
+    assert heard == []
+    point.check(WAS, "bf16", heard.append)
+    (notice,) = (event for event in heard if isinstance(event, Notice))
+    assert notice.level == "warning"
+    assert notice.text.startswith("mixed precision is bf16 on this device and was fp16")
+
+
+def test_pictures_are_remembered_one_by_one_unless_they_are_too_many(
+    make_settings: Callable[..., TrainSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings()
+    dataset, checkpoint = load_dataset(settings.dataset), open_checkpoint(settings.checkpoint)
+    whole = identity_of(settings, dataset, checkpoint)
+    assert set(whole.samples) == {sample.identity for sample in dataset.samples} and len(whole.samples) == 4
+    for limit, listed in ((4, whole.samples), (3, {})):
+        monkeypatch.setattr("loraloom.training.identity._LISTED_SAMPLES", limit)
+        assert identity_of(settings, dataset, checkpoint) == replace(whole, samples=listed)
+
+
+def test_of_concepts_only_what_was_set_is_remembered(
+    make_settings: Callable[..., TrainSettings], pictures: Path
+) -> None:
+    """So a setting that a later version has does not make all states of before those of other runs."""
+    settings = make_settings(f"dataset.concepts=[{{folder='{pictures / '2_red'}', repeats=3, flip=true}}]")
+    kept = identity_of(settings, load_dataset(settings.dataset), open_checkpoint(settings.checkpoint)).settings
+    assert kept["dataset.concepts"] == [{"repeats": 3, "flip": True}]

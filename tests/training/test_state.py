@@ -500,6 +500,14 @@ def test_a_state_that_the_disk_damages_is_not_taken_for_a_good_one(
     assert equal(read_state(good).values, VALUES)
 
 
+def test_a_state_has_the_same_bytes_in_whatever_order_a_set_is(tmp_path: Path) -> None:
+    words = ["fig", "pear", "lime", "kiwi", "plum", "date", "lemon", "apple", "quince"]
+    path = write_state(tmp_path, 4, {"words": set(words)})
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["values"]) == {"words": {"$set": sorted(words)}}
+    assert read_state(path).values == {"words": set(words)}
+
+
 def test_what_no_file_can_hold_is_refused(tmp_path: Path) -> None:
     for value in (object(), {"a": [lambda: 1]}, 1j, torch.ones(2).to_sparse()):
         with pytest.raises(ResumeError, match="cannot hold"):

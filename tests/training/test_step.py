@@ -321,8 +321,11 @@ def test_the_prior_weight_changes_evenly(make_settings: MakeSettings) -> None:
         make_settings("prior_loss_weight=0.75", "objective.prior_loss_min=0.1", "objective.prior_loss_steps=1"),
     ):
         assert prior_weight(settings_of_one, 0, 1) == 0.75, "a change in a single step has not begun"
-    rising = make_settings("prior_loss_weight=0.2", "objective.prior_loss_min=1.4", "objective.prior_loss_steps=4")
-    assert [prior_weight(rising, step, 100) for step in (0, 1, 2, 3, 99)] == pytest.approx([0.2, 0.6, 1.0, 1.4, 1.4])
+    for steps, wanted in ((4, [0.2, 0.6, 1.0, 1.4, 1.4]), (2, [0.2, 1.4, 1.4, 1.4, 1.4]), (1, [0.2, *[1.4] * 4])):
+        rising = make_settings(
+            "prior_loss_weight=0.2", "objective.prior_loss_min=1.4", f"objective.prior_loss_steps={steps}"
+        )
+        assert [prior_weight(rising, step, 100) for step in (0, 1, 2, 3, 99)] == pytest.approx(wanted)
 
 
 # ------------------------------------------------------------------------------------------------ what goes together
@@ -369,3 +372,14 @@ def test_what_the_prediction_forbids_is_said_with_both_names(
 def test_a_density_without_timesteps_is_an_error() -> None:
     with pytest.raises(SettingsError, match="never draws a timestep"):
         objective(timestep_sampling="logit_normal", logit_mean=10, logit_std=0.1, max_timestep=5).check()
+
+
+def test_a_range_beyond_the_end_of_a_shorter_schedule_is_an_error() -> None:
+    """The settings know of 1000 timesteps; a schedule may have fewer."""
+    short = NoiseSchedule.scaled_linear(steps=700)
+    with pytest.raises(SettingsError, match=r"min_timestep=700 leaves none of 700 timesteps") as caught:
+        objective(schedule=short, min_timestep=700, max_timestep=930, v_like_loss=0.3, prediction="v").check()
+    assert "v_like_loss" in str(caught.value), "all of it at once"
+    asked = objective(schedule=short, min_timestep=699, max_timestep=930)
+    asked.check()
+    assert asked.timesteps(batch()).tolist() == [699] * 4

@@ -162,6 +162,27 @@ def test_what_cannot_be_added_up_is_said(write_lora: Write, tmp_path: Path) -> N
     assert not output.exists()
 
 
+def test_a_word_goes_along_once_and_may_not_mean_two_things(write_lora: Write, tmp_path: Path) -> None:
+    """Three files: the first two agree about the first word, the last two do not about the second."""
+    one, two, other = torch.randn(2, 32), torch.randn(3, 32), torch.randn(3, 32)
+    words = [{"s1": one}, {"s1": one, "s2": two}, {"s2": other}]
+    files = [
+        write_lora(
+            f"{seed}.safetensors",
+            {f"bundle_emb.{word}.string_to_param.*": vectors for word, vectors in of_file.items()}
+            | random_lora("sd1", seed).file_tensors(),
+        )
+        for seed, of_file in enumerate(words)
+    ]
+    output = tmp_path / "out.safetensors"
+    report = combine_loras([LoraWeight(file) for file in files[:2]], output, precision="float")
+    assert report.words == ("s1", "s2")
+    found = read_adapter_file(output).embeddings
+    assert [torch.equal(*found[word].values(), vectors) for word, vectors in words[1].items()] == [True, True]
+    with pytest.raises(AdapterError, match=r"1\.safetensors and \S+2\.safetensors both bring the word 's2'"):
+        combine_loras([LoraWeight(file) for file in files], output)
+
+
 def test_alpha_zero_means_the_rank(write_lora: Write, tmp_path: Path) -> None:
     tensors = random_lora("sd1", 1).file_tensors()
     zero = {key: torch.tensor(0) if key.endswith(".alpha") else value for key, value in tensors.items()}
@@ -268,7 +289,8 @@ def test_differences_of_whole_weights_and_norms_add_up(write_lora: Write, tmp_pa
         LoraWeight(write_lora(f"{index}.safetensors", tensors), LoraStrength(*weight))
         for index, (tensors, weight) in enumerate(zip(files, weights, strict=True))
     ]
-    combine_loras(loras, tmp_path / "sum.safetensors")
+    report = combine_loras(loras, tmp_path / "sum.safetensors", rank=1)
+    assert (report.ranks, report.residuals, report.residual) == ({}, {}, 0.0), "nothing in it has a rank"
     stored = open_tensors(tmp_path / "sum.safetensors")
     assert set(stored) == set(files[0])
     for key in files[0]:
@@ -303,6 +325,8 @@ def test_only_layers_above_the_rank_are_cut_and_the_rest_lost_is_of_the_whole(
         assert report.ranks[name] == (2 if second is None else 3)
         lost, whole = lost + cut, whole + size
     assert report.residual == pytest.approx((lost / whole) ** 0.5, rel=1e-4)
+    least = combine_loras(loras, tmp_path / "least.safetensors", rank=1, conv_rank=1)
+    assert set(least.ranks.values()) == {1} and least.ranks.keys() == report.ranks.keys()
     with pytest.raises(AdapterError, match="conv rank 0 is below 1"):
         combine_loras(loras, tmp_path / "no.safetensors", rank=3, conv_rank=0)
     with pytest.raises(AdapterError, match=r"^rank 0 is below 1"):
@@ -357,7 +381,9 @@ def test_a_lora_of_another_program_in_kohyas_names_can_be_resized(write_lora: Wr
     file, output = write_lora("flux.safetensors", tensors), tmp_path / "out.safetensors"
     assert resize_lora(file, output, rank=2).layers[0].rank == 2
     assert f"{name}.lora_up.weight" in open_tensors(output)
-    with pytest.raises(AdapterError, match="belong to no known family"):
-        combine_loras([LoraWeight(file), LoraWeight(write_lora("b.safetensors", random_lora("sd1", 2)))], output)
+    known = [LoraWeight(write_lora(f"{seed}.safetensors", random_lora("sd1", seed))) for seed in (2, 3)]
+    for place in (0, 1, 2):  # whichever comes first, the one that is not known is named
+        with pytest.raises(AdapterError, match=r"the layers of \S*flux\.safetensors belong to no known family"):
+            combine_loras([*known[:place], LoraWeight(file), *known[place:]], output)
     with pytest.raises(AdapterError, match="belong to no model that is known here"):
         resize_lora(file, output, rank=2, to="diffusers")
