@@ -121,10 +121,8 @@ def combine_loras(
         control=control,
     )
 
-    cut = Residual()
     residuals = {name: layer.residual for name, layer in layers.items() if layer.residual is not None}
-    for name, residual in residuals.items():
-        cut.add(layers[name].norm, residual)
+    cut = Residual.of((layers[name].norm, residual) for name, residual in residuals.items())
     return CombineReport(written, plain | convolutions, residuals, cut.relative, tuple(words), rank)
 
 

@@ -78,51 +78,56 @@ def extract_lora(
     _check_options(output, rank, conv_rank, to_residual)
     if any(is_same_or_inside(output, path) for path in (base, tuned)):
         raise OutputError(f"{output} is one of the inputs", "give the LoRA a name of its own")
-    first, second = open_checkpoint(base), open_checkpoint(tuned)
-    pairs = _matched(first, second)
-    limits = (rank, rank if conv_rank is None else conv_rank)
-    layers: list[_Layer] = []
-    unchanged, outside = 0, 0.0
-    for before, after in each_of("layers", pairs, listener, control):
-        delta = _difference(first, before, second, after)
-        # Casts and saving leave tiny differences; a layer with nothing else would only cost rank.
-        if not bool((delta.abs() > min_difference).any()):
-            unchanged += 1
-            continue
-        limit = min(limits[before.kind == "conv3x3"], *delta.shape)
-        if limit == 0:
-            outside += float(torch.linalg.vector_norm(delta)) ** 2
-            continue
-        layers.append(_layer(before, delta, limit, to_residual, PRECISIONS[precision]))
-    if not layers:
+    pair = _opened(base, tuned)
+    limits = _Limits(rank, rank if conv_rank is None else conv_rank, to_residual, min_difference)
+    found = _factored(pair, limits, PRECISIONS[precision], listener, control)
+    if not found.layers:
         raise AdapterError(
-            f"{tuned} differs from {base} in none of the {len(pairs)} layers that a LoRA can change",
+            f"{tuned} differs from {base} in none of the {len(pair.layers)} layers that a LoRA can change",
             f"no value differs by more than {min_difference:g}: is it the right pair?",
         )
 
-    cut = Residual()
-    for layer in layers:
-        cut.add(layer.norm, layer.residual)
-    left_out, names = _other_differences(first, second, {before.tensor for before, _ in pairs}, control)
-    outside += left_out
-    share = outside / (outside + cut.whole)
-    if outside:
-        listener(_outside_notice(share, names))
-
-    told = tuple(ExtractedLayer(layer.target.name, layer.rank, layer.residual) for layer in layers)
-    plain, convolutions = (
-        {layer.target.name: layer.rank for layer in layers if (layer.target.kind == "conv3x3") == wanted}
-        for wanted in (False, True)
-    )
+    share = _share_outside(pair, found, listener, control)
     write_lora(
         output,
-        {layer.target.name: layer.roles for layer in layers},
-        metadata=_metadata(first, second, told, cut.relative, network_facts(plain, convolutions)),
+        {layer.target.name: layer.roles for layer in found.layers},
+        metadata=_metadata(pair, found),
         dtype=PRECISIONS[precision],
-        targets={before.name: before for before, _ in pairs},
+        targets={before.name: before for before, _ in pair.layers},
         control=control,
     )
-    return ExtractReport(output, told, unchanged, cut.relative, share)
+    return ExtractReport(output, found.told, found.unchanged, found.residual.relative, share)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two checkpoints of one family and size, and the layers a LoRA can change as each of them knows them."""
+
+    first: Checkpoint
+    second: Checkpoint
+    layers: Sequence[tuple[AdapterTarget, AdapterTarget]]
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """How large the LoRA may be: the options of :func:`extract_lora`."""
+
+    rank: int
+    conv_rank: int
+    to_residual: float | None
+    min_difference: float
+
+    def rank_of(self, target: AdapterTarget, delta: Tensor) -> int:
+        """The largest rank of a layer whose difference is ``delta`` (out, in times kernel); 0 leaves it out."""
+        rows, columns = delta.shape
+        return min(self.conv_rank if target.kind == "conv3x3" else self.rank, rows, columns)
+
+    def passes_over(self, delta: Tensor) -> bool:
+        """Whether a difference of any shape is too small to be kept.
+
+        Casts and saving leave tiny differences; a layer with nothing else would only cost rank.
+        """
+        return not bool((delta.abs() > self.min_difference).any())
 
 
 @dataclass(frozen=True)
@@ -131,15 +136,48 @@ class _Layer:
 
     target: AdapterTarget
     roles: Mapping[str, Tensor]
-    rank: int
     norm: float
-    residual: float
+    told: ExtractedLayer
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The difference as layers of a LoRA. ``left_out``: squared norm of what is in layers that get no rank."""
+
+    layers: Sequence[_Layer]
+    unchanged: int
+    left_out: float
+
+    @property
+    def told(self) -> tuple[ExtractedLayer, ...]:
+        """What the report says of each layer."""
+        return tuple(layer.told for layer in self.layers)
+
+    @property
+    def residual(self) -> Residual:
+        """Of all layers together."""
+        return Residual.of((layer.norm, layer.told.residual) for layer in self.layers)
+
+
+def _factored(pair: _Pair, limits: _Limits, dtype: torch.dtype, listener: Listener, control: Control) -> _Found:
+    """Every layer's difference as factors of the file's type, one layer after another."""
+    layers: list[_Layer] = []
+    unchanged, left_out = 0, 0.0
+    for before, after in each_of("layers", pair.layers, listener, control):
+        delta = _difference(pair, before, after)
+        rank = limits.rank_of(before, delta)
+        if limits.passes_over(delta):
+            unchanged += 1
+        elif rank == 0:
+            left_out += float(torch.linalg.vector_norm(delta)) ** 2
+        else:
+            layers.append(_layer(before, delta, rank, limits.to_residual, dtype))
+    return _Found(layers, unchanged, left_out)
 
 
 def _layer(target: AdapterTarget, delta: Tensor, limit: int, to_residual: float | None, dtype: torch.dtype) -> _Layer:
     """The factors of a difference (out, in times kernel) of at most this rank, in the type of the file."""
     factors, rank = _factors(delta, limit, to_residual)
-    residual = factors.residual(rank)
     down, up = factors.pair(rank)
     kernel = target.shape[2:]
     roles = {
@@ -147,7 +185,17 @@ def _layer(target: AdapterTarget, delta: Tensor, limit: int, to_residual: float 
         "up": up.reshape(-1, rank, *(1 for _ in kernel)).to(dtype),
         "alpha": torch.tensor(float(rank)),
     }
-    return _Layer(target, roles, rank, factors.norm, residual)
+    return _Layer(target, roles, factors.norm, ExtractedLayer(target.name, rank, factors.residual(rank)))
+
+
+def _share_outside(pair: _Pair, found: _Found, listener: Listener, control: Control) -> float:
+    """The share of the whole difference that the LoRA cannot hold, of which ``listener`` hears if there is any."""
+    elsewhere, names = _other_differences(pair, control)
+    outside = found.left_out + elsewhere
+    share = outside / (outside + found.residual.whole)
+    if outside:
+        listener(_outside_notice(share, names))
+    return share
 
 
 def _outside_notice(share: float, names: Sequence[str]) -> Notice:
@@ -172,8 +220,9 @@ def _check_options(output: Path, rank: int, conv_rank: int | None, to_residual: 
         raise AdapterError(f"a residual of {to_residual:g} is not between 0 and 1", "0.05 loses 5 % of the norm")
 
 
-def _matched(first: Checkpoint, second: Checkpoint) -> list[tuple[AdapterTarget, AdapterTarget]]:
-    """The layers of both, by name; CheckpointError for two families, or a model of another size."""
+def _opened(base: Path, tuned: Path) -> _Pair:
+    """Both checkpoints, their layers matched by name; CheckpointError for two families, or a model of another size."""
+    first, second = open_checkpoint(base), open_checkpoint(tuned)
     if first.family.name != second.family.name:
         raise CheckpointError(
             f"{first.path} is {first.family.title} and {second.path} is {second.family.title}",
@@ -193,11 +242,12 @@ def _matched(first: Checkpoint, second: Checkpoint) -> list[tuple[AdapterTarget,
         for checkpoint, tensor in ((first, target.tensor), (second, other.tensor)):
             check_is_weight(checkpoint.path, tensor, checkpoint.info(tensor).dtype)
         pairs.append((target, other))
-    return pairs
+    return _Pair(first, second, pairs)
 
 
-def _difference(first: Checkpoint, before: AdapterTarget, second: Checkpoint, after: AdapterTarget) -> Tensor:
+def _difference(pair: _Pair, before: AdapterTarget, after: AdapterTarget) -> Tensor:
     """What the second has more than the first, (out, in times kernel) in float32."""
+    first, second = pair.first, pair.second
     old, new = (
         (source[target.tensor] if target.rows is None else source[target.tensor][slice(*target.rows)]).float()
         for source, target in ((first, before), (second, after))
@@ -229,10 +279,10 @@ def _factors(delta: Tensor, limit: int, to_residual: float | None) -> tuple[Fact
     return factors, next(enough, tried)
 
 
-def _other_differences(
-    first: Checkpoint, second: Checkpoint, held: set[str], control: Control
-) -> tuple[float, list[str]]:
+def _other_differences(pair: _Pair, control: Control) -> tuple[float, list[str]]:
     """Squared norm of the differences elsewhere in the U-Net and the text encoders, and the tensors they are in."""
+    first, second = pair.first, pair.second
+    held = {before.tensor for before, _ in pair.layers}
     total, names = 0.0, []
     for name in _model_tensors(first):
         heed(control)
@@ -255,23 +305,26 @@ def _model_tensors(checkpoint: Checkpoint) -> Iterator[str]:
     return (name for name in checkpoint if not is_extra(name) and not name.startswith(checkpoint.family.vae_prefix))
 
 
-def _metadata(
-    first: Checkpoint, second: Checkpoint, layers: Sequence[ExtractedLayer], residual: float, network: dict[str, str]
-) -> dict[str, str]:
-    family = first.family
-    prediction = read_signs(second, second.metadata, second.path).prediction or "epsilon"
+def _metadata(pair: _Pair, found: _Found) -> dict[str, str]:
+    base, tuned = file_name(pair.first.path), file_name(pair.second.path)
+    family = pair.first.family
+    prediction = read_signs(pair.second, pair.second.metadata, pair.second.path).prediction or "epsilon"
+    plain, convolutions = (
+        {layer.target.name: layer.told.rank for layer in found.layers if (layer.target.kind == "conv3x3") == wanted}
+        for wanted in (False, True)
+    )
     record = {
-        "base": file_name(first.path),
-        "tuned": file_name(second.path),
-        "residual": round(residual, 6),
-        "layers": {layer.name: [layer.rank, round(layer.residual, 6)] for layer in layers},
+        "base": base,
+        "tuned": tuned,
+        "residual": round(found.residual.relative, 6),
+        "layers": {layer.name: [layer.rank, round(layer.residual, 6)] for layer in found.told},
     }
     return {
-        **network,
+        **network_facts(plain, convolutions),
         "ss_base_model_version": family.base_model_version_for(prediction),
-        "ss_sd_model_name": file_name(first.path),
+        "ss_sd_model_name": base,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{family.modelspec_architecture_for(prediction)}/lora",
-        "modelspec.title": f"{second.path.stem} less {first.path.stem}",
+        "modelspec.title": f"{pair.second.path.stem} less {pair.first.path.stem}",
         EXTRACTED_KEY: json.dumps(record),
     }

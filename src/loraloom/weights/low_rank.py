@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,19 +44,23 @@ class Factors:
         return root[:, None] * self.right[:rank], self.left[:, :rank] * root
 
 
-@dataclass
+@dataclass(frozen=True)
 class Residual:
-    """What was cut away of several layers together, added up layer by layer."""
+    """What was cut away of several layers together."""
 
-    whole: float = 0.0
+    whole: float
     """Squared Frobenius norm of all layers."""
-    lost: float = 0.0
+    lost: float
     """Of what was cut away of them."""
 
-    def add(self, norm: float, residual: float) -> None:
-        """A layer: its Frobenius norm, and the relative one of what was cut away."""
-        self.whole += norm**2
-        self.lost += (residual * norm) ** 2
+    @classmethod
+    def of(cls, layers: Iterable[tuple[float, float]]) -> Residual:
+        """That of layers, each a Frobenius norm and the relative one of what was cut away."""
+        whole = lost = 0.0
+        for norm, residual in layers:
+            whole += norm**2
+            lost += (residual * norm) ** 2
+        return cls(whole, lost)
 
     @property
     def relative(self) -> float:

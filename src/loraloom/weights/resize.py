@@ -11,9 +11,10 @@ from torch import Tensor
 from loraloom.control import Control, each_of, keep_going
 from loraloom.errors import AdapterError, OutputError
 from loraloom.events import Listener, ignore
-from loraloom.formats.adapter_file import read_adapter_file
+from loraloom.formats.adapter_file import AdapterFile, read_adapter_file
 from loraloom.formats.adapter_kinds import layout_of
 from loraloom.formats.adapter_writer import WrittenLora, check_output, write_lora
+from loraloom.formats.lora_factors import LoraFactors
 from loraloom.weights.lora_layers import (
     file_precision,
     layer_of,
@@ -78,42 +79,23 @@ def resize_lora(
     for other kinds (DoRA, LoHa, LoKr, (IA)3), and damaged tensors; OutputError for an output that is the file itself.
     ``control`` is heeded between two layers, of which ``listener`` hears.
     """
-    if rank < 1 or (conv_rank is not None and conv_rank < 1):
-        raise AdapterError("a rank is at least 1")
-    check_output(output)
-    file = read_adapter_file(lora)
-    if any(is_same_or_inside(output, path) for path in (lora, *file.beside)):
-        raise OutputError(f"{output} is one of the inputs", "give the result a name of its own")
-
+    limits = _Limits(rank, rank if conv_rank is None else conv_rank, criterion)
+    file = _opened(lora, output)
     named = named_layers(file)
-    layers: dict[str, Mapping[str, Tensor]] = {}
-    told = []
-    ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    cut = Residual()
-
-    for name, roles in each_of("layers", named.layers.items(), listener, control):
-        layout = layout_of(roles)
-        if layout is not None and layout.adds_up:  # differences of whole tensors, which have no rank
-            layers[name] = roles
-            continue
-        layer = layer_of(roles, f"{lora}: layer {name}", "resizing")
-        limit = conv_rank if layer.is_convolution and conv_rank is not None else rank
-        factors = factors_of_product(layer.up * layer.scale, layer.down)
-        chosen = chosen_rank(factors.values, limit, criterion)
-        residual = factors.residual(chosen)
-        layers[name] = layer.roles(*factors.pair(chosen))
-        ranks[layer.is_convolution][name] = chosen
-        told.append(ResizedLayer(name, layer.rank, chosen, 1 - residual**2))
-        cut.add(factors.norm, residual)
-
-    if not told:
+    cut = {
+        name: _cut(name, layer_of(roles, f"{lora}: layer {name}", "resizing"), limits)
+        for name, roles in each_of("layers", named.layers.items(), listener, control)
+        if not _is_whole(roles)
+    }
+    if not cut:
         raise AdapterError(f"{lora} has no layer with a rank: there is nothing to resize")
+
     written = write_lora(
         output,
-        layers,
+        {**named.layers, **{name: layer.roles for name, layer in cut.items()}},
         metadata={
             **related_metadata(file, named.family),
-            **network_facts(*ranks),
+            **network_facts(_ranks(cut, convolutions=False), _ranks(cut, convolutions=True)),
             "loraloom.resized_from": file_name(lora),
         },
         dtype=PRECISIONS[precision] if precision else file_precision(file),
@@ -123,4 +105,59 @@ def resize_lora(
         source=str(lora),
         control=control,
     )
-    return ResizeReport(written, tuple(told), cut.relative, len(layers) - len(told), tuple(file.embeddings))
+    told = tuple(layer.told for layer in cut.values())
+    lost = Residual.of((layer.norm, layer.residual) for layer in cut.values())
+    return ResizeReport(written, told, lost.relative, len(named.layers) - len(cut), tuple(file.embeddings))
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """The largest ranks that layers may keep, and what chooses a smaller one."""
+
+    rank: int
+    conv_rank: int
+    criterion: Criterion | None
+
+    def __post_init__(self) -> None:
+        if min(self.rank, self.conv_rank) < 1:
+            raise AdapterError("a rank is at least 1")
+
+
+@dataclass(frozen=True)
+class _CutLayer:
+    """A layer at its new rank: its tensors by role, and the Frobenius ``norm`` of its change before the cut."""
+
+    roles: Mapping[str, Tensor]
+    is_convolution: bool
+    norm: float
+    residual: float
+    told: ResizedLayer
+
+
+def _opened(lora: Path, output: Path) -> AdapterFile:
+    """The file that is made smaller; OutputError for an output that is the file itself, or one it is read with."""
+    check_output(output)
+    file = read_adapter_file(lora)
+    if any(is_same_or_inside(output, path) for path in (lora, *file.beside)):
+        raise OutputError(f"{output} is one of the inputs", "give the result a name of its own")
+    return file
+
+
+def _is_whole(roles: Mapping[str, Tensor]) -> bool:
+    """Whether a layer is the difference of whole tensors, which has no rank."""
+    layout = layout_of(roles)
+    return layout is not None and layout.adds_up
+
+
+def _cut(name: str, layer: LoraFactors, limits: _Limits) -> _CutLayer:
+    """The best approximation of a layer within the limits, its scale inside the factors."""
+    factors = factors_of_product(layer.up * layer.scale, layer.down)
+    limit = limits.conv_rank if layer.is_convolution else limits.rank
+    rank = chosen_rank(factors.values, limit, limits.criterion)
+    residual = factors.residual(rank)
+    told = ResizedLayer(name, layer.rank, rank, 1 - residual**2)
+    return _CutLayer(layer.roles(*factors.pair(rank)), layer.is_convolution, factors.norm, residual, told)
+
+
+def _ranks(layers: Mapping[str, _CutLayer], *, convolutions: bool) -> dict[str, int]:
+    return {name: layer.told.rank for name, layer in layers.items() if layer.is_convolution == convolutions}
