@@ -78,34 +78,73 @@ def merge_checkpoints(
     if not others:
         raise CheckpointError("one checkpoint alone is not a merge", "name at least two")
     keep_freed_memory()
-    source = open_checkpoint(first)
+    recipe = _opened(first, others, difference, blocks, vae)
+    source = recipe.first
     if notice := source.translation_notice():
         listener(notice)
-    merged_with = [(open_checkpoint(other.path), other.weight) for other in others]
-    subtracted = open_checkpoint(difference) if difference is not None else None
-    blocks = None if blocks is None else blocks.listed(source.family.preset_blocks)
-    everyone = [checkpoint for checkpoint, _ in merged_with] + ([subtracted] if subtracted else [])
-    for checkpoint in everyone:
-        _check_alike(source, checkpoint)
 
-    result = _Sum(source, merged_with, subtracted, blocks, vae)
+    result = _Sum(recipe)
     sources = [result.tensor_source(name, PRECISIONS[precision] if precision else None) for name in source]
     # Known before anything is computed: which tensors take part was counted with their sources.
     if not result.merged:
         raise CheckpointError("nothing would change: every weight is 0", "write CHECKPOINT:0.3")
-
     missing = {path: tuple(names) for path, names in result.missing.items() if names}
-    alone = {str(other.path): _only_in(other, source) for other in everyone}
-    left_out = {path: names for path, names in alone.items() if names}
-    for what, found in (("lacks", missing), ("alone has", left_out)):
-        for path, names in found.items():
-            listener(Notice(f"{path} {what} {len(names)} tensors, the first is {names[0]}", "warning"))
+    left_out = _left_out(recipe)
+    _tell_of_names(missing, left_out, listener)
 
-    metadata = _metadata(source, others, subtracted, blocks, vae, control)
+    metadata = _metadata(recipe, control)
     write_tensors(output, sources, metadata=metadata, extras=source.extras, listener=listener, control=control)
     if result.broken:
         listener(kept_broken(source, result.broken))
     return CheckpointMergeReport(output, len(sources), result.merged, missing, left_out)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What is merged, opened: the first checkpoint, each of the others with its weight, and how.
+
+    ``subtracted``: what the others are differences to, None for a weighted sum. ``vae``: where the VAE is from.
+    """
+
+    first: Checkpoint
+    others: Sequence[tuple[Checkpoint, float]]
+    subtracted: Checkpoint | None
+    blocks: BlockWeights | None
+    vae: Path | None
+
+    @property
+    def beside_first(self) -> list[Checkpoint]:
+        """Every checkpoint but the first."""
+        return [*(other for other, _ in self.others), *([] if self.subtracted is None else [self.subtracted])]
+
+
+def _opened(
+    first: Path,
+    others: Sequence[CheckpointWeight],
+    difference: Path | None,
+    blocks: BlockWeights | None,
+    vae: Path | None,
+) -> _Recipe:
+    """CheckpointError for checkpoints that have no sum."""
+    source = open_checkpoint(first)
+    recipe = _Recipe(
+        source,
+        [(open_checkpoint(other.path), other.weight) for other in others],
+        None if difference is None else open_checkpoint(difference),
+        None if blocks is None else blocks.listed(source.family.preset_blocks),
+        vae,
+    )
+    for checkpoint in recipe.beside_first:
+        _check_alike(source, checkpoint)
+    return recipe
+
+
+def _tell_of_names(
+    missing: Mapping[str, Sequence[str]], left_out: Mapping[str, Sequence[str]], listener: Listener
+) -> None:
+    for what, found in (("lacks", missing), ("alone has", left_out)):
+        for path, names in found.items():
+            listener(Notice(f"{path} {what} {len(names)} tensors, the first is {names[0]}", "warning"))
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
@@ -136,23 +175,14 @@ Term = tuple[Checkpoint, str, float]
 class _Sum:
     """The tensors of the result, each made when it is written, and what came of them."""
 
-    def __init__(
-        self,
-        source: Checkpoint,
-        others: Sequence[tuple[Checkpoint, float]],
-        subtracted: Checkpoint | None,
-        blocks: BlockWeights | None,
-        vae: Path | None,
-    ) -> None:
-        self._source, self._others, self._subtracted = source, others, subtracted
-        self._blocks, self._vae = blocks, vae
-        self._baked = {} if vae is None else _vae_tensors(vae, source)
+    def __init__(self, recipe: _Recipe) -> None:
+        self._recipe, self._source = recipe, recipe.first
+        self._baked = {} if recipe.vae is None else _vae_tensors(recipe.vae, recipe.first)
         self.merged = 0
         """How many tensors are computed."""
         self.broken: list[str] = []
         """Tensors with NaN that stay as they are; known when they are written."""
-        everyone = [*(other for other, _ in others), *([] if subtracted is None else [subtracted])]
-        self.missing: dict[str, list[str]] = {str(checkpoint.path): [] for checkpoint in everyone}
+        self.missing: dict[str, list[str]] = {str(checkpoint.path): [] for checkpoint in recipe.beside_first}
         """Names that a checkpoint lacks, by its path."""
 
     def tensor_source(self, name: str, dtype: torch.dtype | None) -> TensorSource:
@@ -160,8 +190,8 @@ class _Sum:
         info = self._source.info(name)
         wanted = saved_dtype(name, info, self._source.family, dtype)
         load: Callable[[], Tensor] = partial(self._own, name, wanted)
-        if self._vae is not None and name in self._baked:
-            load = partial(_cast, self._baked[name], wanted, self._vae, name)
+        if self._recipe.vae is not None and name in self._baked:
+            load = partial(_cast, self._baked[name], wanted, self._recipe.vae, name)
         elif not is_extra(name) and (info.dtype.is_floating_point or name.endswith((".weight", ".bias"))):
             check_is_weight(self._source.path, name, info.dtype)
             if terms := self._terms(name):
@@ -177,11 +207,11 @@ class _Sum:
 
     def _terms(self, name: str) -> list[Term]:
         """What is added to the first's tensor; its own name with a negative number takes away its share."""
-        source = self._source
-        factor = self._blocks.of(_layer_name(source, name)) if self._blocks is not None else 1.0
+        source, blocks = self._source, self._recipe.blocks
+        factor = 1.0 if blocks is None else blocks.of(_layer_name(source, name))
         terms: list[Term] = []
-        for other, weight in self._others:
-            strength, minuend = weight * factor, self._subtracted or source
+        for other, weight in self._recipe.others:
+            strength, minuend = weight * factor, self._recipe.subtracted or source
             found, old = _name_in(other, name, source), _name_in(minuend, name, source)
             # Listed once each: what one of them lacks stays as the first has it.
             for checkpoint, there in ((other, found), (minuend, old)):
@@ -217,6 +247,12 @@ def _name_in(checkpoint: Checkpoint, name: str, source: Checkpoint) -> str | Non
         ):
             return there
     return None
+
+
+def _left_out(recipe: _Recipe) -> dict[str, tuple[str, ...]]:
+    """Names of tensors that the first lacks, by the file that has them."""
+    alone = {str(other.path): _only_in(other, recipe.first) for other in recipe.beside_first}
+    return {path: names for path, names in alone.items() if names}
 
 
 def _only_in(checkpoint: Checkpoint, source: Checkpoint) -> tuple[str, ...]:
@@ -305,31 +341,30 @@ def _shaped(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) ->
     return tensors[name].reshape(shape)
 
 
-def _metadata(
-    source: Checkpoint,
-    others: Sequence[CheckpointWeight],
-    subtracted: Checkpoint | None,
-    blocks: BlockWeights | None,
-    vae: Path | None,
-    control: Control,
-) -> dict[str, str]:
+def _metadata(recipe: _Recipe, control: Control) -> dict[str, str]:
     """The recipe with hashes; of the first's metadata, what is true of the result as well."""
 
     def identity(path: Path) -> dict[str, str]:
         return {"file": file_name(path), **({} if path.is_dir() else {"sha256": sha256_of(path, control)})}
 
-    recipe = {
+    source, subtracted = recipe.first, recipe.subtracted
+    record = {
         "way": "weighted sum" if subtracted is None else "add difference",
         "first": identity(source.path),
-        "others": [{**identity(other.path), "weight": other.weight} for other in others],
+        "others": [{**identity(other.path), "weight": weight} for other, weight in recipe.others],
         **({"difference": identity(subtracted.path)} if subtracted is not None else {}),
-        **({"blocks": blocks.text} if blocks is not None else {}),
-        **({"vae": identity(vae)} if vae is not None else {}),
+        **({"blocks": recipe.blocks.text} if recipe.blocks is not None else {}),
+        **({"vae": identity(recipe.vae)} if recipe.vae is not None else {}),
     }
 
-    told = ", ".join([file_name(source.path), *(f"{file_name(other.path)}:{other.weight:g}" for other in others)])
+    others = [f"{file_name(other.path)}:{weight:g}" for other, weight in recipe.others]
     # The hash is of the first's tensors, not of the sum's.
     kept = {key: value for key, value in source.metadata.items() if key != "modelspec.hash_sha256"}
     signs = read_signs(source, source.metadata, source.path)
     marks = prediction_metadata(signs) if signs.prediction == "v" or signs.zero_terminal_snr else {}
-    return {**kept, **marks, "modelspec.merged_from": told, RECIPE_KEY: json.dumps(recipe)}
+    return {
+        **kept,
+        **marks,
+        "modelspec.merged_from": ", ".join([file_name(source.path), *others]),
+        RECIPE_KEY: json.dumps(record),
+    }
