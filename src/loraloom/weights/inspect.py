@@ -271,50 +271,83 @@ Layers = Mapping[str, Mapping[str, TensorInfo]]
 
 def _lora_report(tensors: TensorFile, infos: Infos, keys: LoraKeys, facts: Mapping[str, str]) -> FileReport:
     layers = {name: {role: infos[key] for role, key in roles.items()} for name, roles in keys.layers.items()}
-    foreign = sorted(set(foreign_kinds(infos).values()))
-    titles = Counter(title_of(roles) for roles in layers.values()) or Counter({"LoRA": 1})
-    ranks = {name: rank for name, roles in layers.items() if (rank := rank_of(roles)) is not None}
+    alphas = _alphas(tensors, infos, layers, keys)
+    made_for = family_of_layers(layers, tensors.metadata)
+    titles = [title_of(roles) for roles in layers.values()] or ["LoRA"]
+    told = {
+        "made for": made_for,
+        "kind": _common(titles),
+        "dialect": keys.title,
+        "layers": f"{len(layers)} ({', '.join(f'{part} {count}' for part, count in _layers_of_parts(layers).items())})",
+        "rank": _common(str(rank) for rank in _ranks(layers).values()) or "none",
+        "alpha": _common(alphas.shown.values()) or "none",
+        **facts,
+        **_beside_the_layers(tensors.path, keys),
+    }
+
+    # One reason is enough not to use a file; what is merely odd about it is only worth telling of one that works.
+    problem = keys.problem or _damaged_alpha(alphas) or alphas.misfit or _companion_problem(tensors.path, keys)
+    told |= {"cannot be used": problem} if problem else _oddities(layers, alphas)
+    told |= _recipe(tensors.metadata)
+    kind = min(foreign_kinds(infos).values(), default=Counter(titles).most_common(1)[0][0])
+    return FileReport(tensors.path, "LoRA", f"a {kind} for {made_for}", told, tensors.metadata)
+
+
+@dataclass(frozen=True)
+class _Alphas:
+    """The alphas of a LoRA by layer: as numbers (``stored``, None for none), and of layers with a rank as ``shown``.
+
+    ``misfit``: why PEFT's configuration, which has a say in them, cannot be used; empty where it can.
+    """
+
+    stored: Mapping[str, float | None]
+    shown: Mapping[str, str]
+    misfit: str
+
+
+def _alphas(tensors: TensorFile, infos: Infos, layers: Layers, keys: LoraKeys) -> _Alphas:
     stored = {name: _stored_alpha(tensors, infos, keys.layers[name].get("alpha")) for name in layers}
+    shown = {name: _alpha(stored[name], rank, keys.layers[name]) for name, rank in _ranks(layers).items()}
 
     # PEFT's configuration counts before the alphas in the file, as it does when the LoRA is used.
     scales, misfit = _peft_scales(tensors, layers, keys)
     configured = {name: scale.alpha for name, scale in scales.items() if scale.alpha is not None}
-    alphas = {name: _alpha(stored[name], rank, keys.layers[name]) for name, rank in ranks.items()}
-    alphas |= {name: f"{alpha:g} (from PEFT's configuration)" for name, alpha in configured.items()}
-    stored |= configured
+    shown |= {name: f"{alpha:g} (from PEFT's configuration)" for name, alpha in configured.items()}
+    return _Alphas({**stored, **configured}, shown, misfit)
 
-    made_for = family_of_layers(layers, tensors.metadata)
-    told = {
-        "made for": made_for,
-        "kind": _common(titles.elements()),
-        "dialect": keys.title,
-        "layers": f"{len(layers)} ({', '.join(f'{part} {count}' for part, count in _layers_of_parts(layers).items())})",
-        "rank": _common(str(rank) for rank in ranks.values()) or "none",
-        "alpha": _common(alphas.values()) or "none",
-        **facts,
-    }
+
+def _ranks(layers: Layers) -> dict[str, int]:
+    """Of the layers that have one."""
+    return {name: rank for name, roles in layers.items() if (rank := rank_of(roles)) is not None}
+
+
+def _beside_the_layers(path: Path, keys: LoraKeys) -> dict[str, str]:
+    """Words that came with the LoRA, and the other files that it is read with."""
+    told = {}
     if keys.embeddings:
         told["words in it"] = ", ".join(keys.embeddings)
-    if keys.dialect is CLONEOFSIMO and (others := companions(tensors.path)):
+    if keys.dialect is CLONEOFSIMO and (others := companions(path)):
         told["read with it"] = ", ".join(other.name for other in others)
+    return told
 
-    # One reason is enough not to use a file; what is merely odd about it is only worth telling of one that works.
-    damaged = [name for name, value in stored.items() if value is not None and not math.isfinite(value)]
-    if keys.problem:
-        told["cannot be used"] = keys.problem
-    elif damaged:
-        told["cannot be used"] = f"the alpha of layer {damaged[0]} is {stored[damaged[0]]}"
-    elif misfit := misfit or _companion_problem(tensors.path, keys):
-        told["cannot be used"] = misfit
-    else:
-        told |= _strangers(layers)
-        told |= {doubt.what: doubt.sentence for doubt in doubts_about(layers, stored.__getitem__)}
 
-    told |= {label: tensors.metadata[key] for key, label in _RECIPE if tensors.metadata.get(key, "None") != "None"}
-    if tags := tag_counts(tensors.metadata).most_common(_TAGS_SHOWN):
+def _damaged_alpha(alphas: _Alphas) -> str:
+    damaged = ((name, value) for name, value in alphas.stored.items() if value is not None and not math.isfinite(value))
+    return next((f"the alpha of layer {name} is {value}" for name, value in damaged), "")
+
+
+def _oddities(layers: Layers, alphas: _Alphas) -> dict[str, str]:
+    """What is odd about a LoRA that can be used."""
+    doubts = doubts_about(layers, alphas.stored.__getitem__)
+    return {**_strangers(layers), **{doubt.what: doubt.sentence for doubt in doubts}}
+
+
+def _recipe(metadata: Mapping[str, str]) -> dict[str, str]:
+    """How the LoRA was trained, and the tags it was shown most often, as far as the metadata says."""
+    told = {label: metadata[key] for key, label in _RECIPE if metadata.get(key, "None") != "None"}
+    if tags := tag_counts(metadata).most_common(_TAGS_SHOWN):
         told["tags"] = ", ".join(f"{tag} ({count})" for tag, count in tags)
-    kind = foreign[0] if foreign else titles.most_common(1)[0][0]
-    return FileReport(tensors.path, "LoRA", f"a {kind} for {made_for}", told, tensors.metadata)
+    return told
 
 
 def _with_anatomy(report: FileReport, control: Control) -> FileReport:
