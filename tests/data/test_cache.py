@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from loraloom.control import Interrupted, Request
-from loraloom.data.cache import LatentCache, latent_key, load_pixels
+from loraloom.data.cache import Encoders, LatentCache, latent_key, load_pixels
 from loraloom.data.dataset import load_dataset
 from loraloom.data.sample import Sample
 from loraloom.data.settings import DatasetSettings
@@ -119,7 +119,7 @@ def test_processes_that_share_the_encoding_ask_equally_often(samples: tuple[Samp
             answers.append(Request.GO)
             return Request.GO
 
-        cache(Encoder(), None).prepare(samples, share=(number, count), control=control)
+        cache(Encoder(), None).prepare(samples, among=Encoders(number, count), control=control)
         asked.append(len(answers))
     assert len(set(asked)) == 1 and asked[0] * count >= 7
 

@@ -6,12 +6,14 @@ a changed picture, resolution or VAE finds nothing instead of something stale. F
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +30,9 @@ from loraloom.formats.memory_budget import MemoryBudget
 from loraloom.formats.pictures import picture_budget, quiet_decoders
 from loraloom.formats.tensors import bytes_of, open_tensors, write_tensors
 
-__all__ = ["Encode", "LatentCache", "TensorStore", "latent_key", "load_pixels", "text_key"]
+__all__ = ["ALONE", "Encode", "Encoders", "LatentCache", "TensorStore", "latent_key", "load_pixels", "text_key"]
 
+Turn = TypeVar("Turn")
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pixels (B, 3, H, W) in [-1, 1] to the latents' mean and standard deviation, (B, C, h, w) each."""
 
@@ -153,6 +156,22 @@ class TensorStore:
         return folder / key[:2] / f"{key}.safetensors"
 
 
+@dataclass(frozen=True)
+class Encoders:
+    """The processes that fill a cache together, of which this is number ``number``, from 0.
+
+    ``exchange``: own value in, everybody's out, in their order.
+    """
+
+    number: int = 0
+    count: int = 1
+    exchange: Callable[[Any], Sequence[Any]] = lambda own: [own]
+
+
+ALONE = Encoders()
+"""One process encodes everything."""
+
+
 class LatentCache:
     """Means and standard deviations of latents, by content.
 
@@ -176,58 +195,40 @@ class LatentCache:
         batch_size: int = 1,
         listener: Listener = ignore,
         *,
-        share: tuple[int, int] = (0, 1),
-        exchange: Callable[[Any], Sequence[Any]] = lambda own: [own],
+        among: Encoders = ALONE,
         control: Control = keep_going,
     ) -> None:
         """Encode whatever is missing; with ``flips`` the mirrored pictures too (a sample's own ``flip`` decides).
 
         Batches are cut from all the samples, not from the missing ones, and encoded whole: a cache that was
-        interrupted ends up bit-identical to one that was not. ``share``: this is the i-th (from 0) of n processes,
-        which encode every n-th batch and give it to the others through ``exchange`` (own value in, everybody's out).
-        ``control`` is heeded before each batch, equally often in all of them; what is encoded stays.
+        interrupted ends up bit-identical to one that was not. ``among`` n processes each encodes every n-th batch
+        and gives it to the others. ``control`` is heeded before each batch, equally often in all of them; what is
+        encoded stays.
         Raises DatasetError naming a picture that can no longer be read or whose latent is not finite; OutputError if
         the folder cannot be written.
         """
-        wanted = list(self._wanted(samples, flips))
-        done = 0
-        batches = list(_batches(wanted, batch_size))
-        # Every file is looked at, behind the first that is missing too, so that all that are damaged are counted.
-        missing = {i for i, batch in enumerate(batches) if sum(self._read(*item) is None for item in batch)}
-        if self._store.damaged:
-            count = len(self._store.damaged)
-            text = f"{count} of the encoded pictures in {self._store.folder} were damaged: they are encoded again"
-            listener(Notice(text, "warning"))
-
-        missing = missing.union(*exchange(missing))
-        todo = sorted(missing)
+        batches = list(_batches(list(self._wanted(samples, flips)), batch_size))
+        missing = self._missing(batches, listener)
+        missing = missing.union(*among.exchange(missing))
+        progress = _Progress(batches, listener)
         for index, batch in enumerate(batches):
             if index not in missing:
-                done += len(batch)
-                listener(LatentsCached(done, len(wanted)))
+                progress.add(batch)
 
-        number, count = share
         with quiet_decoders(), ThreadPoolExecutor(2) as pool:
-            for start in range(0, len(todo), _TOGETHER * count):
-                part = todo[start : start + _TOGETHER * count]
+            for part in _rounds(sorted(missing), among.count):
+                own = {index: batches[index] for index in part[among.number :: among.count]}
+                # The last turn may not go round; those who have nothing left ask the control all the same.
+                turns = -(-len(part) // among.count)
                 encoded: dict[int, list[Latent]] = {}
-                own = part[number::count]
-                ahead = zip(own, _ahead(pool, [batches[i] for i in own], self._budget), strict=True)
-                for _ in range(0, len(part), count):
-                    heed(control)
-                    turn = next(ahead, None)
-                    if turn is None:  # the last turn may not go round
-                        break
-                    index, (batch, pixels) = turn
-                    encoded[index] = self._keep(batch, pixels)
-                    done += len(batch)
-                    listener(LatentsCached(done, len(wanted)))
+                for index, pixels in _in_turns(_ahead(pool, own, self._budget), turns, control):
+                    encoded[index] = self._keep(own[index], pixels)
+                    progress.add(own[index])
 
-                for index, latents in _joined(exchange(encoded)):
-                    if index not in encoded:
+                for index, latents in _joined(among.exchange(encoded)):
+                    if index not in own:
                         self._receive(batches[index], latents)
-                        done += len(batches[index])
-                        listener(LatentsCached(done, len(wanted)))
+                        progress.add(batches[index])
 
     def get(self, sample: Sample, flipped: bool = False, variant: int = 0) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, (C, h, w) float32 each; encoded now if they are missing."""
@@ -236,6 +237,17 @@ class LatentCache:
             batch = [(sample, flipped, variant)]
             found = self._keep(batch, _pixels(batch, self._budget))[0]
         return found[0].float(), found[1].float()
+
+    def _missing(self, batches: Sequence[Sequence[Item]], listener: Listener) -> set[int]:
+        """Which batches are not all here, by number; ``listener`` hears of files that were damaged."""
+
+        # Every file is looked at, behind the first that is missing too, so that all that are damaged are counted.
+        missing = {i for i, batch in enumerate(batches) if sum(self._read(*item) is None for item in batch)}
+        if self._store.damaged:
+            count = len(self._store.damaged)
+            text = f"{count} of the encoded pictures in {self._store.folder} were damaged: they are encoded again"
+            listener(Notice(text, "warning"))
+        return missing
 
     def _wanted(self, samples: Sequence[Sample], flips: bool) -> Iterator[Item]:
         """Every version of every sample; of versions that came out alike, the first."""
@@ -297,6 +309,32 @@ def _batches(wanted: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
             yield group[start : start + batch_size]
 
 
+class _Progress:
+    """How many of the pictures are encoded; the listener hears of it with every batch."""
+
+    def __init__(self, batches: Sequence[Sequence[Item]], listener: Listener) -> None:
+        self._done, self._total = 0, sum(len(batch) for batch in batches)
+        self._listener = listener
+
+    def add(self, batch: Sequence[Item]) -> None:
+        """A batch is encoded."""
+        self._done += len(batch)
+        self._listener(LatentsCached(self._done, self._total))
+
+
+def _rounds(missing: Sequence[int], processes: int) -> Iterator[Sequence[int]]:
+    """Batches, by number, after which the processes hand one another what they encoded."""
+    for start in range(0, len(missing), _TOGETHER * processes):
+        yield missing[start : start + _TOGETHER * processes]
+
+
+def _in_turns(items: Iterator[Turn], turns: int, control: Control) -> Iterator[Turn]:
+    """The items, ``control`` heeded before each, and in turns for which there is none."""
+    for _ in range(turns):
+        heed(control)
+        yield from islice(items, 1)
+
+
 def _joined(shares: Sequence[Mapping[int, list[Latent]]]) -> Iterator[tuple[int, list[Latent]]]:
     """The batches of all processes in order."""
     return iter(sorted((pair for share in shares for pair in share.items()), key=lambda pair: pair[0]))
@@ -309,15 +347,15 @@ def _pixels(batch: Sequence[Item], budget: MemoryBudget) -> Tensor:
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, batches: Sequence[list[Item]], budget: MemoryBudget
-) -> Iterator[tuple[list[Item], Tensor]]:
-    """Each batch with its pixels; the next ones are decoded while one is encoded."""
-    pending = [pool.submit(_pixels, batch, budget) for batch in batches[:2]]
-    for index, batch in enumerate(batches):
-        future = pending.pop(0)
-        if index + 2 < len(batches):
-            pending.append(pool.submit(_pixels, batches[index + 2], budget))
-        yield batch, future.result()
+    pool: ThreadPoolExecutor, batches: Mapping[int, list[Item]], budget: MemoryBudget
+) -> Iterator[tuple[int, Tensor]]:
+    """The pixels of each batch, by its number; the next ones are decoded while one is encoded."""
+    waiting = iter(batches.items())
+    pending = deque((number, pool.submit(_pixels, batch, budget)) for number, batch in islice(waiting, 2))
+    while pending:
+        number, future = pending.popleft()
+        pending.extend((number, pool.submit(_pixels, batch, budget)) for number, batch in islice(waiting, 1))
+        yield number, future.result()
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

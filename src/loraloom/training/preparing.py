@@ -14,7 +14,7 @@ import torch
 from loraloom.adapters.attach import create_adapters
 from loraloom.adapters.readers import reader_remark
 from loraloom.control import Control, heed, keep_going
-from loraloom.data.cache import LatentCache
+from loraloom.data.cache import Encoders, LatentCache
 from loraloom.data.sample import Dataset
 from loraloom.errors import SettingsError
 from loraloom.events import Listener, Notice
@@ -228,8 +228,7 @@ def _encode(opened: Opened, model: LoadedModel, listener: Listener, wishes: Wish
             settings.dataset.flip,
             1 if opened.device.type == "cpu" else 4,
             listener,
-            share=(team.rank, team.size),
-            exchange=team.exchange,
+            among=Encoders(team.rank, team.size, team.exchange),
             control=wishes,
         )
     return cache
