@@ -197,9 +197,21 @@ def choose_targets(
     Raises SettingsError for settings that choose no layer, or name one that is not there.
     """
     _check_block_counts(settings, family)
+    trainable = _trainable(settings, targets, family)
+    _check_patterns(settings, trainable)
+    chosen = [target for target in trainable if _is_included(settings, target)]
+    if not chosen:
+        hint = "set adapter.unet or adapter.text_encoder to true"
+        if settings.include or settings.exclude or settings.block_ranks is not None:
+            hint = "adapter.include, adapter.exclude and adapter.block_ranks leave no layer"
+        raise SettingsError(["adapter: nothing is trained"], hint)
+    return chosen
 
+
+def _trainable(settings: AdapterSettings, targets: Sequence[AdapterTarget], family: str | None) -> list[AdapterTarget]:
+    """The layers that kind, parts and ranks leave, before any name is looked at."""
     kind: type[Adapter] = ADAPTERS.load(settings.kind)
-    chosen = [
+    return [
         target
         for target in targets
         if kind.takes(target)
@@ -208,22 +220,28 @@ def choose_targets(
         and _rank_and_alpha(settings, target, family)[0] > 0
     ]
 
-    # A pattern that finds nothing is a typing error: in silence it would leave out nothing, or everything.
+
+def _check_patterns(settings: AdapterSettings, trainable: Sequence[AdapterTarget]) -> None:
+    """SettingsError for a pattern that finds nothing.
+
+    It is a typing error: in silence it would leave out nothing, or everything.
+    """
     for key, patterns in (("include", settings.include), ("exclude", settings.exclude)):
         for pattern in patterns:
-            if not any(re.search(pattern, target.name) for target in chosen):
-                names = f"the names look like {chosen[0].name}" if chosen else ""
+            if not _is_found([pattern], trainable):
+                names = f"the names look like {trainable[0].name}" if trainable else ""
                 raise SettingsError([f"adapter.{key}: {pattern!r} is found in no layer that would be trained"], names)
-    if settings.include:
-        chosen = [target for target in chosen if any(re.search(pattern, target.name) for pattern in settings.include)]
-    chosen = [target for target in chosen if not any(re.search(pattern, target.name) for pattern in settings.exclude)]
 
-    if not chosen:
-        hint = "set adapter.unet or adapter.text_encoder to true"
-        if settings.include or settings.exclude or settings.block_ranks is not None:
-            hint = "adapter.include, adapter.exclude and adapter.block_ranks leave no layer"
-        raise SettingsError(["adapter: nothing is trained"], hint)
-    return chosen
+
+def _is_included(settings: AdapterSettings, target: AdapterTarget) -> bool:
+    """Whether ``include`` and ``exclude`` leave a layer in; without ``include`` every layer is."""
+    is_named = not settings.include or _is_found(settings.include, [target])
+    return is_named and not _is_found(settings.exclude, [target])
+
+
+def _is_found(patterns: Sequence[str], targets: Sequence[AdapterTarget]) -> bool:
+    """Whether any of the patterns is in the name of any of the layers."""
+    return any(re.search(pattern, target.name) for pattern in patterns for target in targets)
 
 
 def _check_block_counts(settings: AdapterSettings, family: str | None) -> None:
@@ -315,9 +333,7 @@ def _adapters_of_file(
     chosen = {
         target: kind.from_tensors(adapter.tensors(), target)
         for target, adapter in stored.items()
-        if settings.trains_part(target.part)
-        and not any(re.search(pattern, target.name) for pattern in settings.exclude)
-        and (not settings.include or any(re.search(pattern, target.name) for pattern in settings.include))
+        if settings.trains_part(target.part) and _is_included(settings, target)
     }
     if len(chosen) < len(stored):
         left = len(stored) - len(chosen)
