@@ -51,8 +51,9 @@ class _Record:
 
 def read_zip(view: memoryview, where: str) -> dict[str, Member]:
     """Every member by name, in the order of the file. Raises FileFormatError or UnsafeFileError."""
-    start, count, end = _directory(view, where)
-    records = sorted(_records(view, start, count, end, where), key=lambda record: record.offset)
+    directory = _directory(view, where)
+    start = directory.start
+    records = sorted(_records(view, directory, where), key=lambda record: record.offset)
     members: dict[str, Member] = {}
     position = 0
     for record in records:
@@ -67,42 +68,76 @@ def read_zip(view: memoryview, where: str) -> dict[str, Member]:
     return members
 
 
-def _directory(view: memoryview, where: str) -> tuple[int, int, int]:
-    """Where the directory begins, how many members it lists and where it ends."""
-    size = len(view)
-    if size < _END.size or bytes(view[size - _END.size : size - _END.size + 4]) != b"PK\x05\x06":
-        raise FileFormatError(f"{where}: its zip does not end with a directory", _DAMAGED)
+@dataclass(frozen=True)
+class _Directory:
+    """The list of members: how many there are, and the bytes that hold it, as a record behind them says.
 
-    _, disk, first_disk, here, count, length, start, comment = _END.unpack_from(view, size - _END.size)
-    end = size - _END.size
+    ``end``: where that record begins, which has to be where the list ends.
+    """
+
+    count: int
+    length: int
+    start: int
+    end: int
+
+
+def _directory(view: memoryview, where: str) -> _Directory:
+    """The directory that both of the archive's records of it agree on, checked to be where they say it is."""
+    directory = _last_record(view, where)
+    large = _large_record(view, directory.end, where)
+    if large is not None:
+        _check_agreement(directory, large, where)
+        directory = large
+
+    if directory.start + directory.length != directory.end:
+        raise FileFormatError(f"{where}: its zip directory is not where it should be", _DAMAGED)
+    if directory.count > MAX_TENSORS or directory.count * _CENTRAL.size > directory.length:
+        raise UnsafeFileError(f"{where}: its zip claims {directory.count} members", _DAMAGED)
+    return directory
+
+
+def _last_record(view: memoryview, where: str) -> _Directory:
+    """What the last bytes of every archive say; numbers that are too large for them are at their limit."""
+    start_of_record = len(view) - _END.size
+    if start_of_record < 0 or bytes(view[start_of_record : start_of_record + 4]) != b"PK\x05\x06":
+        raise FileFormatError(f"{where}: its zip does not end with a directory", _DAMAGED)
+    _, disk, first_disk, here, count, length, start, comment = _END.unpack_from(view, start_of_record)
     if disk or first_disk or here != count or comment:
         raise FileFormatError(f"{where}: its zip has an unusual directory", _DAMAGED)
-
-    # A large archive has a second directory with longer numbers. What is not at its limit has to be the same in
-    # both, or two readers would see two files.
-    locator = end - _LOCATOR64.size
-    if locator >= 0 and bytes(view[locator : locator + 4]) == b"PK\x06\x07":
-        _, disk, offset, disks = _LOCATOR64.unpack_from(view, locator)
-        if disk or disks != 1 or offset + _END64.size != locator:
-            raise FileFormatError(f"{where}: its zip has an unusual directory", _DAMAGED)
-        signature, record, _, _, disk, first_disk, here, count64, length64, start64 = _END64.unpack_from(view, offset)
-        if signature != b"PK\x06\x06" or record != _END64.size - 12 or disk or first_disk or here != count64:
-            raise FileFormatError(f"{where}: its zip has an unusual directory", _DAMAGED)
-        for short, long, limit in ((count, count64, _MAX16), (length, length64, _MAX32), (start, start64, _MAX32)):
-            if short not in (long, limit):
-                raise UnsafeFileError(f"{where}: its two zip directories contradict each other", _DAMAGED)
-        count, length, start, end = count64, length64, start64, offset
-
-    if start + length != end:
-        raise FileFormatError(f"{where}: its zip directory is not where it should be", _DAMAGED)
-    if count > MAX_TENSORS or count * _CENTRAL.size > length:
-        raise UnsafeFileError(f"{where}: its zip claims {count} members", _DAMAGED)
-    return start, count, end
+    return _Directory(count, length, start, start_of_record)
 
 
-def _records(view: memoryview, position: int, count: int, end: int, where: str) -> list[_Record]:
+def _large_record(view: memoryview, last_record: int, where: str) -> _Directory | None:
+    """What a large archive says in longer numbers before its last record; None for one that is not large."""
+    locator = last_record - _LOCATOR64.size
+    if locator < 0 or bytes(view[locator : locator + 4]) != b"PK\x06\x07":
+        return None
+
+    # The record stands directly before its locator, at its shortest: between the two nothing can hide.
+    _, disk, offset, disks = _LOCATOR64.unpack_from(view, locator)
+    if disk or disks != 1 or offset + _END64.size != locator:
+        raise FileFormatError(f"{where}: its zip has an unusual directory", _DAMAGED)
+    signature, record, _, _, disk, first_disk, here, count, length, start = _END64.unpack_from(view, offset)
+    if signature != b"PK\x06\x06" or record != _END64.size - 12 or disk or first_disk or here != count:
+        raise FileFormatError(f"{where}: its zip has an unusual directory", _DAMAGED)
+    return _Directory(count, length, start, offset)
+
+
+def _check_agreement(last: _Directory, large: _Directory, where: str) -> None:
+    """UnsafeFileError unless every number is the same in both or at its limit: two readers would see two files."""
+    for short, long, limit in (
+        (last.count, large.count, _MAX16),
+        (last.length, large.length, _MAX32),
+        (last.start, large.start, _MAX32),
+    ):
+        if short not in (long, limit):
+            raise UnsafeFileError(f"{where}: its two zip directories contradict each other", _DAMAGED)
+
+
+def _records(view: memoryview, directory: _Directory, where: str) -> list[_Record]:
+    position, end = directory.start, directory.end
     records: list[_Record] = []
-    for _ in range(count):
+    for _ in range(directory.count):
         if position + _CENTRAL.size > end:
             raise FileFormatError(f"{where}: its zip directory is cut off", _DAMAGED)
         (signature, _, _, flags, method, _, _, checksum, packed, size, name_length, extra_length, comment_length,
