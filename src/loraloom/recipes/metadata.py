@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from loraloom.errors import AdapterError
 from loraloom.file_names import check_name
-from loraloom.recipes.names import REASONS, TRAIN_NETWORK_ARGUMENTS, marked, unknown
+from loraloom.plain_data import finite
+from loraloom.recipes.lora_sizes import LoraSizes
+from loraloom.recipes.names import REASONS, SPELLINGS, TRAIN_NETWORK_ARGUMENTS, marked, unknown
 from loraloom.recipes.recipe import Item, Items, Recipe, field_rows, is_nothing, listed
 from loraloom.recipes.record import take_record
 from loraloom.recipes.rows import Reading, Row, by_key, without_setting
@@ -43,8 +46,11 @@ _SPEC = {
 }
 
 
-def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
-    """Translate the metadata of a LoRA file. Raises AdapterError for a file that has none."""
+def take_metadata(metadata: Mapping[str, str], recipe: Recipe, *, sizes: Callable[[], LoraSizes] = LoraSizes) -> None:
+    """Translate the metadata of a LoRA file. Raises AdapterError for a file that has none.
+
+    ``sizes``: what the tensors say, asked where the metadata give no number for a rank or an alpha.
+    """
     found = {key[3:]: value for key, value in metadata.items() if key.startswith("ss_")}
     spec = {key: value for key, value in metadata.items() if key.startswith("modelspec.")}
     if not found and not spec:
@@ -75,6 +81,7 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
         if name in file.left:
             _take_argument(name, item, items, recipe)
     _adapt(items, recipe)
+    _from_tensors(items, recipe, sizes, _trained_rank(found))
     take_arguments(items, recipe, defaults=False)
 
     for key, text in spec.items():
@@ -87,6 +94,7 @@ def take_metadata(metadata: Mapping[str, str], recipe: Recipe) -> None:
 def _take_argument(name: str, item: Item, items: Items, recipe: Recipe) -> None:
     """A key that is an argument of sd-scripts goes on as one, unless it is a place on the machine of that run."""
     argument, value = METADATA_NAMES.get(name, name), item.value
+    argument = SPELLINGS.get(argument, argument)
     is_argument = argument in TRAIN_NETWORK_ARGUMENTS or argument in marked() or argument in REASONS
 
     # In this order: a path is an argument too, but that of the machine that trained means nothing on this one.
@@ -177,6 +185,7 @@ def _adapt(items: Items, recipe: Recipe) -> None:
     _printed_optimizer(items)
     _printed_network(items, recipe)
     _printed_resolution(items)
+    _printed_rates(items)
 
 
 def _printed_optimizer(items: Items) -> None:
@@ -194,7 +203,7 @@ def _printed_optimizer(items: Items) -> None:
 def _printed_network(items: Items, recipe: Recipe) -> None:
     """The arguments of the network are JSON."""
     item = items.get("network_args")
-    if item is None or not isinstance(item.value, str):
+    if item is None or is_nothing(item.value) or not isinstance(item.value, str):
         return
     try:
         items["network_args"] = Item(item.key, json.loads(item.value))
@@ -215,6 +224,14 @@ def _printed_resolution(items: Items) -> None:
         items["resolution"] = Item(item.key, item.value[0])
 
 
+def _printed_rates(items: Items) -> None:
+    """``[5e-05, 1e-05]``: later versions of sd-scripts print the rates of all text encoders, and ``[]`` for none."""
+    for name in ("unet_lr", "text_encoder_lr"):
+        item = items.get(name)
+        if item is not None and isinstance(item.value, str):
+            items[name] = Item(item.key, item.value.strip("()[] "))
+
+
 def _split(text: str) -> list[str]:
     """``a=1,betas=(0.9, 0.99)`` at the commas outside brackets."""
     parts, depth, start = [], 0, 0
@@ -226,6 +243,87 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in [*parts, text[start:]] if part.strip()]
 
 
+# -- ranks that are no numbers ------------------------------------------------------------------------------------
+
+_RESIZED = re.compile(
+    r"\s*(?:Dynamic resize with [^;]*|dimension is resized|split from DyLoRA) from (\d+)[^;]*(?:;|\Z)"
+)
+"""What sd-scripts' tools put before the comment of a LoRA that they cut: the rank that it had."""
+
+
+def _comment(row: Row, file: Reading) -> None:
+    """A LoRA that is trained like this one is not resized: only what the person wrote is taken over."""
+    item, text = file.left[row.key], str(file.left[row.key].value)
+    while (found := _RESIZED.match(text)) is not None:
+        text = text[found.end() :]
+    if text == str(item.value):
+        return
+    del file.left[row.key]
+    if text.strip():
+        file.recipe.set(row.ours, text.strip(), item.key, note="without what was put before it when it was resized")
+    else:
+        file.recipe.skip(item.key, "it says that the file was resized, which one that is trained like it is not")
+
+
+def _trained_rank(found: Mapping[str, str]) -> str:
+    """A remark on the rank before the LoRA was resized, from its comment; empty where that says nothing."""
+    text, rank = str(found.get("training_comment", "")), ""
+    while (step := _RESIZED.match(text)) is not None:
+        rank, text = step.group(1), text[step.end() :]
+    return f"; it was trained with {rank} and resized afterwards, says its comment: adapter.rank={rank}" if rank else ""
+
+
+_SIZES = {
+    "network_dim": "adapter.rank",
+    "network_alpha": "adapter.alpha",
+    "conv_dim": "adapter.conv_rank",
+    "conv_alpha": "adapter.conv_alpha",
+}
+
+
+def _from_tensors(items: Items, recipe: Recipe, sizes: Callable[[], LoraSizes], trained: str) -> None:
+    """Ranks and alphas for which the metadata give no number: a word (``Dynamic``), or nothing."""
+    network = items.get("network_args")
+    options: dict[str, Any] = dict(network.value) if network and isinstance(network.value, Mapping) else {}
+    told: Items = {name: items[name] for name in ("network_dim", "network_alpha") if name in items}
+    told |= {
+        name: Item(f"ss_network_args: {name}", options[name]) for name in ("conv_dim", "conv_alpha") if name in options
+    }
+    numbers = {name: number for name, item in told.items() if (number := finite(item.value)) is not None}
+
+    # Where the rank is a number, what is not said of convolutions is left to the rules of the program that trained it.
+    unsaid = [name for name in _SIZES if name not in numbers]
+    if "network_dim" in numbers:
+        unsaid = [name for name in unsaid if name in told or name == "network_alpha"]
+    found = sizes() if unsaid else LoraSizes()
+    if found.kind and "network_module" not in items and "network_dim" in unsaid:
+        recipe.set("adapter.kind", found.kind, "(ss_network_module)", note="not given: the kind of the file's layers")
+
+    for name in (name for name in unsaid if name in found.sizes):
+        size, item = found.sizes[name], told.get(name)
+        value = _for_rank(name, found, numbers)
+        said = "not given" if item is None or is_nothing(item.value) else _word(item.value)
+        note = f"{said}: {value:g}, {size.how}, as the file's tensors have it"
+        note += trained if name == "network_dim" else ""
+        recipe.set(_SIZES[name], value, item.key if item else f"(ss_{name})", note=note)
+        items.pop(name, None)
+        if options.pop(name, None) is not None and not options:
+            del items["network_args"]
+    if network and options:
+        items["network_args"] = Item(network.key, options)
+
+
+def _for_rank(name: str, found: LoraSizes, numbers: Mapping[str, float]) -> float:
+    """An alpha goes with its rank: where the metadata give another one, alpha / rank stays as it is in the file."""
+    rank = name.replace("alpha", "dim")
+    value = found.sizes[name].value
+    return value if rank == name or rank not in numbers else value * numbers[rank] / found.sizes[rank].value
+
+
+def _word(value: Any) -> str:
+    return value.strip() if isinstance(value, str) and value.strip().isalpha() else "not a number"
+
+
 TABLE = (
     *without_setting(
         _FACT,
@@ -235,6 +333,7 @@ TABLE = (
         "bucket_info datasets mixed_precision_used",
         _fact,
     ),
+    Row("training_comment", "saving.comment", _comment, "saving.comment, without what resizing put before it"),
     Row("max_train_steps", "steps", _steps, "the length follows from the epochs and your own pictures"),
 )
 """Keys behind ``ss_`` that are no argument's, or not always. Those that are go on as arguments of sd-scripts."""

@@ -14,6 +14,7 @@ from loraloom.recipes.dreambooth import take_db_config
 from loraloom.recipes.dreambooth_concepts import take_concepts
 from loraloom.recipes.easy_scripts import take_easy_scripts
 from loraloom.recipes.gui import take_gui_file
+from loraloom.recipes.lora_sizes import lora_sizes
 from loraloom.recipes.metadata import take_metadata
 from loraloom.recipes.onetrainer import take_onetrainer
 from loraloom.recipes.parsing import Document, flattened, read_document
@@ -89,7 +90,7 @@ def _of_lora(path: Path) -> Recipe:
     told = any(key.startswith("ss_") for key in tensors.metadata)
     if not told and lora_keys(infos, tensors.metadata) is None:
         raise FileFormatError(f"{path} is not a LoRA file: it {what_it_is(infos)}", "give the file of a LoRA")
-    take_metadata(dict(tensors.metadata), recipe)
+    take_metadata(dict(tensors.metadata), recipe, sizes=lambda: lora_sizes(tensors))
     return recipe
 
 

@@ -74,6 +74,7 @@ def _config_file(row: Row, file: Arguments) -> None:
     """A file of arguments: what stands on the command line goes on top of it."""
     item, recipe = file.left.pop(row.key), file.recipe
     if is_nothing(item.value):
+        recipe.rest(item.key)
         return
     path = Path(resolved(str(item.value), recipe.folders))
     if not exists(path) and path.suffix != ".toml":

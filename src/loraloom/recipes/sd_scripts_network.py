@@ -170,6 +170,9 @@ def _network(row: Row, file: Arguments) -> None:
     if options is not None and not found:
         recipe.rest(options.key)
 
+    if "algo" in found and is_nothing(found["algo"]):
+        recipe.rest(network.label("algo"))
+        del found["algo"]
     algorithm = found.pop("algo", None)
     if module is not None and not isinstance(module.value, str):
         recipe.problem("adapter.kind", f"{module.key} = {shown(module.value)} is not the name of a module")
