@@ -307,44 +307,61 @@ def _once_for_all(subsets: list[_Subset], base: Items, recipe: Recipe, told: set
 
     ``base``: what holds for a dataset that says nothing.
     """
-
-    # Datasets and subsets may say different things, where we have one setting: the first one counts, and each of
-    # the others is told so.
+    # One setting here, where datasets and subsets may differ: each of the others is told that the first counts.
     taken: dict[str, Item] = {}
-    for subset in subsets:
-        for name, item in subset.entries.items():
-            if item.key in told or name in ("image_dir", "subsets"):
-                continue
-            told.add(item.key)
-            if is_nothing(item.value):
-                recipe.rest(item.key)
-            elif marked().get(name) is None and name not in _SWITCHES:
-                recipe.skip(item.key, reason_for(name) or unknown(name, _HANDLED))
-                if reason_for(name) is None:
-                    recipe.unknown.append(item.key)
-            elif name not in taken:
-                taken[name] = item
-                value = [item.value] if name == "caption_extension" else item.value
-                take_one(name, Item(item.key, value), recipe)
-            elif taken[name].value == item.value:
-                recipe.mapped.append(Mapped(item.key, marked().get(name, "dataset.upscale"), item.value))
-            elif name == "caption_extension":
-                known = recipe.get("dataset.caption_extensions") or []
-                recipe.settings["dataset"]["caption_extensions"] = [*dict.fromkeys([*known, str(item.value)])]
-                recipe.change(item.key, "all endings are looked for in every folder")
-            else:
-                first = taken[name]
-                recipe.change(item.key, f"one value holds for the whole run: {first.key} = {shown(first.value)}")
+    for name, item in _entries_left(subsets, told):
+        if is_nothing(item.value):
+            recipe.rest(item.key)
+        elif marked().get(name) is None and name not in _SWITCHES:
+            _pass_over(name, item, recipe)
+        elif name in taken:
+            _take_another(name, item, taken[name], recipe)
+        else:
+            taken[name] = item
+            value = [item.value] if name == "caption_extension" else item.value
+            take_one(name, Item(item.key, value), recipe)
 
-    # A dataset that is silent gets the value of another here, which it did not have there.
     for name, item in taken.items():
         silent = [subset for subset in subsets if name not in subset.entries]
-        if not silent or (name in base and base[name].value == item.value):
-            continue
-        places = dict.fromkeys(subset.dataset if subset.dataset not in item.key else subset.place for subset in silent)
-        recipe.mapped = [entry for entry in recipe.mapped if entry.key != item.key]
-        note = f"{shown(item.value)} holds for the whole run here, so for {', '.join(places)} too, which had no {name}"
-        recipe.change(item.key, note)
+        if silent and not (name in base and base[name].value == item.value):
+            _hold_for_the_silent(name, item, silent, recipe)
+
+
+def _entries_left(subsets: Sequence[_Subset], told: set[str]) -> Iterator[tuple[str, Item]]:
+    """What nobody has accounted for yet, once each: a dataset's own entries stand in every one of its subsets."""
+    for subset in subsets:
+        for name, item in subset.entries.items():
+            if item.key not in told and name not in ("image_dir", "subsets"):
+                told.add(item.key)
+                yield name, item
+
+
+def _pass_over(name: str, item: Item, recipe: Recipe) -> None:
+    """An entry that is no setting here, for a reason or because nobody knows it."""
+    reason = reason_for(name)
+    recipe.skip(item.key, reason or unknown(name, _HANDLED))
+    if reason is None:
+        recipe.unknown.append(item.key)
+
+
+def _take_another(name: str, item: Item, first: Item, recipe: Recipe) -> None:
+    """An entry of a name that is taken already: only endings of caption files add up, else the first one counts."""
+    if first.value == item.value:
+        recipe.mapped.append(Mapped(item.key, marked().get(name, "dataset.upscale"), item.value))
+    elif name == "caption_extension":
+        known = recipe.get("dataset.caption_extensions") or []
+        recipe.settings["dataset"]["caption_extensions"] = [*dict.fromkeys([*known, str(item.value)])]
+        recipe.change(item.key, "all endings are looked for in every folder")
+    else:
+        recipe.change(item.key, f"one value holds for the whole run: {first.key} = {shown(first.value)}")
+
+
+def _hold_for_the_silent(name: str, item: Item, silent: Sequence[_Subset], recipe: Recipe) -> None:
+    """Datasets that say nothing get the value of another here, which they did not have there."""
+    places = dict.fromkeys(subset.dataset if subset.dataset not in item.key else subset.place for subset in silent)
+    recipe.mapped = [entry for entry in recipe.mapped if entry.key != item.key]
+    note = f"{shown(item.value)} holds for the whole run here, so for {', '.join(places)} too, which had no {name}"
+    recipe.change(item.key, note)
 
 
 _SWITCHES = {"bucket_no_upscale", "v_parameterization"}
