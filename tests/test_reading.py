@@ -18,7 +18,7 @@ from loraloom.reading import open_file, read_bytes, read_text
 ROOT = Path(loraloom.__file__).parent
 
 OWN_RECORDS = {
-    "data/concepts.py": "looks at 64 bytes of what is_file() said is a file",
+    "data/folder_contents.py": "looks at 64 bytes of what is_file() said is a file",
     "models/tokenizer.py": "comes with the package",
     "studio/demo.py": "a preview painted a moment before",
     "studio/grids.py": "images painted a moment before",

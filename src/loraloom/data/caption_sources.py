@@ -9,7 +9,8 @@ from pathlib import Path
 from loraloom.data.caption_operations import file_words
 from loraloom.data.caption_table import FOUND_BY_THEMSELVES, CaptionTable
 from loraloom.data.captions import CaptionFiles, read_caption
-from loraloom.data.concepts import Concept, Files
+from loraloom.data.concept_files import Files
+from loraloom.data.concepts import Concept
 from loraloom.data.nearby_captions import setting_of_everydream
 from loraloom.data.problems import Problem, normal_name, readable
 from loraloom.data.settings import DatasetSettings

@@ -1,4 +1,4 @@
-"""Which folders hold what: n_name concept folders, regularization images, and the files in each.
+"""Which folders hold what: n_name concept folders, and regularization images.
 
 ``10_cat`` means: every picture inside is shown ten times an epoch, and "cat" is the caption of pictures without one.
 """
@@ -7,60 +7,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loraloom.data.folder_contents import entries, has_images
 from loraloom.data.problems import Problem, normal_name, readable
 from loraloom.data.settings import ConceptSettings, DatasetSettings
 from loraloom.errors import DatasetError
-from loraloom.formats.pictures import SUFFIXES, signature
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MASK_ENDINGS",
-    "REGULARIZATION_NAMES",
-    "Concept",
-    "Files",
-    "Layout",
-    "find_layout",
-    "list_files",
-    "orphan_mask",
-]
+__all__ = ["REGULARIZATION_NAMES", "Concept", "Layout", "find_layout"]
 
 REGULARIZATION_NAMES = ("regularization_images", "regularization", "reg_images", "reg", "class_images")
 """Folder names that mean regularization images, in any case."""
 
-IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-_FOREIGN_SUFFIXES = frozenset(
-    {".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".apng", ".psd", ".xcf", ".svg"}
-    | {
-        ".ico",
-        ".tga",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".pcx",
-        ".dds",
-        ".exr",
-        ".qoi",
-        ".pdf",
-        ".raw",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-    }
-    | {".mp4", ".mov", ".webm", ".avi"}
-)
-MASK_ENDINGS = ("-masklabel", ".mask")
-"""What the names of masks beside pictures end with, before the suffix (OneTrainer, cloneofsimo)."""
-_CONDITION_ENDING = "-condlabel"  # OneTrainer: pictures for inpainting
 _IGNORED_FOLDERS = frozenset({"__pycache__", "__macosx", "model", "models", "log", "logs", "sample", "samples"})
 _MAX_REPEATS = 9999
-_MAX_DEPTH = 12
 _N_NAME = re.compile(r"([0-9]+)_(.*)", re.DOTALL)
 
 
@@ -121,16 +83,6 @@ class Layout:
     apart: frozenset[Path] = frozenset()
 
 
-@dataclass
-class Files:
-    """The files of one concept, relative paths sorted by composed Unicode name. ``masks``: those of the pictures."""
-
-    images: list[Path] = field(default_factory=list)
-    masks: dict[Path, Path] = field(default_factory=dict)
-    texts: list[Path] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-
 def find_layout(settings: DatasetSettings) -> Layout:
     """Understand the folder that the user named; DatasetError when it holds nothing that can be trained on."""
     if settings.concepts:
@@ -145,80 +97,9 @@ def find_layout(settings: DatasetSettings) -> Layout:
     return layout
 
 
-def orphan_mask(mask: Path) -> Problem:
-    """The sentence about a mask without its picture."""
-    return Problem(
-        "warning", "mask-orphan", mask, "is the mask of no picture", "give it the name of its picture, or remove it"
-    )
-
-
-def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[str], *, beside: bool = False) -> Files:
-    """Pictures, captions and the rest inside a concept folder.
-
-    Plain folders inside belong to the concept; other concepts' folders and regularization folders do not. ``beside``:
-    what is named as a mask is one, even where its picture is gone.
-    """
-
-    # Pictures of a concept inside this one would be shown twice, and regularization images trained as the subject.
-    apart = {other.folder for other in layout.concepts if other.folder != concept.folder} | layout.apart
-    if layout.regularization_folder is not None and layout.regularization_folder != concept.folder:
-        apart.add(layout.regularization_folder)
-
-    files = Files()
-    inner: set[Path] = set()
-    for path in _walk(concept.folder, apart):
-        if isinstance(path, Problem):
-            files.problems.append(path)
-            continue
-        relative = path.relative_to(concept.folder)
-        suffix = path.suffix.lower()
-        if suffix in caption_extensions:
-            files.texts.append(relative)
-        elif suffix in IMAGE_SUFFIXES or suffix in _FOREIGN_SUFFIXES or _looks_like_image(path):
-            files.images.append(relative)
-            inner.update([relative.parent] if len(relative.parts) > 1 else [])
-    for subfolder in sorted(inner):
-        files.problems.append(
-            Problem(
-                "info",
-                "nested-folder",
-                concept.folder / subfolder,
-                f"its pictures are used as part of concept {readable(concept.label)!r}",
-                "name a folder n_name (10_cat) to make it a concept with repeats of its own",
-            )
-        )
-    files.images.sort(key=_order)
-    files.texts.sort(key=_order)
-    _set_masks_apart(files)
-
-    if beside:
-        orphans = [path for path in files.images if path.stem.lower().endswith(MASK_ENDINGS)]
-        files.images = [path for path in files.images if path not in orphans]
-        files.problems.extend(orphan_mask(concept.folder / path) for path in orphans)
-    return files
-
-
-def _set_masks_apart(files: Files) -> None:
-    """``cat-masklabel.png`` and ``cat.mask.png`` beside a ``cat.*`` are its mask; ``cat-condlabel.png`` is neither."""
-    pictures = {path.with_suffix(""): path for path in reversed(files.images)}
-    for path in list(files.images):
-        for ending in (*MASK_ENDINGS, _CONDITION_ENDING):
-            picture = pictures.get(path.with_name(path.stem[: -len(ending)] or "-"))
-            if path.stem.lower().endswith(ending) and picture is not None:
-                files.images.remove(path)
-                if ending != _CONDITION_ENDING:
-                    files.masks.setdefault(picture, path)
-                break
-
-
 def _mask_folders(settings: DatasetSettings) -> frozenset[Path]:
     folders = [settings.mask_folder, *(concept.mask_folder for concept in settings.concepts)]
     return frozenset(folder.expanduser().absolute() for folder in folders if folder is not None)
-
-
-def _order(path: Path) -> tuple[str, str]:
-    """Composed Unicode name, then the raw one: the same order on every file system."""
-    return normal_name(path), path.as_posix()
 
 
 def _require_folder(folder: Path, what: str) -> None:
@@ -240,74 +121,118 @@ def _require_folder(folder: Path, what: str) -> None:
 
 
 def _training_layout(folder: Path, settings: DatasetSettings, depth: int = 0) -> Layout:
+    """The concepts in a folder, by the first of :data:`_RULES` that fits."""
+    inside = entries(folder)
     masks = _mask_folders(settings)
-    inside = _entries(folder)
-    problems = list(inside.problems)
-    children = [child for child in inside.folders if child not in masks]
-    named = [child for child in children if _N_NAME.fullmatch(child.name)]
-
-    # The order is from what says most to what says least: n_name folders inside, the folder's own name, one dataset
-    # further down, plain folders of pictures, and at last a folder of pictures.
-    if named:
-        layout = _parent_of_concepts(folder, named, children, settings)
-        layout.problems[:0] = problems
-        return layout
-
-    if depth == 0 and _N_NAME.fullmatch(folder.name) and _has_images(folder):
-        layout = Layout(folder.parent, problems=problems)
-        _add_concept(layout, folder, settings, is_regularization=False)
-        note = "is a concept folder itself; its neighbours are not used"
-        layout.problems.append(
-            Problem("info", "layout", folder, note, f"give {readable(folder.parent)} to use all of them")
-        )
-        return layout
-
-    plain = [child for child in children if not _is_regularization(child)]
-    if not _has_images(folder, deep=False):
-        deeper = [child for child in plain if any(_N_NAME.fullmatch(c.name) for c in _entries(child).folders)]
-        if len(deeper) > 1:
-            names = ", ".join(readable(child.name) for child in deeper)
-            raise DatasetError(f"{readable(folder)} holds several datasets: {names}", "give one of these folders")
-        if deeper:
-            layout = _training_layout(deeper[0], settings, depth + 1)
-            note = f"holds the concept folders in {readable(deeper[0].name)!r}, which is used as the dataset"
-            layout.problems.insert(0, Problem("info", "layout", folder, note))
-            return layout
-
-        # An archive that was unpacked into a folder of its own name is one level deeper, or two.
-        with_images = [child for child in plain if child.name.lower() not in _IGNORED_FOLDERS and _has_images(child)]
-        if len(with_images) == 1 and depth < 3 and not _has_images(with_images[0], deep=False):
-            return _training_layout(with_images[0], settings, depth + 1)
-        if with_images:
-            layout = _plain_concepts(folder, with_images, settings)
-            layout.problems[:0] = problems
-            return layout
-
-    layout = Layout(folder, problems=problems)
-    layout.concepts.append(Concept(folder.name, _text(folder.name), folder, settings.repeats))
-    note = f"is one folder of pictures; each is shown {settings.repeats} time(s) an epoch"
-    layout.problems.append(
-        Problem("info", "layout", folder, note, "put pictures into folders like 10_cat for repeats of their own")
-    )
+    children = tuple(child for child in inside.folders if child not in masks)
+    place = _Place(folder, children, has_images(folder, deep=False), settings, depth)
+    layout = next(found for rule in _RULES if (found := rule(place)) is not None)
+    layout.problems[:0] = inside.problems
     return layout
 
 
-def _parent_of_concepts(folder: Path, named: list[Path], children: list[Path], settings: DatasetSettings) -> Layout:
-    layout = Layout(folder)
-    for child in named:
-        _add_concept(layout, child, settings, is_regularization=False)
-    for child in children:
-        unnamed = child not in named and not _is_regularization(child) and child.name.lower() not in _IGNORED_FOLDERS
-        if unnamed and _has_images(child):
+@dataclass(frozen=True)
+class _Place:
+    """A folder that is to be understood, ``depth`` folders below the one that was given.
+
+    ``children``: the folders in it, but for those of masks; ``is_loose``: pictures are directly in it.
+    """
+
+    folder: Path
+    children: tuple[Path, ...]
+    is_loose: bool
+    settings: DatasetSettings
+    depth: int
+
+    @property
+    def named(self) -> list[Path]:
+        """The concept folders."""
+        return [child for child in self.children if _N_NAME.fullmatch(child.name)]
+
+    @property
+    def plain(self) -> list[Path]:
+        """The folders that may hold the dataset, or be a concept."""
+        return [child for child in self.children if not _is_regularization(child)]
+
+
+def _concepts_inside(place: _Place) -> Layout | None:
+    """n_name folders. What stands beside them is not used, which a person might expect."""
+    if not place.named:
+        return None
+    layout = Layout(place.folder)
+    for child in place.named:
+        _add_concept(layout, child, place.settings, is_regularization=False)
+    for child in place.plain:
+        if child not in place.named and child.name.lower() not in _IGNORED_FOLDERS and has_images(child):
             note = "is not used: its name does not begin with a number of repeats and an underscore"
             hint = f"rename it to 1_{readable(child.name)} to use it as a concept"
             layout.problems.append(Problem("warning", "folder-name", child, note, hint))
-    if _has_images(folder, deep=False):
+    if place.is_loose:
         note = "pictures beside the concept folders are not used"
         layout.problems.append(
-            Problem("warning", "loose-images", folder, note, "move them into a concept folder such as 1_name")
+            Problem("warning", "loose-images", place.folder, note, "move them into a concept folder such as 1_name")
         )
     return layout
+
+
+def _concept_itself(place: _Place) -> Layout | None:
+    """The folder that was given is an n_name folder."""
+    folder = place.folder
+    if place.depth > 0 or not _N_NAME.fullmatch(folder.name) or not has_images(folder):
+        return None
+    layout = Layout(folder.parent)
+    _add_concept(layout, folder, place.settings, is_regularization=False)
+    note = "is a concept folder itself; its neighbours are not used"
+    hint = f"give {readable(folder.parent)} to use all of them"
+    layout.problems.append(Problem("info", "layout", folder, note, hint))
+    return layout
+
+
+def _dataset_inside(place: _Place) -> Layout | None:
+    """One folder in it holds n_name folders. DatasetError where several do: which one is meant?"""
+    if place.is_loose:
+        return None
+    deeper = [child for child in place.plain if any(_N_NAME.fullmatch(c.name) for c in entries(child).folders)]
+    if len(deeper) > 1:
+        names = ", ".join(readable(child.name) for child in deeper)
+        raise DatasetError(f"{readable(place.folder)} holds several datasets: {names}", "give one of these folders")
+    if not deeper:
+        return None
+    layout = _training_layout(deeper[0], place.settings, place.depth + 1)
+    note = f"holds the concept folders in {readable(deeper[0].name)!r}, which is used as the dataset"
+    layout.problems.insert(0, Problem("info", "layout", place.folder, note))
+    return layout
+
+
+def _plain_folders(place: _Place) -> Layout | None:
+    """Folders of pictures whose names say nothing: each is a concept."""
+    if place.is_loose:
+        return None
+    with_images = [c for c in place.plain if c.name.lower() not in _IGNORED_FOLDERS and has_images(c)]
+
+    # An archive that was unpacked into a folder of its own name is one level deeper, or two.
+    if len(with_images) == 1 and place.depth < 3 and not has_images(with_images[0], deep=False):
+        return _training_layout(with_images[0], place.settings, place.depth + 1)
+    return _plain_concepts(place.folder, with_images, place.settings) if with_images else None
+
+
+def _pictures(place: _Place) -> Layout:
+    """The folder itself is the only concept."""
+    folder, repeats = place.folder, place.settings.repeats
+    note = f"is one folder of pictures; each is shown {repeats} time(s) an epoch"
+    hint = "put pictures into folders like 10_cat for repeats of their own"
+    concept = Concept(folder.name, _text(folder.name), folder, repeats)
+    return Layout(folder, concepts=[concept], problems=[Problem("info", "layout", folder, note, hint)])
+
+
+_RULES: tuple[Callable[[_Place], Layout | None], ...] = (
+    _concepts_inside,
+    _concept_itself,
+    _dataset_inside,
+    _plain_folders,
+    _pictures,
+)
+"""How the concepts of a folder are found, from what says most to what says least; the last one always fits."""
 
 
 def _plain_concepts(folder: Path, children: list[Path], settings: DatasetSettings) -> Layout:
@@ -358,7 +283,7 @@ def _add_regularization(layout: Layout, settings: DatasetSettings) -> None:
     if folder is None:
         return
     layout.regularization_folder = folder
-    inside = _entries(folder)
+    inside = entries(folder)
     layout.problems += inside.problems
 
     named = [child for child in inside.folders if _N_NAME.fullmatch(child.name)]
@@ -366,13 +291,13 @@ def _add_regularization(layout: Layout, settings: DatasetSettings) -> None:
     found = len(layout.concepts)
     for child in named:
         _add_concept(layout, child, settings, is_regularization=True)
-    if not named and _has_images(folder):
+    if not named and has_images(folder):
         if _N_NAME.fullmatch(folder.name):
             _add_concept(layout, folder, settings, is_regularization=True)
         else:
             layout.concepts.append(Concept(folder.name, _text(folder.name), folder, 1, is_regularization=True))
 
-    if named and _has_images(folder, deep=False):
+    if named and has_images(folder, deep=False):
         note = "pictures beside the regularization concept folders are not used"
         layout.problems.append(
             Problem("warning", "loose-images", folder, note, "move them into a folder such as 1_person")
@@ -391,7 +316,7 @@ def _add_regularization(layout: Layout, settings: DatasetSettings) -> None:
 def _find_regularization(layout: Layout, given: Path) -> Path | None:
     """A folder of that name inside the dataset folder, inside the folder the user gave, or beside that one."""
     for place in dict.fromkeys([layout.folder, given, given.parent]):
-        found = {child.name.lower(): child for child in _entries(place).folders if _is_regularization(child)}
+        found = {child.name.lower(): child for child in entries(place).folders if _is_regularization(child)}
         for name in REGULARIZATION_NAMES:
             if name in found:
                 return found[name]
@@ -424,77 +349,3 @@ def _text(name: str) -> str:
 
 def _is_regularization(folder: Path) -> bool:
     return folder.name.lower() in REGULARIZATION_NAMES
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in {"thumbs.db", "desktop.ini", "__macosx"}
-
-
-@dataclass(frozen=True)
-class _Entries:
-    """What is directly inside a folder, without what is hidden, in a fixed order; and why it cannot be read."""
-
-    folders: tuple[Path, ...]
-    files: tuple[Path, ...]
-    problems: tuple[Problem, ...] = ()
-
-
-def _entries(folder: Path) -> _Entries:
-    problems: tuple[Problem, ...] = ()
-    folders: list[Path] = []
-    files: list[Path] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not _hidden(entry.name):
-                    (folders if _is_folder(entry) else files).append(folder / entry.name)
-    except OSError as error:
-        note = f"cannot be read: {error.strerror}"
-        problems = (Problem("error", "unreadable-folder", folder, note, "check its permissions"),)
-    return _Entries(tuple(sorted(folders, key=_order)), tuple(sorted(files, key=_order)), problems)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # a link that leads to itself: reported as a file that cannot be read
-
-
-def _has_images(folder: Path, *, deep: bool = True) -> bool:
-    """Whether a file named like a picture is inside (``deep``: or in folders below)."""
-    walk = _walk(folder, ()) if deep else iter(_entries(folder).files)
-    files = (path for path in walk if not isinstance(path, Problem))
-    return any(path.suffix.lower() in IMAGE_SUFFIXES or _looks_like_image(path) for path in files)
-
-
-def _looks_like_image(path: Path) -> bool:
-    """Whether a file without an image's suffix begins like one that can be read."""
-    if path.suffix.lower() in {".txt", ".caption", ".json", ".npz", ".safetensors", ".toml", ".py", ".md"}:
-        return False
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return signature(file.read(64)) in SUFFIXES
-    except OSError:
-        return False
-
-
-def _walk(folder: Path, apart: Collection[Path], above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path | Problem]:
-    """Every file below ``folder``, and every folder that is not gone into; links are followed, but not in circles."""
-    try:
-        status = folder.stat()
-    except OSError:
-        return
-    key = (status.st_dev, status.st_ino)
-    if (key in above and key[1]) or len(above) > _MAX_DEPTH:
-        note = "leads back to a folder above it" if key in above else "is nested too deep"
-        yield Problem("warning", "folder-loop", folder, f"is not followed: it {note}", "remove the link")
-        return
-    inside = _entries(folder)
-    yield from inside.problems
-    yield from inside.files
-    for child in inside.folders:
-        if child not in apart:
-            yield from _walk(child, apart, (*above, key))

@@ -12,7 +12,8 @@ from pathlib import Path
 from loraloom.control import Control, each_of, keep_going
 from loraloom.data.buckets import Size, assign_buckets, bucket_sizes
 from loraloom.data.caption_sources import CaptionTables, ConceptCaptions
-from loraloom.data.concepts import Concept, Files, Layout, find_layout, list_files
+from loraloom.data.concept_files import Files, list_files
+from loraloom.data.concepts import Concept, Layout, find_layout
 from loraloom.data.images import ImageFacts, inspect_image
 from loraloom.data.masks import MaskFiles, mask_problems
 from loraloom.data.nearby_captions import captions_nearby

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from loraloom.data.concepts import IMAGE_SUFFIXES, MASK_ENDINGS, Concept, Files, orphan_mask
+from loraloom.data.concept_files import MASK_ENDINGS, Files, orphan_mask
+from loraloom.data.concepts import Concept
+from loraloom.data.folder_contents import IMAGE_SUFFIXES
 from loraloom.data.images import load_grey
 from loraloom.data.problems import Problem, normal_name, readable
 from loraloom.data.sample import Sample
