@@ -20,7 +20,7 @@ ROOT = Path(loraloom.__file__).parent
 OWN_RECORDS = {
     "data/folder_contents.py": "looks at 64 bytes of what is_file() said is a file",
     "models/tokenizer.py": "comes with the package",
-    "studio/demo.py": "a preview painted a moment before",
+    "studio/demo/pictures.py": "a preview painted a moment before",
     "studio/grids.py": "images painted a moment before",
     "studio/runs/control.py": "the run's own lock and wishes",
     "studio/runs/log.py": "the run's own log",

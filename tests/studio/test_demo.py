@@ -32,12 +32,14 @@ from loraloom.studio.demo import (
 )
 from loraloom.studio.painter import Painter
 
-SHORT_STYLE = replace(STYLE, prompts=STYLE.prompts[:2], overrides=("steps=12",))
+# Pictures of four sampler steps: rough, but the same road.
+SHORT_STYLE = replace(STYLE, prompts=STYLE.prompts[:2], sampler_steps=4, overrides=("steps=12",))
 SHORT_CHARACTER = replace(
     CHARACTER,
     prompts=CHARACTER.prompts[:1],
     control_prompts=CHARACTER.control_prompts[:1],
     regularization_prompts=CHARACTER.regularization_prompts[:10],
+    sampler_steps=4,
     overrides=("steps=4",),
 )
 
@@ -60,13 +62,6 @@ def run(plan: DemoPlan, folder: Path) -> tuple[DemoResult, list[str], list[Path]
     return result, said, [Path(event.facts["folder"]) for event in reached if event.stage == "prepared"]
 
 
-@pytest.fixture
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of four sampler steps: rough, but the same road."""
-    monkeypatch.setattr("loraloom.studio.demo.STEPS", 4)
-
-
-@pytest.mark.usefixtures("_hurried")
 def test_the_whole_job(tmp_path: Path) -> None:
     result, said, shown = run(SHORT_STYLE, tmp_path / "demo")
     assert [line[0] for line in said if line[:1].isdigit()] == ["1", "2", "3", "4", "5", "6"]
@@ -95,7 +90,6 @@ def test_the_whole_job(tmp_path: Path) -> None:
     assert all(Path(word.rstrip(":")).exists() for word in mentioned)
 
 
-@pytest.mark.usefixtures("_hurried")
 def test_a_character_with_regularization_images(tmp_path: Path) -> None:
     result, said, _ = run(SHORT_CHARACTER, tmp_path / "demo")
     dataset = load_dataset(DatasetSettings(folder=result.folder / "dataset", resolution=128))
@@ -150,7 +144,6 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.usefixtures("_hurried")
 def test_a_demo_is_left_while_it_paints(tmp_path: Path) -> None:
     heard: list[Event] = []
     # A pause; then the three stages before pictures are painted, and the third question after them.

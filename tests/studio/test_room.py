@@ -52,7 +52,7 @@ WORKS: dict[str, tuple[Work, str]] = {
         "loraloom.studio.painter._load",
     ),
     "grid": (grid, "loraloom.studio.painter._load"),
-    "demo": (lambda folder: run_demo(folder / "demo"), "loraloom.studio.demo.make_checkpoint"),
+    "demo": (lambda folder: run_demo(folder / "demo"), "loraloom.studio.demo.job.make_checkpoint"),
     "extract": (extract, "loraloom.weights.extract.extract_lora"),
     "resize": (
         lambda folder: weights.resize_lora(lora(folder), folder / "out.safetensors", rank=2),
