@@ -31,14 +31,6 @@ LONG_FILES = {
 """Files beyond that, each with the most lines it may have."""
 MANY_BRANCHES = 10
 WITHOUT_A_WHY = {
-    "cli/generate.py: generate",
-    "cli/plan.py: describe",
-    "cli/progress.py: ProgressDisplay.__call__",
-    "cli/runs.py: _show",
-    "cli/sweep.py: sweep",
-    "cli/tokens.py: tokens",
-    "cli/weight_tools.py: metadata",
-    "cli/weights.py: inspect",
     "studio/class_images.py: make_class_images",
     "studio/curves.py: plots",
     "studio/curves.py: read_curves",

@@ -56,6 +56,7 @@ def generate(
     from loraloom.studio.images import generate_images
 
     overrides = overrides or []
+    # An image brings its own prompt, so with --like the first word may already be a setting.
     if like is not None and prompt is not None and _OVERRIDE.match(prompt):
         overrides = [prompt, *overrides]
         prompt = None

@@ -59,14 +59,24 @@ def plan(
 
 def describe(plan: Plan) -> list[str]:
     """The plan in lines."""
-    work, memory, disk = plan.work, plan.memory, plan.disk
+    return [*_work_lines(plan), *_memory_lines(plan), _time_line(plan), _disk_line(plan)]
+
+
+def _work_lines(plan: Plan) -> list[str]:
+    work = plan.work
     width, height, images = work.largest
     buckets = ", ".join(f"{size}: {count}" for size, count in work.buckets.items())
-    lines = [
+    return [
         f"steps      {work.steps} in {work.epochs} epochs of {work.steps_per_epoch}",
         f"images     {work.images_seen} seen: "
         + ", ".join(f"{concept} {count}" for concept, count in work.images.items()),
         f"batches    of an epoch by size: {buckets}; the largest is {images} of {width}x{height}",
+    ]
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    memory = plan.memory
+    lines = [
         f"memory     {_gib(memory.peak)} at its peak ({memory.device}): weights {_mib(memory.weights)}, "
         f"LoRA {_mib(memory.adapter)}, optimizer {_mib(memory.optimizer)}, a step {_mib(memory.step)} "
         f"(kept for the backward pass {_mib(memory.kept)}), encoding {_mib(memory.encoding)}"
@@ -80,22 +90,29 @@ def describe(plan: Plan) -> list[str]:
         lines.append(
             f"           measured in two real steps: {_gib(plan.trial.peak)} (the prediction is {off:+.0f} % off)"
         )
+    return lines
+
+
+def _time_line(plan: Plan) -> str:
     source = (
         "from two real steps"
         if plan.timed
         else f"from counted operations at an assumed {plan.rate / 1e9:.0f} GFLOP/s: a rough figure"
     )
-    lines.append(
+    return (
         f"time       {_duration(plan.seconds)}; {plan.seconds_per_batch:.2f} s for the largest batch "
-        f"({memory.flops / 1e12:.2f} TFLOP), {source}"
+        f"({plan.memory.flops / 1e12:.2f} TFLOP), {source}"
     )
+
+
+def _disk_line(plan: Plan) -> str:
+    disk = plan.disk
     parts = [f"{disk.loras} LoRA files of {_mib(disk.lora)}"]
     parts += [f"{disk.states} states of {_mib(disk.state)}"] if disk.states else []
     parts += [f"previews {_mib(disk.previews)}"] if disk.previews else []
     parts += [f"latent cache {_mib(disk.latents)}"] if disk.latents else []
     parts += [f"log {_mib(disk.log)}"]
-    lines.append(f"disk       {_mib(disk.total)}: {', '.join(parts)}{_room(plan)}")
-    return lines
+    return f"disk       {_mib(disk.total)}: {', '.join(parts)}{_room(plan)}"
 
 
 def _room(plan: Plan) -> str:

@@ -109,6 +109,8 @@ class ProgressDisplay:
                 )
             case SamplerStepped():
                 self._bar("painting", event.step, event.steps, f"image {event.image} of {event.images}")
+
+            # A stage of the demo, or what only a run's log has to know: nothing for a bar.
             case _:
                 pass
 

@@ -108,21 +108,25 @@ def _show(found: list[RunStatus]) -> None:
     for name in ("run", "state", "step", "loss", "best validation", "time left", "last preview"):
         table.add_column(name, overflow="fold")
     for run in found:
-        row = (
-            run.name,
-            run.state,
-            f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
-            f"{run.loss:.4f}" if run.loss is not None else "",
-            f"{run.best_loss:.4f}, epoch {run.best_epoch}" if run.best_loss is not None else "",
-            _duration(run.seconds_left) if run.is_unfinished and run.seconds_left is not None else "",
-            Path(run.last_preview).name if run.last_preview else "",
-        )
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, _cells(run)))
     console = Console(highlight=False, emoji=False)
     console.print(table)
     for run in found:
         if run.problem:
             console.print(Text(f"{run.name}: {run.problem}"), soft_wrap=True)
+
+
+def _cells(run: RunStatus) -> tuple[str, ...]:
+    """A run's row. What it has not come to yet is left empty: a zero would look measured."""
+    return (
+        run.name,
+        run.state,
+        f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
+        f"{run.loss:.4f}" if run.loss is not None else "",
+        f"{run.best_loss:.4f}, epoch {run.best_epoch}" if run.best_loss is not None else "",
+        _duration(run.seconds_left) if run.is_unfinished and run.seconds_left is not None else "",
+        Path(run.last_preview).name if run.last_preview else "",
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from loraloom.studio.sweeps import SweepResult
 
 __all__ = ["sweep"]
 
@@ -29,7 +34,6 @@ def sweep(
     Run it again after an interruption: finished runs are kept, an interrupted one goes on.
     """
     from rich.console import Console
-    from rich.table import Table
 
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.cli.train import split_arguments
@@ -48,6 +52,18 @@ def sweep(
     stop = StopRequest()
     with ProgressDisplay(console) as display, stop_on_signals(stop, display):
         result = run_sweep(combinations, workers=workers, address=ray_address, listener=display, control=stop)
+    console.print(_losses(result))
+    if result.sheet is not None:
+        console.print(f"sheet: {result.sheet}", markup=False, soft_wrap=True)
+    console.print(f"table: {result.table}", markup=False, soft_wrap=True)
+    if (failure := result.failure()) is not None:
+        raise failure
+
+
+def _losses(result: SweepResult) -> Table:
+    """A row for each combination, the best of them marked; those that failed were asked for as well."""
+    from rich.table import Table
+
     table = Table("combination", title="Losses", title_justify="left")
     for heading in ("training", "validation", "best", "at epoch"):
         table.add_column(heading, justify="right")
@@ -62,9 +78,4 @@ def sweep(
         )
     for combination, _ in result.failures:
         table.add_row(combination.label, "-", "-", "-", "failed", style="red")
-    console.print(table)
-    if result.sheet is not None:
-        console.print(f"sheet: {result.sheet}", markup=False, soft_wrap=True)
-    console.print(f"table: {result.table}", markup=False, soft_wrap=True)
-    if (failure := result.failure()) is not None:
-        raise failure
+    return table

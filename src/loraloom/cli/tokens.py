@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from loraloom.studio.tokens import TextTokens
 
 __all__ = ["tokens"]
 
@@ -36,12 +39,19 @@ def tokens(
     most = longest(wanted)
     typer.echo(f"{most.used}/{most.room} tokens")
     parts = max(text.part for text in wanted)
+
     for text in found:
+        # There is always a negative prompt; an empty one that nobody gave is not worth a line.
         if text.is_negative and negative is None and not settings.negative_prompt:
             continue
-        words = ["negative"] if text.is_negative else []
-        words += [f"part {text.part} (weight {text.weight:g})"] if parts > 1 and not text.is_negative else []
-        words += [f"steps {text.steps[0]} to {text.steps[1]}"] if text.steps != (1, settings.steps) else []
-        typer.echo(f"{', '.join(words) or 'prompt'}: {text.used}/{text.room}")
+        typer.echo(f"{_label(text, parts, settings.steps)}: {text.used}/{text.room}")
         for number, said in enumerate(text.chunks, start=1):
             typer.echo(f"  {number}: {said}")
+
+
+def _label(text: TextTokens, parts: int, steps: int) -> str:
+    """Which of the prompt's texts it is, as far as there are others: a prompt of one text is just the prompt."""
+    words = ["negative"] if text.is_negative else []
+    words += [f"part {text.part} (weight {text.weight:g})"] if parts > 1 and not text.is_negative else []
+    words += [f"steps {text.steps[0]} to {text.steps[1]}"] if text.steps != (1, steps) else []
+    return ", ".join(words) or "prompt"

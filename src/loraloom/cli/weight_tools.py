@@ -206,6 +206,8 @@ def metadata(
     said = {"trigger": trigger, "description": description, "notes": notes}
     changes = read_entries(set_ or []) | {key: value for key, value in said.items() if value is not None}
     edit = edit_metadata(file, output, changes, in_place=in_place, remove=remove or [], preview=preview)
+
+    # Nothing to change is a question what there is, unless only the files beside it are wanted.
     if edit is not None:
         for line in report_lines(edit):
             typer.echo(line)

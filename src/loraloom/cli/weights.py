@@ -14,9 +14,10 @@ from loraloom.cli.output import takes_all_letters, visible
 from loraloom.errors import LoraloomError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from loraloom.studio.weights import BlockStrength
+    from loraloom.studio.weights import BlockStrength, FileReport
 
 __all__ = [
     "CheckWithDiffusers",
@@ -141,7 +142,6 @@ def inspect(
     import json
 
     from rich.console import Console
-    from rich.text import Text
 
     from loraloom.studio.results import to_record
     from loraloom.studio.weights import inspect_file
@@ -153,6 +153,7 @@ def inspect(
         try:
             report = inspect_file(path, hashes=hashes, layers=layers)
         except LoraloomError as error:
+            # Of several files, one that cannot be read does not keep the others from being shown.
             if len(files) == 1:
                 raise
             show_failure(error)
@@ -161,21 +162,27 @@ def inspect(
         if as_json:
             reports.append({**to_record(report), "path": str(path)})
             continue
-        console.print(Text.assemble((visible(str(path)), "bold"), f": {visible(report.title)}"), soft_wrap=True)
-        width = max((len(label) for label in report.facts), default=0)
-        for label, value in report.facts.items():
-            console.print(Text(f"  {visible(label):<{width}}  {visible(value)}"), soft_wrap=True)
-        if report.anatomy is not None:
-            console.print(_block_table(report.anatomy.blocks))
-        if metadata:
-            for key, value in sorted(report.metadata.items()):
-                console.print(Text(visible(f"  {key} = {value}"), style="dim"), soft_wrap=True)
-        elif report.metadata:
-            console.print(Text(f"  metadata: {len(report.metadata)} entries (--metadata prints them)", style="dim"))
+        _print_report(report, path, console, metadata=metadata)
     if as_json:
         typer.echo(json.dumps(reports, ensure_ascii=not takes_all_letters(), indent=1))
     if failed:
         raise typer.Exit(1)
+
+
+def _print_report(report: FileReport, path: Path, console: Console, *, metadata: bool) -> None:
+    from rich.text import Text
+
+    console.print(Text.assemble((visible(str(path)), "bold"), f": {visible(report.title)}"), soft_wrap=True)
+    width = max((len(label) for label in report.facts), default=0)
+    for label, value in report.facts.items():
+        console.print(Text(f"  {visible(label):<{width}}  {visible(value)}"), soft_wrap=True)
+    if report.anatomy is not None:
+        console.print(_block_table(report.anatomy.blocks))
+    if metadata:
+        for key, value in sorted(report.metadata.items()):
+            console.print(Text(visible(f"  {key} = {value}"), style="dim"), soft_wrap=True)
+    elif report.metadata:
+        console.print(Text(f"  metadata: {len(report.metadata)} entries (--metadata prints them)", style="dim"))
 
 
 def _block_table(blocks: Sequence[BlockStrength]) -> Table:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from loraloom.weights.combine import CombineReport
     from loraloom.weights.convert import ConvertReport
     from loraloom.weights.extract import ExtractReport
-    from loraloom.weights.inspect import FileReport
+    from loraloom.weights.inspect import FileReport as FileReport
     from loraloom.weights.merge import LoraWeight, MergeReport
     from loraloom.weights.metadata import MetadataEdit
     from loraloom.weights.resize import ResizeReport
