@@ -89,12 +89,15 @@ def make_class_images(
     _remark_on_others(there, checkpoint, settings, listener)
     if len(there) >= count:
         return ClassImages(folder, len(there), 0)
+
+    # A random seed (-1) would be another one after an interruption, and the series would not go on.
     settings = settings.model_copy(update={"seed": max(settings.seed, 0)})
     done = {path.name for path in there}
     plans = list(_plans(settings, samples, trigger, done, count - len(there)))
     wanted = [settings.model_copy(update={"width": plan.size[0], "height": plan.size[1], "count": 1}) for plan in plans]
     require_room([pictures_need(folder, wanted)], listener)
     make_folder(folder)
+
     painted = 0
     with (painter or Painter()).job(checkpoint, Loading.of(settings), listener=listener, control=control) as job:
         digest = model_hash(checkpoint, control) if settings.model_hash else None

@@ -93,10 +93,12 @@ def read_curves(events: Iterable[Event]) -> Curves:
     found: list[StepFinished] = []
     checked: dict[int, float] = {}
     for event in current_events(events):
+        # NaN and infinity have no place on an axis: a run that exploded has the curve of the steps before.
         if isinstance(event, StepFinished) and math.isfinite(event.loss):
             found.append(event)
         elif isinstance(event, ValidationMeasured) and math.isfinite(event.loss):
             checked[event.step] = event.loss
+
     parts = dict.fromkeys(part for event in found for part in event.learning_rates)
     return Curves(
         tuple(event.step for event in found),
@@ -146,6 +148,8 @@ def plots(
     last = max([1.0, *curves.steps[-1:], *(x for x, _ in checked)])
     ordered = sorted(curves.losses)
     usual = ordered[min(len(ordered) - 1, int(0.97 * len(ordered)))] if ordered else 0.0
+
+    # A run without steps yet, or whose rates are all 0, has no height of its own: the axis ends at 1.
     highest = 1.08 * max([usual, *(mean for _, mean in curves.means), *(y for _, y in checked)])
     fastest = 1.08 * max((rate for rates in curves.rates.values() for rate in rates), default=0.0)
     middle = round(0.68 * height)

@@ -99,6 +99,7 @@ _NO_AXES = frozenset({"output_folder", "count", "batch_size", "device", "lora_fo
 def _expanded(value: str) -> Iterator[str]:
     """A range of numbers one after another: ``1-5``, ``1-5 (+2)``, ``1-10 [4]`` (four of them, evenly spread)."""
     match = _RANGE.fullmatch(value)
+    # What only looks like a range (1.2.3-4) is a value like any other: the setting says whether it takes it.
     try:
         first, last = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
         stride = float(match[3]) if match and match[3] else 1.0 if first <= last else -1.0
@@ -107,6 +108,7 @@ def _expanded(value: str) -> Iterator[str]:
     if match is None:
         yield value
         return
+
     if match[4]:
         count = int(match[4])
         numbers = [first + (last - first) * index / max(count - 1, 1) for index in range(count)]
@@ -135,11 +137,13 @@ def plan_grid(
         raise SettingsError([f"two axes are {names[-1]}"], "each axis needs a setting of its own")
     if {"lora", "epoch"} <= set(names):
         raise SettingsError(["the axes lora and epoch both say which LoRA is used"], "take one of them")
+
     files = _files_of_run(run) if "epoch" in names else {}
     axes = [_every_epoch(axis, files) if axis.name == "epoch" else axis for axis in axes]
     # One seed for all, or the cells would differ in more than their axes.
     base = {**settings, "seed": settings.get("seed", 1)}
     cells = []
+    # Page by page and row by row, as they are laid out; an axis that is not there has one place.
     sizes = [range(len(axis.values)) for axis in axes] + [range(1)] * (3 - len(axes))
     for place in itertools.product(*reversed(sizes)):
         column, row, page = reversed(place)

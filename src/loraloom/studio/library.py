@@ -255,12 +255,14 @@ def _walk(root: Path, listener: Listener, control: Control) -> Iterator[tuple[st
     while stack:
         heed(control)
         folder = stack.pop()
+        # What cannot be read is told and passed over: the others are found all the same.
         try:
             with os.scandir(folder) as entries:
                 inside = list(entries)
         except OSError as error:
             listener(Notice(f"{folder} was skipped: {error.strerror or error}", "warning"))
             continue
+
         remove_leftovers(Path(folder), listener)
         names = {entry.name: entry for entry in inside}
         for entry in inside:
@@ -422,6 +424,8 @@ def show(name: str, *, index: Path | None = None) -> list[LibraryEntry]:
         if _is_hash(digits):
             _check_claims(connection, digits)
         entries = [LibraryEntry(*row) for row in connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM files")]
+
+    # The surest comes first: a path is one file, a name may be in several folders, digits may begin several hashes.
     path = str(Path(name).resolve())
     exact = [entry for entry in entries if entry.path == path]
     named = [entry for entry in entries if name in (Path(entry.path).name, Path(entry.path).stem)]

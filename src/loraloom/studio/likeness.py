@@ -61,6 +61,8 @@ def _other_files(
             yield f"{made}, a hash that is not known here: whether {checkpoint.name} is that checkpoint is not known"
         elif checkpoint.is_file() and not has_hash(checkpoint, recalled.model_hash, control):
             yield f"{made}, not with {file_hashes(checkpoint, control).sha256[:10]}"
+
+    # Only what is here can differ: without its file, an embedding's name is a word like any other.
     if recalled.vae_hash and known.vae is not None and not _has_hash(known.vae, recalled.vae_hash, control):
         yield f"{image} was made with another autoencoder ({recalled.vae_hash}) than {known.vae}"
     here = embedding_files(known.embedding_folders) if recalled.embedding_hashes else {}
@@ -171,6 +173,8 @@ def _by_hash(digits: str, folders: Sequence[Path], control: Control) -> tuple[Pa
     files = [path for folder in folders for path in lora_files(folder)]
     claiming = [path for path in files if _claims(path, digits)]
     rest = [path for path in files if path not in claiming]
+
+    # A claim is quick to read and easy to forge; what is taken has to have the hash itself.
     found = next((path for path in (*claiming, *rest) if _has_hash(path, digits, control)), None)
     return found, [path for path in claiming if path != found]
 

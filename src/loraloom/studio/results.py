@@ -23,6 +23,7 @@ def to_record(result: object) -> Any:
     where it is the key of a table. Raises TypeError for what has no place
     in JSON (a tensor, a picture), since a door that left it out would show half a result.
     """
+    # An entry of an enumeration may be a text or a number itself, so it is asked for before them.
     match result:
         case Enum():
             return to_record(result.value)
@@ -44,6 +45,7 @@ def to_record(result: object) -> Any:
             return sorted(to_record(item) for item in result)
         case _ if is_dataclass(result) and not isinstance(result, type):
             return {field.name: to_record(getattr(result, field.name)) for field in fields(result) if field.repr}
+
     raise TypeError(f"{type(result).__name__} is no data for JSON")
 
 

@@ -125,26 +125,34 @@ def plan_sweep(path: Path | None, overrides: Sequence[str]) -> list[Combination]
     fruitless = [axis.key for axis in axes if axis.key in ("name", "output") or axis.key.startswith("preview.")]
     if fruitless:
         raise SettingsError([f"{key} is the same for every run of a sweep" for key in fruitless], "give it one value")
+
     combinations: list[Combination] = []
     for values in itertools.product(*(axis.values for axis in axes)):
-        chosen = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
-        settings = TrainSettings.load(path, [*fixed, *chosen])
-        label = ", ".join(
-            f"{axis.key.rpartition('.')[2]} {_short(value)}" for axis, value in zip(axes, values, strict=True)
-        )
-        tag = re.sub(r"[^\w.+-]+", "-", label.replace(", ", "_").replace(" ", ""))
-        name = f"{settings.name}-{tag}"
-        check_run_name(name)  # the values in it can make it too long
-        if any(name == other.name for other in combinations):
-            raise SettingsError([f"two combinations of the sweep are both called {name}"], "name each value once")
-        update: dict[str, object] = {"name": name, "output": settings.output / f"{settings.name}-sweep"}
-        if settings.dataset.cache_to_disk is None:
-            # Every run needs the same latents: they are encoded once.
-            folder = settings.output / f"{settings.name}-sweep" / "latents"
-            data = {"cache_to_disk": True, "cache_folder": settings.dataset.cache_folder or folder}
-            update["dataset"] = settings.dataset.model_copy(update=data)
-        combinations.append(Combination(name, label, settings.model_copy(update=update)))
+        combination = _combination(path, fixed, [(axis.key, value) for axis, value in zip(axes, values, strict=True)])
+        # Values may differ only in signs that no folder's name has, and two runs would share a folder.
+        if any(combination.name == other.name for other in combinations):
+            raise SettingsError(
+                [f"two combinations of the sweep are both called {combination.name}"], "name each value once"
+            )
+        combinations.append(combination)
     return combinations
+
+
+def _combination(path: Path | None, fixed: Sequence[str], chosen: Sequence[tuple[str, str]]) -> Combination:
+    """The settings of one run of a sweep: ``chosen`` are the keys and values of the axes."""
+    settings = TrainSettings.load(path, [*fixed, *(f"{key}={value}" for key, value in chosen)])
+    label = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in chosen)
+    tag = re.sub(r"[^\w.+-]+", "-", label.replace(", ", "_").replace(" ", ""))
+    name = f"{settings.name}-{tag}"
+    check_run_name(name)  # the values in it can make it too long
+
+    folder = settings.output / f"{settings.name}-sweep"
+    update: dict[str, object] = {"name": name, "output": folder}
+    if settings.dataset.cache_to_disk is None:
+        # Every run needs the same latents: they are encoded once.
+        data = {"cache_to_disk": True, "cache_folder": settings.dataset.cache_folder or folder / "latents"}
+        update["dataset"] = settings.dataset.model_copy(update=data)
+    return Combination(name, label, settings.model_copy(update=update))
 
 
 def run_sweep(
@@ -315,6 +323,8 @@ def _finished(combination: Combination) -> Outcome | None:
     folder = _newest(combination)
     if folder is None:
         return None
+
+    # A run that was stopped goes on, and one whose file is gone is trained again: neither has an outcome.
     events: list[Event] = RunLog(folder).events()
     ends = [event for event in events if isinstance(event, RunFinished) and not event.stopped]
     files = [Path(event.path) for event in events if isinstance(event, WeightsSaved) and event.final]
@@ -410,6 +420,8 @@ def _paint(
 def _split(text: str) -> list[str]:
     """At the commas that stand in no quotes and no brackets."""
     parts, depth, quote = [""], 0, ""
+
+    # Quotes are asked about first: a bracket between them is a letter like any other.
     for character in text:
         if quote:
             quote = "" if character == quote else quote

@@ -58,6 +58,7 @@ def parse_lora_weight(text: str) -> LoraWeight:
     """
     from loraloom.weights.merge import LoraWeight
 
+    # Numbers are taken from the end only until what is left is a file, whose name may end like a number.
     path, numbers = text, list[float]()
     while len(numbers) < 2 and ":" in path and not _exists(path):
         rest, _, last = path.rpartition(":")
@@ -66,6 +67,8 @@ def parse_lora_weight(text: str) -> LoraWeight:
         except ValueError:
             break
         path = rest
+
+    # Where LORA is a file, "LORA:strong" is that file with a weight that is no number, not a file of the whole name.
     before, _, last = path.rpartition(":")
     is_typing_error = bool(before) and not _exists(path) and _exists(before)
     if not path or is_typing_error or not all(math.isfinite(number) for number in numbers):

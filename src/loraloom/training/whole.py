@@ -117,19 +117,28 @@ def whole_groups(whole: WholeModel, settings: OptimizerSettings) -> list[dict[st
 
 def check_whole(settings: TrainSettings) -> None:
     """SettingsError for what cannot be done when the whole checkpoint is trained, all of it at once."""
-    problems = []
-    if settings.quantize != "none":
-        problems.append(f"quantize={settings.quantize}: weights in a few bits cannot be trained themselves")
-    if settings.saving.format == "pt":
-        problems.append("saving.format=pt is for LoRA files; a checkpoint is safetensors or ckpt")
-    if settings.adapter.start_from is not None:
-        problems.append("adapter.start_from: there is no LoRA to go on from; adapter.base_loras merges one first")
-    if settings.adapter.max_norm:
-        problems.append("adapter.max_norm limits the change that an adapter makes")
-    given = settings.optimizer
-    if given.loraplus_ratio or given.loraplus_unet_ratio or given.loraplus_text_encoder_ratio:
-        problems.append("optimizer.loraplus_*: a checkpoint has no up matrices")
-    if given.block_lr != type(given.block_lr)():
-        problems.append("optimizer.block_lr gives rates to the blocks of an adapter")
+    adapter, optimizer = settings.adapter, settings.optimizer
+    loraplus = (optimizer.loraplus_ratio, optimizer.loraplus_unet_ratio, optimizer.loraplus_text_encoder_ratio)
+    rows = (
+        (
+            settings.quantize != "none",
+            f"quantize={settings.quantize}: weights in a few bits cannot be trained themselves",
+        ),
+        (
+            settings.saving.format == "pt",
+            "saving.format=pt is for LoRA files; a checkpoint is safetensors or ckpt",
+        ),
+        (
+            adapter.start_from is not None,
+            "adapter.start_from: there is no LoRA to go on from; adapter.base_loras merges one first",
+        ),
+        (bool(adapter.max_norm), "adapter.max_norm limits the change that an adapter makes"),
+        (any(loraplus), "optimizer.loraplus_*: a checkpoint has no up matrices"),
+        (
+            optimizer.block_lr != type(optimizer.block_lr)(),
+            "optimizer.block_lr gives rates to the blocks of an adapter",
+        ),
+    )
+    problems = [f"{problem} (method=full)" for is_asked_for, problem in rows if is_asked_for]
     if problems:
-        raise SettingsError([f"{problem} (method=full)" for problem in problems], "or train a LoRA: method=adapter")
+        raise SettingsError(problems, "or train a LoRA: method=adapter")

@@ -113,6 +113,8 @@ class RunStatus:
                 return replace(self, history=replace(history, best=(*history.best, event)))
             case PreviewSaved():
                 return replace(self, history=replace(history, previews=(*history.previews, event)))
+
+        # Whatever else a run tells, it is no longer waiting for its turn.
         return self._in("preparing") if self.state == "queued" else self
 
     def _in(self, state: str, *, needs_process: bool = True, **changes: Any) -> RunStatus:
@@ -120,9 +122,11 @@ class RunStatus:
 
     def _told(self) -> RunStatus:
         """The same with what follows from the history."""
+        # A run that went back to an earlier state may have no step left, and then none of this is known again.
         steps, best, previews = self.history.steps, self.history.best, self.history.previews
         speed = sum(event.seconds for event in steps) / len(steps) if steps else None
         is_known = speed is not None and self.total_steps is not None
+
         return replace(
             self,
             epoch=int(steps[-1].epoch) if steps else 0,
