@@ -31,6 +31,7 @@ __all__ = [
     "RunPaused",
     "RunResumed",
     "RunStarted",
+    "RunTaken",
     "SamplerStepped",
     "StageReached",
     "StateSaved",
@@ -113,6 +114,14 @@ class RunCreated(Event):
     folder: str
     source: str = ""
     source_step: int = 0
+
+
+@dataclass(frozen=True)
+class RunTaken(Event):
+    """A process has the run from now on, and prepares its next step.
+
+    Where nothing further comes of it, the run is what it was before; a new one was interrupted.
+    """
 
 
 @dataclass(frozen=True)

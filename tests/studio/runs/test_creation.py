@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from loraloom.control import Interrupted, Request
 from loraloom.errors import FileError, LoraloomError, MissingFileError, OutputError, ResumeError
-from loraloom.events import Event, LatentsCached, Notice, RunCreated, RunFailed, RunPaused, RunStarted
+from loraloom.events import Event, LatentsCached, Notice, RunCreated, RunFailed, RunPaused, RunStarted, StepFinished
 from loraloom.formats.tensors import write_tensors
 from loraloom.studio.runs.control import RunLock, ask
 from loraloom.studio.runs.creation import create_branch, create_run
@@ -151,6 +151,25 @@ def test_the_folder_s_wish_is_heard_while_pictures_are_encoded(
         assert error is not None and isinstance(last, RunFailed) and last.interrupted
         assert read_status(run).state == "interrupted"
     assert train_run(run).lora is not None, "and it can be trained all the same"
+
+
+def test_a_run_that_was_killed_in_a_pause_is_prepared_when_it_is_started_again(
+    words: Callable[..., TrainSettings],
+) -> None:
+    run = create_run(words()).path
+    with EventLog(run) as log:
+        for event in (RunStarted(str(run), 3, 3, 1, 3, 100), StepFinished(1, 1, 0.5, 0.5, {}, 0.1), RunPaused(1)):
+            log(event)
+    assert read_status(run).state == "interrupted"
+    states: dict[str, str] = {}
+
+    def look(event: Event) -> None:
+        states.setdefault(type(event).__name__, read_status(run).state)
+
+    train_run(run, listener=look)
+    begun = list(states).index("RunStarted")
+    assert set(list(states.values())[:begun]) == {"preparing"}, states
+    assert (states["RunStarted"], states["RunFinished"]) == ("running", "finished")
 
 
 def test_a_branch_that_failed_goes_on_from_the_same_state(words: Callable[..., TrainSettings], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from loraloom.events import (
     RunPaused,
     RunResumed,
     RunStarted,
+    RunTaken,
     StepFinished,
     ValidationMeasured,
 )
@@ -196,7 +197,9 @@ def random_events(rng: random.Random) -> list[Event]:
                 events.append(RunFinished(at, 3.0, rng.random() < 0.5, 0.1))
         if rng.random() < 0.8:
             at = rng.randrange(0, at + 1)
-            events += [RunResumed(at), STARTED]
+            events += [RunTaken(), RunResumed(at), STARTED]
+        elif rng.random() < 0.5:
+            events.append(RunTaken())
     return events
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loraloom.errors import NotFiniteError, OutputError
-from loraloom.events import Event, Notice, RunCreated, RunFailed, RunStarted, StepFinished
+from loraloom.events import Event, Notice, RunCreated, RunFailed, RunStarted, RunTaken, StepFinished
 from loraloom.studio.runs import record
 from loraloom.studio.runs.control import is_trained
 from loraloom.studio.runs.creation import create_run
@@ -53,7 +53,7 @@ def test_a_failed_run_is_recorded(
     heard: list[Event] = []
     with pytest.raises(type(error)):
         run_training(settings, listener=heard.append)
-    assert heard == [STARTED, STEP]
+    assert heard == [RunTaken(), STARTED, STEP]
     _, *before, failed = RunLog(settings.output / "cat").events()
     assert before == heard
     assert isinstance(failed, RunFailed)
@@ -80,8 +80,8 @@ def test_the_record_of_a_run_that_never_began_stays(
         run_training(settings)
     folder = settings.output / "cat"
     assert TrainSettings.load(folder / "settings.toml").name == "cat"
-    created, notice, failed = RunLog(folder).events()
-    assert (created, notice) == (RunCreated(str(folder)), Notice("reading"))
+    *before, failed = RunLog(folder).events()
+    assert before == [RunCreated(str(folder)), RunTaken(), Notice("reading")]
     assert isinstance(failed, RunFailed) and (failed.step, failed.problem) == (0, problem)
     (status,) = list_runs(settings.output)
     assert (status.name, status.state, status.problem) == ("cat", state, problem)

@@ -17,11 +17,13 @@ from loraloom.events import (
     Event,
     Notice,
     PreviewSaved,
+    RunCreated,
     RunFailed,
     RunFinished,
     RunPaused,
     RunResumed,
     RunStarted,
+    RunTaken,
     StepFinished,
     ValidationMeasured,
 )
@@ -33,6 +35,7 @@ from loraloom.studio.runs.log import EventLog, RunLog
 from loraloom.studio.runs.orders import give_order
 from loraloom.studio.runs.status import list_runs, read_status
 
+CREATED, TAKEN = RunCreated("x"), RunTaken()
 STARTED = RunStarted("x", 20, 5, 4, 4, 100)
 
 
@@ -177,12 +180,47 @@ def test_orders_arrive_once_and_are_for_the_process_that_is_there(tmp_path: Path
         ([STARTED, step(3), RunFailed(3, "no memory", "buy some")], "failed", 3),
         ([STARTED, step(3), RunFailed(3, "x", ""), RunResumed(2), STARTED], "interrupted", 2),
         ([STARTED, *map(step, range(1, 8)), RunResumed(4), STARTED, step(5)], "interrupted", 5),
+        ([CREATED], "queued", 0),
+        ([CREATED, TAKEN], "interrupted", 0),
+        ([CREATED, TAKEN, RunFailed(0, "no such file", ""), CREATED, TAKEN], "interrupted", 0),
+        ([STARTED, step(1), RunPaused(1), TAKEN], "interrupted", 1),
+        ([STARTED, step(1), RunPaused(1, freed=True), TAKEN, TAKEN], "paused", 1),
+        ([STARTED, step(1), RunPaused(1, freed=True), TAKEN, RunPaused(1)], "interrupted", 1),
+        ([STARTED, step(1), RunFinished(1, 2.0, True, 0.5), TAKEN], "stopped", 1),
+        ([STARTED, step(3), RunFailed(3, "no memory", "buy some"), TAKEN], "failed", 3),
+        ([STARTED, step(3), RunFailed(3, "x", ""), TAKEN, RunResumed(2), STARTED], "interrupted", 2),
     ],
 )
 def test_the_state_of_a_run_that_nobody_trains(events: list[Event], state: str, at: int, tmp_path: Path) -> None:
     run(tmp_path / "cat", *events)
     found = read_status(tmp_path / "cat")
     assert (found.state, found.step) == (state, at)
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "at"),
+    [
+        ([CREATED, TAKEN], "preparing", 0),
+        ([STARTED, step(1), RunPaused(1), TAKEN], "preparing", 1),
+        ([STARTED, step(1), RunPaused(1, freed=True), TAKEN], "preparing", 1),
+        ([STARTED, step(3), RunFailed(3, "no memory", "buy some"), TAKEN], "preparing", 3),
+        ([STARTED, step(3), RunFinished(3, 2.0, True, 0.5), TAKEN, Notice("reading")], "preparing", 3),
+        ([STARTED, step(3), TAKEN, RunPaused(3)], "paused", 3),
+        ([STARTED, step(3), TAKEN, RunPaused(3), RunResumed(3)], "preparing", 3),
+        ([STARTED, step(3), TAKEN, RunResumed(2), STARTED], "running", 2),
+        ([STARTED, step(3), RunPaused(3), RunResumed(3)], "running", 3),
+        ([CREATED], "preparing", 0),
+        ([STARTED, step(20), RunFinished(20, 2.0, False, 0.5)], "finished", 20),  # it draws the curves still
+    ],
+)
+def test_the_state_of_a_run_that_a_process_has(events: list[Event], state: str, at: int, tmp_path: Path) -> None:
+    run(tmp_path / "cat", *events)
+    with RunLock(tmp_path / "cat"):
+        found = read_status(tmp_path / "cat")
+    assert (found.state, found.step, found.problem) == (state, at, "")
+    assert read_status(tmp_path / "cat").problem == (
+        "no memory" if RunFailed(3, "no memory", "buy some") in events else ""
+    )
 
 
 def test_what_is_told_of_a_run(tmp_path: Path) -> None:

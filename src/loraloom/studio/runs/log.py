@@ -34,7 +34,7 @@ LOG_NAME = "events.jsonl"
 _STEP = b'{"event": "StepFinished"'
 _KIND = re.compile(rb'\{"event": "(\w+)"')
 """How every line of ours begins, so that lines of other kinds need not be parsed."""
-_TURNS = frozenset({"RunCreated", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed"})
+_TURNS = frozenset({"RunCreated", "RunTaken", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed"})
 """Events whose order matters: an earlier one is passed on earlier."""
 
 

@@ -16,6 +16,7 @@ from loraloom.events import (
     RunPaused,
     RunResumed,
     RunStarted,
+    RunTaken,
     StepFinished,
     ValidationMeasured,
 )
@@ -28,7 +29,7 @@ __all__ = ["RunStatus", "list_runs", "read_status"]
 _SPEED_STEPS = 50
 """The time left is estimated from this many of the last steps."""
 _KINDS = frozenset(
-    {"RunCreated", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed"}
+    {"RunCreated", "RunTaken", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed"}
     | {"StepFinished", "PreviewSaved", "ValidationMeasured"}
 )
 """Events that a status is made from."""
@@ -48,6 +49,15 @@ class _History:
             tuple(event for event in self.best if not is_superseded(event, step)),
             tuple(event for event in self.previews if not is_superseded(event, step)),
         )
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where a run stands. ``needs_process``: it is the state of a process; without one, the run was interrupted."""
+
+    name: str
+    problem: str = ""
+    needs_process: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,10 @@ class RunStatus:
     """Of a failed run."""
     needs_process: bool = field(default=True, repr=False)
     """Whether the state is one of a process: without one, the run was interrupted."""
+    before: _State | None = field(default=None, repr=False)
+    """What the run is again where the process that has it ends before it tells of anything."""
+    is_prepared: bool = field(default=False, repr=False)
+    """Whether the process that has it came to the steps."""
     history: _History = field(default=_History(), repr=False, compare=False)
 
     @property
@@ -95,17 +109,19 @@ class RunStatus:
         match event:
             case RunCreated():
                 return RunStatus(self.name, self.folder, "queued", needs_process=False)
+            case RunTaken():
+                return self._taken()
             case RunStarted():
-                return self._in("running", total_steps=event.total_steps, epochs=event.epochs)
+                return self._in("running", total_steps=event.total_steps, epochs=event.epochs, is_prepared=True)
             case RunResumed():
-                return self._in("running" if self.total_steps is not None else "preparing")
+                return self._in("running" if self.is_prepared else "preparing")
             case RunPaused():
                 return self._in("paused", needs_process=not event.freed)
             case RunFinished():
                 return self._in("stopped" if event.stopped else "finished", needs_process=False)
             case RunFailed():
                 state = "interrupted" if event.interrupted else "failed"
-                return replace(self._in(state, needs_process=False), problem=event.problem)
+                return self._in(state, needs_process=False, problem=event.problem)
             case StepFinished():
                 steps = (*history.steps, event)[-_SPEED_STEPS:]
                 return replace(self, step=int(event.step), history=replace(history, steps=steps))
@@ -114,11 +130,16 @@ class RunStatus:
             case PreviewSaved():
                 return replace(self, history=replace(history, previews=(*history.previews, event)))
 
-        # Whatever else a run tells, it is no longer waiting for its turn.
-        return self._in("preparing") if self.state == "queued" else self
+        # Whatever else a run tells leaves it where it is: RunTaken says that somebody has it.
+        return self
 
     def _in(self, state: str, *, needs_process: bool = True, **changes: Any) -> RunStatus:
-        return replace(self, state=state, needs_process=needs_process, problem="", **changes)
+        return replace(self, state=state, needs_process=needs_process, **({"problem": "", "before": None} | changes))
+
+    def _taken(self) -> RunStatus:
+        """In the hands of a process that has told of nothing yet."""
+        before = self.before or _State(self.state, self.problem, self.needs_process)
+        return self._in("preparing", before=None if before.name == "queued" else before, is_prepared=False)
 
     def _told(self) -> RunStatus:
         """The same with what follows from the history."""
@@ -140,11 +161,11 @@ class RunStatus:
 
     def seen(self, *, alive: bool) -> RunStatus:
         """What it means that a process trains the run now, or (not ``alive``) that none does."""
-        if alive and not self.needs_process:
-            return replace(self, state="preparing")  # it is trained once more, and has not told of it yet
-        if not alive and self.needs_process:
-            return replace(self, state="interrupted")
-        return self
+        if alive:
+            return replace(self, state="preparing") if self.state == "queued" else self  # it is about to tell
+        if (was := self.before) is not None:
+            return self._in(was.name, problem=was.problem, needs_process=was.needs_process).seen(alive=False)
+        return replace(self, state="interrupted") if self.needs_process else self
 
 
 def list_runs(folder: Path) -> list[RunStatus]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loraloom.actions import Action, Sentence
 from loraloom.control import Control, first_of, keep_going
 from loraloom.errors import ResumeError, SettingsError
-from loraloom.events import Listener, Notice, RunCreated, RunFinished, RunResumed, RunStarted, ignore
+from loraloom.events import Listener, Notice, RunCreated, RunFinished, RunResumed, RunStarted, RunTaken, ignore
 from loraloom.formats.files import write_bytes
 from loraloom.studio.runs.control import FolderControl, RunLock
 from loraloom.studio.runs.creation import create_branch, create_run
@@ -149,6 +149,7 @@ def _point_to_begin(folder: RunFolder, force: bool, record: Recorder) -> ResumeP
     created = next((event for event in events if isinstance(event, RunCreated)), RunCreated(str(folder.path)))
     if events != [created]:
         record(created)  # what an attempt before it recorded counts no more
+    record(RunTaken())
     if not created.source:
         return None
     source = Path(created.source)
@@ -165,6 +166,7 @@ def _point_to_go_on(
     """Where a run goes on that has begun: at its newest state that is whole, or None: at the start."""
     from loraloom.training.state import ResumePoint, find_state
 
+    record(RunTaken())
     state = find_state(folder.path / "state", record)
     if state is None:
         record(Notice("no state was kept before the run ended, so it begins again", "warning"))
