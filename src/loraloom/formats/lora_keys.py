@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loraloom.formats.adapter_checks import foreign_kinds, problem_of_layer, problem_of_vectors
@@ -15,6 +15,11 @@ __all__ = ["LoraKeys", "lora_keys"]
 
 _BUNDLED = "bundle_emb."
 _EMBEDDED = "<embed>"
+
+_Numbered = Mapping[str, Mapping[int, Mapping[str, str]]]
+"""Part of the model -> number of a layer -> role -> key, as cloneofsimo's files have it."""
+_Embeddings = Mapping[str, Mapping[str, str]]
+"""Word -> encoder -> key."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,15 @@ def lora_keys(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> L
         part, pairs = pairs_of_list(infos)
         return _numbered(infos, {part: pairs}, {}, [])
 
-    # Keys of these three forms mean nothing to any dialect, so they are taken out first.
+    numbered, embeddings, rest = _set_apart(infos, metadata)
+    if numbered:
+        return _numbered(infos, numbered, embeddings, rest)
+    named = _by_dialect(rest)
+    return _judged(infos, named, embeddings) if named.layers else None
+
+
+def _set_apart(infos: Iterable[str], metadata: Mapping[str, str]) -> tuple[_Numbered, _Embeddings, list[str]]:
+    """Keys of three forms that mean nothing to any dialect, so they are taken out first; and the others."""
     numbered: dict[str, dict[int, dict[str, str]]] = {}
     embeddings: dict[str, dict[str, str]] = {}
     rest = []
@@ -67,14 +80,28 @@ def lora_keys(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> L
             embeddings.setdefault(word, {})[encoder] = key
         else:
             rest.append(key)
-    if numbered:
-        return _numbered(infos, numbered, embeddings, rest)
+    return numbered, embeddings, rest
 
+
+@dataclass(frozen=True)
+class _Named:
+    """Keys whose names say what they are, by layer and role; ``dialects``: the one that most of them speak first.
+
+    ``twice``: pairs of keys that name one tensor.
+    """
+
+    dialects: tuple[Dialect, ...]
+    layers: Mapping[str, Mapping[str, str]]
+    unknown: Sequence[str]
+    twice: Sequence[tuple[str, str]]
+
+
+def _by_dialect(keys: Iterable[str]) -> _Named:
     layers: dict[str, dict[str, str]] = {}
     spoken: Counter[str] = Counter()
     dialects: dict[str, Dialect] = {}
     unknown, twice = [], []
-    for key in rest:
+    for key in keys:
         found = dialect_of(key)
         if found is None:
             unknown.append(key)
@@ -86,30 +113,24 @@ def lora_keys(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> L
         if role in layers.setdefault(layer, {}):
             twice.append((layers[layer][role], key))
         layers[layer][role] = key
-
-    if not layers:
-        return None
-    ordered = tuple(dialects[name] for name, _ in spoken.most_common())
-    problem = _problem(infos, ordered[0], layers, embeddings, unknown, twice)
-    return LoraKeys(ordered[0], ordered, layers, embeddings, tuple(unknown), problem)
+    return _Named(tuple(dialects[name] for name, _ in spoken.most_common()), layers, unknown, twice)
 
 
-def _problem(
-    infos: Mapping[str, TensorInfo],
-    dialect: Dialect,
-    layers: Mapping[str, Mapping[str, str]],
-    embeddings: Mapping[str, Mapping[str, str]],
-    unknown: Sequence[str],
-    twice: Sequence[tuple[str, str]],
-) -> str | None:
+def _judged(infos: Mapping[str, TensorInfo], named: _Named, embeddings: _Embeddings) -> LoraKeys:
+    problem = _problem(infos, named, embeddings)
+    return LoraKeys(named.dialects[0], named.dialects, named.layers, embeddings, tuple(named.unknown), problem)
+
+
+def _problem(infos: Mapping[str, TensorInfo], named: _Named, embeddings: _Embeddings) -> str | None:
     """The first reason for which these keys make no LoRA that can be used."""
+    unknown, twice = named.unknown, named.twice
     if foreign := foreign_kinds(infos):
         key, kind = next(iter(foreign.items()))
         return f"holds {kind} layers ({key}), which this version does not read"
 
     if unknown:
-        rest = f"the rest reads as the dialect of {dialect.title}"
-        if dialect is CLONEOFSIMO:
+        rest = f"the rest reads as the dialect of {named.dialects[0].title}"
+        if named.dialects[0] is CLONEOFSIMO:
             rest = "the layers are numbered, and their count and shapes are those of no known version"
         first = show(unknown[0])
         return f"{len(unknown)} of {len(infos)} tensors belong to no LoRA layer, the first is {first}; {rest}"
@@ -123,7 +144,7 @@ def _problem(
 
     # Shapes last: they can only be judged where every key is understood.
     vectors = (key for places in embeddings.values() for key in places.values())
-    problems = [problem_of_layer(name, keys, infos) for name, keys in layers.items()]
+    problems = [problem_of_layer(name, keys, infos) for name, keys in named.layers.items()]
     problems += [problem_of_vectors(key, infos[key]) for key in vectors]
     return next((problem for problem in problems if problem), None)
 
@@ -146,5 +167,4 @@ def _numbered(
         else:
             layers.update(zip(names, ordered, strict=True))
 
-    problem = _problem(infos, CLONEOFSIMO, layers, embeddings, unknown, [])
-    return LoraKeys(CLONEOFSIMO, (CLONEOFSIMO,), layers, embeddings, tuple(unknown), problem)
+    return _judged(infos, _Named((CLONEOFSIMO,), layers, unknown, []), embeddings)
