@@ -59,6 +59,27 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
     if not is_dataset_config(data):
         recipe.problem("dataset.folder", f"{source} holds no [[datasets]]")
         return
+    general = _general(data, recipe, outer, source)
+    found = list(_subsets(data.get("datasets"), recipe, (source.absolute().parent, Path.cwd())))
+    empty = [subset for subset in found if not subset.concept]
+    subsets = [subset for subset in found if subset.concept]
+    if subsets:
+        for subset in empty:
+            _leave_out(subset.dataset, subset.entries, recipe)
+        _take_subsets(subsets, general, outer, recipe)
+        return
+
+    # A file may hold only what is common to all, and leave the folders to the command line.
+    if len(empty) == 1:
+        _take_as_defaults(empty[0], outer, recipe)
+    else:
+        recipe.problem("dataset.folder", f"{source}: no subset names an image_dir")
+    for name, item in general.items():
+        outer.setdefault(name, item)
+
+
+def _general(data: Mapping[str, Any], recipe: Recipe, outer: Items, source: Path) -> Items:
+    """What holds for all datasets of the file, and goes before the run's own arguments."""
     general = _named("general", data.get("general") or {})
     for name, item in general.items():
         if name in outer:
@@ -66,23 +87,12 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
     for key in set(data) - {"general", "datasets"}:
         if source != recipe.source:
             recipe.skip(key, "no part of a dataset file")
+    return general
 
+
+def _take_subsets(subsets: list[_Subset], general: Items, outer: Items, recipe: Recipe) -> None:
+    """A concept for each subset, then what holds for all of them; what is left of ``general`` goes to ``outer``."""
     base = {**{name: item for name, item in outer.items() if name in _CONCEPT_FIELDS}, **general}
-    subsets = list(_subsets(data.get("datasets"), recipe, (source.absolute().parent, Path.cwd())))
-    empty = [subset for subset in subsets if not subset.concept]
-    subsets = [subset for subset in subsets if subset.concept]
-    # A file may hold only what is common to all, and leave the folders to the command line.
-    if not subsets:
-        if len(empty) == 1:
-            _take_as_defaults(empty[0], outer, recipe)
-        else:
-            recipe.problem("dataset.folder", f"{source}: no subset names an image_dir")
-        for name, item in general.items():
-            outer.setdefault(name, item)
-        return
-    for subset in empty:
-        _leave_out(subset.dataset, subset.entries, recipe)
-
     told: set[str] = set()
     _resolutions(subsets, recipe, told)
     for subset in subsets:
@@ -90,10 +100,7 @@ def take_dataset_config(data: Any, recipe: Recipe, *, outer: Items, source: Path
     recipe.settings.setdefault("dataset", {})["concepts"] = [subset.concept for subset in subsets]
     _preservation(subsets, base, recipe, told)
     _once_for_all(subsets, {**outer, **general}, recipe, told)
-
-    for name, item in general.items():
-        if item.key not in told:
-            outer[name] = item
+    outer |= {name: item for name, item in general.items() if item.key not in told}
 
 
 def _named(place: str, entries: Any) -> Items:
@@ -113,40 +120,49 @@ def _subsets(datasets: Any, recipe: Recipe, folders: tuple[Path, ...]) -> Iterat
             recipe.problem("", f"{place} is not a table")
             continue
 
-        above, seen = _named(place, dataset), set[str]()
+        above = _named(place, dataset)
         listed = dataset.get("subsets")
         tables = listed if isinstance(listed, list) else []
-        if not any(_names_folder(above, entries) for entries in tables):
+        if any(_names_folder(above, entries) for entries in tables):
+            yield from _with_folders(place, above, tables, recipe, folders)
+        else:
             yield from _without_folders(place, above, tables, recipe)
+
+
+def _with_folders(
+    place: str, above: Items, tables: Sequence[Any], recipe: Recipe, folders: tuple[Path, ...]
+) -> Iterator[_Subset]:
+    """The subsets of a dataset, whose own entries are ``above`` theirs."""
+    seen = set[str]()
+    for index, entries in enumerate(tables):
+        label = f"{place}.subsets[{index}]"
+        if not isinstance(entries, Mapping):
+            recipe.problem("", f"{label} is not a table")
             continue
-        for index, entries in enumerate(tables):
-            label = f"{place}.subsets[{index}]"
-            if not isinstance(entries, Mapping):
-                recipe.problem("", f"{label} is not a table")
-                continue
-            own = {**above, **_named(label, entries)}
-            folder = own.get("image_dir")
-            # Without a folder the entries describe no picture, so they can only be reported.
-            if folder is None or is_nothing(folder.value):
-                _leave_out(label, own, recipe)
-                continue
+        own = {**above, **_named(label, entries)}
+        folder = own.get("image_dir")
+        # Without a folder the entries describe no picture, so they can only be reported.
+        if folder is None or is_nothing(folder.value):
+            _leave_out(label, own, recipe)
+            continue
 
-            path = resolved(str(folder.value), folders)
-            for name, item in above.items():
-                if name in entries and own[name] is not item and (item.key, "") not in recipe.changed:
-                    _once(recipe, item.key, "a subset says something else, which counts there")
-            # sd-scripts takes a folder once in a dataset, and passes over the second.
-            if path in seen:
-                for item in own.values():
-                    if item.key.startswith(label):
-                        recipe.skip(
-                            item.key, f"{folder.value} is in this dataset already; the first counts, as in sd-scripts"
-                        )
-                continue
+        path = resolved(str(folder.value), folders)
+        for name, item in above.items():
+            if name in entries and own[name] is not item and (item.key, "") not in recipe.changed:
+                _once(recipe, item.key, "a subset says something else, which counts there")
+        if path in seen:
+            _pass_over_folder(label, own, folder, recipe)
+            continue
+        seen.add(path)
+        recipe.mapped.append(Mapped(folder.key, "dataset.concepts[].folder", path))
+        yield _Subset(label, own, place, {"folder": path})
 
-            seen.add(path)
-            recipe.mapped.append(Mapped(folder.key, "dataset.concepts[].folder", path))
-            yield _Subset(label, own, place, {"folder": path})
+
+def _pass_over_folder(label: str, entries: Items, folder: Item, recipe: Recipe) -> None:
+    """sd-scripts takes a folder once in a dataset, and passes over the second."""
+    for item in entries.values():
+        if item.key.startswith(label):
+            recipe.skip(item.key, f"{folder.value} is in this dataset already; the first counts, as in sd-scripts")
 
 
 def _names_folder(above: Items, entries: Any) -> bool:
