@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from loraloom.actions import Action, Sentence
-from loraloom.errors import LoraloomError
 from loraloom.plain_data import finite, shown
-from loraloom.recipes.dreambooth_concepts import bare, is_concepts_list, take_concepts
+from loraloom.recipes.dreambooth_concepts import bare, take_config_concepts
 from loraloom.recipes.names import setting_of, unknown
-from loraloom.recipes.parsing import parse_json, read_document
 from loraloom.recipes.recipe import Item, Items, Mapped, Recipe, exists, is_nothing, resolved
 from loraloom.recipes.rows import Reading, Row, by_key, off, together, unless, without_setting
 from loraloom.recipes.sd_scripts import take_arguments
@@ -136,75 +134,6 @@ def _checkpoint(row: Row, file: _Config) -> None:
             recipe.rest(item.key)
         else:
             recipe.change(item.key, f"left out: {chosen.key if chosen else ''} is the checkpoint to train on")
-
-
-# -- concepts ------------------------------------------------------------------------------------------------------
-
-
-def _concepts(row: Row, file: _Config) -> None:
-    """In a file of their own, in this one, or in the oldest form: keys c1_..., c2_..."""
-    recipe = file.recipe
-    model_dir = str(file.value("model_dir") or "")
-    path = file.value("concepts_path")
-    from_file = path is not None and file.value("use_concepts") is True
-    if from_file:
-        file.change("use_concepts", "the file of concepts counts")
-        _concepts_of_file(str(path).strip(), model_dir, file)
-        return
-
-    file.rest("use_concepts")
-    if path is None:
-        file.rest("concepts_path")
-    else:
-        file.skip("concepts_path", "use_concepts is off")
-    listed = file.value("concepts_list")
-    entries = [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
-    if any(entries):
-        file.take("concepts_list")
-        take_concepts(entries, recipe, source=recipe.source, prefix="concepts_list", model_dir=model_dir)
-    else:
-        file.rest("concepts_list")
-    _oldest_concepts(model_dir, file, counts=not listed)
-
-
-def _concepts_of_file(text: str, model_dir: str, file: _Config) -> None:
-    """``concepts_path``: a path, or the list itself as text."""
-    recipe = file.recipe
-    key = file.left.pop("concepts_path").key
-    place = recipe.source
-    try:
-        if text.startswith("["):
-            data = parse_json(text, recipe.source)
-        else:
-            place = Path(resolved(text, recipe.folders))
-            data = read_document(place).data
-    except LoraloomError as error:
-        recipe.problem("dataset.folder", f"{key}: {error.problem}")
-    else:
-        if is_concepts_list(data):
-            recipe.change(key, "read")
-            take_concepts(data, recipe, source=place, prefix=key, model_dir=model_dir)
-        else:
-            recipe.problem("dataset.folder", f"{key}: {place} is not a list of concepts")
-    file.change("concepts_list", f"{key} counts instead")
-
-
-def _oldest_concepts(model_dir: str, file: _Config, *, counts: bool) -> None:
-    """``c1_instance_data_dir`` and so on; later versions write them too, and a list counts before them."""
-
-    # Later versions write these nine groups too, beside their list: then they are only a shadow of it.
-    entries: list[dict[str, Any]] = [{} for _ in range(9)]
-    for name in [name for name in file.left if re.match(r"c[1-9]_", name)]:
-        value = file.left[name].value
-        entries[int(name[1]) - 1][name[3:]] = value
-        if is_nothing(value) or not counts:
-            file.rest(name)
-        else:
-            file.change(name, "part of dataset.concepts")
-
-    named = [entry for entry in entries if entry]
-    if counts and named:
-        take_concepts(named, file.recipe, source=file.recipe.source, model_dir=model_dir, is_told=False)
 
 
 # -- how it is trained ---------------------------------------------------------------------------------------------
@@ -427,7 +356,7 @@ TABLE = (
     Row("model_name", "name", unless()),
     *together(_checkpoint, "checkpoint", "src", "pretrained_model_name_or_path"),
     # Concepts: in this file or in one that it names.
-    Row("concepts_list", "dataset.concepts", _concepts, always=True),
+    Row("concepts_list", "dataset.concepts", take_config_concepts, always=True),
     *together(later, "dataset.concepts", "use_concepts", "concepts_path"),
     # How it is trained.
     Row("not_cache_latents", "", _always, _ENCODED),

@@ -5,18 +5,21 @@ Both the names of January 2023 and those of later versions are read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loraloom.actions import Action, Proposal, Sentence
+from loraloom.errors import LoraloomError
 from loraloom.plain_data import finite, shown
 from loraloom.recipes.names import unknown
+from loraloom.recipes.parsing import parse_json, read_document
 from loraloom.recipes.recipe import Item, Mapped, Recipe, exists, is_nothing, resolved
 from loraloom.recipes.rows import Reading, Row, by_key, together
 
-__all__ = ["CONCEPT", "bare", "is_concepts_list", "take_concepts"]
+__all__ = ["CONCEPT", "bare", "is_concepts_list", "take_concepts", "take_config_concepts"]
 
 _WORD = "[filewords]"
 """In a prompt it stands for what the text file beside a picture says."""
@@ -368,3 +371,72 @@ _ALONE = (
 )
 CONCEPT = (*_TOGETHER, *_ALONE)
 """What an entry of the list may hold: what makes a concept and its preview, then what becomes no setting."""
+
+
+# -- in a db_config.json -------------------------------------------------------------------------------------------
+
+
+def take_config_concepts(row: Row, file: Reading) -> None:
+    """The concepts of a db_config.json: in a file of their own, in this one, or in the oldest form: c1_..., c2_..."""
+    recipe = file.recipe
+    model_dir = str(file.value("model_dir") or "")
+    path = file.value("concepts_path")
+    from_file = path is not None and file.value("use_concepts") is True
+    if from_file:
+        file.change("use_concepts", "the file of concepts counts")
+        _concepts_of_file(str(path).strip(), model_dir, file)
+        return
+
+    file.rest("use_concepts")
+    if path is None:
+        file.rest("concepts_path")
+    else:
+        file.skip("concepts_path", "use_concepts is off")
+    listed = file.value("concepts_list")
+    entries = [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
+    if any(entries):
+        file.take("concepts_list")
+        take_concepts(entries, recipe, source=recipe.source, prefix="concepts_list", model_dir=model_dir)
+    else:
+        file.rest("concepts_list")
+    _oldest_concepts(model_dir, file, counts=not listed)
+
+
+def _concepts_of_file(text: str, model_dir: str, file: Reading) -> None:
+    """``concepts_path``: a path, or the list itself as text."""
+    recipe = file.recipe
+    key = file.left.pop("concepts_path").key
+    place = recipe.source
+    try:
+        if text.startswith("["):
+            data = parse_json(text, recipe.source)
+        else:
+            place = Path(resolved(text, recipe.folders))
+            data = read_document(place).data
+    except LoraloomError as error:
+        recipe.problem("dataset.folder", f"{key}: {error.problem}")
+    else:
+        if is_concepts_list(data):
+            recipe.change(key, "read")
+            take_concepts(data, recipe, source=place, prefix=key, model_dir=model_dir)
+        else:
+            recipe.problem("dataset.folder", f"{key}: {place} is not a list of concepts")
+    file.change("concepts_list", f"{key} counts instead")
+
+
+def _oldest_concepts(model_dir: str, file: Reading, *, counts: bool) -> None:
+    """``c1_instance_data_dir`` and so on; later versions write them too, and a list counts before them."""
+
+    # Later versions write these nine groups too, beside their list: then they are only a shadow of it.
+    entries: list[dict[str, Any]] = [{} for _ in range(9)]
+    for name in [name for name in file.left if re.match(r"c[1-9]_", name)]:
+        value = file.left[name].value
+        entries[int(name[1]) - 1][name[3:]] = value
+        if is_nothing(value) or not counts:
+            file.rest(name)
+        else:
+            file.change(name, "part of dataset.concepts")
+
+    named = [entry for entry in entries if entry]
+    if counts and named:
+        take_concepts(named, file.recipe, source=file.recipe.source, model_dir=model_dir, is_told=False)
