@@ -167,6 +167,9 @@ DROPPED = frozenset(
 )
 """Calls without further arguments that can be left out: ``x.abs()`` becomes ``x``, ``sorted(x)`` becomes ``x``."""
 
+INSTEAD = {ast.AugAssign: "pass", ast.Raise: "pass", ast.Continue: "break", ast.Break: "continue"}
+"""What stands in the place of a statement."""
+
 SYMMETRIC = frozenset(["min", "max", "equal", "isclose", "gcd"])
 """Calls in which the order of the arguments says nothing."""
 
@@ -260,27 +263,26 @@ class _Finder(ast.NodeVisitor):
                 return  # a docstring
             if isinstance(node.value, ast.Call | ast.Yield):
                 self._add("statement", node, "pass")
-        elif isinstance(node, ast.AugAssign):
-            self._add("statement", node, "pass")
+        elif type(node) in INSTEAD:
+            self._add("statement", node, INSTEAD[type(node)])
         elif isinstance(node, ast.Assign):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
             if "__all__" in names or _is_type_alias(node):
                 return
-            known = bool(self.bound) and any(name in self.bound[-1] for name in names)
-            placed = any(isinstance(target, ast.Attribute | ast.Subscript) for target in node.targets)
-            if self.bound and (known or placed):
-                self._add("statement", node, "pass")
-            if self.bound:
-                self.bound[-1].update(names)
-        elif isinstance(node, ast.Raise):
-            self._add("statement", node, "pass")
-        elif isinstance(node, ast.Continue):
-            self._add("statement", node, "break")
-        elif isinstance(node, ast.Break):
-            self._add("statement", node, "continue")
+            self._assignment(node, names)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             return
         self.visit(node)
+
+    def _assignment(self, node: ast.Assign, names: Sequence[str]) -> None:
+        """Left out where the names have values already, or something else is changed."""
+        if not self.bound:
+            return
+        known = any(name in self.bound[-1] for name in names)
+        placed = any(isinstance(target, ast.Attribute | ast.Subscript) for target in node.targets)
+        if known or placed:
+            self._add("statement", node, "pass")
+        self.bound[-1].update(names)
 
     def generic_visit(self, node: ast.AST) -> None:
         for _, value in ast.iter_fields(node):
@@ -384,18 +386,8 @@ class _Finder(ast.NodeVisitor):
                 self._add("call", node, self._text(node.func.value))
             elif isinstance(node.func, ast.Name) and len(node.args) == 1:
                 self._add("call", node, f"({self._text(node.args[0])})")
-        if (
-            len(node.args) >= 2
-            and name not in SYMMETRIC
-            and not any(isinstance(argument, ast.Starred) for argument in node.args[:2])
-        ):
-            first, second = (self._text(argument) for argument in node.args[:2])
-            start, _ = self._span(node.args[0])
-            _, end = self._span(node.args[1])
-            line = self.source[:start].count(b"\n") + 1
-            old = self.source[start:end].decode()
-            if first != second:
-                self.found.append(Mutant(self.file, line, start, end, "order", old, f"{second}, {first}"))
+        if len(node.args) >= 2 and name not in SYMMETRIC:
+            self._other_order(*node.args[:2])
         for keyword in node.keywords:
             if keyword.arg in ("min", "max") and len(node.keywords) == 1:
                 other = "max" if keyword.arg == "min" else "min"
@@ -406,6 +398,16 @@ class _Finder(ast.NodeVisitor):
         for keyword in node.keywords:
             if keyword.arg != "strict":
                 self.visit(keyword.value)
+
+    def _other_order(self, first: ast.expr, second: ast.expr) -> None:
+        if isinstance(first, ast.Starred) or isinstance(second, ast.Starred):
+            return
+        (start, _), (_, end) = self._span(first), self._span(second)
+        line = self.source[:start].count(b"\n") + 1
+        old = self.source[start:end].decode()
+        if self._text(first) != self._text(second):
+            new = f"{self._text(second)}, {self._text(first)}"
+            self.found.append(Mutant(self.file, line, start, end, "order", old, new))
 
 
 def _is_text(node: ast.BinOp) -> bool:

@@ -170,19 +170,24 @@ def test_steps_that_come_again_without_a_word_supersede_too() -> None:
     assert current_events(events) == [STARTED, *map(step, range(1, 5))]
 
 
+def random_step(rng: random.Random, at: int) -> list[Event]:
+    events: list[Event] = [step(at)]
+    if rng.random() < 0.07:
+        events.append(ValidationMeasured(at, 1 + at // 30, 1 / at, {}, rng.random() < 0.7))
+    if rng.random() < 0.07:
+        events.append(PreviewSaved(f"{at}.png", "x", at, 1 + at // 30))
+    return events
+
+
 def random_events(rng: random.Random) -> list[Event]:
     """A run that is interrupted, resumed, paused and created anew, as it may be recorded."""
     events: list[Event] = [CREATED, Notice("reading"), STARTED]
-    at, best = 0, 1.0
+    at = 0
     for _ in range(rng.randrange(1, 12)):
-        for _ in range(rng.randrange(0, 90)):
-            at += 1
-            events.append(step(at))
-            if rng.random() < 0.07:
-                best *= 0.9
-                events.append(ValidationMeasured(at, 1 + at // 30, best, {}, rng.random() < 0.7))
-            if rng.random() < 0.07:
-                events.append(PreviewSaved(f"{at}.png", "x", at, 1 + at // 30))
+        taken = rng.randrange(0, 90)
+        for number in range(at + 1, at + taken + 1):
+            events += random_step(rng, number)
+        at += taken
         match rng.randrange(5):
             case 0:
                 events += [RunPaused(at), RunResumed(at)]
