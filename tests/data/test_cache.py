@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +125,38 @@ def test_processes_that_share_the_encoding_ask_equally_often(samples: tuple[Samp
         cache(Encoder(), None).prepare(samples, among=Encoders(number, count), control=control)
         asked.append(len(answers))
     assert len(set(asked)) == 1 and asked[0] * count >= 7
+
+
+def test_processes_hand_one_another_what_they_encoded(
+    samples: tuple[Sample, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of them, in rounds of one batch each, so that the seven pictures take three rounds and do not go round."""
+    monkeypatch.setattr("loraloom.data.cache._TOGETHER", 1)
+    count = 3
+    barrier, said = Barrier(count, timeout=60), list[Any]([None] * count)
+
+    def work(number: int) -> tuple[Encoder, LatentCache, list[Event]]:
+        def exchange(own: object) -> list[Any]:
+            said[number] = own
+            barrier.wait()
+            everybody = list(said)
+            barrier.wait()
+            return everybody
+
+        encoder, events = Encoder(), list[Event]()
+        latents = cache(encoder, None)
+        latents.prepare(samples, listener=events.append, among=Encoders(number, count, exchange))
+        return encoder, latents, events
+
+    with ThreadPoolExecutor(count) as pool:
+        done = list(pool.map(work, range(count)))
+    assert [encoder.pictures for encoder, _, _ in done] == [3, 2, 2]
+    for encoder, latents, events in done:
+        before = encoder.pictures
+        assert [event.done for event in events if isinstance(event, LatentsCached)] == list(range(1, 8))
+        for sample in samples:
+            assert torch.equal(latents.get(sample)[0], expected(sample, flipped=False)[0])
+        assert encoder.pictures == before, "nothing is encoded twice"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip a bit", "empty", "swap", "another file"])
