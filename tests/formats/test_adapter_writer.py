@@ -106,7 +106,7 @@ def test_a_two_dimensional_pair_of_a_1x1_convolution_gets_four(tmp_path: Path) -
         ({"hada_w1_a": (4, 2), "hada_w1_b": (2, 4), "hada_w2_a": (4, 2), "hada_w2_b": (2, 4)}, "is LoHa; diffusers"),
         ({"diff": (4, 4)}, "is full difference; diffusers"),
         ({"weight": (4,), "on_input": ()}, r"is \(IA\)3; diffusers"),
-        ({"down": (2, 4), "up": (4, 2), "dora_scale": (1, 4)}, "a length for each input channel"),
+        ({"down": (2, 4), "up": (4, 2), "dora_scale": (1, 4)}, "a magnitude for each input channel"),
     ],
 )
 def test_what_diffusers_cannot_hold_is_refused(roles: dict[str, tuple[int, ...]], problem: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""DoRA (Liu et al., arXiv:2402.09353): the length of each column (or row) of the weight is trained on its own."""
+"""DoRA (Liu et al., arXiv:2402.09353): the magnitude of each column (or row) of the weight is trained separately."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = ["DoraAdapter"]
 class DoraAdapter(Adapter):
     """``delta = magnitude * (W + inner) / |W + inner| - W`` with another adapter inside, a LoRA when it is trained.
 
-    Lengths are of columns (one for each input channel; ``magnitude`` is (1, in[, 1, 1])) or of rows (one for each
-    output channel; (out, 1[, 1, 1])). For the gradient, the length below the fraction counts as constant (section 4.3).
+    There is a magnitude for each column (each input channel; ``magnitude`` is (1, in[, 1, 1])) or for each row (each
+    output channel; (out, 1[, 1, 1])). For the gradient, the norm in the denominator counts as constant (section 4.3).
     """
 
     kind = "dora"
@@ -40,7 +40,7 @@ class DoraAdapter(Adapter):
         },
         peft_modules=("lora_magnitude_vector",),
         peft_rows="dora_scale",
-        # Rounding the lengths would change the whole weight, not only what was learned.
+        # Rounding the magnitudes would change the whole weight, not only what was learned.
         exact=frozenset({"dora_scale"}),
     )
     needs_base = True
@@ -52,19 +52,19 @@ class DoraAdapter(Adapter):
         Reading(
             "dora, `adapter.dora_axis=input` (default)",
             (
-                "yes since 1.9; before, the lengths are ignored",
+                "yes since 1.9; before, the magnitudes are ignored",
                 "yes (versions of April 2024 refuse it)",
                 "yes",
-                "no: its loader of files takes lengths for those of outputs, and fails",
-                "no: it leaves out the lengths",
+                "no: its file loader takes the magnitudes for those of outputs, and fails",
+                "no: it leaves out the magnitudes",
             ),
             "adapter.dora_axis=input",
         ),
         Reading(
             "dora, `adapter.dora_axis=output`",
             (
-                "no: a wrong result (lengths are taken for those of inputs)",
-                "no: a slightly different result (divided by lengths of the unchanged weight)",
+                "no: a wrong result (it takes the magnitudes for those of inputs)",
+                "no: a slightly different result (it divides by the norms of the unchanged weight)",
                 "no: a slightly different result (as Forge)",
                 "yes",
                 "yes, after a conversion to diffusers' form",
@@ -116,7 +116,7 @@ class DoraAdapter(Adapter):
     def beside_factors(cls, tensors: Mapping[str, Tensor], target: AdapterTarget, where: str) -> dict[str, Tensor]:
         magnitude = tensors["dora_scale"]
         if magnitude.shape[:1] == (1,):
-            raise AdapterError(f"{where} is a DoRA with a length for each input channel; PEFT has them for outputs")
+            raise AdapterError(f"{where} is a DoRA with a magnitude for each input channel; PEFT has them for outputs")
         return {"dora_scale": magnitude.float().reshape((-1,) if target.kind == "linear" else (1, -1, 1, 1))}
 
     @property
@@ -171,7 +171,7 @@ class DoraAdapter(Adapter):
         return lengths
 
     def norm(self) -> Tensor:
-        """Of the adapter inside: the lengths have no limit."""
+        """Of the adapter inside: magnitudes have no limit."""
         return self.inner.norm()
 
     def scale_by(self, ratio: float) -> None:

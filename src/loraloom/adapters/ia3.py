@@ -38,10 +38,10 @@ class Ia3Adapter(Adapter):
         Reading(
             "ia3",
             (
-                "yes since 1.5; of convolutions only factors of inputs, which are those trained here",
+                "yes since 1.5; of convolutions only the factors of inputs, which are what Loraloom trains",
                 NO,
                 NO,
-                "no: its loader of files fails; a network made with the same preset loads it",
+                "no: its file loader fails; a network made with the same preset loads it",
                 NO,
             ),
         ),

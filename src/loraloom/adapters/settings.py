@@ -39,8 +39,8 @@ class AdapterSettings(Settings):
     conv_alpha: Annotated[float | None, Kohya("conv_alpha"), Field(gt=0)] = None
     """Alpha of the 3x3 convolutions. Unset: equal to conv_rank."""
     rank_stabilized: Annotated[bool, Kohya("rs_lora", "use_rslora")] = False
-    """Scale by alpha / sqrt(rank), so that a higher rank does not learn more slowly. The file's alpha is written such
-    that programs which divide by the rank get the same result."""
+    """Scale by alpha / sqrt(rank), so that a higher rank does not learn more slowly. The alpha in the file is written
+    so that programs which divide by the rank get the same result."""
     init: Literal["default", "pissa", "orthogonal"] = "default"
     """Where the two matrices start. default: down random, up zero. pissa: the largest singular values of the layer's
     weight (the file has twice the rank). orthogonal: down with orthogonal rows, up zero."""
@@ -51,7 +51,8 @@ class AdapterSettings(Settings):
     module_dropout: Annotated[Probability, Kohya("module_dropout")] = 0.0
     """Probability that a layer's whole adapter is left out in a training step."""
     max_norm: Annotated[float, Kohya("scale_weight_norms"), Field(ge=0)] = 0.0
-    """After each step, an adapter whose change is longer (Frobenius norm) is shortened to it. 0: never. 1 is common."""
+    """After each step, a layer's change whose norm (Frobenius) is above this is scaled down to it. 0: never. 1 is
+    common."""
     block_ranks: Annotated[tuple[Rank, ...] | None, Kohya("block_dims")] = None
     """Rank for each block of the U-Net, instead of rank: 25 numbers for SD 1 and 2, 23 for SDXL; 0: not trained."""
     block_alphas: Annotated[tuple[Alpha, ...] | None, Kohya("block_alphas")] = None
@@ -61,12 +62,13 @@ class AdapterSettings(Settings):
     conv_block_alphas: Annotated[tuple[Alpha, ...] | None, Kohya("conv_block_alphas")] = None
     """Alpha of the 3x3 convolutions for each block, instead of conv_alpha; 0: equal to the block's rank."""
     include: tuple[str, ...] = ()
-    """Regular expressions: only layers whose name (lora_unet_..., lora_te_...) one of them is found in are trained."""
+    """Regular expressions: only layers are trained whose name (lora_unet_..., lora_te_...) contains a match of one of
+    them."""
     exclude: tuple[str, ...] = ()
-    """Regular expressions: layers whose name one of them is found in are not trained."""
+    """Regular expressions: layers whose name contains a match of one of them are not trained."""
     dora_axis: Literal["input", "output"] = "input"
-    """Which lengths dora trains: input is read alike by AUTOMATIC1111, Forge and ComfyUI; output is what PEFT and
-    LyCORIS train, and what their loaders read."""
+    """Whose magnitudes dora trains: those of input channels mean the same in AUTOMATIC1111, Forge and ComfyUI; those of
+    output channels are what PEFT and LyCORIS train and what their loaders read."""
     lokr_factor: Annotated[int, Kohya("factor"), Field(ge=-1)] = -1
     """lokr: size of the first matrix's sides where it divides the layer's. -1: as square as possible, the smallest
     file; 8 or 16 learn more."""

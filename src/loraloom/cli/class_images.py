@@ -13,7 +13,7 @@ __all__ = ["class_images"]
 def class_images(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint that will be trained on.")],
     dataset: Annotated[Path, typer.Argument(metavar="DIR", help="The dataset they are for.")],
-    prompt: Annotated[str, typer.Argument(help='The class, for example "photo of a man" or "[filewords]".')],
+    prompt: Annotated[str, typer.Argument(help=r'The class, for example "photo of a man" or "\[filewords]".')],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="How to paint (steps=30) and dataset.KEY=VALUE of the dataset."),
@@ -21,7 +21,7 @@ def class_images(
     count: Annotated[
         int | None, typer.Option("--count", min=1, help="Pictures in all; unset: one for each training picture.")
     ] = None,
-    trigger: Annotated[str, typer.Option("--trigger", help="The word that [filewords] leaves out.")] = "",
+    trigger: Annotated[str, typer.Option("--trigger", help=r"The trigger word, which \[filewords] leaves out.")] = "",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder; unset: regularization_images/1_CLASS in the dataset folder."),

@@ -77,7 +77,7 @@ def explanation(stage: str, facts: Mapping[str, Any]) -> list[str]:
 
 def _checkpoint(facts: Mapping[str, Any]) -> Iterator[str]:
     yield "1. What a LoRA is: a small file that teaches a Stable Diffusion checkpoint something new"
-    yield "   The checkpoint itself stays as it is; beside the layers of its U-Net and its text encoder small pairs of"
+    yield "   The checkpoint itself stays as it is; beside the layers of its U-Net and its text encoder, small pairs of"
     yield "   matrices are trained. Your checkpoint will be a real one. The demo's comes with the package, in the file"
     yield "   layout of a real one: tiny, trained from scratch on emoji drawings, it knows a hundred simple things."
     yield f"   {facts['path']} ({size_text(facts['bytes'])})"
@@ -88,7 +88,7 @@ def _checkpoint(facts: Mapping[str, Any]) -> Iterator[str]:
 def _dataset(facts: Mapping[str, Any]) -> Iterator[str]:
     yield "3. Preparing a dataset: pictures with captions in a folder n_name, where n is the number of repeats"
     trigger = facts["trigger"]
-    yield f"   Each caption says what is to be seen, and has a word of its own for what is taught: {trigger!r}."
+    yield f"   Each caption says what the picture shows, with a word of its own for what is taught: {trigger!r}."
     yield "   That is the trigger word, by which you call it in a prompt later."
 
 
@@ -100,10 +100,10 @@ def _regularization(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _training(facts: Mapping[str, Any]) -> Iterator[str]:
-    yield "4. Training: show a picture with noise added, ask the model which noise, correct the LoRA a little; repeat"
+    yield "4. Training: add noise to a picture, let the model predict the noise, correct the LoRA a little; repeat"
     lr = facts["lr"]
     yield f"   Learning rate {lr:g}, far more than the 1e-4 that suits a real checkpoint: this one is tiny, and"
-    yield "   minutes are short. After each epoch the LoRA is saved and the same pictures are painted from the same"
+    yield "   time is short. After each epoch the LoRA is saved and the same pictures are painted from the same"
     yield "   seeds; compare them, and take the epoch you like best."
 
 
@@ -113,7 +113,7 @@ def _trained(facts: Mapping[str, Any]) -> Iterator[str]:
     values = facts["losses"]
     size, whole = size_text(facts["bytes"]), size_text(facts["checkpoint_bytes"])
     yield f"   The loss, averaged: {values[0]:.3f} {sparkline(values)} {values[-1]:.3f}"
-    seen = "some noise is easier to see than other; only its average means something,"
+    seen = "some noise is easier to predict than other noise; only its average means something,"
     yield f"   It jumps from step to step, since {seen}"
     yield "   and a low one does not prove that the pictures are good. Look at them as well."
     yield f"   {facts['curves']}"
@@ -121,16 +121,16 @@ def _trained(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weights(facts: Mapping[str, Any]) -> Iterator[str]:
-    yield "5. What came of it"
+    yield "5. The result"
     how = "<lora:NAME:WEIGHT> in the prompt. Each row has"
-    yield f"   The same prompts with more and more of the LoRA, on the fly: {how}"
+    yield f"   The same prompts at rising weights of the LoRA, on the fly: {how}"
     yield "   one seed, so all that differs in it is the weight. None of these prompts is a caption of the dataset."
 
 
 def _weighed(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"   {facts['sheet']}"
     if facts["changed_without"] is not None:
-        changed = f"{facts['changed_with_trigger']:.0f} of 255 in the mean"
+        changed = f"{facts['changed_with_trigger']:.0f} of 255 on average"
         yield f"   With the trigger word {facts['trigger']!r} the pictures change by {changed},"
         yield f"   without it by {facts['changed_without']:.0f}: that is what the regularization images are for."
 
@@ -147,7 +147,7 @@ def _merged(facts: Mapping[str, Any]) -> Iterator[str]:
 def _end(facts: Mapping[str, Any]) -> Iterator[str]:
     yield "6. Now with your own pictures and checkpoint"
     yield "   Put 10 to 50 pictures into a folder 10_NAME, each with a .txt file of the same name: a caption with a"
-    yield "   trigger word of your own. Cut away what you never want to see. Then:"
+    yield "   trigger word of your own. Crop out what you never want to see. Then:"
     yield "   loraloom dataset check FOLDER"
     if facts["regularization"]:
         yield '   loraloom dataset class-images YOUR.safetensors FOLDER "photo of a man"   (the regularization images)'

@@ -1,4 +1,4 @@
-"""How failures are shown: a problem and a hint, never a traceback; and what happens to one that nobody foresaw."""
+"""How failures are shown: a problem and a hint, never a traceback; and what happens to unexpected ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GOES_ON = {
     "scan": "what was read so far is in the index; the same command again goes on",
     "demo": "what is finished stays in its folder; give the next demo another one",
 }
-_NOTHING = "nothing was written; the same command again begins anew"
+_NOTHING = "nothing was written; the same command again starts from the beginning"
 _CHANGES_NOTHING = frozenset({"check", "captions", "plan", "inspect", "settings", "tokens", "runs", "search", "show"})
 
 
@@ -69,7 +69,7 @@ def show_unforeseen(error: BaseException, arguments: Sequence[str], *, where: st
         what = f"something is nested too deeply ({type(error).__name__})"
     problem = f"a fault in Loraloom itself{where}: {what}"
     if path is None:
-        show_failure(LoraloomError(problem, "please report it with the text below, which no folder would take"))
+        show_failure(LoraloomError(problem, "please report it with the text below, which no folder could take"))
         print(report_text(error, arguments), file=sys.stderr)  # noqa: T201 (a door)
         return
     show_failure(

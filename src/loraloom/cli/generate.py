@@ -36,7 +36,7 @@ def generate(
     clip_skip: Annotated[int | None, typer.Option(help="Text encoder layer from the end.")] = None,
     lora_folder: Annotated[list[Path] | None, typer.Option(help="Where LoRAs are; may be repeated (loras).")] = None,
     like: Annotated[
-        Path | None, typer.Option("--like", help="An image whose settings are taken; what else is given comes on top.")
+        Path | None, typer.Option("--like", help="An image to take the settings from; other options override them.")
     ] = None,
     init_image: Annotated[Path | None, typer.Option(help="Picture to start from (image-to-image).")] = None,
     mask: Annotated[Path | None, typer.Option(help="White where init_image is painted anew.")] = None,

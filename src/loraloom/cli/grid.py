@@ -19,7 +19,9 @@ def grid(
     x: Annotated[str, typer.Option("-x", help="Columns: NAME=VALUES, such as weight=0-1 (+0.25).")] = "",
     y: Annotated[str, typer.Option("-y", help="Rows.")] = "",
     z: Annotated[str, typer.Option("-z", help="A sheet for each value.")] = "",
-    output: Annotated[Path, typer.Option("--output", "-o", help="The grid's folder; it is its record.")] = Path("grid"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the images; it also records what is painted already.")
+    ] = Path("grid"),
     run: Annotated[Path | None, typer.Option("--run", help="The training run whose epochs an axis shows.")] = None,
     negative: Annotated[str | None, typer.Option("--negative", "-n", help="What not to paint.")] = None,
     lora_folder: Annotated[list[Path] | None, typer.Option(help="Where LoRAs are; may be repeated (loras).")] = None,
@@ -28,9 +30,9 @@ def grid(
 ) -> None:
     """Paint a table of images over any settings, LoRAs, weights, epochs, prompts or checkpoints.
 
-    Axes: any setting, or lora, weight, unet_weight, te_weight, epoch, replace (words of the prompt), checkpoint. Values
-    are separated by commas; ranges are 1-5, 0-1 (+0.25) or 3-9 [4]. Run the same command again and it goes on where it
-    stopped.
+    Axes: any setting, or lora, weight, unet_weight, te_weight, epoch, replace (the first value is searched for in the
+    prompt and replaced by the others), checkpoint. Values are separated by commas; ranges are 1-5, 0-1 (+0.25) or 3-9
+    [4]. Run the same command again after an interruption: it goes on where it stopped.
     """
     from rich.console import Console
 

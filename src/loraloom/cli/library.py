@@ -17,7 +17,7 @@ Index = Annotated[Path | None, typer.Option("--index", help="The index file. Uns
 
 @app.command()
 def scan(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders, with all inside them.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders to scan, with their subfolders.")],
     hashes: Annotated[bool, typer.Option("--hash", help="Also the SHA-256 of every file: reads all of it.")] = False,
     index: Index = None,
 ) -> None:
@@ -41,7 +41,9 @@ def scan(
 
 @app.command()
 def search(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD]...", help="All of them must be there.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORD]...", help="Words to look for; all of them must occur.")
+    ] = None,
     family: Annotated[str | None, typer.Option("--family", help="sd1, sd2 or sdxl.")] = None,
     kind: Annotated[
         str | None, typer.Option("--kind", help="checkpoint, lora, other, broken, or a kind of adapter: loha.")
@@ -72,7 +74,7 @@ def show(
 
 @app.command()
 def forget(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, or folders with all inside them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, or folders with everything in them.")],
     index: Index = None,
 ) -> None:
     """Take files out of the index; the files themselves stay."""

@@ -1,4 +1,4 @@
-"""The command line: one command group a file; errors are printed as a problem and a hint, never a traceback."""
+"""The command line: one command group per file; errors are printed as a problem and a hint, never a traceback."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def main() -> None:
     """Entry point of the ``loraloom`` command."""
     set_thread_defaults()
     forgive_output()
-    # --debug is allowed anywhere, also behind the command, where people add it to a line that has just failed.
+    # --debug is allowed anywhere, also after the command, where people add it to a line that has just failed.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     from loraloom.studio.stopping import interrupt_on_signals
 
@@ -185,9 +185,9 @@ def _with_its_output(arguments: list[str]) -> int:
         return 0
     reason = getattr(lost, "strerror", None) or str(lost)
     if _command(arguments) in _WORKS:
-        show_failure(LoraloomError(f"a part of what was printed is lost: {reason}", "the work itself is done"))
+        show_failure(LoraloomError(f"part of the output is lost: {reason}", "the work itself is done"))
         return 0
-    show_failure(LoraloomError(f"what was to be printed is lost: {reason}", "print it to another disk"))
+    show_failure(LoraloomError(f"the output is lost: {reason}", "print it to another disk"))
     return 1
 
 

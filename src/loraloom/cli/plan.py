@@ -20,12 +20,16 @@ def plan(
         typer.Argument(metavar="[SETTINGS.toml] [KEY=VALUE]...", help="As for loraloom train."),
     ] = None,
     dry: Annotated[
-        bool, typer.Option("--dry", help="Take no real step: counted, not timed, and nothing loaded.")
+        bool,
+        typer.Option("--dry", help="Load nothing, take no real step: memory is counted, time calculated."),
     ] = False,
     memory: Annotated[
-        str, typer.Option("--memory", metavar="SIZE", help="Name the cheapest change that fits, such as 6GB.")
+        str,
+        typer.Option(
+            "--memory", metavar="SIZE", help="Memory to fit into, such as 6GB: names the cheapest change that fits."
+        ),
     ] = "",
-    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Predict what a run will take before it starts: steps, images, memory, time, disk.
 

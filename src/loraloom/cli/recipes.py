@@ -25,7 +25,8 @@ def import_recipe(
         ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top: checkpoint=model.safetensors")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's: checkpoint=model.safetensors"),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="RUN.toml", help="Write the settings there.")
@@ -33,7 +34,8 @@ def import_recipe(
 ) -> None:
     """Turn another program's recipe into a settings file, and say what became of every key of it.
 
-    Without -o the settings are printed and the account goes to stderr. A LoRA file is a recipe too: its metadata.
+    Without -o the settings are printed to stdout, and the account of the keys to stderr. A LoRA file is a recipe too,
+    by its metadata.
     """
     from rich.console import Console
 

@@ -20,7 +20,7 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="The name of a run in ru
 
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder that holds the runs.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per run.")] = False,
 ) -> None:
     """List the runs of a folder: state, progress, loss, best validation loss, time left, last preview."""
     import json
@@ -40,7 +40,9 @@ def runs(
 
 def pause(
     run: Run,
-    free: Annotated[bool, typer.Option("--free", help="Keep the state and end the process: frees all memory.")] = False,
+    free: Annotated[
+        bool, typer.Option("--free", help="Save the state and end the process, which frees all memory.")
+    ] = False,
 ) -> None:
     """Pause a run after the step in progress, until `loraloom resume` or `loraloom stop`."""
     from loraloom.control import Request

@@ -19,7 +19,7 @@ class What(StrEnum):
 
 def settings(
     what: Annotated[What, typer.Argument(help="train or generate")] = What.train,
-    search: Annotated[str, typer.Option("--search", "-s", help="Only settings whose name or text holds this.")] = "",
+    search: Annotated[str, typer.Option("--search", "-s", help="Only settings whose name or text contains this.")] = "",
     toml: Annotated[
         bool, typer.Option("--toml", help="Print a settings file with every default, ready to edit.")
     ] = False,

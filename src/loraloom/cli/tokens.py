@@ -14,7 +14,7 @@ __all__ = ["tokens"]
 
 def tokens(
     model: Annotated[str, typer.Argument(help="Checkpoint, or a family: sd1, sd2, sdxl.")],
-    prompt: Annotated[str, typer.Argument(help='The prompt, for example "a cat BREAK [day:night:0.5]".')],
+    prompt: Annotated[str, typer.Argument(help=r'The prompt, for example "a cat BREAK \[day:night:0.5]".')],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any setting of loraloom generate.")
     ] = None,

@@ -27,22 +27,24 @@ def train(
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option("--import", metavar="FILE", help="Train by a recipe of another program (docs/coming-from.md)."),
+        typer.Option("--import", metavar="FILE", help="Train with a recipe of another program (docs/coming-from.md)."),
     ] = None,
     like: Annotated[
-        Path | None, typer.Option("--like", metavar="LORA_FILE", help="Train as this LoRA was, by its metadata.")
+        Path | None,
+        typer.Option("--like", metavar="LORA_FILE", help="Train with the settings of this LoRA, from its metadata."),
     ] = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run in its folder, exactly.")
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Resume a run in its folder, exactly where it stopped."),
     ] = None,
     branch: Annotated[
         str | None,
         typer.Option(
-            "--branch", metavar="RUN[@STEP]", help="A new run from a saved state of RUN, with other settings."
+            "--branch", metavar="RUN[@STEP]", help="Start a new run from a saved state of RUN, with other settings."
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Go on although the pictures, the checkpoint or the settings differ.")
+        bool, typer.Option("--force", help="Resume even if the pictures, the checkpoint or the settings differ.")
     ] = False,
     plot_lr: Annotated[
         bool, typer.Option("--plot-lr", help="Draw the learning rate of every step instead of training.")

@@ -49,12 +49,17 @@ def convert(
 def merge_checkpoints(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="FIRST OTHER[:WEIGHT]...", help="The first gets what the weights leave; 0.5 if unsaid."),
+        typer.Argument(
+            metavar="FIRST OTHER[:WEIGHT]...",
+            help="The first gets what the other weights leave; 0.5 each if none is given.",
+        ),
     ],
     output: Output,
     difference: Annotated[
         Path | None,
-        typer.Option("--difference", help="Add differences: FIRST + WEIGHT * (OTHER - this one); weights 1 if unsaid."),
+        typer.Option(
+            "--difference", help="Add differences: FIRST + WEIGHT * (OTHER - this one); a weight is 1 if not given."
+        ),
     ] = None,
     block_weights: Annotated[
         str | None, typer.Option("--block-weights", help="Multiplies the weights: a preset, or 26 numbers (SDXL 20).")
@@ -98,7 +103,9 @@ def extract(
     ] = None,
     to_residual: Annotated[
         float | None,
-        typer.Option("--to-residual", help="In each layer the smallest rank that leaves out no more than this share."),
+        typer.Option(
+            "--to-residual", help="Give each layer the smallest rank that leaves out no more than this share."
+        ),
     ] = None,
     min_diff: Annotated[
         float, typer.Option("--min-diff", help="Skip layers in which no value differs by more than this.")
@@ -143,7 +150,10 @@ def resize(
     ] = None,
     dynamic_param: Annotated[
         float | None,
-        typer.Option("--dynamic-param", help="Its number: 0.9 for sv_fro and sv_cumulative, 5 for sv_ratio."),
+        typer.Option(
+            "--dynamic-param",
+            help="Its number: such as 0.9 for sv_fro and sv_cumulative, 5 for sv_ratio.",
+        ),
     ] = None,
     precision: Annotated[
         Precision | None, typer.Option("--precision", help="Type of the result. Unset: as in the input.")

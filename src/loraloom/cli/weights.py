@@ -45,7 +45,8 @@ Names = Annotated[
 CheckWithDiffusers = Annotated[
     bool,
     typer.Option(
-        "--read-back/--no-read-back", help="Have diffusers, where it is installed, read the LoRA: every tensor counts."
+        "--read-back/--no-read-back",
+        help="If diffusers is installed, let it read the LoRA back and check every tensor.",
     ),
 ]
 
@@ -96,7 +97,8 @@ def merge(
         ),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option("--rank", help="LoRAs into a LoRA: cut the sum to this rank. Unset: exact, ranks add.")
+        int | None,
+        typer.Option("--rank", help="LoRAs into a LoRA: reduce the sum to this rank. Unset: exact, the ranks add up."),
     ] = None,
     conv_rank: Annotated[int | None, typer.Option("--conv-rank", help="The same for 3x3 convolutions.")] = None,
     to: Names = None,
@@ -128,13 +130,18 @@ def merge(
 
 
 def inspect(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints, LoRAs or Diffusers folders.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Checkpoints, LoRAs, Diffusers folders or images.")
+    ],
     metadata: Annotated[bool, typer.Option("--metadata", "-m", help="Print all of the file's metadata.")] = False,
     hashes: Annotated[
         bool, typer.Option("--hash", help="Read the whole file: its hashes, and whether they agree.")
     ] = False,
     layers: Annotated[
-        bool, typer.Option("--layers", help="Read all of a LoRA: how strong each block is, what is dead or broken.")
+        bool,
+        typer.Option(
+            "--layers", help="Read all of a LoRA: how strong each block is, which layers do nothing or are broken."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list with everything, for other programs.")] = False,
 ) -> None:

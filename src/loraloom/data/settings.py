@@ -73,7 +73,8 @@ class CaptionSettings(Settings):
 
     table: Annotated[Path | None, Kohya("metadata_file", "in_json"), MayChange(on_a_machine=True)] = None
     """One file with the captions of many pictures: sd-scripts' JSON, or JSON lines or CSV with file_name and text. It
-    counts before text files. Unset: metadata.jsonl or metadata.csv in the folder, for pictures without a text file."""
+    takes precedence over text files. Unset: metadata.jsonl or metadata.csv in the folder, for pictures without a text
+    file."""
 
     lines: Literal["first", "random", "join"] = "first"
     """Which lines of a caption file are used: the first, one at random each time, or all of them as one caption."""
@@ -83,16 +84,16 @@ class CaptionSettings(Settings):
     Without [filewords] it replaces the captions."""
 
     prefix: Annotated[str, Kohya("caption_prefix")] = ""
-    """Text put in front of every caption, and a blank."""
+    """Text put in front of every caption, followed by a space."""
 
     suffix: Annotated[str, Kohya("caption_suffix")] = ""
-    """Text put behind every caption, after a blank."""
+    """Text put after every caption, preceded by a space."""
 
     wildcards: Annotated[bool, Kohya("enable_wildcard")] = False
-    """Of {red|green|blue} one is taken at random each time. {{ and }} are braces. Off: braces are text."""
+    """{red|green|blue} becomes one of the three at random each time. {{ and }} are braces. Off: braces are text."""
 
     replace_underscores: bool = False
-    """Underscores become blanks, except in faces such as ^_^ and in the trigger."""
+    """Underscores become spaces, except in faces such as ^_^ and in the trigger."""
 
     separator: Annotated[str, Kohya("caption_separator"), Field(min_length=1)] = ","
     """What stands between tags."""
@@ -200,7 +201,7 @@ class ConceptSettings(Settings):
     """The last epoch that shows them. Unset: the last of the run."""
 
     steps: Annotated[int | None, Field(ge=1)] = None
-    """Stop showing them after this many showings in all (steps of one picture). Unset: never."""
+    """Stop showing them after this many showings in total (of all its pictures). Unset: never."""
 
     captions: dict[str, Any] = Field(default={})
     """Caption settings that differ from dataset.captions, by the same names."""
@@ -277,7 +278,7 @@ class DatasetSettings(Settings):
     has both. Off: drawn in any order."""
 
     repeats: Annotated[int, Kohya("num_repeats"), Field(ge=1, le=9999)] = 1
-    """Repeats of folders whose name does not say them (no n_ in front)."""
+    """Repeats of folders without a number in front of their name (no n_)."""
 
     resolution: Annotated[Side | tuple[Side, Side] | None, Kohya("resolution"), BeforeValidator(_size)] = None
     """Size to train at, in pixels: one number for a square, or width and height. With buckets it is the area
@@ -309,8 +310,8 @@ class DatasetSettings(Settings):
     batch). 0 gives every picture its own best bucket."""
 
     upscale: bool = True
-    """Enlarge pictures smaller than their bucket. False gives them a smaller bucket of their own size, and pictures
-    that every bucket would crop by more than max_crop one of their own shape."""
+    """Enlarge pictures smaller than their bucket. False gives them a smaller bucket of their own size, and gives
+    pictures that every bucket would crop by more than max_crop a bucket of their own shape."""
 
     flip: Annotated[bool, Kohya("flip_aug")] = False
     """Show each picture mirrored half of the time. Not for anything asymmetrical."""
@@ -327,7 +328,7 @@ class DatasetSettings(Settings):
 
     variants: Annotated[int, Field(ge=1, le=256)] = 8
     """How many versions of each picture random_crop and color_augmentation make before training, the picture as it is
-    among them; each showing takes one at random. Encoding takes as many times longer."""
+    among them; each showing takes one at random. Encoding takes that many times longer."""
 
     masks: Annotated[MaskSource, Kohya("alpha_mask")] = "none"
     """Parts of pictures that are not learned. alpha: the transparent parts; folder: a black and white picture of the

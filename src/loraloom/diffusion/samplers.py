@@ -262,7 +262,7 @@ SAMPLERS = Registry(
         ),
         "DPM++ 3M SDE": SamplerEntry(
             f"{_SAMPLING}.multistep:dpmpp_3m_sde",
-            "stochastic, with the curve of the last three answers; for many steps",
+            "stochastic, uses the last three predictions; for many steps",
             schedule="Exponential",
             takes=_FRESH,
             order=2,
@@ -278,7 +278,7 @@ SAMPLERS = Registry(
             old_names=("ddpm",),
         ),
         "Euler": SamplerEntry(f"{_SAMPLING}.one_step:euler", "the simplest: first order, deterministic", takes=_CHURN),
-        "LMS": SamplerEntry(f"{_SAMPLING}.multistep:lms", "fourth order from past answers", order=4),
+        "LMS": SamplerEntry(f"{_SAMPLING}.multistep:lms", "fourth order from past predictions", order=4),
         "Heun": SamplerEntry(
             f"{_SAMPLING}.two_calls:heun", "Euler corrected at the end of a step", takes=_CHURN, order=2, calls=2
         ),
@@ -351,7 +351,7 @@ SAMPLERS = Registry(
         ),
         "PLMS": SamplerEntry(
             f"{_SAMPLING}.multistep:plms",
-            "DDIM's levels, fourth-order weights from past answers",
+            "DDIM's levels, fourth order from past predictions",
             schedule="DDIM",
             order=2,
             old_names=("pndm",),

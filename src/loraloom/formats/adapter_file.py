@@ -176,9 +176,9 @@ def write_adapter_file(
     """Write tensors under their keys atomically, every floating-point one as ``dtype``, with the hashes of the file.
 
     Commands write through :func:`loraloom.formats.adapter_writer.write_lora`, which knows the keys. What a kind says to
-    be exact (DoRA's lengths) stays as it is. ``source`` is where the values come from. Raises AdapterError when a value
-    is NaN, or does not fit into ``dtype``: such a file would be ruined silently. ``check`` is given the finished file
-    before it takes its place; ``control`` is heeded between two tensors until then.
+    be exact (DoRA's magnitudes) stays as it is. ``source`` is where the values come from. Raises AdapterError when a
+    value is NaN, or does not fit into ``dtype``: such a file would be ruined silently. ``check`` is given the finished
+    file before it takes its place; ``control`` is heeded between two tensors until then.
     """
     cast = {}
     exact = _exact_ends()

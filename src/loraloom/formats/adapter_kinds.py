@@ -49,7 +49,7 @@ ADAPTERS = Registry(
     {
         "lora": KindEntry("loraloom.adapters.lora:LoraAdapter", "LoRA, also for convolutions (LoCon)"),
         "lora_fa": KindEntry("loraloom.adapters.lora_fa:LoraFaAdapter", "LoRA with a frozen down matrix"),
-        "dora": KindEntry("loraloom.adapters.dora:DoraAdapter", "LoRA with trained lengths of the weight"),
+        "dora": KindEntry("loraloom.adapters.dora:DoraAdapter", "LoRA with trained magnitudes of the weight"),
         "loha": KindEntry("loraloom.adapters.loha:LohaAdapter", "elementwise product of two low-rank matrices"),
         "lokr": KindEntry("loraloom.adapters.lokr:LokrAdapter", "Kronecker product"),
         "ia3": KindEntry("loraloom.adapters.ia3:Ia3Adapter", "one factor for each channel"),

@@ -78,10 +78,10 @@ def write_lora(
 
     ``targets``, by kohya's name, are needed for diffusers' names; there alpha is multiplied into the factors, Tucker's
     middle tensor too, and the layers of a part are padded with zeros to one rank: most versions of diffusers take the
-    first layer's rank for the alpha of all. ``source`` names in messages what was converted. DoRA's lengths are never
-    rounded, since that would change the whole weight. Raises AdapterError for values that are not finite, or not as
-    ``dtype``, and for a kind that the dialect cannot hold; OutputError when the file does not read back. ``control`` is
-    heeded between two tensors; what it ends writes nothing.
+    first layer's rank for the alpha of all. ``source`` names in messages what was converted. DoRA's magnitudes are
+    never rounded, since that would change the whole weight. Raises AdapterError for values that are not finite, or not
+    as ``dtype``, and for a kind that the dialect cannot hold; OutputError when the file does not read back. ``control``
+    is heeded between two tensors; what it ends writes nothing.
     """
     source, targets, words = source or str(path), targets or {}, words or {}
     layers = {name: {role: tensor.detach().cpu() for role, tensor in roles.items()} for name, roles in layers.items()}
@@ -182,7 +182,7 @@ def _diffusers_keys(roles: Mapping[str, Tensor], target: AdapterTarget, rank: in
 
 
 def _inner(roles: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the adapter inside, without DoRA's lengths."""
+    """The tensors of the adapter inside, without DoRA's magnitudes."""
     inside = inner_roles(roles)
     return {role: tensor for role, tensor in roles.items() if role in inside}
 

@@ -60,7 +60,7 @@ def peft_scales(
 
 
 def add_peft_scales(path: Path, layers: Mapping[str, dict[str, torch.Tensor]], metadata: Mapping[str, str]) -> None:
-    """Give layers with PEFT's names the alpha, and lengths of DoRA the axis, that PEFT means; in place.
+    """Give layers with PEFT's names the alpha, and magnitudes of DoRA the axis, that PEFT means; in place.
 
     Without a configuration alpha equals the rank. Raises AdapterError as :func:`peft_scales` does.
     """

@@ -54,11 +54,11 @@ class GenerateSettings(Settings):
     embedding_folders: tuple[Path, ...] = (Path("embeddings"),)
     """Folders, searched with their subfolders, for textual-inversion embeddings; a file's name in a prompt uses it."""
     emphasis: PromptEmphasis = "original"
-    """What weights do: original (the web UI's: weigh, then restore the mean), no_norm (weigh only), comfy (ComfyUI's:
-    weigh the difference from an empty text), ignore (nothing), none (brackets are text)."""
+    """What weights do: original (the web UI's: multiply, then restore the mean), no_norm (multiply only), comfy
+    (ComfyUI's: multiply the difference from an empty text), ignore (nothing), none (brackets are text)."""
     comma_backtrack: Annotated[int, Field(ge=0, le=74)] = 20
-    """Where a chunk of 75 tokens is full within a phrase, the words after a comma at most this many tokens back move on
-    to the next chunk."""
+    """If a chunk of 75 tokens ends within a phrase, the words after a comma at most this many tokens back move to the
+    next chunk."""
     prompt_compatibility: PromptCompatibility = "none"
     """a1111: read prompts exactly as the web UI does, its known faults included; a1111-1.5: as it did before 1.6."""
     width: Annotated[int | None, Field(ge=8, le=8192, multiple_of=8)] = None
@@ -70,11 +70,12 @@ class GenerateSettings(Settings):
     cfg_scale: Annotated[float, Field(ge=0, le=100)] = 7.0
     """How strongly the prompt is followed (classifier-free guidance). 1 ignores the negative prompt and is faster."""
     guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Give the guided answer back the contrast of the unguided one, 0 to 1; 0.7 for zero-terminal-SNR checkpoints."""
+    """Give the guided prediction the contrast of that for the prompt alone, 0 to 1; 0.7 for zero-terminal-SNR
+    checkpoints."""
     s_min_uncond: Annotated[float, Field(ge=0, le=20)] = 0.0
     """Below this noise level every second model call has no negative prompt ("NGMS"): faster, nearly the same."""
     s_min_uncond_all: bool = False
-    """Leave it out of every call below s_min_uncond, not of every second."""
+    """Leave the negative prompt out of every call below s_min_uncond, not only of every second one."""
     skip_early_cfg: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the model calls, from the first, that leave the negative prompt out: more varied pictures."""
     sampler: Annotated[str, Offers(SAMPLERS)] = "Euler a"
@@ -116,7 +117,8 @@ class GenerateSettings(Settings):
     seed: Annotated[int, Field(ge=-1, le=2**62)] = -1
     """Seed of the first image, the next one gets seed + 1. -1: a random one, written into the image."""
     variation_seed: Annotated[int, Field(ge=-1, le=2**62)] = -1
-    """Seed towards which variation_strength goes; with several images it counts up, and the seed stays. -1: random."""
+    """Seed towards which variation_strength goes; with several images it counts up and the seed stays the same. -1:
+    random."""
     variation_strength: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How far the first noise is from the seed's (0) to the variation seed's (1)."""
     seed_resize_from: Annotated[str | None, Field(pattern=r"^[1-9]\d{0,3}x[1-9]\d{0,3}$")] = None
@@ -182,7 +184,7 @@ class GenerateSettings(Settings):
     vae: Path | None = None
     """Another autoencoder instead of the checkpoint's: a VAE file, or a checkpoint whose VAE is taken."""
     vae_tiling: bool | None = None
-    """Decode and encode in overlapping tiles. Unset: above 2048 x 2048 pixels, or where memory ends."""
+    """Decode and encode in overlapping tiles. Unset: above 2048 x 2048 pixels, or when memory runs out."""
     preview_every: Annotated[int, Field(ge=0, le=500)] = 0
     """Every N steps, write the unfinished picture to preview.png in the output folder. 0: never."""
     device: str = "auto"

@@ -33,7 +33,7 @@ class BlockLrSettings(Settings):
 
     down: Annotated[BlockWeights, Kohya("down_lr_weight")] = None
     """Blocks on the way down (SD 1 and 2: 12, SDXL: 9): a list of factors, one for all, or a shape: sine (low to high),
-    cosine (high to low), linear, reverse_linear or zeros, with +0.1 behind it to raise it everywhere."""
+    cosine (high to low), linear, reverse_linear or zeros, with +0.1 after it to raise it everywhere."""
     mid: Annotated[BlockWeights, Kohya("mid_lr_weight")] = None
     """Blocks in the middle (SD 1 and 2: 1, SDXL: 3): a list of factors, or one for all."""
     up: Annotated[BlockWeights, Kohya("up_lr_weight")] = None

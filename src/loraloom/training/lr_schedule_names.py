@@ -49,7 +49,7 @@ LR_SCHEDULES = Registry(
             ("cosine", "falls slowly, fast, slowly to zero"),
             ("cosine_with_restarts", "cosine, several times"),
             ("polynomial", "falls to zero along a power"),
-            ("inverse_sqrt", "falls ever more slowly and never ends"),
+            ("inverse_sqrt", "falls ever more slowly and never reaches zero"),
             ("cosine_with_min_lr", "cosine to a share of the rate"),
             ("warmup_stable_decay", "rises, stays, falls at the end"),
             ("rex", "stays high, falls fast at the end"),

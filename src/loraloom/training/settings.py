@@ -90,7 +90,7 @@ class OptimizerSettings(Settings):
     eps: Annotated[float | None, Field(gt=0)] = None
     """Added to the denominator of the update. Unset: the optimizer's own (adamw: 1e-8)."""
     max_grad_norm: Annotated[float, Kohya("max_grad_norm"), Field(ge=0)] = 1.0
-    """Gradients longer than this are shortened to it. 0: never."""
+    """Gradients whose norm is above this are scaled down to it. 0: never."""
     args: dict[str, OptimizerArgument] = Field(default_factory=dict)
     """Any other argument of the optimizer's class by its own name: optimizer.args.d_coef=2."""
     block_lr: BlockLrSettings = BlockLrSettings()
@@ -173,11 +173,12 @@ class ObjectiveSettings(Settings):
     """What the model is asked in training and how its answer is judged: timesteps, noise, loss and its weights."""
 
     loss_type: Annotated[Literal["l2", "l1", "huber", "smooth_l1"], Kohya("loss_type")] = "l2"
-    """How wrong an answer is: l2 (squared), l1 (absolute); huber and smooth_l1 lie between, they mind outliers less."""
+    """How the error of a prediction counts: l2 (squared), l1 (absolute), huber and smooth_l1 (squared while small,
+    absolute beyond: outliers count less than with l2)."""
     huber_schedule: Annotated[Literal["constant", "exponential", "snr"], Kohya("huber_schedule")] = "snr"
     """How huber_c changes from clean to noisy timesteps."""
     huber_c: Annotated[float, Kohya("huber_c"), Field(gt=0)] = 0.1
-    """Where huber and smooth_l1 go over from square to straight."""
+    """Where huber and smooth_l1 change from squared to absolute."""
     huber_scale: Annotated[float, Kohya("huber_scale"), Field(gt=0)] = 1.0
     """Multiplies huber_c under the constant and the exponential schedule."""
     min_snr_gamma: Annotated[float, Kohya("min_snr_gamma"), Field(ge=0)] = 0.0
@@ -216,7 +217,8 @@ class ObjectiveSettings(Settings):
     multires_noise_discount: Annotated[float, Kohya("multires_noise_discount"), Field(gt=0, le=1)] = 0.3
     """Strength of each coarser layer relative to the one before."""
     ip_noise_gamma: Annotated[float, Kohya("ip_noise_gamma"), Field(ge=0, le=1)] = 0.0
-    """Extra noise in what the model sees but not in what it shall answer (input perturbation); 0.1 is usual. 0: off."""
+    """Extra noise in what the model sees but not in what it has to predict (input perturbation); 0.1 is usual. 0:
+    off."""
     ip_noise_gamma_random_strength: Annotated[bool, Kohya("ip_noise_gamma_random_strength")] = False
     """Draw the strength of ip_noise_gamma for each image between 0 and its value."""
     masked_loss_normalized: bool = True
@@ -229,12 +231,13 @@ class ObjectiveSettings(Settings):
     prior_loss_steps: Annotated[int | None, Field(ge=1)] = None
     """Steps until prior_loss_min is reached. Unset: the whole run."""
     preserve_regularization: bool = False
-    """For regularization images the answer is to be what the checkpoint alone would say, instead of the noise."""
+    """For regularization images the target is what the checkpoint alone predicts, instead of the noise."""
     preserve_class: str = ""
-    """Keep what the checkpoint makes of this word: every caption is also asked with it in place of the trigger word,
-    and the answer is to be that of the checkpoint alone. Needs no regularization images, takes twice the time."""
+    """Keep what the checkpoint makes of this word: every picture is also shown with it in place of the trigger word in
+    its caption, and the target is then what the checkpoint alone predicts. Needs no regularization images, takes twice
+    the time."""
     preserve_trigger: str = ""
-    """The trigger word that preserve_class takes the place of. Empty: saving.trigger."""
+    """The trigger word that preserve_class replaces. Empty: saving.trigger."""
     preserve_weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the loss that preserve_class adds."""
 
@@ -263,12 +266,12 @@ class SavingSettings(Settings):
     keep_last: Annotated[int, Kohya("save_last_n_epochs"), Field(ge=0)] = 0
     """Keep only this many of the newest files saved by epochs, and as many of those saved by steps. 0: keep all."""
     format: Annotated[Literal["safetensors", "ckpt", "pt"], Kohya("save_model_as")] = "safetensors"
-    """Form of the LoRA files. Every program of today reads safetensors."""
+    """Format of the LoRA files. Every current program reads safetensors."""
     precision: Annotated[Literal["fp16", "bf16", "float"], Kohya("save_precision")] = "fp16"
     """Type of the tensors in the file. fp16 loads everywhere."""
     read_back: bool = True
-    """Where diffusers is installed, have it read every saved file in a process beside the training: each tensor must
-    find a layer there too. A file that it cannot use whole is a warning."""
+    """If diffusers is installed, let it read every saved file in a separate process: it must find a layer for each
+    tensor. There is a warning if it cannot use all of a file."""
     title: Annotated[str, Kohya("metadata_title")] = ""
     """Title in the file's metadata. Empty: the run's name."""
     trigger: Annotated[str, Kohya("metadata_trigger_phrase")] = ""
@@ -284,8 +287,8 @@ class SavingSettings(Settings):
     tags: Annotated[str, Kohya("metadata_tags")] = ""
     """Words to find it by in the file's metadata, with commas between them."""
     state: Annotated[bool, Kohya("save_state", "save_state_on_train_end")] = True
-    """Keep what is needed to go on exactly, as if it had never ended: written with every LoRA file, and when the run
-    is paused, stops or fails. About six times the size of an fp16 LoRA file with AdamW."""
+    """Keep what is needed to resume the run exactly, as if it had never ended: written with every LoRA file, and when
+    the run is paused, stops or fails. About six times the size of an fp16 LoRA file with AdamW."""
     state_every_steps: Annotated[int, Field(ge=0)] = 0
     """Write the state every N steps too. 0: not by steps."""
     state_every_minutes: Annotated[float, Field(ge=0)] = 5.0
@@ -359,11 +362,11 @@ class ValidationSettings(Settings):
     every_steps: Annotated[int, Kohya("validate_every_n_steps"), Field(ge=0), MayChange()] = 0
     """Measure every N steps instead of at the ends of epochs. 0: at the ends of epochs."""
     timesteps: Annotated[int, Field(ge=1, le=100)] = 4
-    """Timesteps, evenly spread, at which each picture is asked about."""
+    """Number of timesteps, evenly spread, at which each picture is measured."""
     draws: Annotated[int, Field(ge=1, le=100)] = 1
-    """Noises for each picture and timestep: more makes the measurement finer and slower."""
+    """Noise samples for each picture and timestep: more make the measurement more precise and slower."""
     seed: Annotated[int, Kohya("validation_seed"), Field(ge=0)] = 0
-    """The noises and the pictures held out follow from it. Keep it to compare runs."""
+    """Decides the noise and which pictures are held out. Keep it to compare runs."""
     patience: Annotated[int, Field(ge=0), MayChange()] = 0
     """Stop the run after this many measurements without a better loss. 0: never."""
     save_best: Annotated[bool, MayChange()] = True
@@ -394,7 +397,7 @@ class NotifySettings(Settings):
     form: Literal["auto", "json", "discord"] = "auto"
     """json: the event as in events.jsonl; discord: a line of text and the preview. auto: discord for its addresses."""
     on: tuple[Literal["end", "failure", "preview"], ...] = ("end", "failure")
-    """What to tell: the end of a run, its failure, every preview."""
+    """When to send a message: at the end of a run, when it fails, for every preview."""
 
 
 def _named_recomputation(value: object) -> object:
@@ -416,9 +419,9 @@ class TrainSettings(Settings):
     output: Annotated[Path, Kohya("output_dir"), MayChange(on_a_machine=True)] = Path("runs")
     """Folder that holds the run folders."""
     epochs: Annotated[int, Kohya("num_epochs", "max_train_epochs"), Field(ge=1), MayChange()] = 10
-    """How often the whole dataset is gone through."""
+    """Passes through the whole dataset."""
     steps: Annotated[int | None, Kohya("max_train_steps"), Field(ge=1), MayChange()] = None
-    """Number of optimizer steps. Set: it decides and epochs is not used."""
+    """Number of optimizer steps. If set, epochs is not used."""
     batch_size: Annotated[int, Kohya("train_batch_size"), Field(ge=1)] = 1
     """Images per forward pass, of all processes together. Larger ones usually want a higher learning rate."""
     gradient_accumulation: Annotated[int, Kohya("gradient_accumulation_steps"), Field(ge=1)] = 1
@@ -437,7 +440,7 @@ class TrainSettings(Settings):
     """Keep the checkpoint's weights mapped as stored and convert each as it is used: less memory, more time."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """Keep the frozen weights of U-Net and text encoders in 8 or 4 bits: a quarter of the memory of fp32 or less, and
-    answers of the checkpoint that are off by about 1 % (int8) or 10 % (nf4). The LoRA itself stays in fp32."""
+    predictions of the checkpoint that are off by about 1 % (int8) or 10 % (nf4). The LoRA itself stays in fp32."""
     device: Annotated[str, MayChange(by_rounding=True, on_a_machine=True)] = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     low_memory: Annotated[bool, Kohya("lowram"), MayChange(by_rounding=True, on_a_machine=True)] = False
@@ -453,7 +456,7 @@ class TrainSettings(Settings):
     prior_loss_weight: Annotated[float, Kohya("prior_loss_weight"), Field(ge=0)] = 1.0
     """Weight of the loss of regularization images."""
     seed: Annotated[int, Kohya("seed"), Field(ge=0)] = 0
-    """Every random choice of the run follows from it."""
+    """Decides every random choice of the run."""
     branched_from: Annotated[str, MayChange()] = ""
     """The run and step that this run went on from; written when a run branches off."""
     dataset: DatasetSettings
