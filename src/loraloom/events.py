@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from loraloom.actions import Sentence, parts_from_record, parts_to_record
+from loraloom.plain_data import LARGEST_WHOLE
 
 __all__ = [
     "Event",
@@ -292,13 +294,48 @@ def to_record(event: Event) -> dict[str, Any]:
     return record | {"proposed": proposed} if proposed else record
 
 
-def from_record(record: dict[str, Any]) -> Event:
-    """The inverse of :func:`to_record`. Unknown kinds raise KeyError; unknown fields are dropped."""
+def from_record(record: Any) -> Event:
+    """The inverse of :func:`to_record`; unknown fields are dropped.
+
+    Raises KeyError for an unknown kind, TypeError for what is no record or has a field that is missing or of the wrong
+    type: a record comes from a file, and whoever gets an event need not look at its values again.
+    """
+    if not isinstance(record, dict):
+        raise TypeError(f"a {type(record).__name__} is no record of an event")
     cls = Event.kinds[record["event"]]
-    names = {field.name for field in fields(cls)}
-    values = {name: value for name, value in record.items() if name in names}
-    for name, parts in record.get("proposed", {}).items():
+    types = _types(cls.__name__)
+    values = {name: value for name, value in record.items() if name in types}
+    for name, value in values.items():
+        if not _fits(value, types[name]):
+            raise TypeError(f"{cls.__name__}.{name} is {value!r}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+
+    proposed = record.get("proposed")
+    for name, parts in proposed.items() if isinstance(proposed, dict) else ():
         # A log of a newer version may propose what this one does not know: the neutral words are there.
-        with suppress(KeyError):
+        with suppress(KeyError, TypeError, AttributeError):
             values[name] = parts_from_record(parts)
     return cls(**values)
+
+
+@cache
+def _types(kind: str) -> dict[str, Any]:
+    cls = Event.kinds[kind]
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value out of JSON is of this type; a whole number is a floating-point number too."""
+    if hint is Any:
+        return True
+    origin, of = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(entry, of[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(entry, of[1]) for entry in value.values())
+
+    # JSON knows whole numbers that no floating-point number holds.
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)

@@ -277,24 +277,55 @@ def test_a_torn_last_line_does_not_swallow_the_next(tmp_path: Path) -> None:
     assert [event.step for event in RunLog(folder.path).events() if isinstance(event, StepFinished)] == [1, 2]
 
 
+def damaged(**values: object) -> str:
+    """The line of a step in which these values are wrong."""
+    return json.dumps({"event": "StepFinished", **vars(step(3)), **values})
+
+
 @pytest.mark.parametrize(
     "line",
     [
         '{"event": "StepFinished"}',
-        '{"event": "StepFinished", "step": "two", "epoch": 1, "average_loss": 0.3, "seconds": 2.0}',
-        '{"event": "StepFinished", "step": 3, "epoch": null, "average_loss": 0.3, "seconds": 2.0}',
-        '{"event": "StepFinished", "step": 3, "epoch": 1, "average_loss": 0.3, "seconds": []}',
+        damaged(step="two"),
+        damaged(step=10**400),
+        damaged(epoch=None),
+        damaged(seconds=[]),
+        damaged(learning_rates={"unet": "fast"}),
+        damaged()[:-9],
+        damaged().replace("unet", "\xff"),
+        '{"event": "StepFinished", "step": 7, "epoch": ' + "[" * 9000,
+        '{"event": "RunPaused", "step": []}',
+        '{"event": "RunPaused", "step": 1, "freed": "no"}',
+        '{"event": "RunFailed", "step": 1, "problem": null, "hint": ""}',
+        '{"event": "ValidationMeasured", "step": 1, "epoch": 1, "loss": "low", "by_timestep": {}, "is_best": true}',
+        '{"event": ["RunPaused"]}',
+        "[]",
+        "7",
     ],
 )
-def test_one_damaged_log_does_not_hide_the_other_runs(tmp_path: Path, line: str) -> None:
-    run(tmp_path / "a", STARTED, step(3))
-    run(tmp_path / "b", STARTED)
-    with (tmp_path / "b" / "events.jsonl").open("a", encoding="utf-8") as log:
-        log.write(f"{line}\n")
-    first, second = list_runs(tmp_path)
-    assert (first.step, first.state, first.problem) == (3, "interrupted", "")
-    assert (second.state, second.step) == ("failed", 0)
-    assert "events.jsonl is damaged" in second.problem
+def test_a_damaged_line_is_left_out_by_every_reader(tmp_path: Path, line: str) -> None:
+    run(tmp_path / "a", STARTED, step(1))
+    with (tmp_path / "a" / "events.jsonl").open("ab") as log:
+        log.write(line.encode("latin-1") + b"\n")
+    run(tmp_path / "a", step(2))
+    log = RunLog(tmp_path / "a")
+    is_whole = "\xff" in line  # JSON all the same, with a letter that nobody knows
+    steps = [1, 3, 2] if is_whole else [1, 2]
+    assert [event.step for event in log.recorded() if isinstance(event, StepFinished)] == steps
+    assert [event.step for event in log.since()[0] if isinstance(event, StepFinished)] == steps
+    assert [event.step for event in log.events() if isinstance(event, StepFinished)] == [1, 2]
+    outlined = log.outline(frozenset(Event.kinds), steps=9)
+    assert [event.step for event in outlined if isinstance(event, StepFinished)] == steps
+    (status,) = list_runs(tmp_path)
+    assert (status.state, status.step, status.problem) == ("interrupted", 2, "")
+
+
+def test_a_proposal_that_is_damaged_leaves_the_words(tmp_path: Path) -> None:
+    run(tmp_path, STARTED)
+    with (tmp_path / "events.jsonl").open("a", encoding="utf-8") as log:
+        for proposed in ("[]", '{"text": [5]}', '{"text": 5}', '{"text": [{"action": []}]}'):
+            log.write(f'{{"event": "Notice", "text": "x", "level": "info", "proposed": {proposed}}}\n')
+    assert RunLog(tmp_path).events() == [STARTED, *[Notice("x")] * 4]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")

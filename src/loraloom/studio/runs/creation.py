@@ -91,6 +91,6 @@ def _came_to_nothing(path: Path, *, alive: bool | None = None) -> bool:
     """Whether a run has ended before its first step and holds nothing that was made."""
     try:
         status = read_status(path, alive=alive)
-    except (FileError, KeyError, TypeError, ValueError):
+    except FileError:
         return False
     return status.state in ("failed", "interrupted") and not status.step and RunFolder(path).holds_nothing

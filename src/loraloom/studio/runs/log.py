@@ -94,9 +94,9 @@ class RunLog:
     def since(self, offset: int = 0) -> tuple[list[Event], int]:
         """The events recorded from the byte ``offset`` on, which a call before gave, and where the next ones begin.
 
-        A last line that is not whole yet is left for the next call; other lines that are no event are left out. Without
-        a log there are none. Raises FileFormatError where no line begins at ``offset``, FileError where the log cannot
-        be read.
+        A last line that is not whole yet is left for the next call; a damaged one is left out, as everywhere. Without a
+        log there are none. Raises FileFormatError where no line begins at ``offset``, FileError where the log cannot be
+        read.
         """
         data = self._bytes(offset)
         whole = data.rfind(b"\n") + 1
@@ -135,8 +135,8 @@ class RunLog:
     def outline(self, kinds: frozenset[str], *, steps: int) -> Iterator[Event]:
         """The events of some kinds, but of the steps only the last ``steps`` before each turn of the run.
 
-        A log may hold many thousand lines, of which a reader who wants to know what a run has come to needs few. Raises
-        FileFormatError for an event of these kinds that lacks something.
+        A log may hold many thousand lines, of which a reader who wants to know what a run has come to needs few.
+        FileError as in :meth:`since`.
         """
         held: deque[bytes] = deque(maxlen=steps)
         for line in self._bytes(0).split(b"\n"):
@@ -147,19 +147,10 @@ class RunLog:
             if kind not in kinds:
                 continue
             if kind in _TURNS:
-                yield from self._understood(held)
+                yield from _events(held)
                 held.clear()
-            yield from self._understood([line])
-        yield from self._understood(held)
-
-    def _understood(self, lines: Iterable[bytes]) -> Iterator[Event]:
-        for line in lines:
-            with suppress(ValueError):
-                record = json.loads(line)
-                try:
-                    yield from_record(record)
-                except (KeyError, TypeError) as error:
-                    raise FileFormatError(f"{self._path} is damaged: {error}") from error
+            yield from _events([line])
+        yield from _events(held)
 
     def _bytes(self, offset: int) -> bytes:
         """What follows ``offset``, with the checks that this is still the file that was read before."""
@@ -186,8 +177,10 @@ def _kind(line: bytes) -> str:
 
 
 def _events(lines: Iterable[bytes]) -> Iterator[Event]:
+    """The events of these lines. What is none is left out: a line that a crash cut short, an event of a newer version,
+    one whose values somebody has damaged."""
     for line in lines:
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
             yield from_record(json.loads(line.decode("utf-8", "replace")))
 
 

@@ -124,7 +124,7 @@ class RunStatus:
                 return self._in(state, needs_process=False, problem=event.problem)
             case StepFinished():
                 steps = (*history.steps, event)[-_SPEED_STEPS:]
-                return replace(self, step=int(event.step), history=replace(history, steps=steps))
+                return replace(self, step=event.step, history=replace(history, steps=steps))
             case ValidationMeasured(is_best=True):
                 return replace(self, history=replace(history, best=(*history.best, event)))
             case PreviewSaved():
@@ -150,7 +150,7 @@ class RunStatus:
 
         return replace(
             self,
-            epoch=int(steps[-1].epoch) if steps else 0,
+            epoch=steps[-1].epoch if steps else 0,
             loss=steps[-1].average_loss if steps else None,
             seconds_per_step=speed,
             seconds_left=(speed or 0.0) * max((self.total_steps or 0) - self.step, 0) if is_known else None,
@@ -176,19 +176,18 @@ def list_runs(folder: Path) -> list[RunStatus]:
 
 
 def _status_or_problem(folder: Path) -> RunStatus:
-    """The state of a run; one whose log cannot be understood says so, and the others are listed all the same."""
+    """The state of a run; one whose log cannot be read says so, and the others are listed all the same."""
     try:
         return read_status(folder)
-    except (FileError, KeyError, TypeError, ValueError) as error:
-        problem = f"its {LOG_NAME} is damaged ({type(error).__name__}: {error})"
-        return RunStatus(folder.name, folder, "failed", problem=problem)
+    except FileError as error:
+        return RunStatus(folder.name, folder, "failed", problem=f"its {LOG_NAME} cannot be read: {error.problem}")
 
 
 def read_status(folder: Path, *, alive: bool | None = None) -> RunStatus:
     """The state of one run, in one pass over its log.
 
     ``alive``: whether a process trains it; None: to be found out. Raises MissingFileError where there is no such
-    folder, FileError where the log cannot be read or understood.
+    folder, FileError where the log cannot be read.
     """
     if not folder.is_dir():
         raise MissingFileError(f"there is no folder {folder}", "give the folder of a run")
