@@ -136,7 +136,7 @@ def test_what_dropout_drops_and_how_the_rest_grows(name: str) -> None:
     """At 0.3, where what is kept and what is dropped cannot be taken for one another."""
     torch.manual_seed(4)
     rank = 500
-    adapter = LoraAdapter(torch.eye(rank), torch.eye(rank), float(rank), dropout=0.0)
+    adapter = LoraAdapter(torch.eye(rank), torch.eye(rank), float(rank))
     setattr(adapter, name, 0.3)
     adapter.dropout_seed = 11
     layer = torch.nn.Linear(rank, rank, bias=False)

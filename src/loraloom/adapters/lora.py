@@ -74,12 +74,11 @@ class LoraAdapter(Adapter):
     trains_down: ClassVar[bool] = True
     """Whether ``down`` is trained, or stays as it starts."""
 
-    def __init__(self, down: Tensor, up: Tensor, alpha: float, *, dropout: float = 0.0) -> None:
+    def __init__(self, down: Tensor, up: Tensor, alpha: float) -> None:
         super().__init__()
         self.down = nn.Parameter(down, requires_grad=self.trains_down)
         self.up = nn.Parameter(up)
         self.alpha = alpha
-        self.dropout = dropout
         self.start_down: Tensor | None
         self.start_up: Tensor | None
         self.register_buffer("start_down", None)

@@ -76,6 +76,15 @@ def test_two_of_three_weighed_choices_come_in_the_order_of_their_weights() -> No
             assert found[f"{first}, {second}"] / 4000 == pytest.approx(wanted, abs=0.025), (first, second)
 
 
+def test_what_weighs_nothing_is_left_out_even_where_more_are_asked_for() -> None:
+    """Three are asked for and two can be had, wherever the third stands."""
+    for options in ("0::a|0.7::b|2::c", "0.7::b|0::a|2::c", "0.7::b|2::c|0::a"):
+        found = drawn("{3$$" + options + "}", count=600)
+        assert set(found) == {"b, c", "c, b"}
+        assert found["c, b"] / 600 == pytest.approx(2 / 2.7, abs=0.06)
+    assert set(drawn("{2$$0::a|0::b}", count=50)) == {"a, b", "b, a"}, "equal weights are none"
+
+
 def test_how_many_are_drawn_is_even_over_the_range() -> None:
     found = Counter(text.count("+") + 1 for text in drawn("{1-3$$+$$a|b|c|d}", count=3000).elements())
     assert set(found) == {1, 2, 3}
