@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from loraloom.adapters.attach import AdapterSet, attach, read_adapters
+from loraloom.adapters.dora import DoraAdapter
 from loraloom.adapters.lora import LoraAdapter
 from loraloom.adapters.norm import NormAdapter
 from loraloom.errors import AdapterError
@@ -135,6 +136,30 @@ def test_shortened_to_a_norm(case: str, layer_and_input: tuple[nn.Module, torch.
     assert float(adapter.norm()) <= before / 3 * 1.00001
     if "pissa" not in case:
         assert float(adapter.norm()) == pytest.approx(before / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("case", [case for case in SETTINGS if case.startswith(("loha", "lokr", "full"))])
+def test_a_file_says_the_norm_of_its_change(case: str, layer_and_input: tuple[nn.Module, torch.Tensor]) -> None:
+    """From the tensors alone, by the kind's own reckoning; an alpha that is not the rank."""
+    layer, _ = layer_and_input
+    adapter = randomise(made(layer, SETTINGS[case], alpha=0.7))
+    tensors = {role: tensor.detach() for role, tensor in adapter.tensors().items()}
+    norm = pytest.approx(float(adapter.delta().detach().norm()), rel=1e-5)
+    assert type(adapter).norm_in_file(tensors) == (norm, layer.weight.numel())  # type: ignore[operator,union-attr]
+
+
+def test_lengths_beside_the_factors_as_peft_has_them(layer_and_input: tuple[nn.Module, torch.Tensor]) -> None:
+    """One for each output, in a row for linear layers; it has none for inputs."""
+    layer, _ = layer_and_input
+    lengths = torch.arange(1.0, layer.weight.shape[0] + 1)  # type: ignore[union-attr,operator]
+    tensors = randomise(made(layer, {"kind": "dora", "dora_axis": "output"})).tensors()
+    stored = lengths.reshape(tensors["dora_scale"].shape).half()
+    (found,) = DoraAdapter.beside_factors({**tensors, "dora_scale": stored}, spot(layer), "x").values()
+    wanted = lengths if isinstance(layer, nn.Linear) else lengths.reshape(1, -1, 1, 1)
+    assert torch.equal(found, wanted)
+    inputs = made(layer, {"kind": "dora"}).tensors()
+    with pytest.raises(AdapterError, match=r"^x is a DoRA with a length for each input channel"):
+        DoraAdapter.beside_factors(inputs, spot(layer), "x")
 
 
 def test_max_norm_of_several_adapters() -> None:
@@ -303,6 +328,9 @@ def test_factors_around_a_core_may_be_those_of_1x1_convolutions(kind: str) -> No
     plain = adapter.from_tensors(tensors, target).delta()
     assert torch.equal(adapter.from_tensors(wide, target).delta(), plain)
     assert float(plain.norm()) > 0.1
+    scaled = {**tensors, "alpha": torch.tensor(0.7)}
+    norm = pytest.approx(float(adapter.from_tensors(scaled, target).delta().detach().norm()), rel=1e-5)
+    assert adapter.norm_in_file(scaled) == (norm, plain.numel())
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 3, 3), (2, 3, 3, 3), (2, 2, 3)])
