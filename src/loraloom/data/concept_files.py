@@ -33,44 +33,39 @@ def list_files(concept: Concept, layout: Layout, caption_extensions: Collection[
     Plain folders inside belong to the concept; other concepts' folders and regularization folders do not. ``beside``:
     what is named as a mask is one, even where its picture is gone.
     """
+    files = Files()
+    for path in files_below(concept.folder, _apart(concept, layout)):
+        if isinstance(path, Problem):
+            files.problems.append(path)
+        elif path.suffix.lower() in caption_extensions:
+            files.texts.append(path.relative_to(concept.folder))
+        elif path.suffix.lower() in IMAGE_SUFFIXES | FOREIGN_SUFFIXES or looks_like_image(path):
+            files.images.append(path.relative_to(concept.folder))
+    files.images.sort(key=order)
+    files.texts.sort(key=order)
+    files.problems.extend(_nested_folders(concept, files))
+    _set_masks_apart(files)
+    if beside:
+        _set_orphans_apart(concept, files)
+    return files
 
-    # Pictures of a concept inside this one would be shown twice, and regularization images trained as the subject.
+
+def _apart(concept: Concept, layout: Layout) -> set[Path]:
+    """Folders inside the concept that are not of it.
+
+    Pictures of another concept would be shown twice, and regularization images trained as the subject.
+    """
     apart = {other.folder for other in layout.concepts if other.folder != concept.folder} | layout.apart
     if layout.regularization_folder is not None and layout.regularization_folder != concept.folder:
         apart.add(layout.regularization_folder)
+    return apart
 
-    files = Files()
-    inner: set[Path] = set()
-    for path in files_below(concept.folder, apart):
-        if isinstance(path, Problem):
-            files.problems.append(path)
-            continue
-        relative = path.relative_to(concept.folder)
-        suffix = path.suffix.lower()
-        if suffix in caption_extensions:
-            files.texts.append(relative)
-        elif suffix in IMAGE_SUFFIXES or suffix in FOREIGN_SUFFIXES or looks_like_image(path):
-            files.images.append(relative)
-            inner.update([relative.parent] if len(relative.parts) > 1 else [])
-    for subfolder in sorted(inner):
-        files.problems.append(
-            Problem(
-                "info",
-                "nested-folder",
-                concept.folder / subfolder,
-                f"its pictures are used as part of concept {readable(concept.label)!r}",
-                "name a folder n_name (10_cat) to make it a concept with repeats of its own",
-            )
-        )
-    files.images.sort(key=order)
-    files.texts.sort(key=order)
-    _set_masks_apart(files)
 
-    if beside:
-        orphans = [path for path in files.images if path.stem.lower().endswith(MASK_ENDINGS)]
-        files.images = [path for path in files.images if path not in orphans]
-        files.problems.extend(orphan_mask(concept.folder / path) for path in orphans)
-    return files
+def _nested_folders(concept: Concept, files: Files) -> list[Problem]:
+    inner = {path.parent for path in files.images if len(path.parts) > 1}
+    note = f"its pictures are used as part of concept {readable(concept.label)!r}"
+    hint = "name a folder n_name (10_cat) to make it a concept with repeats of its own"
+    return [Problem("info", "nested-folder", concept.folder / folder, note, hint) for folder in sorted(inner)]
 
 
 def _set_masks_apart(files: Files) -> None:
@@ -84,6 +79,12 @@ def _set_masks_apart(files: Files) -> None:
                 if ending != _CONDITION_ENDING:
                     files.masks.setdefault(picture, path)
                 break
+
+
+def _set_orphans_apart(concept: Concept, files: Files) -> None:
+    orphans = [path for path in files.images if path.stem.lower().endswith(MASK_ENDINGS)]
+    files.images = [path for path in files.images if path not in orphans]
+    files.problems.extend(orphan_mask(concept.folder / path) for path in orphans)
 
 
 def orphan_mask(mask: Path) -> Problem:
