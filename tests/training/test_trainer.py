@@ -214,14 +214,6 @@ def test_stop_saves_and_ends_after_the_step(make_settings: MakeSettings, tmp_pat
         assert file.metadata()["ss_steps"] == "2"
 
 
-def test_a_stop_while_the_checkpoint_is_loaded(make_settings: MakeSettings, tmp_path: Path) -> None:
-    events: list[Event] = []
-    asked = iter([Request.GO] * 4)
-    with pytest.raises(Interrupted):
-        train(make_settings(), tmp_path / "run", listener=events.append, control=lambda: next(asked, Request.STOP))
-    assert not [event for event in only(events, Notice) if "training on" in event.text], "said of one that is loaded"
-
-
 @pytest.mark.parametrize("wish", [Request.STOP, Request.DISCARD])
 def test_stop_while_images_are_encoded(wish: Request, make_settings: MakeSettings, tmp_path: Path) -> None:
     events: list[Event] = []

@@ -18,6 +18,7 @@ from loraloom.adapters.blocks import BLOCK_COUNTS, block_index
 from loraloom.adapters.kinds import adapter_from_tensors
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.adapters.strength import LoraStrength
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import AdapterError, SettingsError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import AdapterFile, AdapterTarget, layer_keys, read_adapter_file
@@ -283,12 +284,13 @@ def create_adapters(
     family: str | None = None,
     weight: Callable[[AdapterTarget], Tensor] | None = None,
     listener: Listener = ignore,
+    control: Control = keep_going,
 ) -> AdapterSet:
     """The adapters that the settings ask for: new ones, which change nothing yet, or those of ``start_from``.
 
     ``family`` is needed for ranks that differ by block; ``weight`` gives the weight of a layer, which DoRA and
-    principal factors start from. Raises SettingsError where the settings fit no layer, AdapterError where the file
-    does not fit.
+    principal factors start from. ``control`` is heeded between layers. Raises SettingsError where the settings fit no
+    layer, AdapterError where the file does not fit.
     """
     if settings.start_from is not None and settings.rank_from_file:
         adapters = _adapters_of_file(settings, settings.start_from, targets, listener)
@@ -297,6 +299,7 @@ def create_adapters(
         needs_base = kind.needs_base or settings.init == "pissa"
         adapters = {}
         for target in choose_targets(settings, targets, family=family):
+            heed(control)
             rank, alpha = _rank_and_alpha(settings, target, family)
             base = weight(target).detach() if weight is not None and needs_base else None
             adapters[target] = kind.create(target, settings, rank, alpha, seed=seed, base=base)

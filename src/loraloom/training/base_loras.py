@@ -9,6 +9,7 @@ from torch import nn
 
 from loraloom.adapters.attach import match_layers, read_adapters
 from loraloom.adapters.settings import AdapterSettings, parse_base_lora
+from loraloom.control import Control, heed, keep_going
 from loraloom.errors import FileError, MissingFileError
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.adapter_file import read_adapter_file
@@ -21,17 +22,20 @@ from loraloom.reading import check_readable
 __all__ = ["changed_weights", "check_origins", "merge_base_loras", "origin_metadata"]
 
 
-def merge_base_loras(model: LoadedModel, settings: AdapterSettings, listener: Listener = ignore) -> None:
+def merge_base_loras(
+    model: LoadedModel, settings: AdapterSettings, listener: Listener = ignore, control: Control = keep_going
+) -> None:
     """Add the LoRAs of ``adapter.base_loras`` to the live weights; the checkpoint file is not written.
 
     All changes are found from the weights as they were loaded, so the order does not matter beyond rounding. Raises
-    AdapterError before anything is changed when one of them does not fit.
+    AdapterError before anything is changed when one of them does not fit. ``control`` is heeded between the LoRAs.
     """
     asked = [parse_base_lora(text) for text in settings.base_loras]
     for path, _ in asked:
         _exists(path, "adapter.base_loras")
     loras = []
     for path, strength in asked:
+        heed(control)
         adapters = read_adapters(path, model.file_targets, listener=listener)
         loras.append(AppliedLora(path.stem, adapters, strength))
         weights = f"text encoder {strength.text_encoder:g}, U-Net {strength.unet:g}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraloom.actions import Action, Sentence
+from loraloom.control import Control, heed, keep_going
 from loraloom.data.sample import Dataset, Sample
 from loraloom.errors import ResumeError, SettingsError
 from loraloom.events import Listener, Notice
@@ -48,14 +49,20 @@ class Identity:
         }
 
 
-def identity_of(settings: TrainSettings, dataset: Dataset, checkpoint: Checkpoint) -> Identity:
-    """The identity of a run with these settings."""
-    samples = {sample.identity: _sample_digest(sample) for sample in dataset.samples}
+def identity_of(
+    settings: TrainSettings, dataset: Dataset, checkpoint: Checkpoint, control: Control = keep_going
+) -> Identity:
+    """The identity of a run with these settings. ``control`` is heeded between pictures, whose masks are read, and
+    between tensors."""
+    samples = {}
+    for sample in dataset.samples:
+        heed(control)
+        samples[sample.identity] = _sample_digest(sample)
     digest = sha256()
     for identity in sorted(samples):
         digest.update(f"{identity}\0{samples[identity]}\n".encode("utf-8", "backslashreplace"))
     return Identity(
-        checkpoint=checkpoint_fingerprint(checkpoint),
+        checkpoint=checkpoint_fingerprint(checkpoint, control),
         dataset=digest.hexdigest(),
         samples=samples if len(samples) <= _LISTED_SAMPLES else {},
         settings=_flat(_dumped(settings)),
@@ -92,13 +99,14 @@ def _sample_digest(sample: Sample) -> str:
     return sha256("\n".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
+def checkpoint_fingerprint(checkpoint: Checkpoint, control: Control = keep_going) -> str:
     """A hash of the names, types and shapes of all tensors and of up to 64 values of each, spread evenly.
 
     Any training or merge changes it, and it takes a moment where a hash of the whole file reads gigabytes.
     """
     digest = sha256()
     for name in sorted(checkpoint):
+        heed(control)
         tensor = checkpoint.mapped(name).reshape(-1)
         digest.update(f"{name}{tensor.dtype}{tuple(checkpoint.info(name).shape)}".encode())
         digest.update(bytes_of(tensor[:: max(1, len(tensor) // 64)][:64]))

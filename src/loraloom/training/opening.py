@@ -15,6 +15,7 @@ import torch
 
 from loraloom.adapters.adapter import Adapter
 from loraloom.adapters.attach import choose_targets, create_adapters
+from loraloom.control import Control, keep_going
 from loraloom.data.concepts import find_layout
 from loraloom.data.dataset import load_dataset
 from loraloom.data.problems import Problem
@@ -72,10 +73,18 @@ class Opened:
         return RunFacts(self.settings, self.dataset, self.device.type == "cpu", steps, plan.epoch_of(steps))
 
 
-def open_run(settings: TrainSettings, listener: Listener, *, device: str, leads: bool = True) -> Opened:
+def open_run(
+    settings: TrainSettings,
+    listener: Listener,
+    *,
+    device: str,
+    leads: bool = True,
+    control: Control = keep_going,
+) -> Opened:
     """Open everything and check it together. ``leads``: whether this is the leading process, which paints the previews.
 
-    Raises the error that was found, or one SettingsError that lists all of them.
+    ``control`` is heeded between the pictures, each of which is read. Raises the error that was found, or one
+    SettingsError that lists all of them.
     """
     errors: list[LoraloomError] = []
     chosen = _tried(errors, lambda: choose_device(device))
@@ -87,7 +96,7 @@ def open_run(settings: TrainSettings, listener: Listener, *, device: str, leads:
         _tried(errors, lambda: find_layout(settings.dataset))
     else:
         settings = with_resolution(settings, checkpoint, listener)
-        opened = _tried(errors, lambda: _open_pictures(settings))
+        opened = _tried(errors, lambda: _open_pictures(settings, control))
 
     errors += contradictions(settings, checkpoint, None if opened is None else opened[0], chosen)
     remarks = None if opened is None else _tried(errors, partial(_check_trigger, settings, opened[0]))
@@ -180,9 +189,11 @@ def _tried(errors: list[LoraloomError], make: Callable[[], T]) -> T | None:
         return None
 
 
-def _open_pictures(settings: TrainSettings) -> tuple[Dataset, tuple[Sample, ...], tuple[Problem, ...]]:
-    dataset, held_out = split_off(load_dataset(settings.dataset), settings.validation)
-    apart, problems = validation_pictures(settings.validation, dataset)
+def _open_pictures(
+    settings: TrainSettings, control: Control
+) -> tuple[Dataset, tuple[Sample, ...], tuple[Problem, ...]]:
+    dataset, held_out = split_off(load_dataset(settings.dataset, control=control), settings.validation)
+    apart, problems = validation_pictures(settings.validation, dataset, control)
     return dataset, held_out + apart, dataset.problems + problems
 
 

@@ -85,14 +85,15 @@ def prepare_parts(
     """Read the dataset, load the checkpoint, cache latents, put a new LoRA on the model.
 
     ``watch`` is given the run before anything is loaded; ``narrowed`` leaves a part of the dataset. ``resume`` is only
-    checked here. ``control`` is heeded between the stages, between the tensors that are loaded and between the batches
-    of images that are encoded: a pause is waited out, and Interrupted raised where the run is to end, since there is
-    nothing to save yet.
+    checked here. ``control`` is heeded between the stages and the pieces of each (pictures, tensors, batches that are
+    encoded, layers that get adapters): a pause is waited out, and Interrupted raised where the run is to end, since
+    there is nothing to save yet.
     """
     started = time.time()
     wishes = Wishes(control, team, listener, step=resume.state.step if resume is not None else 0)
+    heed(wishes)  # it may have been asked while torch was imported
     team.check(settings.batch_size, settings.gradient_accumulation)
-    opened = open_run(settings, listener, device=team.device(settings.device), leads=team.leads)
+    opened = open_run(settings, listener, device=team.device(settings.device), leads=team.leads, control=wishes.of_one)
     settings, device, precision = opened.settings, opened.device, opened.precision
     if device.type == "cpu" and settings.quantize == "none" and not settings.keep_file_precision:
         keep_freed_memory()  # weights that are made dense at every use would leave their holes in the heap
@@ -100,14 +101,15 @@ def prepare_parts(
     # Whatever is to be said or refused comes before the minutes that loading and encoding take.
     facts = opened.facts
     origins = _say_what_is_known(opened, facts, listener)
-    _require_alike(opened, resume, team, listener)
+    heed(wishes)
+    _require_alike(opened, resume, team, listener, wishes.of_one)
     opened = replace(opened, dataset=narrowed(opened.dataset))
     if watch is not None:
         own = math.ceil(settings.batch_size / team.size)  # the largest share of a batch
         watch.start(settings.model_copy(update={"batch_size": own}), opened.checkpoint, opened.dataset)
     heed(wishes)
 
-    loaded = _load(opened, facts, listener, wishes, team)
+    loaded = _load(opened, facts, listener, wishes.seldom)
     model = loaded.model
     if team.leads and watch is not None:  # without one these are steps on trial, of which nothing is kept
         goes_on = resume is not None and not resume.branch
@@ -116,8 +118,8 @@ def prepare_parts(
     heed(wishes)
     _put_vae_to_rest(model, listener)
 
-    merge_base_loras(model, settings.adapter, listener)
-    attached = (_whole if settings.method == "full" else _with_adapters)(model, settings, listener)
+    merge_base_loras(model, settings.adapter, listener, wishes)
+    attached = (_whole if settings.method == "full" else _with_adapters)(model, settings, listener, wishes.seldom)
     if settings.method != "full":
         team.copy_leader(attached.adapters.state_dict().values())
     if attached.trains_text and settings.dataset.cache_text_to_disk:
@@ -175,18 +177,20 @@ def _say_what_is_known(opened: Opened, facts: RunFacts, listener: Listener) -> M
     return origins
 
 
-def _require_alike(opened: Opened, resume: ResumePoint | None, team: Team, listener: Listener) -> None:
+def _require_alike(
+    opened: Opened, resume: ResumePoint | None, team: Team, listener: Listener, control: Control
+) -> None:
     """The run that goes on must be the one that wrote the state, and every process must train the same."""
     settings, dataset, precision = opened.settings, opened.dataset, opened.precision
     if resume is not None:
-        resume.check(identity_of(settings, dataset, opened.checkpoint), precision.name, listener)
+        resume.check(identity_of(settings, dataset, opened.checkpoint, control), precision.name, listener)
     if team.size > 1:
         pictures = replace(dataset, samples=(*dataset.samples, *opened.held_out))
         check_alike(team.exchange((identity_of(settings, pictures, opened.checkpoint), precision.name)))
         listener(Notice(_shared_work(settings, team)))
 
 
-def _load(opened: Opened, facts: RunFacts, listener: Listener, wishes: Wishes, team: Team) -> _Loaded:
+def _load(opened: Opened, facts: RunFacts, listener: Listener, control: Control) -> _Loaded:
     """Load the checkpoint, and say what it is and what it makes of the settings."""
     settings, device, precision = opened.settings, opened.device, opened.precision
     model = load_model(
@@ -199,7 +203,7 @@ def _load(opened: Opened, facts: RunFacts, listener: Listener, wishes: Wishes, t
         offload=settings.low_memory,
         quantize=settings.quantize,
         listener=listener,
-        control=wishes if team.size == 1 else keep_going,  # a message for every tensor would take longer than loading
+        control=control,
     )
     listener(
         Notice(
@@ -242,7 +246,7 @@ def _put_vae_to_rest(model: LoadedModel, listener: Listener) -> None:
         return_freed_memory()  # what encoding left is in pieces that a step would hardly use
 
 
-def _with_adapters(model: LoadedModel, settings: TrainSettings, listener: Listener) -> _Attached:
+def _with_adapters(model: LoadedModel, settings: TrainSettings, listener: Listener, control: Control) -> _Attached:
     """New adapters on the model's layers."""
     adapters = create_adapters(
         settings.adapter,
@@ -251,6 +255,7 @@ def _with_adapters(model: LoadedModel, settings: TrainSettings, listener: Listen
         family=model.family.name,
         weight=model.weight_of,
         listener=listener,
+        control=control,
     ).to(model.device)
     return _Attached(
         adapters,
@@ -260,8 +265,9 @@ def _with_adapters(model: LoadedModel, settings: TrainSettings, listener: Listen
     )
 
 
-def _whole(model: LoadedModel, settings: TrainSettings, listener: Listener) -> _Attached:
+def _whole(model: LoadedModel, settings: TrainSettings, listener: Listener, control: Control) -> _Attached:
     """The model's own weights, to be trained."""
+    heed(control)
     parts = whole_parts(model, settings.adapter)
     if not parts:
         raise SettingsError(["nothing is trained"], "set adapter.unet or adapter.text_encoder to true")

@@ -199,13 +199,16 @@ def split_off(dataset: Dataset, settings: ValidationSettings) -> tuple[Dataset, 
 
 
 def validation_pictures(
-    settings: ValidationSettings, dataset: Dataset
+    settings: ValidationSettings, dataset: Dataset, control: Control = keep_going
 ) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
-    """The pictures of ``validation.folder``, prepared as those of the dataset are, and what is wrong with them."""
+    """The pictures of ``validation.folder``, prepared as those of the dataset are, and what is wrong with them.
+
+    ``control`` is heeded between them.
+    """
     if settings.folder is None:
         return (), ()
     update = {"folder": settings.folder, "concepts": (), "use_regularization": False, "regularization_folder": None}
-    found = load_dataset(dataset.settings.model_copy(update=update))
+    found = load_dataset(dataset.settings.model_copy(update=update), control=control)
     # The remarks on the settings have been made for the dataset already.
     problems = [problem for problem in found.problems if problem.severity != "info" and problem.kind != "settings"]
     trained = {sample.digest for sample in dataset.samples}

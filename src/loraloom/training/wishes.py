@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-from loraloom.control import Control, Order, Request, number_of, orders_of
+from loraloom.control import Control, Order, Request, keep_going, number_of, orders_of
 from loraloom.events import Listener, RunPaused, RunResumed
 from loraloom.training.team import Team
 
@@ -53,10 +53,41 @@ class Wishes:
         self._is_paused = request is Request.PAUSE
         return request
 
+    @property
+    def of_one(self) -> Control:
+        """For work of which the processes do not know yet that it is the same in all: several cannot ask then."""
+        return self if self._team.size == 1 else keep_going
+
+    @property
+    def seldom(self) -> Control:
+        """For many small pieces, the same in all processes: a message for each could take longer than the work."""
+        return self if self._team.size == 1 else _Seldom(self)
+
     def _asked(self) -> tuple[Request, int, tuple[Order, ...]]:
         request = self._control()
         orders = orders_of(self._control) if self._takes_orders and self.step else ()
         return request, number_of(self._control), orders
+
+
+class _Seldom:
+    """A control that is really asked at every ``every``-th piece, and in a pause each time.
+
+    Processes that ask equally often send equally many messages.
+    """
+
+    def __init__(self, control: Control, every: int = 25) -> None:
+        self._control = control
+        self._every = every
+        self._asked = 0
+        self._is_waiting = False
+
+    def __call__(self) -> Request:
+        self._asked += 1
+        if not self._is_waiting and self._asked % self._every:
+            return Request.GO
+        request = self._control()
+        self._is_waiting = request is Request.PAUSE
+        return request
 
 
 class Leaving:
