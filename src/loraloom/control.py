@@ -1,9 +1,9 @@
 """How work that takes long is asked to wait or to end: one noun for all of it, no matter who asks and from where.
 
-A :class:`Request` is a wish, a :data:`Control` is what the work asks for it. A signal, a file in a run's folder, a
-button are controls; :func:`first_of` makes one of several. Work that can simply be left between two pieces calls
-:func:`heed` there. A training run asks the control itself, because it has something to save first. A wish holds until
-another takes its place; an :class:`Order` is carried out once, and the work goes on. No torch here.
+A :class:`Request` says how to go on or to end, and a :data:`Control` is what the work calls to get it. A signal, a file
+in a run's folder, a button are controls; :func:`first_of` makes one of several. Work that can simply be left between
+two pieces calls :func:`heed` there. A training run asks the control itself, because it has something to save first. A
+request holds until another takes its place; an :class:`Order` is carried out once, and the work goes on. No torch here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POLL_S = 0.2
 
 
 class Request(Enum):
-    """A wish of the person at the work."""
+    """How work that takes long is asked to go on or to end."""
 
     GO = "go"
     PAUSE = "pause"
@@ -107,7 +107,7 @@ class _FirstOf:
 
 
 def first_of(*controls: Control) -> Control:
-    """The control that passes on the first wish of several that is not to go on, and the signal that it came by.
+    """One control of several: it gives the first request that is not to go on, and the signal by which it came.
 
     Orders are passed on from all of them.
     """

@@ -33,13 +33,13 @@ def _reason(name: str) -> str:
 
     if any(_is_invisible(character) for character in name):
         return "a name cannot have control characters or line ends in it"
-    # Windows takes blanks and dots at the end away, so two names there would be one file.
+    # Windows removes spaces and dots at the end, so two names there would be one file.
     if name != name.strip():
-        return "a name cannot begin or end with a blank"
+        return "a name cannot begin or end with a space"
     if name.startswith("."):
         return "a name cannot begin with a dot: the folder would be hidden"
     if name.endswith("."):
-        return "a name cannot end with a dot: Windows takes it away"
+        return "a name cannot end with a dot: Windows removes it"
     if _DEVICES.fullmatch(name.partition(".")[0].rstrip()):
         return f"{name.partition('.')[0]} is a device on Windows, where no file can have this name"
 

@@ -103,7 +103,7 @@ def check_plain(data: Any, what: str) -> None:
             word = "NaN" if math.isnan(value) else "infinity"
             raise FileFormatError(f"{what}: {path} is {word}, which is not a number to train with", "write a number")
         elif isinstance(value, int) and value.bit_length() > MAX_BITS:
-            raise FileFormatError(f"{what}: {path} is {shown(value)}", "write a number that can be meant")
+            raise FileFormatError(f"{what}: {path} is {shown(value)}", "write a finite number")
 
 
 def too_large(value: Any) -> bool:
@@ -130,7 +130,7 @@ def shown(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
-    # Python refuses to turn very long numbers into digits, so these are told by their length.
+    # Python refuses to turn very long numbers into digits, so these are described by their length.
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         return f"a whole number of {_digits(value)} digits"
     if isinstance(value, str):

@@ -72,7 +72,7 @@ def read_bytes(path: Path, *, limit: int = 16 * MIB) -> bytes:
             raise _unreadable(path, error) from error
     if len(data) > limit:
         size = f"{limit / MIB:g} MiB" if limit >= MIB else f"{limit} bytes"
-        raise FileFormatError(f"{path}: is larger than {size}", "is it the file that was meant?")
+        raise FileFormatError(f"{path}: is larger than {size}", "is this the right file?")
     return data
 
 

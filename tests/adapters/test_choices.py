@@ -70,9 +70,9 @@ def test_patterns_choose_layers_by_name() -> None:
     chosen = {target.name for target in choose_targets(settings, SD1)}
     wanted = {n for n in everything if ("attn2" in n or n.endswith("mlp_fc1")) and "to_out" not in n}
     assert chosen == wanted and 0 < len(wanted) < len(everything)
-    with pytest.raises(SettingsError, match="'atn2' is found in no layer"):
+    with pytest.raises(SettingsError, match="'atn2' matches no layer"):
         choose_targets(AdapterSettings(include=("attn2", "atn2")), SD1)
-    with pytest.raises(SettingsError, match="'_9_' is found in no layer"):
+    with pytest.raises(SettingsError, match="'_9_' matches no layer"):
         choose_targets(AdapterSettings(exclude=("_9_",)), SD1)
     with pytest.raises(SettingsError, match="nothing is trained"):
         choose_targets(AdapterSettings(exclude=("lora",)), SD1)
@@ -272,7 +272,7 @@ def test_layers_that_only_one_has_are_told(tmp_path: Path) -> None:
     heard: list[Event] = []
     adapters = create(heard.append, start_from=path, unet=False)
     texts = [event.text for event in heard if isinstance(event, Notice)]
-    assert len(texts) == 2 and "are not trained" in texts[0] and "start new" in texts[1]
+    assert len(texts) == 2 and "are not trained" in texts[0] and "start from scratch" in texts[1]
     assert all(target.part == "text_encoder" for target in adapters.targets.values())
     with pytest.raises(AdapterError, match="none of the"):
         create(start_from=path, include=("attn1",))
@@ -292,7 +292,7 @@ def test_how_many_layers_only_one_has_is_told(tmp_path: Path) -> None:
             "the new LoRA will not have them",
             "warning",
         ),
-        (f"adapter.start_from: {new} trained layers are not in {path}: they start new", "warning"),
+        (f"adapter.start_from: {new} trained layers are not in {path}: they start from scratch", "warning"),
     ]
 
 

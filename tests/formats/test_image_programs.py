@@ -294,7 +294,7 @@ def test_a_comfy_ui_prompt_made_by_unknown_nodes_is_said_with_what_stands_in_the
     assert found.remarks == (
         "its CFG scale is made by the node Primitive, which is not read: give it yourself",
         "its Seed is made by the node Random Integer, which is not read: give it yourself",
-        "the positive prompt is made by the node StringConcat, which is not read: give it yourself (in it stands "
+        "the positive prompt is made by the node StringConcat, which is not read: give it yourself (its text: "
         "'a fox', 'in snow', ', ')",
         "the negative prompt is made by the node ShowText, which is not read: give it yourself",
     )

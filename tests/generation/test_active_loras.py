@@ -227,7 +227,7 @@ def test_weights_over_the_steps(toy_model: Models, write_lora: Callable[..., Non
         ("<lora:x:0.8@0.5-0.2>", "ends before it begins"),
         ("<lora:x:0.8@2>", "not a share of the steps"),
         ("<lora:x:0.8@0.5,1@0.2>", "not in order"),
-        ("<lora:x:0.8@0.5,1>", "says no step"),
+        ("<lora:x:0.8@0.5,1>", "names no step"),
         ("<lora:x:0.8@0-1:1>", "text encoder's weight cannot change"),
     ],
 )

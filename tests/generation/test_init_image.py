@@ -228,7 +228,7 @@ def test_bad_pictures(toy_model: Models, tmp_path: Path, picture: Path) -> None:
         ({"init_image": tmp_path / "large.png"}, FileFormatError, "13000 x 12000 pixels, more than max_megapixels=128"),
         ({"init_image": picture, "mask": tmp_path / "large.png"}, FileFormatError, "13000 x 12000 pixels"),
         ({"init_image": picture, "mask": tmp_path}, FileFormatError, "is a folder"),
-        ({"init_image": picture, "mask": tmp_path / "black.png"}, SettingsError, "lets nothing be painted"),
+        ({"init_image": picture, "mask": tmp_path / "black.png"}, SettingsError, "leaves nothing to paint"),
         ({"mask": picture}, SettingsError, "mask needs init_image"),
         ({"init_image": picture, "hires_scale": 2}, SettingsError, "high-resolution pass starts from text"),
     ]

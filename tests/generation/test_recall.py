@@ -136,7 +136,7 @@ def test_text_behind_the_settings_is_said() -> None:
     found = recall(parse_parameters(f"a cat\n{USUAL}\nTemplate: {{a|b}} cat\nNegative Template:"))
     assert found.remarks == ()
     found = recall(parse_parameters(f"a cat\n{USUAL}\nand words"))
-    assert found.remarks == ("the text behind the settings is not understood: 'and words'",)
+    assert found.remarks == ("the text after the settings is not understood: 'and words'",)
     assert found.settings["negative_prompt"] == ""
 
 

@@ -41,7 +41,7 @@ CASES: list[tuple[dict[str, object], str]] = [
     ({"sampler": "DDIM CFG++", "cfg_scale": 20}, "DDIM CFG++ is meant for a cfg_scale between 0 and 12.5"),
     (
         {"cfg_scale": 1, "guidance_rescale": 0.5, "s_min_uncond": 0.3, "skip_early_cfg": 0.1},
-        "cfg_scale 1 guides nothing, so guidance_rescale, s_min_uncond and skip_early_cfg has no effect",
+        "cfg_scale=1 turns guidance off, so guidance_rescale, s_min_uncond and skip_early_cfg has no effect",
     ),
     (
         {"denoising_strength": 0.5, "resize_mode": "fill"},

@@ -63,7 +63,7 @@ COMMAND = "accelerate launch --mixed_precision=bf16"
         ("a.toml", "network_module = 'networks.lora_flux'\nnetwork_dim = 12\n", "another family"),
         ("a.toml", "model_train_type = 'flux-lora'\nnetwork_dim = 12\nlearning_rate = 3e-4\n", "another family"),
         ("a.sh", f"{COMMAND} sdxl_train_control_net.py --learning_rate=3e-4\n", "ControlNet"),
-        ("a.sh", f"{COMMAND} train_dreambooth_lora_flux.py --rank=12 --instance_prompt='a fox'\n", "something else"),
+        ("a.sh", f"{COMMAND} train_dreambooth_lora_flux.py --rank=12 --instance_prompt='a fox'\n", "something other"),
         ("a.sh", f"{COMMAND} train_lora_dreambooth.py --instance_data_dir=ink --lora_rank=12\n", "cloneofsimo"),
         ("a.sh", "lora_pti --instance_data_dir=ink --lora_rank=12 --use_template=style\n", "cloneofsimo"),
         ("a.sh", "accelerate launch --rank=12 --num_train_epochs=3\n", "not of which one"),

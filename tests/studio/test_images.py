@@ -150,7 +150,7 @@ def test_a_name_that_other_loras_have_too_is_said(tmp_path: Path, monkeypatch: p
         ("96x64", {}, (96, 64), "96 x 64 pixels: what own.safetensors says of itself"),
         ("96x64", {"width": 72}, (72, 64), "96 x 64 pixels"),
         ("96x64", {"width": 72, "height": 32}, (72, 32), None),
-        ("0x0", {"width": 64}, (64, 512), "'0x0', no size to paint at"),
+        ("0x0", {"width": 64}, (64, 512), "'0x0', which is not a size to paint at"),
         (None, {"width": 64}, (64, 512), None),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_text_file_does_too(tmp_path: Path, lora: Path) -> None:
     told = [event.text for event in events if isinstance(event, Notice)]
     assert len(told) == 2
     assert "NVIDIA" in told[0]
-    assert "known by its hash" in told[1]
+    assert "found by the hash" in told[1]
 
 
 def test_files_that_say_nothing(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_files_that_say_nothing(tmp_path: Path) -> None:
     info.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0a holiday"
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg", exif=info)
     cases: list[tuple[str, type[LoraloomError], str]] = [
-        ("plain.png", FileFormatError, "says nothing of how it was made"),
+        ("plain.png", FileFormatError, "does not say how it was made"),
         ("photo.jpg", FileFormatError, "not a list of parameters: 'a holiday'"),
         ("gone.png", MissingFileError, "there is no such file"),
     ]
@@ -143,7 +143,7 @@ def test_a_hash_that_a_file_only_claims_is_not_believed(tmp_path: Path, lora: Pa
     prompt, told = noticed(tmp_path, f'<lora:gone:0.7>\nSampler: Euler, Lora hashes: "gone: {claim[:12]}"', lora.parent)
     assert prompt == "<lora:gone:0.7>"
     assert len(told) == 1
-    assert f"{liar} says of itself that it has the hash {claim[:12]}" in told[0]
+    assert f"{liar} claims the hash {claim[:12]}" in told[0]
     assert content_hash(liar)[:12] in told[0]
 
 
@@ -155,7 +155,7 @@ def test_the_true_file_is_found_behind_a_false_claim(tmp_path: Path, lora: Path)
     prompt, told = noticed(tmp_path, f'<lora:gone:0.7>\nSampler: Euler, Lora hashes: "gone: {digits}"', lora.parent)
     assert prompt == f"<lora:{lora.with_name('plain.safetensors')}:0.7>"
     assert len(told) == 1
-    assert "known by its hash, computed from its content" in told[0]
+    assert "found by the hash of its content" in told[0]
 
 
 def test_a_name_with_another_content_is_said(tmp_path: Path, lora: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_name_with_another_content_is_said(tmp_path: Path, lora: Path) -> None
     hashes = f'Lora hashes: "style: {content_hash(other)[:12]}"'
     prompt, told = noticed(tmp_path, f"<lora:style:0.7>\nSampler: Euler, {hashes}", lora.parent)
     assert prompt == f"<lora:{other}:0.7>"
-    assert f"{lora} has the name, but another content" in told[0]
+    assert f"{lora} has the name, but different content" in told[0]
     other.unlink()
     prompt, told = noticed(tmp_path, f"<lora:style:0.7>\nSampler: Euler, {hashes}", lora.parent)
     assert prompt == "<lora:style:0.7>"

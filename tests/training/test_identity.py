@@ -83,11 +83,11 @@ def test_the_process_that_has_something_else_is_named() -> None:
     with pytest.raises(SettingsError) as caught:
         check_alike([(WAS, "bf16"), (WAS, "bf16"), (other, "no"), (WAS, "bf16"), (changed("batch_size", 7), "bf16")])
     assert list(caught.value.problems) == [
-        "process 2 has not what process 0 has: the checkpoint is another one",
-        "process 2 has not what process 0 has: the pictures or captions are not the same",
-        "process 2 has not what process 0 has: seed = 3 instead of 0",
-        "process 2 has not what process 0 has: mixed precision is no instead of bf16",
-        "process 4 has not what process 0 has: batch_size = 7 instead of 2",
+        "process 2 differs from process 0: the checkpoint is another one",
+        "process 2 differs from process 0: the pictures or captions are not the same",
+        "process 2 differs from process 0: seed = 3 instead of 0",
+        "process 2 differs from process 0: mixed precision is no instead of bf16",
+        "process 4 differs from process 0: batch_size = 7 instead of 2",
     ]
 
 

@@ -64,7 +64,7 @@ def test_one_command_names_every_fault_and_leaves_nothing_but_its_record(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["adapter.include=['nowhere']"], "'nowhere' is found in no layer"),
+        (["adapter.include=['nowhere']"], "'nowhere' matches no layer"),
         (["adapter.kind=loha", "optimizer.loraplus_ratio=4"], "LoRA\\+ needs up matrices"),
         (["adapter.kind=dora", "adapter.conv_rank=2", "adapter.unet=false", "adapter.text_encoder=false"], "nothing"),
         (["method=full", "adapter.unet=false", "adapter.text_encoder=false"], "nothing is trained"),
@@ -149,7 +149,7 @@ def own_resolution_run(make_settings: MakeSettings, path: Path, said: str, *over
         ("96x64", (), (96, 64), "dataset.resolution = (96, 64)"),
         ("96x96", ("dataset.resolution=72",), 72, None),
         ("96x96", ("dataset.resolution=512",), 512, None),
-        ("99999x1", (), 512, "'99999x1', no size to paint at"),
+        ("99999x1", (), 512, "'99999x1', which is not a size to paint at"),
     ],
 )
 def test_the_checkpoints_own_resolution_unless_one_is_set(

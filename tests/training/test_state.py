@@ -494,7 +494,7 @@ def test_a_state_that_the_disk_damages_is_not_taken_for_a_good_one(
         path.write_bytes(data)
 
     monkeypatch.setattr("loraloom.training.state.write_tensors", damaged)
-    with pytest.raises(OutputError, match="what was written does not read back"):
+    with pytest.raises(OutputError, match="the written file cannot be read back"):
         write_state(tmp_path, 6, VALUES, keep=1)
     assert good.exists()  # the older one is removed only when the new one is sound
     assert equal(read_state(good).values, VALUES)
@@ -775,7 +775,7 @@ def test_a_branch_may_have_other_settings(make_settings: MakeSettings, tmp_path:
 def test_another_optimizer_begins_anew(make_settings: MakeSettings, tmp_path: Path) -> None:
     stopped(make_settings, tmp_path / "run")
     events = go(make_settings("epochs=2", "optimizer.name=sgd_nesterov"), tmp_path / "run", resume=True, branch=True)
-    assert any("the optimizer is another one" in event.text for event in of(events, Notice))
+    assert any("the optimizer is a different one" in event.text for event in of(events, Notice))
 
 
 # -- saving ------------------------------------------------------------------------------------------------------------

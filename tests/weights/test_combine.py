@@ -179,7 +179,7 @@ def test_a_word_goes_along_once_and_may_not_mean_two_things(write_lora: Write, t
     assert report.words == ("s1", "s2")
     found = read_adapter_file(output).embeddings
     assert [torch.equal(*found[word].values(), vectors) for word, vectors in words[1].items()] == [True, True]
-    with pytest.raises(AdapterError, match=r"1\.safetensors and \S+2\.safetensors both bring the word 's2'"):
+    with pytest.raises(AdapterError, match=r"1\.safetensors and \S+2\.safetensors both contain the embedding 's2'"):
         combine_loras([LoraWeight(file) for file in files], output)
 
 

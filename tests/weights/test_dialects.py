@@ -479,7 +479,7 @@ def test_words_go_along_through_every_tool(made: Callable[[str], tuple[Path, Del
     stored = open_tensors(path)
     changed = {key: stored[key] * (2 if key == "<s1>" else 1) for key in stored}
     write_tensors(tmp_path / "b.safetensors", changed, metadata=stored.metadata)
-    with pytest.raises(AdapterError, match="both bring the word '<s1>'"):
+    with pytest.raises(AdapterError, match="both contain the embedding '<s1>'"):
         combine_loras([LoraWeight(path), LoraWeight(tmp_path / "b.safetensors")], output)
 
 

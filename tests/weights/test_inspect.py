@@ -74,7 +74,7 @@ def prediction(path: Path) -> str:
 
 def test_prediction_is_told_with_its_source(checkpoint: MakeFile, tmp_path: Path, no_data: list[str]) -> None:
     assert prediction(checkpoint("sd1")).startswith("epsilon (as usual")
-    assert prediction(checkpoint("sd2")).startswith("not said in the file")
+    assert prediction(checkpoint("sd2")).startswith("not in the file")
     with_yaml = shutil.copy(checkpoint("sd2"), tmp_path / "model.safetensors")
     with_yaml.with_suffix(".yaml").write_text('parameterization: "v"', encoding="utf-8")
     assert prediction(with_yaml) == "v (from the .yaml beside the file)"

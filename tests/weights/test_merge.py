@@ -427,7 +427,7 @@ def test_what_has_no_effect_is_told(checkpoint: MakeFile, write_lora: MakeFile, 
     (useless,) = notices(LoraWeight(both), LoraWeight(unet, LoraStrength(1.0, 0.5)))
     assert "text encoder weight has no effect" in useless
     (zeros,) = notices(LoraWeight(empty))
-    assert "came out as they were" in zeros
+    assert "came out unchanged" in zeros
     with pytest.raises(AdapterError, match="nothing would change"):
         merge(checkpoint("sd1"), [LoraWeight(unet, LoraStrength(0.0, 1.0))], tmp_path / "out.safetensors")
     text = write_lora("text.safetensors", random_lora("sd1", 3, parts=["text_encoder"]))
@@ -450,7 +450,7 @@ def test_what_came_out_as_it_was_is_counted(checkpoint: MakeFile, write_lora: Ma
     path = write_lora("cut.safetensors", cut)
     report = merge(checkpoint("sd1"), [LoraWeight(path)], tmp_path / "out.safetensors", listener=heard.append)
     (notice,) = (event for event in heard if isinstance(event, Notice))
-    assert notice.text.startswith(f"{len(zero)} of {len(layers)} tensors came out as they were: ")
+    assert notice.text.startswith(f"{len(zero)} of {len(layers)} tensors came out unchanged: ")
     assert report.changed == len(layers) - len(zero)
     output = tmp_path / "no.safetensors"
     with pytest.raises(AdapterError, match="would hold values beyond the range of float16"):

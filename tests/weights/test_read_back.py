@@ -112,7 +112,7 @@ def test_another_strength_is_told_by_layer(tmp_path: Path) -> None:
     report = read_back(path)
     assert report.used == report.tensors and report.is_broken
     told = re.search(
-        r"(\d+) of (\d+) layers otherwise, the first: (lora_te\S+) is changed with (\S+) times", report.problem
+        r"(\d+) of (\d+) layers differently, the first: (lora_te\S+) is changed with (\S+) times", report.problem
     )
     assert told is not None and int(told[2]) == len(layers)
     assert 0 < int(told[1]) < len(layers) and float(told[4]) != pytest.approx(1)

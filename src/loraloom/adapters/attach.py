@@ -119,7 +119,7 @@ class AdapterSet(nn.Module):
 
     @torch.no_grad()
     def apply_max_norm(self, limit: float) -> tuple[int, float]:
-        """Shorten every adapter whose change is longer than ``limit`` (Frobenius norm, scale included).
+        """Scale down every adapter whose change has a norm above ``limit`` (Frobenius, scale included).
 
         Returns how many were, and the mean norm afterwards. The norm of a LoRA is found from products of the size of
         its rank, and the device is waited for once.
@@ -180,7 +180,7 @@ def attach(
 ) -> Attachment:
     """Put a LoRA on the layers of a live model (``layers``: module by kohya name). Returns the handle to remove it.
 
-    Raises AdapterError for a model that has not all of its layers.
+    Raises AdapterError for a model that lacks any of its layers.
     """
     missing = [name for name in adapters.targets if name not in layers]
     if missing:
@@ -231,7 +231,7 @@ def _check_patterns(settings: AdapterSettings, trainable: Sequence[AdapterTarget
         for pattern in patterns:
             if not _is_found([pattern], trainable):
                 names = f"the names look like {trainable[0].name}" if trainable else ""
-                raise SettingsError([f"adapter.{key}: {pattern!r} is found in no layer that would be trained"], names)
+                raise SettingsError([f"adapter.{key}: {pattern!r} matches no layer that would be trained"], names)
 
 
 def _is_included(settings: AdapterSettings, target: AdapterTarget) -> bool:
@@ -385,7 +385,7 @@ def _start_from(
         listener(Notice(f"adapter.start_from: {text}", "warning"))
 
     if len(adapters) > matched:
-        text = f"{len(adapters) - matched} trained layers are not in {path}: they start new"
+        text = f"{len(adapters) - matched} trained layers are not in {path}: they start from scratch"
         listener(Notice(f"adapter.start_from: {text}", "warning"))
 
 

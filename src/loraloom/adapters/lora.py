@@ -24,7 +24,7 @@ __all__ = ["Adapter", "LoraAdapter"]
 
 _PEFT_FACTORS = {".lora_A.weight": "down", ".lora_B.weight": "up"}
 _KOHYA_FACTORS = {".lora_down.weight": "down", ".lora_up.weight": "up"}
-"""Written behind the layer names of the other one, too: ComfyUI reads every pair of the two."""
+"""Either pair of endings may follow either style of layer name: ComfyUI reads every combination."""
 _KOHYA_KEYS = {**_KOHYA_FACTORS, ".lora_mid.weight": "mid", **_PEFT_FACTORS, ".alpha": "alpha"}
 _OLD_KEYS = {".lora.down.weight": "down", ".lora.up.weight": "up", ".alpha": "alpha"}
 """diffusers' before PEFT."""
@@ -125,7 +125,7 @@ class LoraAdapter(Adapter):
         return settings.init == "pissa" and cls.trains_down
 
     def remember_start(self) -> None:
-        """Count from here: the change is what the factors make of the weight beyond what they make of it now."""
+        """Make these factors the start: from now on only their difference from it is the change."""
         self.start_down, self.start_up = self.down.detach().clone(), self.up.detach().clone()
 
     @property
@@ -180,7 +180,7 @@ class LoraAdapter(Adapter):
         if not self.training:
             return low
         if self.dropout:
-            # A meter of memory runs on the meta device, where nothing is drawn.
+            # Memory is counted on the meta device, where nothing is drawn.
             random = None if low.is_meta else torch.Generator(low.device).manual_seed(self.dropout_seed)
             keep = self.draw_rows(low.shape, random, low.device) >= self.dropout
             low = low * keep.to(low.dtype) / (1 - self.dropout)
@@ -211,7 +211,7 @@ class LoraAdapter(Adapter):
             else:
                 self.up.mul_(ratio)
             return
-        # The change is not linear in the two steps from the start, so one shortening may not be enough.
+        # The change is not linear in the two steps from the start, so scaling down once may not be enough.
         wanted = float(self.norm()) * ratio
         for _ in range(20):
             if (now := float(self.norm())) <= wanted * (1 + 1e-6):

@@ -108,7 +108,9 @@ class AdapterSettings(Settings):
                 except re.error as error:
                     problems.append(f"adapter.{key}: {pattern!r} is not a regular expression ({error})")
                 if is_slow_expression(pattern):
-                    problems.append(f"adapter.{key}: {pattern!r} repeats too often: looking for it could take for ever")
+                    problems.append(
+                        f"adapter.{key}: {pattern!r} repeats too often: searching for it could take for ever"
+                    )
         for text in self.base_loras:
             try:
                 parse_base_lora(text)
@@ -175,7 +177,7 @@ def adapter_notices(settings: AdapterSettings) -> list[str]:
         names += tuple(name for kind in kinds.values() for name in kind.own_settings)
         names += ("block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas")
         tell(names, "with adapter.rank_from_file, which takes the ranks from the file")
-        # First, so that nothing more is said about what the file decides.
+        # First, so that there is no second notice about what the file decides.
         given -= set(names)
     if not kind.has_rank:
         names = ("rank", "alpha", "rank_stabilized", "block_alphas", "conv_block_alphas", "conv_alpha")

@@ -158,7 +158,7 @@ def _show_problems(report: DatasetReport, console: Console, *, everything: bool)
     styles = {"error": "bold red", "warning": "yellow", "info": "cyan"}
     for group in report.groups:
         title = Text(f"{group.severity}: ", styles[group.severity]) + Text(f"{group.kind} ({len(group.problems)})")
-        # What is to be done is said once where it is the same for all of them, else behind each.
+        # A hint that is the same for all of them is printed once, else after each.
         if group.hint is not None:
             title += Text(f": {visible(group.hint)}", "dim")
         console.print(title, soft_wrap=True, highlight=False)

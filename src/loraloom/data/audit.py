@@ -100,7 +100,7 @@ def _caption(sample: Sample, measure: Measure) -> Iterator[Problem]:
     if chunks > 1:
         note = f"has {tokens} tokens and needs a max token length of {chunks * 75}"
         yield Problem(
-            "info", "caption-tokens", path or sample.path, note, "chosen by itself unless max_token_length is set"
+            "info", "caption-tokens", path or sample.path, note, "chosen automatically unless max_token_length is set"
         )
 
     if path is None:
@@ -116,7 +116,9 @@ def _caption(sample: Sample, measure: Measure) -> Iterator[Problem]:
 
     if not sample.captions.wildcards and _WILDCARD.search(text):
         note = f"has braces, which are text: {_WILDCARD.findall(text)[0][:40]}"
-        yield Problem("warning", "caption-wildcards", path, note, "set captions.wildcards=true to choose one each time")
+        yield Problem(
+            "warning", "caption-wildcards", path, note, "set captions.wildcards=true to choose one of them each time"
+        )
 
     if _DOUBLE_COMMA.search(text):
         yield Problem("info", "caption-commas", path, "has two commas in a row", "remove one")
@@ -124,7 +126,7 @@ def _caption(sample: Sample, measure: Measure) -> Iterator[Problem]:
     tags = [tag.strip() for tag in text.split(",") if _UNDERSCORE.search(tag)]
     if tags and not sample.captions.replace_underscores:
         note = f"has underscores in tags: {', '.join(tags[:3])}{' ...' if len(tags) > 3 else ''}"
-        hint = "captions.replace_underscores=true turns them into blanks"
+        hint = "captions.replace_underscores=true turns them into spaces"
         yield Problem("info", "caption-underscores", path, note, hint)
 
 
@@ -148,9 +150,9 @@ def _duplicates(dataset: Dataset) -> Iterator[Problem]:
             if other.is_regularization != first.is_regularization:
                 note, hint = f"is also a training image: {name}", "regularization images must be different pictures"
             elif other.concept == first.concept:
-                note, hint = f"is the same picture as {name}", "remove one; repeats are what gives weight"
+                note, hint = f"is the same picture as {name}", "remove one; to give it more weight use repeats"
             else:
-                note, hint = f"is the same picture as {name}, of another concept", "remove one if it was not meant"
+                note, hint = f"is the same picture as {name}, of another concept", "remove one if this was not intended"
             yield Problem("warning", "duplicate", other.path, note, hint)
 
 

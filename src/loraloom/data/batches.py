@@ -28,8 +28,8 @@ def plan_epoch(dataset: Dataset, *, batch_size: int, seed: int, epoch: int, flip
 
     Every repeat of every training image whose concept takes part in the epoch comes exactly once (at each resolution,
     or with ``resolution_choice=random`` at one of them); of a concept with few ``steps`` left, only that many. With
-    regularization images there are as many draws of them as of training images, taken in turn from a shuffled round
-    through all of them that goes on over the epochs. A batch holds pictures of one bucket; the last batch of a bucket
+    regularization images there are as many draws of them as of training images, taken one after another from a shuffled
+    list of all, with which the next epoch carries on. A batch holds pictures of one bucket; the last batch of a bucket
     is short rather than filled up or dropped, so when averaging over batches, weight each by its number of pictures.
     DatasetError if no concept takes part.
     """

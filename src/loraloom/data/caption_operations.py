@@ -35,7 +35,7 @@ FACES = frozenset(
     {"0_0", "(o)_(o)", "+_+", "+_-", "._.", "<o>_<o>", "<|>_<|>", "=_=", ">_<", "3_3", "6_9", ">_o", "@_@"}
     | {"^_^", "o_o", "u_u", "x_x", "|_|", "||_||"}
 )
-"""Tags that are faces: their underscores are not blanks."""
+"""Tags that are faces: their underscores are kept."""
 
 _LEADING_NUMBER = re.compile(r"^[-\d]+\s*")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
@@ -114,7 +114,7 @@ def file_words(name: str) -> str:
 
 
 def without_underscores(text: str, separator: str = ",") -> str:
-    """Underscores as blanks, except in faces."""
+    """Underscores as spaces, except in faces."""
     pattern = re.compile(rf"(?:(?!{re.escape(separator)})\S)+")
     return pattern.sub(lambda word: word[0] if word[0] in FACES else word[0].replace("_", " "), text)
 
@@ -238,7 +238,7 @@ def _dropout(draft: Draft, draw: _Draw) -> Draft:
 
 
 def _joint(settings: CaptionSettings) -> str:
-    """What tags are joined with: the separator and a blank."""
+    """What tags are joined with: the separator and a space."""
     return settings.separator if settings.separator[-1].isspace() else f"{settings.separator} "
 
 
@@ -287,14 +287,14 @@ OPERATIONS: tuple[Operation, ...] = (
     ("put it into the sentence", lambda s: bool(s.sentence), _sentence),
     ("add prefix and suffix", lambda s: bool(s.prefix or s.suffix), _prefix_and_suffix),
     ("choose among {a|b}", lambda s: s.wildcards, _wildcards),
-    ("underscores to blanks", lambda s: s.replace_underscores, _underscores),
+    ("underscores to spaces", lambda s: s.replace_underscores, _underscores),
     ("take it apart into tags", lambda s: s.splits, _split),
     ("leave out tags that come later", lambda s: bool(s.warmup_steps or s.warmup_epochs), _warm_up),
     ("shuffle", lambda s: s.shuffle, _shuffle),
     ("drop tags", lambda s: s.tag_dropout > 0, _drop_tags),
     ("join the tags", lambda s: s.splits, _join),
-    ("remove the mark of kept tags", lambda s: bool(s.keep_tokens_separator) and not s.splits, _without_mark),
-    ("part what stood together", lambda s: bool(s.secondary_separator), _secondary),
+    ("remove the separator of kept tags", lambda s: bool(s.keep_tokens_separator) and not s.splits, _without_mark),
+    ("separate what was held together", lambda s: bool(s.secondary_separator), _secondary),
     ("put the trigger in front", lambda s: bool(s.trigger), _trigger),
     ("drop the caption", lambda s: s.dropout > 0 or s.dropout_every_epochs > 0, _dropout),
 )

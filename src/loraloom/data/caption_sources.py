@@ -187,7 +187,7 @@ class ConceptCaptions:
             yield Problem("warning", "caption-table", path, f"is not used: {reason}", error.hint)
             return
         note = f"cannot be used, and pictures without a caption need it: {reason}"
-        hint = f"mend it, or give it another name to train without it; {error.hint}"
+        hint = f"repair it, or rename it to train without it; {error.hint}"
         yield Problem("error", "caption-table", path, note, hint)
 
 
@@ -196,7 +196,7 @@ def _table_problems(table: CaptionTable) -> Iterator[Problem]:
     count, unused = len(table), table.unused
     if len(unused) == count:
         note = f"has captions of {count} pictures, none of which is here; one is called {readable(unused[0])}"
-        hint = "compare its names with those of the pictures: it is of no use as it is"
+        hint = "compare its names with those of the pictures: as it is, it has no effect"
         yield Problem("warning", "caption-orphan", table.path, note, hint)
     elif unused:
         note = f"has captions of {len(unused)} pictures that are not there, such as {readable(unused[0])}"
@@ -213,6 +213,6 @@ def _caption_folders(image: Path, extensions: Sequence[str]) -> Iterator[Problem
 
 
 def _orphan(path: Path) -> Problem:
-    hint = "rename it as its picture, or remove it"
+    hint = "rename it to match its picture, or remove it"
     orphan = Problem("warning", "caption-orphan", path, "belongs to no picture", hint)
     return setting_of_everydream(path) or orphan

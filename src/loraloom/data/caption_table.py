@@ -2,7 +2,7 @@
 
 A row names a picture and gives its caption, or its tags, or both (then the tags come behind the caption). Several rows
 of one picture are several lines of its caption. Which program wrote the file is not asked: names of columns are
-compared without regard to case, blanks and underscores, and the usual ones of image folders of Hugging Face's datasets,
+compared without regard to case, spaces and underscores, and the usual ones of image folders of Hugging Face's datasets,
 of sd-scripts, of taggers and of collections such as COCO and Flickr are known. A file of which no row gives a caption
 is an error: training without captions because of one unknown word would be noticed only by its result.
 """

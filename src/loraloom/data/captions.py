@@ -2,7 +2,7 @@
 
 Rules: the first ending of ``caption_extensions`` for which ``<stem><ending>`` exists is the caption; if none does,
 ``<picture's full name><ending>`` (cat.png.txt) is taken. The first line that is not blank is used (captions.lines: or
-others), without blanks around it. A file with nothing in it is an empty caption (trains the picture without words); no
+others), without spaces around it. A file with nothing in it is an empty caption (trains the picture without words); no
 file at all gives the concept's name. What then becomes of a caption each time is in caption_operations.py.
 """
 
@@ -108,7 +108,7 @@ def read_caption(path: Path, *, first_line_only: bool = True) -> Caption:
 
 
 def caption_lines(text: str) -> list[str]:
-    """The lines that say something, without blanks around them and without control characters."""
+    """The lines that say something, without spaces around them and without control characters."""
     lines = (_clean(line).strip() for line in text.splitlines())
     return [line for line in lines if line]
 
@@ -152,5 +152,5 @@ def _is_binary(text: str) -> bool:
 
 
 def _clean(line: str) -> str:
-    """Control characters, stray byte order marks and tabs become blanks."""
+    """Control characters, stray byte order marks and tabs become spaces."""
     return "".join(" " if character < " " or character in "\x7f\ufeff\u2028\u2029" else character for character in line)

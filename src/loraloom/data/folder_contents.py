@@ -28,7 +28,7 @@ FOREIGN_SUFFIXES = frozenset(
     | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
     | {".mp4", ".mov", ".webm", ".avi"}
 )
-"""Of pictures and films that are not read: a person is told of them, so they count as files of the dataset."""
+"""Endings of pictures and films that are not read: they are reported, so they count as files of the dataset."""
 _MAX_DEPTH = 12
 
 

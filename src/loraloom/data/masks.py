@@ -73,7 +73,7 @@ class MaskFiles:
     def _listed(self, root: Path) -> dict[str, Path]:
         if root not in self._found:
             if not root.is_dir():
-                what = "is no folder" if root.exists() else "does not exist"
+                what = "is not a folder" if root.exists() else "does not exist"
                 raise DatasetError(f"mask folder {readable(root)} {what}", "check dataset.mask_folder")
             masks: dict[str, Path] = {}
             for folder, inner, names in os.walk(root):
@@ -101,7 +101,9 @@ def mask_problems(mask: Path, size: tuple[int, int], *, max_megapixels: float) -
     shape = (image.width * size[1]) / (image.height * size[0])
     if max(shape, 1 / shape) > _STRETCHED:
         note = f"has another shape ({image.width} x {image.height}) than its picture ({size[0]} x {size[1]})"
-        problems.append(Problem("warning", "mask-shape", mask, f"{note}: it is stretched", "paint it over the picture"))
+        problems.append(
+            Problem("warning", "mask-shape", mask, f"{note}: it is stretched", "give it the proportions of the picture")
+        )
     if image.getextrema() == (0, 0):
         hint = "white is what is learned; remove the picture, or the mask"
         problems.append(Problem("warning", "mask-black", mask, "is all black: nothing is learned", hint))
@@ -134,7 +136,7 @@ def load_mask(
 
 
 class MaskCache:
-    """Masks on the latent grid, kept in memory; the longest unused leave first."""
+    """Masks on the latent grid, kept in memory; those unused for longest are dropped first."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, bool, int, tuple[int, int]], torch.Tensor] = OrderedDict()

@@ -236,7 +236,9 @@ class ConceptSettings(Settings):
         if self.last_epoch is not None and self.last_epoch < self.first_epoch:
             raise ValueError(f"last_epoch={self.last_epoch} comes before first_epoch={self.first_epoch}")
         if self.is_regularization and self.steps is not None:
-            raise ValueError("steps is for training images: there are as many regularization draws as draws of those")
+            raise ValueError(
+                "steps is for training images: regularization images are shown as often as all training images together"
+            )
         return self
 
     def over(self, dataset: DatasetSettings) -> DatasetSettings:
@@ -431,7 +433,7 @@ class DatasetSettings(Settings):
                 problems.append(f"masks=folder of concept {concept.folder} needs a mask_folder")
 
         if self.concepts and not any(item.enabled and not item.is_regularization for item in self.concepts):
-            problems.append("none of the listed concepts is enabled and made of training images")
+            problems.append("none of the listed concepts is both enabled and a concept of training images")
         if self.masks == "folder" and self.mask_folder is None and not self.concepts:
             problems.append("masks=folder needs mask_folder (masks=beside finds NAME-masklabel.png next to NAME.png)")
         if problems:

@@ -87,7 +87,7 @@ class SamplerEntry(Entry):
     brownian: bool = False
     """All of its noise is increments of the image's Brownian path; none is drawn from the stream of its seed."""
     karras_from: int | None = None
-    """From so many steps on it takes Karras levels between the ends of those that are named."""
+    """From this many steps on it takes Karras levels between the ends of those that are named."""
     needs_unguided: bool = False
     """Its function is given clean latents with guidance and without; the guidance scale is divided by 12.5."""
 

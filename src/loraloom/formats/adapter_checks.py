@@ -133,7 +133,7 @@ _ALPHA_0 = (
 _NEGATIVE = "have a negative alpha: they act with the opposite sign, here and in every program"
 _TALL = (
     "have a rank above what their size can hold: the file is larger than it needs to be, resizing makes it smaller "
-    "without a loss"
+    "without loss"
 )
 
 

@@ -242,7 +242,7 @@ class _Expected:
             found = read_adapter_file(written).layers
         except LoraloomError as error:
             problem = error.problem.replace(str(written), self.path.name)
-            raise OutputError(f"{self.path}: what was written does not read back: {problem}", _FAILING_DISK) from error
+            raise OutputError(f"{self.path}: the written file cannot be read back: {problem}", _FAILING_DISK) from error
         names = {self._name_in_file(name): name for name in self.layers}
         wrong = sorted(set(names) ^ set(found)) or [
             name for there, name in names.items() if not self._is_same(self.layers[name], found[there])

@@ -66,7 +66,7 @@ def embedding_of(path: Path, word: str, places: Mapping[str, Tensor]) -> Embeddi
 
 def _checked(path: Path, vectors: Mapping[Encoder, Tensor]) -> EmbeddingFile:
     if len({len(tensor) for tensor in vectors.values()}) != 1:
-        raise FileFormatError(f"{path}: has not as many vectors for one text encoder as for the other", _FORMS)
+        raise FileFormatError(f"{path}: has a different number of vectors for its two text encoders", _FORMS)
     return EmbeddingFile(path, vectors)
 
 

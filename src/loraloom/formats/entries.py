@@ -90,7 +90,7 @@ def check_shape(shape: object) -> str | None:
     product = 1
     for length in shape:
         if type(length) is not int or length < 0:
-            return "its shape holds something other than whole numbers from 0 up"
+            return "its shape contains something other than whole numbers of 0 or more"
         product *= max(length, 1)
         if product > MAX_ELEMENTS:
             return "its shape is larger than any real tensor's"

@@ -142,7 +142,7 @@ def _read_zip(view: memoryview, where: str) -> Contents:
     part = parts["data.pkl"]
     pickle = read_pickle(view[part.start : part.end], where)
     if pickle.end != part.end - part.start:
-        raise UnsafeFileError(f"{where}: something follows the pickle in data.pkl")
+        raise UnsafeFileError(f"{where}: data.pkl has bytes after its pickle")
 
     # Data that the pickle does not mention could be anything: a file is understood as a whole, or not at all.
     storages = _Storages(where)

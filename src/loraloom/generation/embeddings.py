@@ -67,7 +67,7 @@ def load_embeddings(
         file = own[name] if name in own else read_embedding(path)
         fitting = _fitting(file, widths)
         if isinstance(fitting, str):
-            listener(Notice(f"the embedding {name!r} ({path}) stays text: {fitting}", "warning"))
+            listener(Notice(f"the embedding {name!r} ({path}) is read as text: {fitting}", "warning"))
             continue
 
         used.append(TextEmbedding(name, tuple(ids), fitting))

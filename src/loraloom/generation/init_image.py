@@ -143,8 +143,8 @@ def _read_mask(path: Path, size: tuple[int, int], settings: GenerateSettings) ->
         grey = ImageOps.invert(grey)
     if grey.getextrema()[1] == 0:
         raise SettingsError(
-            [f"mask: {path} lets nothing be painted (it is black everywhere)"],
-            "white is painted, black is kept; mask_invert=true turns it round",
+            [f"mask: {path} leaves nothing to paint (it is black everywhere)"],
+            "white is painted, black is kept; mask_invert=true reverses it",
         )
     return grey.filter(ImageFilter.GaussianBlur(settings.mask_blur)) if settings.mask_blur else grey
 

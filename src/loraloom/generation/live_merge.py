@@ -96,7 +96,7 @@ def merges(
     if any(isinstance(weight, QuantizedWeight) for part in model.parts.values() for weight in part.parameters()):
         reason = "the checkpoint is quantized"
     elif any(lora.mask is not None for loras in images for lora in loras):
-        reason = "a mask keeps one to a part of the picture"
+        reason = "a mask confines one to a part of the picture"
     elif any(list(loras) != list(images[0]) for loras in images):
         reason = "they differ by image"
     elif any(lora.curve is not None for lora in images[0]):

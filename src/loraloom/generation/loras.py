@@ -234,7 +234,7 @@ def find_lora(name: str, folders: Sequence[Path]) -> Path:
             if here is not None and "/" in _plain(name) and not _is_same(here, found):
                 raise PromptError(
                     f"the LoRA {name!r} means two files: {found} and {Path.cwd() / here}",
-                    f"write <lora:./{_plain(name)}:1> for the one in the working folder, or the other's full path",
+                    f"write <lora:./{_plain(name)}:1> for the one in the current folder, or the other's full path",
                 )
             return found
     if here is not None:

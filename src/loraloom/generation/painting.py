@@ -188,7 +188,7 @@ def _read_alone(each: Sequence[GenerateSettings], prompt: str, negative: str, se
 
 
 def _counting_on(step: Step, taken: int) -> Step:
-    """``step`` for a pass before which so many steps were taken."""
+    """``step`` for a later pass: it counts on from the ``taken`` steps of the passes before."""
     return lambda number, clean: step(taken + number, clean)
 
 

@@ -87,7 +87,7 @@ def recall(parameters: Parameters) -> Recalled:
     if parameters.program and "#" in parameters.prompt + parameters.negative_prompt:
         remarks.append("what follows a # in its prompts is a comment here")
     if parameters.rest:
-        remarks.append(f"the text behind the settings is not understood: {_short(parameters.rest)!r}")
+        remarks.append(f"the text after the settings is not understood: {_short(parameters.rest)!r}")
     _plain_settings(found, fields, remarks)
     found["prompt"] += _addnet_tags(fields, remarks)
     _sampler(found, remarks)
@@ -343,7 +343,7 @@ def _noise(known: Mapping[str, str], fields: dict[str, str], remarks: list[str])
     foreign = not known.get("Version", "").startswith("loraloom")
     if foreign and source != "CPU":
         by = "an NVIDIA GPU's generator" if source == "NV" else "the GPU"
-        remarks.append(f"its noise was drawn by {by}, here the CPU draws it: another image of the same kind")
+        remarks.append(f"its noise was drawn by {by}, here the CPU draws it: the image will be similar, not the same")
 
 
 def _other_models(fields: dict[str, str], remarks: list[str]) -> None:
@@ -363,7 +363,9 @@ def _operations(fields: dict[str, str], remarks: list[str]) -> None:
     done = [part.strip() for part in fields.pop("Operations", "").split(";")]
     others = [part for part in done if part.casefold() not in _USUAL_OPERATIONS]
     if others:
-        remarks.append(f"Operations: {_short(', '.join(others))} beside painting from text: not done here unless set")
+        remarks.append(
+            f"Operations: {_short(', '.join(others))} besides painting from text: done here only if they are set"
+        )
 
 
 def _rules(fields: Mapping[str, str]) -> dict[str, Any]:

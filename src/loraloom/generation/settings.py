@@ -101,7 +101,7 @@ class GenerateSettings(Settings):
     """Fresh noise at every step. Unset: 1 for ancestral and SDE samplers and DPM fast and adaptive, 0 for DDIM and
     DDIM CFG++; the other samplers use none."""
     s_churn: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Noise that Euler, Heun and DPM2 add before each step and take away in it."""
+    """Noise that Euler, Heun and DPM2 add before each step and remove in it."""
     s_tmin: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Lowest noise level at which s_churn works."""
     s_tmax: Annotated[float | None, Field(gt=0)] = None
@@ -240,7 +240,7 @@ class GenerateSettings(Settings):
 
         # Contradictions are refused here. What merely changes nothing is a warning: see without_effect.
         if self.hires_scale is not None and (self.hires_width or self.hires_height):
-            raise ValueError("hires_scale and hires_width or hires_height are two ways to say the same: set one")
+            raise ValueError("hires_scale and hires_width or hires_height are two ways to set the same size: set one")
         if self.mask is not None and self.init_image is None:
             raise ValueError("mask needs init_image, the picture that it lies on")
         if self.init_image is not None and self.has_hires:

@@ -155,7 +155,7 @@ SAMPLER_ROWS: tuple[PictureRow, ...] = (
     PictureRow(
         ("guidance_rescale", "s_min_uncond", "s_min_uncond_all", "skip_early_cfg"),
         lambda p: p.settings.cfg_scale == 1 and not p.entry.needs_unguided,
-        lambda _, names: f"cfg_scale 1 guides nothing, so {names} has no effect",
+        lambda _, names: f"cfg_scale=1 turns guidance off, so {names} has no effect",
     ),
 )
 

@@ -164,7 +164,7 @@ class Family(ABC):
         most = min((layers - part.skip_in(layers) + 1 for part, layers in counts if layers is not None), default=1)
         if not 1 <= depth <= most:
             problem = f"clip_skip is {depth}, but this model allows 1 to {most}"
-            raise SettingsError([problem], "1 suits most checkpoints, 2 those that descend from NAI")
+            raise SettingsError([problem], "1 suits most checkpoints, 2 those based on NAI")
 
     def file_targets(self, infos: Infos) -> list[AdapterTarget]:
         """Every layer that a LoRA file may change: :meth:`adapter_targets`, and those that only others train."""

@@ -226,7 +226,7 @@ class LoadedModel:
         """Raise SettingsError unless ``clip_skip`` leaves every text encoder a layer to read."""
         if not 1 <= depth <= self.max_clip_skip():
             problem = f"clip_skip is {depth}, but this model allows 1 to {self.max_clip_skip()}"
-            raise SettingsError([problem], "1 suits most checkpoints, 2 those that descend from NAI")
+            raise SettingsError([problem], "1 suits most checkpoints, 2 those based on NAI")
 
     def _normal_skip(self, part: TextPart) -> int:
         return part.skip_in(len(self.text_encoders[part.part].layer_list()))
@@ -484,7 +484,7 @@ def _quantized_notice(parts: Mapping[str, nn.Module], method: str) -> Notice:
     after = sum(weight.stored_bytes for weight in weights)
     return Notice(
         f"quantize={method}: {len(weights)} frozen weights take {after / 2**20:.0f} MiB instead of "
-        f"{before / 2**20:.0f}; the LoRA learns beside a checkpoint that is slightly off"
+        f"{before / 2**20:.0f}; the LoRA is trained beside a checkpoint that is slightly off"
     )
 
 

@@ -55,7 +55,9 @@ def own_resolution(family: Family, metadata: Mapping[str, str], prediction: Pred
         width, height = int(match[1]), int(match[2] or match[1])
         if _is_paintable(width, height):
             return OwnResolution(width, height, is_said=True)
-    return OwnResolution(usual, usual, remark=f"{_KEY} of the checkpoint is {said[:40]!r}, no size to paint at")
+    return OwnResolution(
+        usual, usual, remark=f"{_KEY} of the checkpoint is {said[:40]!r}, which is not a size to paint at"
+    )
 
 
 def resolution_metadata(config: Mapping[str, Any], family: Family) -> dict[str, str]:

@@ -115,7 +115,7 @@ class UNet(TensorModule):
         if self.label_emb is None:
             return emb
         if vector is None:
-            raise ValueError("this U-Net needs a vector beside the text embeddings")
+            raise ValueError("this U-Net needs a vector besides the text embeddings")
         return emb + self.label_emb(vector.to(dtype))
 
 

@@ -323,7 +323,7 @@ def _once_for_all(subsets: list[_Subset], base: Items, recipe: Recipe, told: set
 
     ``base``: what holds for a dataset that says nothing.
     """
-    # One setting here, where datasets and subsets may differ: each of the others is told that the first counts.
+    # One setting here, where datasets and subsets may differ: the account says of each other one that the first counts.
     taken: dict[str, Item] = {}
     for name, item in _entries_left(subsets, told):
         if is_nothing(item.value):

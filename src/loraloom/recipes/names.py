@@ -131,7 +131,7 @@ REASONS: dict[str, str] = {
     "no_token_padding": "captions are always padded, as programs that use the LoRA do",
     "network_multiplier": "a LoRA has one strength for all datasets; loss_weight of a concept makes its pictures count "
     "more",
-    "custom_attributes": "free attributes of a folder are not read, diff_output_preservation apart",
+    "custom_attributes": "free attributes of a folder are not read, except for diff_output_preservation",
     "no_metadata": "the metadata is always written; it holds no folder names beyond the last one",
     "metadata_usage_hint": _METADATA,
     "metadata_thumbnail": _METADATA,
@@ -155,7 +155,7 @@ REASONS: dict[str, str] = {
     "desired_training_time": "a run is as long as epochs or steps say; minutes cannot be given",
     "gpu_training_speed": "only needed for desired_training_time",
     "is_random_seed": "the seed is a number; every value is a new draw: seed=1337",
-    "do_not_interrupt": "nothing is asked while training",
+    "do_not_interrupt": "training never stops to ask something",
     "test_run": "settings are always checked before anything is loaded",
     "sd_scripts_dir": "sd-scripts is not needed",
     "use_vae": "the checkpoint's own VAE encodes the pictures; put another one into the checkpoint",

@@ -122,7 +122,7 @@ _EMBEDDING = "embeddings are not trained"
 _GPUS = Sentence("several GPUs: ", Action.LAUNCH_TOGETHER)
 _IN_FP32 = "what is trained stays in fp32; mixed_precision decides the rest"
 _OFFLOADED = "not offered; gradient_checkpointing=full keeps fewest activations"
-_OUTSIDE = "the checkpoint's own answer outside of masks is not asked for"
+_OUTSIDE = "the checkpoint's own prediction outside of masks is not used"
 _SCALED = "an image's loss counts alike in every batch; a factor on all of it changes nothing for Adam"
 
 
@@ -210,7 +210,7 @@ _FIRST = (
     # Precision and memory.
     Row("train_dtype", "mixed_precision", running.precision("no")),
     Row("output_dtype", "saving.precision", running.precision("float")),
-    Row("clip_grad_norm", "optimizer.max_grad_norm", running.max_norm, "1 where nothing is said", always=True),
+    Row("clip_grad_norm", "optimizer.max_grad_norm", running.max_norm, "1 if not given", always=True),
     Row("ema", "ema.enabled", running.ema),
     *together(running.checkpointing, "gradient_checkpointing", "gradient_checkpointing", "unet.gradient_checkpointing"),
     Row("weight_dtype", "quantize", running.quantize),

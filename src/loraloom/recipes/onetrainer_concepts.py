@@ -312,7 +312,7 @@ TEXT = (
     *together(_source, "dataset.captions.source", "prompt_source", "prompt_path"),
     Row("enable_tag_shuffling", "dataset.captions.shuffle", _shuffle),
     Row("tag_delimiter", "dataset.captions.separator", _separator),
-    Row("keep_tags_count", "dataset.captions.keep_tokens", _kept, "1 where nothing is said", always=True),
+    Row("keep_tags_count", "dataset.captions.keep_tokens", _kept, "1 if not given", always=True),
     *together(
         _dropout, "dataset.captions.tag_dropout", "tag_dropout_enable", "tag_dropout_mode", "tag_dropout_probability"
     ),
@@ -331,7 +331,7 @@ CONCEPT = (
     Row("name", f"{_OURS}.name", _name),
     Row("enabled", f"{_OURS}.enabled", _enabled),
     *together(_kind, f"{_OURS}.is_regularization", "type", "validation_concept"),
-    Row("balancing", f"{_OURS}.repeats", _repeats, "REPEATS; 1 where nothing is said", always=True),
+    Row("balancing", f"{_OURS}.repeats", _repeats, "REPEATS; 1 if not given", always=True),
     *together(_repeats, f"{_OURS}.repeats", "balancing_strategy", "repeats"),
     Row("loss_weight", f"{_OURS}.loss_weight", _loss_weight),
     Row(

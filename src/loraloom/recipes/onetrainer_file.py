@@ -18,14 +18,15 @@ __all__ = ["OneTrainerFile", "open_file"]
 
 @dataclass
 class OneTrainerFile(Reading):
-    """``said`` stays whole, with what OneTrainer takes where a preset is silent, while ``left`` empties."""
+    """``said`` keeps every entry (OneTrainer's default where a preset has none); ``left`` loses those that are
+    taken."""
 
     said: Mapping[str, Any] = field(default_factory=dict)
 
     # -- taking an entry ---------------------------------------------------------------------------------------
 
     def taken(self, key: str, otherwise: Any = None) -> Any:
-        """Take the value of a key. The caller accounts for it, unless it says nothing."""
+        """Take the value of a key. The caller accounts for it, unless it is empty."""
         item = self.take(key)
         if item is None:
             return otherwise

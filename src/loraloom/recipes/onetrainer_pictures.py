@@ -21,7 +21,7 @@ How = Callable[[Row, OneTrainerFile], None]
 
 
 def caption_dropout(row: Row, file: OneTrainerFile) -> None:
-    """A text encoder that hears nothing in a share of the steps is a caption left out."""
+    """A text encoder that gets an empty text in a share of the steps is caption dropout."""
     keys = ("text_encoder.dropout_probability", "text_encoder_2.dropout_probability")
     first, second = (file.number(key) for key in keys)
     if first > 0:

@@ -190,7 +190,7 @@ class Recipe:
         except SettingsError as error:
             problems += error.problems
         if problems or settings is None:
-            raise SettingsError(problems, "key=value behind the file's name sets or replaces a setting")
+            raise SettingsError(problems, "key=value after the file's name sets or replaces a setting")
         return settings
 
     def to_toml(self, overrides: Sequence[str] = ()) -> str:

@@ -348,7 +348,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program("kohya_ss' GUI", lambda e: is_gui_file(e.document.data), "GUI"),
     Program("diffusers' script", lambda e: e.program in SCRIPTS, "diffusers"),
     Program(
-        "a command line of diffusers for something else than the LoRAs that are trained here",
+        "a command line of diffusers for something other than what is trained here",
         lambda e: (
             e.program not in _SD_SCRIPTS
             and re.match(

@@ -38,7 +38,7 @@ AXIS_KINDS = {
     "unet_weight": "the same for the U-Net alone",
     "te_weight": "the same for the text encoder alone",
     "epoch": "the LoRAs that a training run saved, by epoch; all for every one (needs the run)",
-    "replace": "words for the prompt: the first is looked for in it, the others take its place",
+    "replace": "words of the prompt: the first is searched for in it and replaced by the others",
     "checkpoint": "checkpoint files",
 }
 """Axes beside the settings of a picture."""

@@ -138,7 +138,7 @@ def _opened(index: Path | None) -> Iterator[sqlite3.Connection]:
 def _index_error(path: Path, error: OSError | sqlite3.Error) -> FileError:
     """What the index refuses, in words, with what to do: only one that is damaged has to go."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CANTOPEN) & 0xFF  # the rest says where it happened
-    reason, hint = str(error), _REMEDIES.get(code, "it can be deleted: a scan makes it anew")
+    reason, hint = str(error), _REMEDIES.get(code, "it can be deleted: a scan makes a new one")
     if code == sqlite3.SQLITE_CANTOPEN:
         try:
             require_room([Need(path.parent, 0, "the index of the library")])
@@ -255,7 +255,7 @@ def _walk(root: Path, listener: Listener, control: Control) -> Iterator[tuple[st
     while stack:
         heed(control)
         folder = stack.pop()
-        # What cannot be read is told and passed over: the others are found all the same.
+        # What cannot be read is reported and skipped: the others are found all the same.
         try:
             with os.scandir(folder) as entries:
                 inside = list(entries)

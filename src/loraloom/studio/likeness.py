@@ -54,7 +54,7 @@ def given_like(
 def _other_files(
     recalled: Recalled, image: str, checkpoint: Path, known: GenerateSettings, control: Control
 ) -> Iterator[str]:
-    """A sentence for each file whose content is not what the image's hashes tell."""
+    """A sentence for each file whose content does not have the hash that the image names."""
     if recalled.model_hash and not checkpoint.is_dir():
         made = f"{image} was made with {recalled.model or 'a checkpoint'} ({recalled.model_hash})"
         if not is_hash(recalled.model_hash):
@@ -96,7 +96,7 @@ def _parameters(path: Path) -> Parameters:
     found = read_image(path)
     if found is None:
         raise FileFormatError(
-            f"{path} says nothing of how it was made",
+            f"{path} does not say how it was made",
             "only images with their parameters inside can be repeated: many programs leave them out on request",
         )
     if not found.fields:
@@ -141,19 +141,19 @@ def _what_was_found(
 ) -> Iterator[Notice]:
     """The sentence about a LoRA whose name and hash do not lead to the same file."""
     if found is not None:
-        other = "" if named is None else f"; {named} has the name, but another content"
-        yield Notice(f"the LoRA {name} is {found} here, known by its hash, computed from its content{other}")
+        other = "" if named is None else f"; {named} has the name, but different content"
+        yield Notice(f"the LoRA {name} is {found} here, found by the hash of its content{other}")
     elif named is not None:
         yield Notice(
-            f"the LoRA {name} is {named} here by its name alone: the image tells the hash {digits}, and the content of "
+            f"the LoRA {name} is {named} here by its name alone: the image has the hash {digits}, but the content of "
             f"the file has {file_hashes(named).content[:12]}",
             "warning",
         )
     for path in () if found is not None else claiming:
         if path != named:
             yield Notice(
-                f"{path} says of itself that it has the hash {digits}, but its content has "
-                f"{file_hashes(path).content[:12]}: it is not taken for the LoRA {name}",
+                f"{path} claims the hash {digits}, but its content has "
+                f"{file_hashes(path).content[:12]}: it is not used as the LoRA {name}",
                 "warning",
             )
 

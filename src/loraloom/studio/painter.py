@@ -161,8 +161,8 @@ class Painter:
         """The model of a checkpoint for as long as the block lasts; read where it is not the one in memory.
 
         ``listener`` hears what there is to say of the checkpoint, in either case. Raises MissingFileError,
-        FileFormatError and CheckpointError as loading does, Interrupted when ``control`` wishes so while it is loaded
-        or waited for.
+        FileFormatError and CheckpointError as loading does, Interrupted when ``control`` says so while it is loaded or
+        waited for.
         """
         with self._alone(control):
             wishes = _Heard(control)
@@ -175,7 +175,7 @@ class Painter:
                 finally:
                     job.close()
             except BaseException as error:
-                # An error that was foreseen, and a wish that was heeded, leave between two pieces of work, where the
+                # An error that was foreseen, and a request that is heeded, leave between two pieces of work, where the
                 # model is whole. Whatever else came from anywhere (a signal, memory that ended) may not have.
                 if not isinstance(error, LoraloomError) and not (isinstance(error, Interrupted) and wishes.to_end):
                     self._drop()
@@ -237,7 +237,7 @@ class Painter:
 
 
 class _Heard:
-    """A control that remembers whether it wished an end."""
+    """A control that remembers whether it asked for an end."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
@@ -250,7 +250,7 @@ class _Heard:
 
     @property
     def number(self) -> int:
-        """The signal by which it wished so."""
+        """The signal by which it did so."""
         return number_of(self._control)
 
 

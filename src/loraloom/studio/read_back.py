@@ -82,7 +82,7 @@ def _reports(paths: Sequence[Path], control: Control = keep_going) -> list[dict[
     output, complaints = _output_of(command, control)
     reports = [json.loads(line) for line in output.splitlines() if line.startswith('{"path"')]
     if not reports:
-        said = (complaints.strip() or "it said nothing").splitlines()[-1]
+        said = (complaints.strip() or "it printed nothing").splitlines()[-1]
         return [{"path": str(paths[0]), "reader": "", "tensors": 0, "used": 0, "problem": f"no reader started: {said}"}]
     return reports
 

@@ -77,7 +77,7 @@ def _resized(report: ResizeReport) -> Iterator[str]:
     worst = min(report.layers, key=lambda layer: layer.kept)
     ranks = sorted(layer.rank for layer in report.layers)
     yield f"kept energy: {1 - report.residual**2:.2%}, at least {worst.kept:.2%} in {worst.name}"
-    whole = f", {report.whole} without a rank as they were" if report.whole else ""
+    whole = f", {report.whole} without a rank unchanged" if report.whole else ""
     what = f"{len(ranks)} layers, ranks {ranks[0]} to {ranks[-1]}{whole}"
     yield from _written(report.written, what, report.words)
 
@@ -91,4 +91,4 @@ def _written(written: WrittenLora, what: str, words: Sequence[str]) -> Iterator[
         yield f"ranks {low} to {high} are padded with zeros to one for each part: {why}"
     if words:
         files = ", ".join(map(str, written.embeddings))
-        yield f"words of textual inversion: {', '.join(words)}, in {files}"
+        yield f"textual-inversion embeddings: {', '.join(words)}, in {files}"

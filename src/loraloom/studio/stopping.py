@@ -1,4 +1,4 @@
-"""How work is asked to end: Ctrl-C, the end of a session, a closed terminal. One place turns signals into a wish.
+"""How work is asked to end: Ctrl-C, the end of a session, a closed terminal. One place turns signals into a request.
 
 Work that ends well by itself (a training run finishes its step and saves) asks a :class:`StopRequest`, a control, with
 :func:`stop_on_signals` around it. All other work is left by :class:`Interrupted`, raised between two lines of Python:
@@ -68,9 +68,8 @@ def interrupt_on_signals() -> Iterator[None]:
 def stop_on_signals(stop: StopRequest, listener: Listener) -> Iterator[None]:
     """Inside: the first signal asks for a clean stop, which ``listener`` hears of; a second Ctrl-C interrupts at once.
 
-    Work that is left because of the wish, before there is anything to save, ends as :class:`Interrupted` by that
-    signal.
-    Under torchrun a second one is not heard: torchrun passes on the Ctrl-C that the terminal has already sent.
+    Work that is left because of the request, before there is anything to save, ends as :class:`Interrupted` by that
+    signal. Under torchrun a second one is not heard: torchrun passes on the Ctrl-C that the terminal has already sent.
     """
     alone = launched_together() == 1
     hint = "Ctrl-C again to stop at once" if alone else "torchrun kills what is not done in 30 seconds"

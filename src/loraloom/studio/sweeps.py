@@ -282,7 +282,7 @@ def _lost(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = getattr(error, "cause", None)
     reason = f"{type(cause).__name__}: {cause}" if cause is not None else lines[0] if lines else type(error).__name__
-    return f"its worker gave no answer ({reason}); the same command again goes on with it"
+    return f"its worker did not answer ({reason}); the same command again goes on with it"
 
 
 def _train_in_worker(combination: Combination) -> str:

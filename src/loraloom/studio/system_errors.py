@@ -12,15 +12,15 @@ from loraloom.errors import LoraloomError
 
 __all__ = ["explained"]
 
-_NO_SPACE = "free some space, or write to another disk; the same command can then be given again"
+_NO_SPACE = "free some space, or write to another disk; then run the same command again"
 _SYSTEM = {
     errno.ENOSPC: _NO_SPACE,
     getattr(errno, "EDQUOT", errno.ENOSPC): _NO_SPACE,
     errno.EROFS: "the disk is mounted read-only; write to another folder",
-    errno.EACCES: "check the rights of the file, or take another folder",
+    errno.EACCES: "check the permissions of the file, or use another folder",
     errno.EMFILE: "too many files are open at once; `ulimit -n 4096` allows more",
     errno.EIO: "the disk, its cable or a network drive may be failing",
-    errno.ENOENT: "it was removed while the command ran; give the same command again",
+    errno.ENOENT: "it was removed while the command ran; run the same command again",
     getattr(errno, "ESTALE", errno.EIO): "the disk, its cable or a network drive may be failing",
 }
 

@@ -78,7 +78,7 @@ def _widths(model: str) -> dict[TextPart, int | None]:
         close = nearest(model, FAMILIES)
         known = ", ".join(FAMILIES)
         raise MissingFileError(
-            f"{model} is no checkpoint and no family of checkpoints",
+            f"{model} is neither a checkpoint nor a family",
             f"did you mean {close[0]!r}?" if close else f"give a path, or one of {known}",
         )
     checkpoint = open_checkpoint(path)

@@ -53,7 +53,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Rhythm:
-    """Every so many epochs, and every so many steps; 0: never."""
+    """Every N epochs, and every N steps; 0: never."""
 
     epochs: int = 0
     steps: tuple[int, ...] = ()

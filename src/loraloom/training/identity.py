@@ -163,7 +163,7 @@ def check_identity(
     else:
         differences += [*pictures, *strict]
     if differences and not force:
-        hint = Sentence("give it what it was started with")
+        hint = Sentence("give it the same files and settings as at its start")
         if not branch:
             hint = Sentence(hint, "; or ", Action.BRANCH_RUN, " starts a new run from here with other settings")
         hint = Sentence(hint, "; or ", Action.FORCE_RESUME)
@@ -194,7 +194,7 @@ def check_alike(identities: Sequence[tuple[Identity, str]]) -> None:
         ]
         if own_precision != precision:
             differences.append(f"mixed precision is {own_precision} instead of {precision}")
-        problems += [f"process {rank} has not what process 0 has: {text}" for text in differences]
+        problems += [f"process {rank} differs from process 0: {text}" for text in differences]
     if problems:
         raise SettingsError(problems, "every machine needs the same settings, pictures, captions and checkpoint")
 

@@ -84,12 +84,12 @@ OPTIMIZER_ROWS: tuple[Row[TrainSettings], ...] = (
     Row(
         (),
         lambda own: _finds_its_rate(own) and find_schedule(own.lr_schedule.name) == "cosine_with_restarts",
-        sentence=lambda own: f"the estimate of {own.optimizer.name} suffers from restarts; cosine or constant suit it",
+        sentence=lambda own: f"restarts disturb the estimate of {own.optimizer.name}; cosine or constant suit it",
     ),
     Row(
         (),
         _wants_safeguard,
-        sentence="prodigy with a warm-up wants optimizer.args.safeguard_warmup=true",
+        sentence="prodigy with a warm-up needs optimizer.args.safeguard_warmup=true",
     ),
     Row(
         (),
@@ -102,7 +102,7 @@ OPTIMIZER_ROWS: tuple[Row[TrainSettings], ...] = (
     Row(
         (),
         lambda own: find_optimizer(own.optimizer.name) == "adafactor" and bool(own.optimizer.args.get("relative_step")),
-        sentence="adafactor with relative_step finds the rate itself: no learning rate and no lr schedule count",
+        sentence="adafactor with relative_step finds the rate itself: learning rates and lr schedule have no effect",
     ),
     Row(
         ("optimizer.text_encoder_lr", "optimizer.text_encoder_stop", "optimizer.loraplus_text_encoder_ratio"),
@@ -153,6 +153,6 @@ WHOLE_ROWS: tuple[Row[TrainSettings], ...] = (
     Row(
         ("keep_file_precision",),
         lambda own: True,
-        sentence="keep_file_precision holds for the VAE alone with method=full: what is trained is kept in fp32",
+        sentence="with method=full keep_file_precision applies to the VAE alone: what is trained is kept in fp32",
     ),
 )

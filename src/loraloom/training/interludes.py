@@ -1,4 +1,4 @@
-"""What lies between two steps of a run: a look at what is asked of it, and work that is left when something is."""
+"""Between two steps of a run: requests to pause or end it, and work that is interrupted by them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Interludes:
                 return result
             self.ask()
 
-        text = f"{what} of step {self._progress.step} was left out: the run was asked to end"
+        text = f"{what} of step {self._progress.step} was skipped: the run was asked to end"
         self._parts.listener(Notice(text, "warning"))
         return None
 
@@ -92,6 +92,6 @@ class Interludes:
         try:
             return True, work(control)
         except Interrupted:
-            if not control.heard:  # a person who hurries, not a wish
+            if not control.heard:  # an interruption at once, not a request
                 raise
             return False, None

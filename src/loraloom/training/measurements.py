@@ -53,7 +53,7 @@ class Measurements:
             return
         text = f"best validation loss {patience.best:.4f} at step {patience.best_step} (epoch {patience.best_epoch})"
         if patience.is_over:
-            text += f"; nothing better came in {patience.without_better} measurements, so the run ends here"
+            text += f"; {patience.without_better} measurements were no better, so the run ends here"
         self._parts.listener(Notice(text))
 
     def write_image_losses(self) -> None:
@@ -81,7 +81,7 @@ class Measurements:
         return [ImageLosses(name, before.by_image[name], loss) for name, loss in after.by_image.items()]
 
     def _measure(self, samples: Sequence[Sample], control: Control) -> Losses:
-        """The fixed questions about these pictures, asked of what would be saved now."""
+        """The validation of these pictures (fixed noise and timesteps) for the weights that would be saved now."""
         parts, settings = self._parts, self._parts.settings
         validator = Validator(
             parts.model,

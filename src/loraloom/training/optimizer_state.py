@@ -1,4 +1,4 @@
-"""What an optimizer has come to, by the names of its parameters, as a state file keeps it."""
+"""The state of an optimizer by the names of its parameters, as a state file keeps it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _keeps_own_state(optimizer: torch.optim.Optimizer) -> bool:
 def optimizer_values(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str], initial: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What the optimizer has come to. ``names``: of parameters by id(); ``initial``: its options when it was new."""
+    """The state of the optimizer. ``names``: of parameters by id(); ``initial``: its options when it was new."""
     values = {"class": type(optimizer).__qualname__, "initial": [dict(group) for group in initial]}
     if _keeps_own_state(optimizer):
         return values | {"own": optimizer.state_dict()}

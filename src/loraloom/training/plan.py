@@ -194,15 +194,15 @@ def _options(settings: TrainSettings, work: Work, *, on_cpu: bool) -> Iterator[t
 
     if settings.batch_size > 1:
         count = settings.gradient_accumulation * settings.batch_size
-        cost = "more time, the same images in an update"
+        cost = "more time, the same number of images in an update"
         yield {"batch_size": 1, "gradient_accumulation": count}, cost
     if not settings.keep_file_precision:
         yield {"keep_file_precision": True}, "a little more time, the same result for an fp16 file"
     if not settings.low_memory and not on_cpu:
-        yield {"low_memory": True}, "time when a part moves to the device and back"
+        yield {"low_memory": True}, "time for moving parts to the device and back"
 
     if settings.quantize == "none":
-        yield {"quantize": "int8"}, "the checkpoint's answers are off by about 1 %"
+        yield {"quantize": "int8"}, "the checkpoint's predictions are off by about 1 %"
 
     # A list of resolutions has no one side that could be made smaller.
     width, height, _ = work.largest if not settings.dataset.resolutions else (0, 0, 0)
@@ -212,7 +212,7 @@ def _options(settings: TrainSettings, work: Work, *, on_cpu: bool) -> Iterator[t
         if rounded < side:
             yield {"dataset.resolution": rounded}, "less detail is learned"
     if settings.quantize != "nf4":
-        yield {"quantize": "nf4"}, "the checkpoint's answers are off by about 10 %"
+        yield {"quantize": "nf4"}, "the checkpoint's predictions are off by about 10 %"
 
 
 def _changed(settings: TrainSettings, overrides: dict[str, Any]) -> TrainSettings:

@@ -123,7 +123,9 @@ def prepare_parts(
     if settings.method != "full":
         team.copy_leader(attached.adapters.state_dict().values())
     if attached.trains_text and settings.dataset.cache_text_to_disk:
-        hint = "dataset.cache_text_to_disk has no effect while a text encoder is trained: captions are encoded anew"
+        hint = (
+            "dataset.cache_text_to_disk has no effect while a text encoder is trained: captions are encoded each time"
+        )
         listener(Notice(hint, "warning"))
     for part, module in model.parts.items():
         if part != "vae":
@@ -241,7 +243,7 @@ def _encode(opened: Opened, model: LoadedModel, listener: Listener, wishes: Wish
 def _put_vae_to_rest(model: LoadedModel, listener: Listener) -> None:
     """Nothing needs the VAE until a preview is painted."""
     if freed := model.rest("vae"):
-        listener(Notice(f"the VAE rests in the file until it is needed: {freed / 2**20:.0f} MiB less"))
+        listener(Notice(f"the VAE is unloaded until it is needed: {freed / 2**20:.0f} MiB less"))
     if model.device.type == "cpu":
         return_freed_memory()  # what encoding left is in pieces that a step would hardly use
 

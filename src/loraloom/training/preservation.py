@@ -47,7 +47,7 @@ def check_trigger(settings: TrainSettings, captions: Sequence[str]) -> list[str]
     if captions and len(without) == len(captions):
         raise SettingsError(
             [f"objective.preserve_class: no caption has the trigger word {trigger!r} (the first is {captions[0]!r})"],
-            "set objective.preserve_trigger to the word that stands in the captions",
+            "set objective.preserve_trigger to the word that is in the captions",
         )
     if not without:
         return []

@@ -107,9 +107,9 @@ def save_whole(path: Path, facts: FileFacts) -> None:
     try:
         written = open_checkpoint(path)
     except FileError as error:
-        raise OutputError(f"{path}: what was written does not read back: {error.problem}", _FAILING_DISK) from error
+        raise OutputError(f"{path}: the written file cannot be read back: {error.problem}", _FAILING_DISK) from error
     if len(written) != len(facts.model.checkpoint):
-        raise OutputError(f"{path}: tensors are missing in what was written", _FAILING_DISK)
+        raise OutputError(f"{path}: tensors are missing in the written file", _FAILING_DISK)
 
 
 def save_adapter(path: Path, adapters: AdapterSet, facts: FileFacts) -> None:

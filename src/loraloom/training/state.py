@@ -99,7 +99,7 @@ class ResumePoint:
             raise ResumeError(
                 f"{self.state.path}: its LoRA has other layers or ranks ({first}: {found.get(first, 'not there')} in "
                 f"the state, {shapes.get(first, 'not there')} in this run)",
-                "a LoRA cannot change its shape on the way: leave adapter.* as it was",
+                "a LoRA cannot change its shape during a run: leave adapter.* as it was",
             )
         adapters.load_state_dict(saved)
 
@@ -132,11 +132,11 @@ def write_state(folder: Path, step: int, values: Mapping[str, Any], *, keep: int
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_pack(values, tensors, "state"), ensure_ascii=False, separators=(",", ":"))
     digest = _digest(text, tensors)
-    make_folder(folder, hint="free some space or check its rights")
+    make_folder(folder, hint="free some space or check its permissions")
     write_tensors(path, tensors, metadata={_MARK: _VERSION, "step": str(step), "values": text, "sha256": digest})
     with open_tensors(path) as file:
         if file.metadata.get("sha256") != digest or _digest(file.metadata["values"], file) != digest:
-            raise OutputError(f"{path}: what was written does not read back", "the disk or its cable may be failing")
+            raise OutputError(f"{path}: the written file cannot be read back", "the disk or its cable may be failing")
     remove_older_states(folder, step, keep=keep)
     return path
 
@@ -229,7 +229,7 @@ def find_state(folder: Path, listener: Listener, *, step: int | None = None) -> 
         reason = unsound(state.values.get("adapters", {}), state.values.get("optimizer", {}))
         if not reason:
             return state
-        listener(Notice(f"the state of step {number} is passed over, the training had exploded: {reason}", "warning"))
+        listener(Notice(f"the state of step {number} is skipped, the training had exploded: {reason}", "warning"))
     if states:
         raise ResumeError(
             f"{folder}: none of its {len(states)} states can be used", "start again from the settings.toml of the run"

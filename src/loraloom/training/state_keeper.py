@@ -153,7 +153,7 @@ class StateKeeper:
         device, values = parts.model.device, point.state.values
         point.load_adapters(parts.adapters, device)
         if not load_optimizer(parts.optimizer, values["optimizer"], self._names, device):
-            text = "the optimizer is another one, so it begins without what the old one had learned"
+            text = "the optimizer is a different one, so it begins without the state of the old one"
             parts.listener(Notice(text))
         if parts.scaler.is_enabled() and values["scaler"]:
             parts.scaler.load_state_dict(placed(values["scaler"], device))

@@ -217,7 +217,7 @@ def validation_pictures(
     if alike:
         count = f"{len(alike)} of the {len(pictures)} pictures to measure on"
         note = f"{count} are trained on too, such as {readable(alike[0].name)}"
-        hint = "the loss then does not tell when the run has learned enough; keep them apart, or set validation.share"
+        hint = "the loss then does not show when the run has learned enough; keep them apart, or set validation.share"
         problems.append(Problem("warning", "validation", found.folder, note, hint))
     return found.training, tuple(problems)
 

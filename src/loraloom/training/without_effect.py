@@ -1,6 +1,6 @@
 """Settings that were set and change nothing in their combination: a table, so that none is passed over in silence.
 
-What a dataset alone makes of no effect is in :mod:`loraloom.data.without_effect`, which is read with the dataset.
+Settings without effect that the dataset alone decides are in :mod:`loraloom.data.without_effect`.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ ROWS: tuple[Row[RunFacts], ...] = (
             (f.settings.optimizer.text_encoder_stop or 0) > 1
             and (f.settings.optimizer.text_encoder_stop or 0) >= f.steps
         ),
-        "has no effect: the run ends before",
+        "has no effect: the run ends earlier",
     ),
     Row(
         ("lr_schedule.warmup_steps",),
@@ -179,11 +179,11 @@ ROWS: tuple[Row[RunFacts], ...] = (
         lambda f: f.settings.saving.files_per_run > 0,
         "has no effect with saving.files_per_run",
     ),
-    Row(("low_memory",), lambda f: f.on_cpu, "has no effect on the CPU, where every part lies already"),
+    Row(("low_memory",), lambda f: f.on_cpu, "has no effect on the CPU, where all parts are anyway"),
     Row(
         ("keep_file_precision",),
         lambda f: f.settings.quantize != "none",
-        "has no effect on what quantize keeps in a few bits: it holds for the VAE and small weights alone",
+        "has no effect on what quantize keeps in a few bits, only on the VAE and small weights",
     ),
     Row(("prior_loss_weight",), lambda f: not f.dataset.regularization, "has no effect without regularization images"),
     Row(
@@ -199,7 +199,7 @@ ROWS: tuple[Row[RunFacts], ...] = (
     Row(
         ("dataset.repeats",),
         _every_concept_has_repeats,
-        "has no effect: every concept says its own, in the list or by its folder's name",
+        "has no effect: every concept has its own, in the list or in its folder's name",
     ),
     Row(
         ("dataset.regularization_folder",),
@@ -298,7 +298,7 @@ OBJECTIVE_ROWS: tuple[Row[RunFacts], ...] = (
         lambda f: bool(f.settings.zero_terminal_snr) and f.prediction == "epsilon",
         sentence=(
             "zero_terminal_snr is for v models: a model that predicts the noise learns nothing at the last timestep, "
-            "where noise is all it sees"
+            "where it sees only noise"
         ),
     ),
 )

@@ -206,7 +206,7 @@ class _Sum:
         return tensor.to(dtype)
 
     def _terms(self, name: str) -> list[Term]:
-        """What is added to the first's tensor; its own name with a negative number takes away its share."""
+        """What is added to the first's tensor; its own name with a negative number subtracts its share."""
         source, blocks = self._source, self._recipe.blocks
         factor = 1.0 if blocks is None else blocks.of(_layer_name(source, name))
         terms: list[Term] = []

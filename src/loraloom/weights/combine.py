@@ -197,7 +197,7 @@ def _words(files: Sequence[AdapterFile]) -> dict[str, Mapping[str, Tensor]]:
         for word, places in file.embeddings.items():
             if word in words and not _are_equal(words[word], places):
                 raise AdapterError(
-                    f"{origin[word]} and {file.path} both bring the word {word!r}, and mean different things by it",
+                    f"{origin[word]} and {file.path} both contain the embedding {word!r}, with different vectors",
                     "one file can hold it only once: leave one of the two out",
                 )
             words[word], origin[word] = places, file.path

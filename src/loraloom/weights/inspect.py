@@ -123,7 +123,7 @@ def _image_report(path: Path) -> FileReport:
         return FileReport(path, "image", "an image without generation parameters", {})
     facts = {"program": found.program} if found.program else {}
     facts |= {"prompt": found.prompt, **({"negative prompt": found.negative_prompt} if found.negative_prompt else {})}
-    behind = {"behind the settings": found.rest} if found.rest else {}
+    behind = {"after the settings": found.rest} if found.rest else {}
     remarks = {"remarks": "; ".join(found.remarks)} if found.remarks else {}
     facts |= {**found.fields, **behind, **remarks}
     return FileReport(path, "image", "an image with generation parameters", facts)
@@ -194,7 +194,7 @@ def _prediction(checkpoint: Checkpoint) -> str:
     if signs.prediction is not None:
         told = f"{signs.prediction} (from {signs.source})"
     elif checkpoint.family.probes_prediction:
-        told = "not said in the file; found out with a probe of the U-Net when the checkpoint is used"
+        told = "not in the file; found by trying the U-Net when the checkpoint is used"
     else:
         told = f"epsilon (as usual for {checkpoint.family.title}; the file says nothing else)"
     return told + (", zero terminal SNR" if signs.zero_terminal_snr else "")

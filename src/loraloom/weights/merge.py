@@ -172,7 +172,7 @@ def merge(
     if result.broken:
         listener(kept_broken(source, result.broken))
     if len(result.changed) < len(changes):
-        lost = f"{len(changes) - len(result.changed)} of {len(changes)} tensors came out as they were"
+        lost = f"{len(changes) - len(result.changed)} of {len(changes)} tensors came out unchanged"
         listener(Notice(f"{lost}: the change is zero, or too small for the precision of the file", "warning"))
     return MergeReport(output, len(source), len(result.changed), merged)
 
@@ -297,7 +297,7 @@ def kept_broken(source: Checkpoint, names: Sequence[str]) -> Notice:
     count = "1 tensor that this merge leaves alone holds" if len(names) == 1 else several
     return Notice(
         f"{source.path}: {count} NaN or infinite values, the first is {names[0]}: "
-        "they are written as they are, and the model may paint nothing but black",
+        "they are written as they are, and the model may paint only black",
         "warning",
     )
 

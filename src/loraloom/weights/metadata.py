@@ -104,7 +104,7 @@ def _check_edit(
     """SettingsError with everything that cannot be done, ``left_behind`` included."""
     problems = [f"{key} is computed from the file" for key in (*wanted, *gone) if key in _COMPUTED]
     problems += [
-        f"{key} holds the alphas of the layers: without it, or with another, the LoRA does something else"
+        f"{key} holds the alphas of the layers: without it, or with another value, the LoRA has another effect"
         for key in (*wanted, *gone)
         if key in _STRENGTH
     ]

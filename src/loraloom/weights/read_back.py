@@ -212,7 +212,7 @@ def _difference(file: AdapterFile, taken: Mapping[str, Mapping[str, Tensor]], sc
     if not wrong:
         return ""
     return Sentence(
-        f"diffusers changes {len(wrong)} of {len(file.layers)} layers otherwise, the first: {wrong[0]}; ",
+        f"diffusers changes {len(wrong)} of {len(file.layers)} layers differently, the first: {wrong[0]}; ",
         Action.CONVERT_TO_DIFFUSERS.of(file=file.path),
         " writes a file that every version reads right",
     )

@@ -104,7 +104,7 @@ def test_a_curve_is_the_unets_and_texts_may_have_a_weight_of_their_own(
         ("<lora:x:0.8@0.7,0.5@0.3>", "not in order"),
         ("<lora:x:0.8@1.01>", "is not a share"),
         ("<lora:x:0.8@-0.2,1@1>", "is not a weight"),
-        ("<lora:x:0.8@0.2,0.5>", "says no step"),
+        ("<lora:x:0.8@0.2,0.5>", "names no step"),
         ("<lora:x:0.8@0-1:0.5>", "text encoder's weight cannot change"),
     ],
 )

@@ -84,16 +84,16 @@ def test_a_log_that_was_cut_or_replaced_is_noticed(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(path.read_bytes() + b'{"event": "Notice", "text": "x"}\n')
     other.replace(path)
-    with pytest.raises(FileFormatError, match="replaced or cut"):
+    with pytest.raises(FileFormatError, match="replaced or truncated"):
         log.since(offset)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(FileFormatError, match="replaced or cut"):
+    with pytest.raises(FileFormatError, match="replaced or truncated"):
         RunLog(tmp_path).since(offset)
     path.write_bytes(b"x" * (offset + 10))  # long enough, but no line begins there
-    with pytest.raises(FileFormatError, match="replaced or cut"):
+    with pytest.raises(FileFormatError, match="replaced or truncated"):
         RunLog(tmp_path).since(offset)
     path.unlink()
-    with pytest.raises(FileFormatError, match="replaced or cut"):
+    with pytest.raises(FileFormatError, match="replaced or truncated"):
         RunLog(tmp_path).since(offset)
 
 

@@ -73,7 +73,7 @@ def _advance(
 
 
 def _weights(nodes: list[float], stride: float, scale: float) -> list[float]:
-    """What each difference counts: the solution of R rho = b (eq. 9 to 11): exact for polynomials."""
+    """The weight of each difference: the solution of R rho = b (eq. 9 to 11): exact for polynomials."""
     count = len(nodes)
     if count == 0:
         return []

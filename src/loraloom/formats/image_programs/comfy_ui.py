@@ -89,7 +89,7 @@ class _Graph:
             kinds = sorted({plain(node["class_type"]) for node in self.nodes.values() if _is_sampling(node)})
             known = f" (it samples with {', '.join(kinds)})" if kinds else ""
             raise FileFormatError(
-                f"the image was made by a graph of ComfyUI in which there is no KSampler{known}",
+                f"the image was made by a ComfyUI graph without a KSampler{known}",
                 "give the prompt and the settings yourself",
             )
 
@@ -139,7 +139,7 @@ class _Graph:
         if node is None:
             return False
         texts = [repr(plain(text)) for text in _inputs(node).values() if isinstance(text, str) and text.strip()]
-        standing = f" (in it stands {', '.join(texts)})" if texts else ""
+        standing = f" (its text: {', '.join(texts)})" if texts else ""
         kind = plain(node["class_type"])
         self.remarks.append(f"{what} is made by the node {kind}, which is not read: give it yourself{standing}")
         return True

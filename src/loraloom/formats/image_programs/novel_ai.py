@@ -46,7 +46,7 @@ def read_novel_ai(texts: Mapping[str, str]) -> Parameters:
     remarks = tags + [text for key, (text, value) in _SAID.items() if _counts(data.get(key), value)]
     remarks += _of_characters(data.get("v4_prompt"))
     if plain(data.get("uncond_scale", 1)) not in ("1", "0"):
-        remarks.append(f"the negative prompt counted {plain(data['uncond_scale'])} times: that is not done here")
+        remarks.append(f"the negative prompt had a scale of {plain(data['uncond_scale'])}: that is not done here")
     translated, weighed = translate_emphasis(prompt), translate_emphasis(negative)
     if (translated, weighed) != (_escaped(prompt), _escaped(negative)):
         remarks.append("NovelAI's {} and [] are written as weights, 1.05 for each pair")

@@ -1,4 +1,4 @@
-"""Whose texts they are: one row a program, first come first served."""
+"""Which program wrote the texts: one row per program, and the first that fits counts."""
 
 from __future__ import annotations
 

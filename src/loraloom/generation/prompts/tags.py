@@ -104,7 +104,7 @@ def _read_tag(tag: str, content: str) -> LoraTag:
             blocks = _blocks(tag, text)
         elif equals and key.strip() not in ("te", "unet"):
             raise PromptError(
-                f"{tag}: {key.strip()!r} is not something that can be set", "te=, unet=, lbw= and mask= are"
+                f"{tag}: {key.strip()!r} is not an option of a LoRA tag", "te=, unet=, lbw= and mask= are"
             )
         elif equals:
             given.append((key.strip(), text))
@@ -142,7 +142,7 @@ def _curve(tag: str, text: str) -> WeightCurve:
         weight = _weight(tag, value)
         start, dash, end = place.partition("-")
         if not at:
-            raise PromptError(f"{tag}: {piece.strip()!r} says no step", "write weight@share, for example 0.2@0,1@0.5")
+            raise PromptError(f"{tag}: {piece.strip()!r} names no step", "write weight@share, for example 0.2@0,1@0.5")
         if dash:
             first, last = _share(tag, start), _share(tag, end)
             if first >= last:

@@ -229,7 +229,7 @@ def _train(demo: _Demo, dataset: Path, epochs: int) -> _Trained:
         result = run_training(settings, listener=listen, control=demo.control)
     heed(demo.control)
     if result.lora is None:
-        raise OutputError("the training was ended without a LoRA", "run the demo again in another folder")
+        raise OutputError("the training was stopped before it saved a LoRA", "run the demo again in another folder")
     demo.reach(
         "trained",
         losses=[mean for _, mean in read_curves(RunLog(result.folder).events()).means],

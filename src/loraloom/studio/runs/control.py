@@ -1,5 +1,5 @@
 """How processes meet at a run folder: who trains it (a lock and a heartbeat), and what it is asked (a control file for
-the wish that holds, a file for each order that was not carried out yet)."""
+the request that holds, a file for each order that was not carried out yet)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class RunLock:
                     Sentence(Action.LIST_RUNS, " shows it; ", Action.STOP_RUN.of(run=self._folder), " ends it"),
                 )
             time.sleep(0.05)
-        # Wishes for a process that is gone. Before this one shows itself: from then on wishes are for it.
+        # Requests to a process that is gone. Before this one shows itself: from then on requests are for it.
         _remove(self._folder, _WISHES)
         facts = {
             "pid": os.getpid(),
@@ -136,7 +136,7 @@ def _open_lock(folder: Path) -> BinaryIO:
         return (folder / LOCK).open("a+b")
     except OSError as error:
         raise OutputError(
-            f"{folder / LOCK} cannot be written: {error.strerror}", "check the rights of the folder"
+            f"{folder / LOCK} cannot be written: {error.strerror}", "check the permissions of the folder"
         ) from error
 
 

@@ -88,7 +88,7 @@ class RunFolder:
         write_text(self.settings_path, with_absolute_paths(settings).to_toml())
 
     def discard(self) -> None:
-        """Take away a folder whose run never began; one that holds previews or weights stays."""
+        """Remove a folder whose run never began; one that holds previews or weights stays."""
         if any(any((self.path / part).iterdir()) for part in _PARTS if (self.path / part).is_dir()):
             return
         with suppress(OSError):
@@ -135,7 +135,7 @@ def check_run_name(name: str) -> None:
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    """Take away folders that were just made; one that holds something stays."""
+    """Remove folders that were just made; one that holds something stays."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

@@ -168,7 +168,9 @@ class RunLog:
 
     def _check(self, is_same: bool) -> None:
         if not is_same:
-            raise FileFormatError(f"{self._path} is not the file it was: it was replaced or cut", "read it anew")
+            raise FileFormatError(
+                f"{self._path} has changed: it was replaced or truncated", "read it from the beginning"
+            )
 
 
 def _kind(line: bytes) -> str:

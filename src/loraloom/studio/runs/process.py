@@ -76,7 +76,7 @@ def start_run(folder: Path) -> RunProcess:
             )
     except OSError as error:
         raise OutputError(
-            f"{folder / OUTPUT_NAME} cannot be written: {error.strerror}", "check the rights of the folder"
+            f"{folder / OUTPUT_NAME} cannot be written: {error.strerror}", "check the permissions of the folder"
         ) from error
     while process.poll() is None and not is_trained_by(folder, process.pid):
         time.sleep(_LOOK_S)

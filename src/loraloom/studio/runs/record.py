@@ -116,7 +116,7 @@ class Recorder:
         self._record(RunFailed(self._step, problem, hint, isinstance(error, KeyboardInterrupt)))
 
     def _follow(self, follower: Listener, event: Event) -> None:
-        """One that cannot write what it hears hears no more; it must not end the run."""
+        """A follower that cannot write gets no more events; it must not end the run."""
         try:
             follower(event)
         except (LoraloomError, OSError) as error:

@@ -171,7 +171,7 @@ class RunStatus:
 def list_runs(folder: Path) -> list[RunStatus]:
     """Every run in ``folder``, by name. MissingFileError when there is no such folder."""
     if not folder.is_dir():
-        raise MissingFileError(f"{folder} is not a folder of runs", "give the folder that output= named")
+        raise MissingFileError(f"{folder} is not a folder of runs", "give the folder that was set as output=")
     return [_status_or_problem(path) for path in run_folders(folder)]
 
 

@@ -59,9 +59,9 @@ def train_run(
 ) -> TrainingResult:
     """Train the run in this folder, in this process: a new one, one that failed, or one that goes on where it was.
 
-    ``control`` is asked, and so is the folder: the first wish counts. Errors are recorded in the run's log before they
-    are raised. Raises ResumeError when another process trains it, when it is finished, or when dataset, checkpoint or
-    settings differ from those it began with (``force``: a warning instead); Interrupted when it is to end before its
+    ``control`` is asked, and so is the folder: the first request counts. Errors are recorded in the run's log before
+    they are raised. Raises ResumeError when another process trains it, when it is finished, or when dataset, checkpoint
+    or settings differ from those it began with (``force``: a warning instead); Interrupted when it is to end before its
     first step.
     """
     return resume_training(run, force=force, listener=listener, control=control)
@@ -155,7 +155,7 @@ def _point_to_begin(folder: RunFolder, force: bool, record: Recorder) -> ResumeP
     source = Path(created.source)
     state = find_state(source / "state", record, step=created.source_step)
     if state is None:
-        raise ResumeError(f"{source} keeps the state of step {created.source_step} no more", "branch from another one")
+        raise ResumeError(f"{source} no longer has the state of step {created.source_step}", "branch from another one")
     record(Notice(f"branched from {source.name}@{state.step}"))
     return ResumePoint(state, branch=True, force=force)
 
@@ -169,7 +169,7 @@ def _point_to_go_on(
     record(RunTaken())
     state = find_state(folder.path / "state", record)
     if state is None:
-        record(Notice("no state was kept before the run ended, so it begins again", "warning"))
+        record(Notice("the run ended before it kept a state, so it starts from the beginning", "warning"))
         record(RunResumed(0))
     if settings != before:
         record.when_begun = lambda: _replace_settings(folder, settings, state.step if state else 0)
