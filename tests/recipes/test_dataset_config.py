@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from foreign_recipes import FILES, settings_again, written
-from loraloom.errors import SettingsError
+from foreign_recipes import FILES, mapped, settings_again, written
+from loraloom.errors import FileFormatError, SettingsError
 from loraloom.recipes.reading import read_recipe
 
 
@@ -169,3 +170,53 @@ def test_a_number_of_a_subset_is_not_one_either(tmp_path: Path) -> None:
     assert "keep_tokens = true: a number is needed" in caught.value.problem
     assert "'dataset.concepts.0.repeats' = true: a number is needed" in caught.value.problem
     assert "constrained" not in caught.value.problem and "tuple" not in caught.value.problem
+
+
+def test_every_entry_has_one_account(tmp_path: Path) -> None:
+    """One of a dataset that a subset overrides, one by two names, one that a run says too."""
+    text = """
+v_parameterization = true
+num_repeats = 9
+[general]
+batch_size = 3
+[[datasets]]
+keep_tokens = 2
+bucket_reso_steps = 64
+train_batch_size = 5
+batch_size = 7
+v_parameterization = true
+[[datasets.subsets]]
+image_dir = 'a'
+keep_tokens = 1
+v_parameterization = true
+[[datasets.subsets]]
+image_dir = 'b'
+"""
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    counted = Counter(key for key in recipe.keys if not key.startswith("("))
+    assert [key for key, count in counted.items() if count != 1] == []
+    assert "a subset says something else" in dict(recipe.changed)["datasets[0].keep_tokens"]
+    assert "given again as datasets[0].batch_size" in dict(recipe.changed)["datasets[0].train_batch_size"]
+    captions = [concept.get("captions") for concept in recipe.get("dataset.concepts")]
+    assert captions == [{"keep_tokens": 1}, {"keep_tokens": 2}]
+    assert [concept["repeats"] for concept in recipe.get("dataset.concepts")] == [9, 9]
+    assert mapped(recipe)["datasets[0].subsets[0].v_parameterization"][0] == "prediction"
+    for key in ("datasets[0].bucket_reso_steps", "datasets[0].v_parameterization", "num_repeats"):
+        assert key in recipe.keys
+
+
+def test_what_an_empty_form_overrides_is_told(tmp_path: Path) -> None:
+    text = "dataset_config = 'd.toml'\nkeep_tokens = 3\nseed = 3\n"
+    levels = "[general]\nkeep_tokens = 4\nflip_aug = true\n[[datasets]]\nflip_aug = false\n"
+    written(tmp_path, "d.toml", f"{levels}[[datasets.subsets]]\nimage_dir = ''\nkeep_tokens = 5\nflip_aug = true\n")
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    assert recipe.get("dataset.captions.keep_tokens") == 5 and recipe.get("dataset.flip") is True
+    told = dict(recipe.changed)
+    for key in ("keep_tokens", "general.keep_tokens", "general.flip_aug", "datasets[0].flip_aug"):
+        assert key in told, key
+
+
+def test_a_general_part_that_is_no_table_names_the_file(tmp_path: Path) -> None:
+    text = "general = 3\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n"
+    with pytest.raises(FileFormatError, match=r"a\.toml: general is not a table"):
+        read_recipe(written(tmp_path, "a.toml", text))

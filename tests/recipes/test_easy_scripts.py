@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from loraloom.recipes.reading import read_recipe
+from loraloom.recipes.recipe import Recipe
 
 SAVED = """
 [[subsets]]
@@ -157,3 +161,91 @@ def test_an_empty_form_asks_for_the_folder(tmp_path: Path) -> None:
     text = '[[subsets]]\nnum_repeats = 7\nimage_dir = ""\n[network_args.args]\nnetwork_dim = 12\n'
     recipe = read_recipe(saved(tmp_path, text))
     assert recipe.missing() == ["checkpoint", "dataset.folder"] and recipe.get("dataset.repeats") == 7
+
+
+def accounts(recipe: Recipe) -> Counter[str]:
+    """How often each key of the file is told, without the parts of a key."""
+    return Counter(key.partition(":")[0] for key in recipe.keys)
+
+
+def test_what_is_given_in_two_panels_or_by_two_names_counts_once(tmp_path: Path) -> None:
+    text = """
+[[subsets]]
+image_dir = "ink"
+[a_args.args]
+seed = 3
+warmup_ratio = 0.07
+lr_warmup_steps = 30
+[a_args.dataset_args]
+resolution = 320
+[b_args.args]
+seed = 23
+caption_extention = ".cap"
+caption_extension = ".txt"
+[b_args.dataset_args]
+resolution = 640
+"""
+    recipe = read_recipe(saved(tmp_path, text))
+    assert [recipe.get(path) for path in ("seed", "lr_schedule.warmup_steps", "dataset.resolution")] == [23, 0.07, 640]
+    told = dict(recipe.changed)
+    assert told["a_args.args.seed"] == "given again as b_args.args.seed; the last one counts"
+    assert told["a_args.dataset_args.resolution"].startswith("given again as b_args.dataset_args.resolution")
+    assert told["a_args.args.lr_warmup_steps"] == "a_args.args.warmup_ratio counts instead"
+    assert told["b_args.args.caption_extention"].startswith("given again as b_args.args.caption_extension")
+    assert [key for key, count in accounts(recipe).items() if count > 1] == []
+
+
+def test_no_section_is_passed_over(tmp_path: Path) -> None:
+    text = """
+subsets = [{ image_dir = "fox", flip_aug = false }]
+noise_args = 3
+chroma_args = "x"
+train_mode = { train_mode = "lora", also = 3 }
+[[datasets]]
+[[datasets.subsets]]
+image_dir = "ink"
+flip_aug = false
+[optimizer_args.args]
+lr_scheduler_type = "LoraEasyCustomOptimizer.RexAnnealingWarmRestarts.RexAnnealingWarmRestarts"
+lr_scheduler_args = ["min_lr=1e-6"]
+[network_args.args]
+fa = true
+"""
+    recipe = read_recipe(saved(tmp_path, text))
+    told = accounts(recipe)
+    for key in (
+        "subsets", "noise_args", "chroma_args", "train_mode.train_mode", "train_mode.also",
+        "datasets[0].subsets[0].image_dir", "datasets[0].subsets[0].flip_aug", "network_args.args.fa",
+        "optimizer_args.args.lr_scheduler_type", "optimizer_args.args.lr_scheduler_args",
+    ):  # fmt: skip
+        assert told[key] == 1, key
+    assert recipe.get("adapter.kind") == "lora_fa" and "network_args.args.fa" in dict(recipe.changed)
+    assert [concept["folder"] for concept in recipe.get("dataset.concepts")] == [str(tmp_path / "ink")]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('datasets = "x"\n[a_args.args]\nseed = 3\n', "datasets = 'x' is not a list of tables"),
+        ('subsets = [3, { image_dir = "ink" }]\n[a_args.args]\nseed = 3\n', "subsets[0] is not a table"),
+    ],
+)
+def test_folders_in_another_form_are_problems(tmp_path: Path, text: str, problem: str) -> None:
+    recipe = read_recipe(saved(tmp_path, text))
+    assert any(text.removeprefix(f"{recipe.source}: ") == problem for _, text in recipe.problems)
+
+
+def test_problems_name_the_keys_that_stand_in_the_file(tmp_path: Path) -> None:
+    text = """
+[[subsets]]
+image_dir = "ink"
+caption_dropout_rate = 3
+[b_args.dataset_args]
+min_bucket_reso = "x"
+"""
+    recipe = read_recipe(saved(tmp_path, text))
+    said = " ".join(text.removeprefix(f"{recipe.source}: ") for _, text in recipe.problems)
+    assert said.startswith("subsets[0].caption_dropout_rate = 3: ")
+    assert "b_args.dataset_args.min_bucket_reso = 'x' does not fit" in said
+    recipe = read_recipe(saved(tmp_path, "[[subsets]]\nimage_dir = ''\n[a_args.args]\nseed = 3\n"))
+    assert recipe.why_missing("dataset.folder") == "subsets[0] names no image_dir"

@@ -13,9 +13,11 @@ import pytest
 
 from loraloom.errors import LoraloomError
 from loraloom.recipes import (
+    dataset_subsets,
     diffusers_scripts,
     dreambooth,
     dreambooth_concepts,
+    easy_scripts,
     gui,
     metadata,
     onetrainer,
@@ -37,6 +39,9 @@ VALUES: tuple[Any, ...] = (
 TABLES = {
     "sd-scripts": sd_scripts.TABLE,
     "kohya_ss": gui.TABLE,
+    "a subset of a dataset file": dataset_subsets.SUBSET,
+    "sections of LoRA_Easy_Training_Scripts": easy_scripts.WINDOW,
+    "arguments of LoRA_Easy_Training_Scripts": easy_scripts.ARGUMENTS,
     "metadata": metadata.TABLE,
     "diffusers": diffusers_scripts.TABLE,
     "OneTrainer": onetrainer.TABLE,
@@ -127,6 +132,31 @@ FORM = {"LoRA_type": "LyCORIS/Diag-OFT", "max_resolution": "512,512", "lr_warmup
 def test_every_key_of_the_form_is_read(tmp_path: Path, row: Row) -> None:
     base = {key: value for key, value in FORM.items() if key != row.key}
     assert is_read(tmp_path / "a.json", row, base, lambda value: {**base, row.key: value})
+
+
+@pytest.mark.parametrize("row", dataset_subsets.SUBSET, ids=lambda row: row.key)
+def test_every_key_of_a_subset_is_read(tmp_path: Path, row: Row) -> None:
+    base = {"image_dir": "img", "is_reg": True}
+    base = {key: value for key, value in base.items() if key != row.key}
+    values = {"resolution": 320, "custom_attributes": {"diff_output_preservation": True}}
+
+    def with_value(value: Any) -> Any:
+        return {"datasets": [{"subsets": [{**base, row.key: values.get(row.key, value)}]}]}
+
+    assert is_read(tmp_path / "a.json", row, {"datasets": [{"subsets": [base]}]}, with_value)
+
+
+@pytest.mark.parametrize("row", easy_scripts.WINDOW, ids=lambda row: row.key)
+def test_every_section_of_the_window_is_read(tmp_path: Path, row: Row) -> None:
+    base = {"subsets": [{"image_dir": "img"}]}
+    panel = {"train_mode": "ti", "args": {"ae": "x"}}
+    assert is_read(tmp_path / "a.json", row, base, lambda _: {**base, row.key: panel})
+
+
+@pytest.mark.parametrize("row", easy_scripts.ARGUMENTS, ids=lambda row: row.key)
+def test_every_argument_of_the_window_is_read(tmp_path: Path, row: Row) -> None:
+    base = {"subsets": [{"image_dir": "img"}]}
+    assert is_read(tmp_path / "a.json", row, base, lambda value: {**base, "a_args": {"args": {row.key: value}}})
 
 
 @pytest.mark.parametrize("row", metadata.TABLE, ids=lambda row: row.key)

@@ -242,3 +242,12 @@ def test_files_of_prompts_in_odd_forms(tmp_path: Path, data: Any) -> None:
     written(tmp_path, "p.json", json.dumps(data) if not isinstance(data, (int, str)) else f"[{json.dumps(data)}, 4]")
     recipe = read_recipe(written(tmp_path, "a.toml", 'network_dim = 3\nsample_prompts = "p.json"\n'))
     assert any("are not prompts" in text for _, text in recipe.problems)
+
+
+def test_of_a_key_given_twice_the_last_that_says_something_counts(tmp_path: Path) -> None:
+    text = 'network_dim = 3\n"network-dim" = 7\n"--network_dim" = ""\nconfig_file = ""\n'
+    recipe = read_recipe(written(tmp_path, "a.toml", text))
+    assert recipe.get("adapter.rank") == 7
+    assert dict(recipe.changed)["network_dim"] == "given again as network-dim; the last one counts"
+    assert {"--network_dim", "config_file"} <= set(recipe.idle)
+    assert recipe.keys.count("network-dim") == 1

@@ -133,6 +133,17 @@ class Recipe:
         self.unmapped = [(new(key), reason) for key, reason in self.unmapped]
         self.idle = [new(key) for key in self.idle]
         self.unknown = [new(key) for key in self.unknown]
+        self.problems = [(path, self._renamed(text, new)) for path, text in self.problems]
+        known = self.known_of_required
+        self.known_of_required = {path: self._renamed(text, new) for path, text in known.items()}
+
+    def _renamed(self, text: str, new: Callable[[str], str]) -> str:
+        """A sentence that begins with a key, after the name of the file."""
+        start = f"{self.source}: "
+        start = start if text.startswith(start) else ""
+        word, blank, rest = text.removeprefix(start).partition(" ")
+        key = word.rstrip(":")
+        return f"{start}{new(key)}{word[len(key) :]}{blank}{rest}"
 
     def problem(self, path: str, text: str) -> None:
         """Record a value that cannot be used. An override of ``path`` settles it."""

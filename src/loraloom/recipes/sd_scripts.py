@@ -27,19 +27,22 @@ from loraloom.recipes.sd_scripts_previews import PREVIEWS
 __all__ = ["TABLE", "dataset_defaults", "items_of", "take_arguments"]
 
 
-def items_of(pairs: Iterable[tuple[str, Any]], recipe: Recipe) -> Items:
-    """Entries by sd-scripts' name. Of a key given twice the last counts, as it does there."""
+def items_of(pairs: Iterable[tuple[str, Any]], recipe: Recipe, labels: Mapping[str, str] | None = None) -> Items:
+    """Entries by sd-scripts' name. Of a key given twice the last that says something counts.
+
+    ``labels``: where a key stands in the file, if its name alone does not say it.
+    """
     items: Items = {}
     for key, value in pairs:
         name = str(key).strip().lstrip("-").replace("-", "_")
         name = SPELLINGS.get(name, name)
+        label = (labels or {}).get(str(key), str(key))
+        if name in items and is_nothing(value):
+            recipe.rest(label)
+            continue
         if name in items:
-            earlier = items[name].key
-            recipe.change(earlier, f"given again as {key}; the last one counts")
-            if is_nothing(value):
-                recipe.rest(str(key))
-                continue
-        items[name] = Item(str(key), value)
+            recipe.change(items[name].key, f"given again as {label}; the last one counts")
+        items[name] = Item(label, value)
     return items
 
 
