@@ -46,8 +46,10 @@ def test_a_lora_that_was_resized_layer_by_layer(tmp_path: Path) -> None:
     recipe = lora(tmp_path, layers(RANKS, 0.3), ss_network_module="networks.lora", **facts)
     assert recipe.problems == [] and sizes(recipe) == (12, 3.6, None, None)
     told = dict(recipe.changed)
-    assert told["ss_network_dim"].startswith("Dynamic: 12, the largest of ranks from 3 to 12")
-    assert "trained with 32" in told["ss_network_dim"] and "a layer of rank 12" in told["ss_network_alpha"]
+    assert told["ss_network_dim"].startswith(
+        "Dynamic in the metadata; 12 from the tensors, the largest of ranks from 3"
+    )
+    assert "it had rank 32" in told["ss_network_dim"] and "a layer of rank 12" in told["ss_network_alpha"]
     assert recipe.get("saving.comment") == "hello; there", "the one that is trained like it is not resized"
     settings = recipe.finished(["checkpoint=a.ckpt", "dataset.folder=img"])
     assert (settings.adapter.rank, settings.adapter.alpha) == (12, 3.6)
@@ -67,7 +69,7 @@ def test_comments_of_tools(tmp_path: Path, comment: str, kept: str | None, rank:
     assert recipe.get("saving.comment") == kept
     assert recipe.keys.count("ss_training_comment") == 1
     note = dict(recipe.changed)["ss_network_dim"]
-    assert (f"adapter.rank={rank}" in note) if rank else "trained with" not in note
+    assert (f"adapter.rank={rank}" in note) if rank else "resized" not in note
 
 
 def test_convolutions_have_a_rank_of_their_own(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def _trained_rank(found: Mapping[str, str]) -> str:
     text, rank = str(found.get("training_comment", "")), ""
     while (step := _RESIZED.match(text)) is not None:
         rank, text = step.group(1), text[step.end() :]
-    return f"; it was trained with {rank} and resized afterwards, says its comment: adapter.rank={rank}" if rank else ""
+    return f"; before it was resized it had rank {rank}, says its comment: adapter.rank={rank}" if rank else ""
 
 
 _SIZES = {
@@ -303,7 +303,7 @@ def _from_tensors(items: Items, recipe: Recipe, sizes: Callable[[], LoraSizes], 
         size, item = found.sizes[name], told.get(name)
         value = _for_rank(name, found, numbers)
         said = "not given" if item is None or is_nothing(item.value) else _word(item.value)
-        note = f"{said}: {value:g}, {size.how}, as the file's tensors have it"
+        note = f"{said} in the metadata; {value:g} from the tensors, {size.how}"
         note += trained if name == "network_dim" else ""
         recipe.set(_SIZES[name], value, item.key if item else f"(ss_{name})", note=note)
         items.pop(name, None)
