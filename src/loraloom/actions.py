@@ -40,6 +40,14 @@ class Action(Enum):
     MEETING_PLACE = "check the number of machines, the address at which they meet"
     START_CLUSTER = "start a cluster"
 
+    LIST_JOBS = "the queue"
+    RETRY_JOB = "another try"
+    RELEASE_JOB = "a release"
+    CANCEL_JOB = "a cancellation"
+    RUN_QUEUE = "open the studio, which works through the queue"
+    NAME_HOME = "choose another folder"
+    OPEN_STUDIO_AGAIN = "open it again: it is kept aside and made anew from the folders"
+
     LIST_SETTINGS = "the reference of the settings"
     PRINT_SETTINGS = "the settings have a file to fill in"
 

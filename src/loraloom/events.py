@@ -18,6 +18,14 @@ from loraloom.plain_data import LARGEST_WHOLE
 __all__ = [
     "Event",
     "ImageSaved",
+    "JobCancelled",
+    "JobCreated",
+    "JobFailed",
+    "JobFinished",
+    "JobPaused",
+    "JobProgressed",
+    "JobResumed",
+    "JobStarted",
     "LatentsCached",
     "Listener",
     "MemoryMeasured",
@@ -237,6 +245,61 @@ class RunFailed(Event):
     problem: str
     hint: str
     interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class JobCreated(Event):
+    """A job that is no run was put into the queue; nothing recorded before counts."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class JobStarted(Event):
+    """A process works on the job now, for the first time or once more."""
+
+
+@dataclass(frozen=True)
+class JobProgressed(Event):
+    """How far the job is: ``done`` of ``total`` ``what`` ("images"). None: what is not known."""
+
+    what: str
+    done: int
+    total: int | None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class JobPaused(Event):
+    """The job waits. ``freed``: its process has ended, and a new one goes on."""
+
+    freed: bool = False
+
+
+@dataclass(frozen=True)
+class JobResumed(Event):
+    """The job goes on in the process that waited."""
+
+
+@dataclass(frozen=True)
+class JobFinished(Event):
+    """The job is done, or ended because it was asked to (``stopped``); ``result``: what came of it, as plain data."""
+
+    stopped: bool
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobFailed(Event):
+    """The job ended with an error."""
+
+    problem: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class JobCancelled(Event):
+    """The job, of any kind, was taken from the queue before anything was done."""
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,13 @@ _GOES_ON = {
     "grid": "images that are finished stay; the same command again goes on",
     "class-images": "pictures that are finished stay; the same command again goes on",
     "scan": "what was read so far is in the index; the same command again goes on",
+    "work": "jobs that run go on in processes of their own; `loraloom work` goes on with the queue",
     "demo": "what is finished stays in its folder; give the next demo another one",
 }
 _NOTHING = "nothing was written; the same command again starts from the beginning"
-_CHANGES_NOTHING = frozenset({"check", "captions", "plan", "inspect", "settings", "tokens", "runs", "search", "show"})
+_CHANGES_NOTHING = frozenset(
+    {"check", "captions", "plan", "inspect", "settings", "tokens", "runs", "jobs", "search", "show"}
+)
 
 
 def show_failure(error: LoraloomError) -> None:

@@ -98,6 +98,7 @@ def _register() -> None:
         demo,
         generate,
         grid,
+        jobs,
         library,
         plan,
         recipes,
@@ -121,6 +122,8 @@ def _register() -> None:
     app.command("stop")(runs.stop)
     app.command("save")(runs.save)
     app.command("preview")(runs.preview)
+    app.add_typer(jobs.app, name="jobs")
+    app.command("work")(jobs.work)
     app.command("sweep")(sweep.sweep)
     app.command("generate")(generate.generate)
     app.command("grid")(grid.grid)
@@ -194,6 +197,7 @@ def _with_its_output(arguments: list[str]) -> int:
 _WORKS = frozenset(
     {"demo", "class-images", "train", "resume", "pause", "stop", "save", "preview", "sweep", "generate", "grid"}
     | {"merge", "merge-checkpoints", "convert", "extract", "resize", "scan", "forget"}
+    | {"work", "hold", "release", "move", "cancel", "retry", "stop-after"}
 )
 """Commands whose result is in files; what they print is only about it."""
 
@@ -201,7 +205,7 @@ _WORKS = frozenset(
 def _command(arguments: list[str]) -> str:
     """The name of the command that was given, without that of its group."""
     words = [argument for argument in arguments if not argument.startswith("-")]
-    return words[1] if len(words) > 1 and words[0] in ("dataset", "library") else words[0] if words else ""
+    return words[1] if len(words) > 1 and words[0] in ("dataset", "library", "jobs") else words[0] if words else ""
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from loraloom.cli.output import takes_all_letters
 if TYPE_CHECKING:
     from loraloom.studio.runs.status import RunStatus
 
-__all__ = ["pause", "preview", "resume", "runs", "save", "stop"]
+__all__ = ["duration", "pause", "preview", "resume", "runs", "save", "stop"]
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The name of a run in runs/, or its folder.")]
 
@@ -126,12 +126,13 @@ def _cells(run: RunStatus) -> tuple[str, ...]:
         f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
         f"{run.loss:.4f}" if run.loss is not None else "",
         f"{run.best_loss:.4f}, epoch {run.best_epoch}" if run.best_loss is not None else "",
-        _duration(run.seconds_left) if run.is_unfinished and run.seconds_left is not None else "",
+        duration(run.seconds_left) if run.is_unfinished and run.seconds_left is not None else "",
         Path(run.last_preview).name if run.last_preview else "",
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people: ``1:02:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

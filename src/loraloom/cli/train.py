@@ -46,6 +46,12 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Resume even if the pictures, the checkpoint or the settings differ.")
     ] = False,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Put the run into the queue of the studio instead (docs/jobs.md).")
+    ] = False,
+    home: Annotated[
+        Path | None, typer.Option("--home", help="With --queue: the folder of the studio. Unset: the present one.")
+    ] = None,
     plot_lr: Annotated[
         bool, typer.Option("--plot-lr", help="Draw the learning rate of every step instead of training.")
     ] = False,
@@ -62,9 +68,12 @@ def train(
         path, overrides = split_arguments(arguments or [])
         if resume is not None or branch is not None or force:
             _check_alone(path, recipe, like, resume, branch)
+        _check_queue(queue=queue, home=home, plot_lr=plot_lr, force=force)
         if resume is None and branch is None:
             settings = _chosen_settings(path, recipe, like, overrides)
-    if resume is not None:
+    if queue:
+        _put_into_queue(home or Path(), _run_to_queue(resume, branch, overrides) or settings)
+    elif resume is not None:
         resume_here(_run_here(resume), overrides, force=force)
     elif branch is not None:
         run, step = run_and_step(branch)
@@ -74,6 +83,54 @@ def train(
         _plot_rates(settings)
     else:
         _watched(lambda **doors: run_training(settings, **doors))
+
+
+def _check_queue(*, queue: bool, home: Path | None, plot_lr: bool, force: bool) -> None:
+    """What goes with the queue, and what does not."""
+    from loraloom.studio.runs.training import launched_together
+
+    if not queue:
+        if home is not None:
+            raise SettingsError(["--home goes with --queue"], "output= names the folder of the runs")
+        return
+    if plot_lr or force:
+        raise SettingsError([f"--queue does not go with {'--plot-lr' if plot_lr else '--force'}"], "leave one out")
+    if launched_together() > 1:
+        raise SettingsError(["--queue under torchrun"], "jobs of the queue run in one process; start it without")
+
+
+def _run_to_queue(resume: str | None, branch: str | None, overrides: list[str]) -> Path | None:
+    """The folder of a run that exists and is to go on, or of a new branch; None for a run that begins."""
+    from loraloom.studio.runs.creation import create_branch
+    from loraloom.studio.runs.folder import run_and_step
+
+    if resume is not None:
+        if overrides:
+            raise SettingsError(["a run that goes on by the queue keeps its settings"], "--branch takes other ones")
+        return _run_here(resume)
+    if branch is None:
+        return None
+    run, step = run_and_step(branch)
+    return create_branch(_run_here(run), step, overrides).path
+
+
+def _put_into_queue(home: Path, given: Path | TrainSettings) -> None:
+    from loraloom.cli.jobs import say_notice
+    from loraloom.studio.home import Home
+    from loraloom.studio.jobs.queue import Queue
+    from loraloom.studio.runs.folder import with_absolute_paths
+
+    queue = Queue(Home.open(home, listener=say_notice))
+    if isinstance(given, Path):
+        job = queue.add_run(given)
+    else:
+        settings = with_absolute_paths(given)
+        if "output" not in given.chosen():
+            settings = settings.model_copy(update={"output": queue.home.runs})
+        job = queue.add("train", settings)
+    typer.echo(f"job {job.id}: {job.title} is number {job.position} of those that wait, in {job.folder}")
+    if not queue.is_worked_through:
+        typer.echo("nobody works through the queue now: `loraloom work` does")
 
 
 def resume_here(folder: Path, overrides: list[str], *, force: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,15 @@ from loraloom.settings import Settings
 from loraloom.studio.runs.control import CONTROL_FILES
 from loraloom.studio.runs.log import LOG_NAME
 
-__all__ = ["RunFolder", "check_run_name", "find_run", "run_and_step", "run_folders", "with_absolute_paths"]
+__all__ = [
+    "RunFolder",
+    "check_run_name",
+    "find_run",
+    "run_and_step",
+    "run_folders",
+    "with_absolute_paths",
+    "with_each_path",
+]
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 _HINT = "set output=FOLDER"
@@ -150,14 +158,19 @@ def _exists(path: Path) -> bool:
 
 def with_absolute_paths(settings: SettingsT) -> SettingsT:
     """The same settings wherever their file lies: relative paths in a settings file are relative to it."""
+    return with_each_path(settings, lambda path: path.expanduser().absolute())
+
+
+def with_each_path(settings: SettingsT, change: Callable[[Path], Path]) -> SettingsT:
+    """The same settings with ``change`` made to every path in them."""
     return settings.model_copy(
-        update={name: _absolute(getattr(settings, name)) for name in type(settings).model_fields}
+        update={name: _changed(getattr(settings, name), change) for name in type(settings).model_fields}
     )
 
 
-def _absolute(value: Any) -> Any:
+def _changed(value: Any, change: Callable[[Path], Path]) -> Any:
     if isinstance(value, Settings):
-        return with_absolute_paths(value)
+        return with_each_path(value, change)
     if isinstance(value, tuple):
-        return tuple(_absolute(item) for item in value)
-    return value.expanduser().absolute() if isinstance(value, Path) else value
+        return tuple(_changed(item, change) for item in value)
+    return change(value) if isinstance(value, Path) else value

@@ -17,6 +17,7 @@ from loraloom.control import POLL_S
 from loraloom.errors import FileFormatError, MissingFileError, OutputError
 from loraloom.events import (
     Event,
+    JobCreated,
     RunCreated,
     RunFailed,
     RunFinished,
@@ -34,7 +35,9 @@ LOG_NAME = "events.jsonl"
 _STEP = b'{"event": "StepFinished"'
 _KIND = re.compile(rb'\{"event": "(\w+)"')
 """How every line of ours begins, so that lines of other kinds need not be parsed."""
-_TURNS = frozenset({"RunCreated", "RunTaken", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed"})
+_TURNS = frozenset(
+    {"RunCreated", "RunTaken", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed", "JobCancelled"}
+)
 """Events whose order matters: an earlier one is passed on earlier."""
 
 
@@ -125,7 +128,7 @@ class RunLog:
             has_begun = has_begun or alive  # it may die before it has told anything
             events, offset = self.since(offset)
             for event in events:
-                has_begun = alive or not isinstance(event, RunCreated)
+                has_begun = alive or not isinstance(event, RunCreated | JobCreated)
                 yield event
             if not events and not alive and has_begun:
                 return

@@ -9,6 +9,7 @@ from typing import Any
 from loraloom.errors import FileError, MissingFileError
 from loraloom.events import (
     Event,
+    JobCancelled,
     PreviewSaved,
     RunCreated,
     RunFailed,
@@ -29,7 +30,7 @@ __all__ = ["RunStatus", "list_runs", "read_status"]
 _SPEED_STEPS = 50
 """The time left is estimated from this many of the last steps."""
 _KINDS = frozenset(
-    {"RunCreated", "RunTaken", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed"}
+    {"RunCreated", "RunTaken", "RunStarted", "RunResumed", "RunPaused", "RunFinished", "RunFailed", "JobCancelled"}
     | {"StepFinished", "PreviewSaved", "ValidationMeasured"}
 )
 """Events that a status is made from."""
@@ -57,6 +58,7 @@ class _State:
 
     name: str
     problem: str = ""
+    hint: str = ""
     needs_process: bool = True
 
 
@@ -83,6 +85,8 @@ class RunStatus:
     last_preview: str | None = None
     problem: str = ""
     """Of a failed run."""
+    hint: str = ""
+    """What to do about it; a sentence that proposes something keeps its actions."""
     needs_process: bool = field(default=True, repr=False)
     """Whether the state is one of a process: without one, the run was interrupted."""
     before: _State | None = field(default=None, repr=False)
@@ -121,7 +125,9 @@ class RunStatus:
                 return self._in("stopped" if event.stopped else "finished", needs_process=False)
             case RunFailed():
                 state = "interrupted" if event.interrupted else "failed"
-                return self._in(state, needs_process=False, problem=event.problem)
+                return self._in(state, needs_process=False, problem=event.problem, hint=event.hint)
+            case JobCancelled():
+                return self._in("stopped", needs_process=False)
             case StepFinished():
                 steps = (*history.steps, event)[-_SPEED_STEPS:]
                 return replace(self, step=event.step, history=replace(history, steps=steps))
@@ -134,11 +140,12 @@ class RunStatus:
         return self
 
     def _in(self, state: str, *, needs_process: bool = True, **changes: Any) -> RunStatus:
-        return replace(self, state=state, needs_process=needs_process, **({"problem": "", "before": None} | changes))
+        begun: dict[str, Any] = {"problem": "", "hint": "", "before": None}
+        return replace(self, state=state, needs_process=needs_process, **(begun | changes))
 
     def _taken(self) -> RunStatus:
         """In the hands of a process that has told of nothing yet."""
-        before = self.before or _State(self.state, self.problem, self.needs_process)
+        before = self.before or _State(self.state, self.problem, self.hint, self.needs_process)
         return self._in("preparing", before=None if before.name == "queued" else before, is_prepared=False)
 
     def _told(self) -> RunStatus:
@@ -164,7 +171,8 @@ class RunStatus:
         if alive:
             return replace(self, state="preparing") if self.state == "queued" else self  # it is about to tell
         if (was := self.before) is not None:
-            return self._in(was.name, problem=was.problem, needs_process=was.needs_process).seen(alive=False)
+            status = self._in(was.name, problem=was.problem, hint=was.hint, needs_process=was.needs_process)
+            return status.seen(alive=False)
         return replace(self, state="interrupted") if self.needs_process else self
 
 

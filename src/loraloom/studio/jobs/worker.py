@@ -1,0 +1,177 @@
+"""The process that does one job: ``python -m loraloom.studio.jobs.worker FOLDER``. It outlives whoever started it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from loraloom.control import Control, Request, first_of, number_of
+from loraloom.errors import LoraloomError, OutputError, ResumeError
+from loraloom.events import (
+    Event,
+    ImageSaved,
+    JobFailed,
+    JobFinished,
+    JobPaused,
+    JobProgressed,
+    JobResumed,
+    JobStarted,
+    LatentsCached,
+    Listener,
+    PieceFinished,
+    RunCreated,
+    RunFailed,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    SamplerStepped,
+    StepFinished,
+    ignore,
+)
+from loraloom.studio.detached import work_to_the_end
+from loraloom.studio.jobs.folder import read_job, write_job
+from loraloom.studio.jobs.kinds import JobKind, find_kind
+from loraloom.studio.jobs.status import StatusReader
+from loraloom.studio.results import to_record
+from loraloom.studio.runs.control import FolderControl, RunLock, is_trained
+from loraloom.studio.runs.log import EventLog
+from loraloom.studio.system_errors import explained
+
+__all__ = ["JobRecorder", "do_job", "main"]
+
+TOLD_EVERY_S = 0.5
+"""Progress is recorded no more often than this."""
+_OF_INNER_RUNS = (RunCreated, RunFailed, RunFinished, RunPaused, RunResumed, SamplerStepped)
+"""What a run inside a job says of itself is in its own folder; here it would be taken for the job's."""
+
+
+class JobRecorder:
+    """The listener that writes what happens in a job to its log: progress of any kind as JobProgressed, now and then.
+
+    A log that cannot be written does not end the job.
+    """
+
+    def __init__(self, log: EventLog, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._clock = clock
+        self._steps: int | None = None
+        self._what = ""
+        self._began = (0.0, 0)
+        self._told = -TOLD_EVERY_S
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case PieceFinished():
+                self._progress(event.what, event.done, event.total)
+            case LatentsCached():
+                self._progress("pictures encoded", event.done, event.total)
+            case RunStarted():
+                self._steps = event.total_steps
+            case StepFinished():
+                self._progress("steps", event.step, self._steps)
+            case ImageSaved():
+                self.record(event)
+                self._progress("images", event.done, event.total)
+            case _ if not isinstance(event, _OF_INNER_RUNS):
+                self.record(event)
+
+    def _progress(self, what: str, done: int, total: int | None) -> None:
+        now = self._clock()
+        if what != self._what or done < self._began[1]:
+            self._what, self._began, self._told = what, (now, done), now - TOLD_EVERY_S
+        if now - self._told < TOLD_EVERY_S and done != total:
+            return
+        self._told = now
+        began, first = self._began
+        left = (now - began) / (done - first) * (total - done) if total is not None and done > first else None
+        self.record(JobProgressed(what, done, total, left))
+
+    def record(self, event: Event) -> None:
+        """Write an event as it is."""
+        try:
+            self._log(event)
+        except OutputError as error:
+            sys.stderr.write(f"{error}; the job goes on without it\n")
+
+
+class _Telling:
+    """A control that tells of a pause and its end when the work hears of them."""
+
+    def __init__(self, control: Control, record: Listener) -> None:
+        self._control = control
+        self._record = record
+        self._waits = False
+
+    @property
+    def number(self) -> int:
+        """The signal by which it asks, where it is one."""
+        return number_of(self._control)
+
+    def __call__(self) -> Request:
+        request = self._control()
+        waits = request is Request.PAUSE
+        if waits != self._waits:
+            self._record(JobPaused() if waits else JobResumed())
+        self._waits = waits
+        return request
+
+
+def do_job(folder: Path, *, control: Control) -> None:
+    """Do the job in ``folder``, in this process, with its record; a job that is done already stays so.
+
+    Raises ResumeError when another process does it, FileError where its record cannot be read, and what the work
+    raises, which its log has then too.
+    """
+    kind = find_kind(read_job(folder).kind)
+    if kind.is_run:
+        if is_trained(folder):
+            raise ResumeError(f"{folder} is being trained already", "it can be asked to stop, or be waited for")
+        _noted(folder, lambda: kind.run(folder, ignore, control))
+        return
+    with RunLock(folder):
+        if StatusReader(folder, is_run=False).read(alive=False).state == "done":
+            return
+        _noted(folder, lambda: _recorded(folder, kind, control))
+
+
+def _noted(folder: Path, work: Callable[[], object]) -> None:
+    """Do the work, with its times in the record."""
+    begun = read_job(folder).begun()
+    with suppress(OutputError):  # times are not worth a job
+        write_job(folder, begun)
+    try:
+        work()
+    finally:
+        with suppress(OutputError):
+            write_job(folder, begun.ended())
+
+
+def _recorded(folder: Path, kind: JobKind, control: Control) -> None:
+    with EventLog(folder) as log:
+        recorder = JobRecorder(log)
+        recorder.record(JobStarted())
+        try:
+            result = kind.run(folder, recorder, _Telling(first_of(control, FolderControl(folder)), recorder.record))
+        except KeyboardInterrupt as left:
+            is_to_go_on = getattr(left, "request", Request.STOP) is Request.LEAVE
+            recorder.record(JobPaused(freed=True) if is_to_go_on else JobFinished(stopped=True, result={}))
+            raise
+        except BaseException as error:
+            said = explained(error) or LoraloomError(f"a fault in Loraloom itself: {type(error).__name__}: {error}")
+            recorder.record(JobFailed(said.problem, said.hint))
+            raise
+        told = to_record(result)
+        recorder.record(JobFinished(stopped=False, result=told if isinstance(told, dict) else {}))
+
+
+def main(folder: Path) -> int:
+    """Do the job in ``folder``; the exit code. A signal asks for a clean end, as it does in a terminal."""
+    return work_to_the_end(lambda stop: do_job(folder, control=stop), ["job", str(folder)])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1])))
