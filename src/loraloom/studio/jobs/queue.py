@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from loraloom.actions import Action, Sentence
-from loraloom.control import Request
+from loraloom.control import Order, Request
 from loraloom.errors import FileError, LoraloomError, MissingFileError, ResumeError, SettingsError, UnknownNameError
 from loraloom.events import JobCancelled
 from loraloom.settings import Settings
@@ -26,7 +26,7 @@ from loraloom.studio.home import Home, HomeLock
 from loraloom.studio.jobs.folder import RECORD_NAME, JobRecord, read_job, settings_record, write_job
 from loraloom.studio.jobs.kinds import KINDS, find_kind
 from loraloom.studio.jobs.status import ENDED, JobStatus, Progress, StatusReader
-from loraloom.studio.runs.control import RunLock, ask, is_trained
+from loraloom.studio.runs.control import RunLock, ask, is_trained, leave_order
 from loraloom.studio.runs.folder import RunFolder
 from loraloom.studio.runs.log import LOG_NAME, EventLog
 from loraloom.studio.runs.training import check_run
@@ -410,6 +410,11 @@ class Queue:
             return self.retry(number)
         else:
             raise ResumeError(f"job {number} does not run now", Sentence(Action.LIST_JOBS, " shows its state"))
+        return self.job(number)
+
+    def order(self, number: int, order: Order) -> Job:
+        """Let a run save or paint its previews once, after the step in progress. ResumeError where none runs."""
+        leave_order(self.home.located(self.entry(number).folder), order)
         return self.job(number)
 
     def retry(self, number: int) -> Job:

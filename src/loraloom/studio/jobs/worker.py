@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from loraloom.control import Control, Request, first_of, number_of
+from loraloom.control import Control, Order, Request, first_of, number_of, orders_of
 from loraloom.errors import LoraloomError, OutputError, ResumeError
 from loraloom.events import (
     Event,
@@ -118,6 +118,10 @@ class _Telling:
             self._record(JobPaused() if waits else JobResumed())
         self._waits = waits
         return request
+
+    def take_orders(self) -> tuple[Order, ...]:
+        """Passed on."""
+        return orders_of(self._control)
 
 
 def do_job(folder: Path, *, control: Control) -> None:
