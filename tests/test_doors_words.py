@@ -140,14 +140,14 @@ def all_commands(group: Any = None, before: str = "") -> Iterator[tuple[str, Any
     for name, command in (GROUPS if group is None else group.commands).items():
         if hasattr(command, "commands"):
             yield from all_commands(command, f"{before}{name} ")
-        else:
+        if not hasattr(command, "commands") or command.invoke_without_command:
             yield f"{before}{name}", command
 
 
 def faults(words: str) -> list[str]:
     """What in a terminal's words for an action is no command or option of this program."""
     known = dict(all_commands())
-    named = re.findall(r"loraloom ((?:dataset |library )?[a-z-]+)", words)
+    named = re.findall(r"loraloom ((?:dataset |library |jobs )?[a-z-]+)", words)
     wrong = [name for name in named if name not in known]
     for option in _OPTION.findall(words):
         # Where a command is named the option must be that one's; else any command's, or one of all commands.

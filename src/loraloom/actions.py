@@ -44,7 +44,6 @@ class Action(Enum):
     RETRY_JOB = "another try"
     RELEASE_JOB = "a release"
     CANCEL_JOB = "a cancellation"
-    RUN_QUEUE = "open the studio, which works through the queue"
     NAME_HOME = "choose another folder"
     OPEN_STUDIO_AGAIN = "open it again: it is kept aside and made anew from the folders"
 

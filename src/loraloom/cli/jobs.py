@@ -178,21 +178,22 @@ def _show(found: list[Job]) -> None:
     for name in ("job", "kind", "title", "state", "progress", "time left"):
         table.add_column(name, overflow="fold")
     for job in found:
-        told = job.progress
-        row = (
-            str(job.id),
-            job.kind,
-            job.title,
-            f"{job.state}, held" if job.held else job.state,
-            f"{told.done}{f'/{told.total}' if told.total else ''} {told.what}" if told is not None else "",
-            duration(told.seconds_left) if told and told.seconds_left is not None and not job.is_over else "",
-        )
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, _cells(job)))
     console = Console(highlight=False, emoji=False)
     console.print(table)
     for job in found:
         for text in _trouble(job):
             console.print(Text(text), soft_wrap=True)
+
+
+def _cells(job: Job) -> tuple[str, ...]:
+    """A job's row. What is not known is left empty: a zero would look measured."""
+    far, left = "", None
+    if job.progress is not None:
+        total = f"/{job.progress.total}" if job.progress.total else ""
+        far, left = f"{job.progress.done}{total} {job.progress.what}", job.progress.seconds_left
+    state = f"{job.state}, held" if job.held else job.state
+    return str(job.id), job.kind, job.title, state, far, "" if left is None else duration(left)
 
 
 def _trouble(job: Job) -> list[str]:

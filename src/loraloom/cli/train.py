@@ -71,6 +71,8 @@ def train(
         _check_queue(queue=queue, home=home, plot_lr=plot_lr, force=force)
         if resume is None and branch is None:
             settings = _chosen_settings(path, recipe, like, overrides)
+
+    # A run that goes on or branches off has its settings already.
     if queue:
         _put_into_queue(home or Path(), _run_to_queue(resume, branch, overrides) or settings)
     elif resume is not None:

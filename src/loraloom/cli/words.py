@@ -37,7 +37,6 @@ WORDS: Words = {
     Action.RETRY_JOB: "`loraloom jobs retry {job}`",
     Action.RELEASE_JOB: "`loraloom jobs release {job}`",
     Action.CANCEL_JOB: "`loraloom jobs cancel {job}`",
-    Action.RUN_QUEUE: "`loraloom work` works through it",
     Action.NAME_HOME: "choose another folder",
     Action.OPEN_STUDIO_AGAIN: "give the command again: it is kept aside and made anew from the folders",
     Action.LIST_SETTINGS: "`loraloom settings`",

@@ -177,13 +177,17 @@ class Home:
         if any(0xD800 <= ord(mark) < 0xE000 for mark in text):
             raise FileError(f"{path}: its name is not text", "give the folder another name")
         layout = recognise_layout(path)
+        kind = layout.kind if layout is not None else "plain"
+        if path != self.path:
+            self._keep_root(text, kind, name or path.name or "root")
+        return next(root for root in self.roots if root.path == path)
+
+    def _keep_root(self, text: str, kind: str, name: str) -> None:
         with self.database.transaction() as connection:
             rows = connection.execute("SELECT path, name FROM roots").fetchall()
-            if path != self.path and text not in {row[0] for row in rows}:
-                unique = _unique(name or path.name or "root", {"home", *(row[1] for row in rows)})
-                kind = layout.kind if layout is not None else "plain"
+            if text not in {row[0] for row in rows}:
+                unique = _unique(name, {"home", *(row[1] for row in rows)})
                 connection.execute("INSERT INTO roots (path, kind, name) VALUES (?, ?, ?)", (text, kind, unique))
-        return next(root for root in self.roots if root.path == path)
 
     def forget_root(self, root: int | str) -> None:
         """Use the files of an added folder no more; they stay. UnknownNameError for one that is none."""
@@ -231,9 +235,10 @@ def _database(path: Path) -> tuple[Database, tuple[Notice, ...]]:
         kept = set_aside(path)
         if kept is None:  # another process has done it
             return Database(path), ()
-        words = (
+        words = Sentence(
             f"{damaged.problem}; it was kept as {kept.name} and made anew from the folders. Preferences and added "
-            "folders of models are to be set again; jobs that wait are held until they are released"
+            "folders of models are to be set again; jobs that wait are held until ",
+            Action.RELEASE_JOB,
         )
         return Database(path), (Notice(words, "warning"),)
 

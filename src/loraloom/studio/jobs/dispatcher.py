@@ -19,8 +19,9 @@ from loraloom.errors import FileError, LoraloomError
 from loraloom.events import JobFailed, Listener, Notice, RunFailed, ignore
 from loraloom.studio.detached import last_lines, start_detached
 from loraloom.studio.home import Home, HomeLock
+from loraloom.studio.jobs.job import WORKER, Entry, is_worker
 from loraloom.studio.jobs.kinds import KINDS
-from loraloom.studio.jobs.queue import BESIDE, DEVICE, QUEUE_LOCK, WORKER, Entry, Queue, is_worker
+from loraloom.studio.jobs.queue import BESIDE, DEVICE, QUEUE_LOCK, Queue
 from loraloom.studio.jobs.status import StatusReader
 from loraloom.studio.runs.control import PROCESS, RunLock, ask, is_trained
 from loraloom.studio.runs.folder import run_folders

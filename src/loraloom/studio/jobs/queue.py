@@ -6,41 +6,36 @@ an index of them. What is asked here is done by the dispatcher of the home, whic
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from loraloom.actions import Action, Sentence
 from loraloom.control import Order, Request
-from loraloom.errors import FileError, LoraloomError, MissingFileError, ResumeError, SettingsError, UnknownNameError
+from loraloom.errors import LoraloomError, MissingFileError, ResumeError, SettingsError, UnknownNameError
 from loraloom.events import JobCancelled
 from loraloom.settings import Settings
-from loraloom.studio.detached import last_lines
 from loraloom.studio.home import Home, HomeLock
 from loraloom.studio.jobs.folder import RECORD_NAME, JobRecord, read_job, settings_record, write_job
+from loraloom.studio.jobs.job import COLUMNS, Entry, Job, JobReader, begins
 from loraloom.studio.jobs.kinds import KINDS, find_kind
-from loraloom.studio.jobs.status import ENDED, JobStatus, Progress, StatusReader
 from loraloom.studio.runs.control import RunLock, ask, is_trained, leave_order
 from loraloom.studio.runs.folder import RunFolder
-from loraloom.studio.runs.log import LOG_NAME, EventLog
+from loraloom.studio.runs.log import EventLog
 from loraloom.studio.runs.training import check_run
 
-__all__ = ["Entry", "Job", "Limits", "Queue", "is_worker"]
+__all__ = ["BESIDE", "DEVICE", "QUEUE_LOCK", "Job", "Limits", "Queue"]
 
-_LIMITS, _STOPPED = "jobs.limits", "jobs.stop_after_this"
+QUEUE_LOCK = "queue"
+"""What of the home a dispatcher locks."""
 DEVICE, BESIDE = "device", ""
 """Where jobs run: on the device that is chosen for them (also by its name), or beside it. Another GPU has its name."""
-QUEUE_LOCK = "queue"
-WORKER = "loraloom.studio.jobs.worker"
-_BEING_STARTED_S = 10.0
-"""A dispatcher that has not come further than this with starting a process has died."""
 _THE_DEVICE = ("auto", "cuda", "cuda:0", "mps", "cpu", "xpu")
+_LIMITS, _STOPPED = "jobs.limits", "jobs.stop_after_this"
 
 
 @dataclass(frozen=True)
@@ -53,75 +48,12 @@ class Limits:
     """Of those that need none."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One job, as it is now."""
-
-    id: int
-    kind: str
-    title: str
-    folder: Path
-    state: str
-    """queued, preparing, running, paused, done, failed, stopped, interrupted."""
-    position: int
-    """Its place among those that wait, from 1; 0 for one that does not."""
-    held: bool
-    """Whether it waits for a release first."""
-    progress: Progress | None
-    problem: str
-    hint: str
-    """What to do about the problem; a sentence that proposes something keeps its actions."""
-    created: float
-    """Seconds since 1970, as the other times."""
-    started: float | None
-    ended: float | None
-    result: Mapping[str, Any]
-    """What came of it, as plain data."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more happens by itself."""
-        return self.state in ENDED
-
-    def output(self, lines: int = 40) -> list[str]:
-        """The last lines that its process printed."""
-        return last_lines(self.folder, lines)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the table."""
-
-    id: int
-    kind: str
-    title: str
-    folder: str
-    device: str
-    created: float
-    waiting: int
-    """Whether the dispatcher is to start it."""
-    held: int
-    position: float
-    pid: int | None
-    """The process that was started for it and has not been seen to end; 0 while it is being started."""
-    started: float | None
-    wish: str
-    """What is to be asked of it as soon as its process listens."""
-    stamp: str
-    """Size and date of the log of which ``summary`` is kept."""
-    summary: str
-
-
-_COLUMNS = ", ".join(field.name for field in fields(Entry))
-
-
 class Queue:
     """The queue of ``home``. Jobs are named by their number; UnknownNameError for one that there is not."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self._readers: dict[str, StatusReader] = {}
-        self._lock = threading.Lock()
+        self._reader = JobReader(home)
         self.find_again()
 
     # -- putting in
@@ -207,7 +139,7 @@ class Queue:
                 record = read_job(folder)
                 if record.forgotten:
                     continue
-                waits = self._status(folder, record.kind).state == "queued"
+                waits = self._reader.status(folder, record.kind).state == "queued"
                 with self.home.database.transaction() as connection:
                     found = connection.execute("SELECT 1 FROM jobs WHERE folder = ?", (where,)).fetchone()
                     if found is None:
@@ -235,7 +167,7 @@ class Queue:
         """Every job: those that run, those that wait in their order, and those that have ended, the latest first."""
         entries = self.entries()
         places = _places(entries)
-        found = [self._job(entry, places.get(entry.id, 0)) for entry in entries]
+        found = [self._reader.job(entry, places.get(entry.id, 0)) for entry in entries]
         return sorted(found, key=_in_the_list)
 
     def job(self, number: int) -> Job:
@@ -245,18 +177,18 @@ class Queue:
         entry = next((entry for entry in entries if entry.id == number), None)
         if entry is None:
             self._unknown(number)
-        return self._job(entry, places.get(number, 0))
+        return self._reader.job(entry, places.get(number, 0))
 
     def entry(self, number: int) -> Entry:
         """The row of one job."""
-        rows = self.home.database.rows(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (number,))
+        rows = self.home.database.rows(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", (number,))
         if not rows:
             self._unknown(number)
         return Entry(*rows[0])
 
     def entries(self) -> list[Entry]:
         """The rows of all jobs, those that wait in the order in which they are to run."""
-        rows = self.home.database.rows(f"SELECT {_COLUMNS} FROM jobs ORDER BY position, id")
+        rows = self.home.database.rows(f"SELECT {COLUMNS} FROM jobs ORDER BY position, id")
         return [Entry(*row) for row in rows]
 
     def _entry_of(self, folder: Path) -> Entry | None:
@@ -265,83 +197,6 @@ class Queue:
 
     def _unknown(self, number: int) -> NoReturn:
         raise UnknownNameError("job", str(number), [str(entry.id) for entry in self.entries()])
-
-    def _job(self, entry: Entry, position: int) -> Job:
-        folder = self.home.located(entry.folder)
-        alive = is_trained(folder)
-        status = None if alive else self._kept(entry, folder)
-        if status is None:
-            status = self._status(folder, entry.kind, alive=alive)
-            if not alive and not entry.waiting and entry.pid is None and status.state in ENDED:
-                self._keep(entry, folder, status)
-        status = self._told(entry, folder, status, alive=alive)
-        if status.progress is not None and status.state in ENDED:
-            status = replace(status, progress=replace(status.progress, seconds_left=None))
-        started = ended = entry.started
-        with suppress(LoraloomError):
-            attempts = read_job(folder).attempts
-            started = attempts[-1].started if attempts else started
-            ended = attempts[-1].ended if attempts else None
-        return Job(
-            id=entry.id,
-            kind=entry.kind,
-            title=entry.title,
-            folder=folder,
-            state=status.state,
-            position=position if status.state == "queued" else 0,
-            held=bool(entry.held and entry.waiting),
-            progress=status.progress,
-            problem=status.problem,
-            hint=status.hint,
-            created=entry.created,
-            started=started,
-            ended=(ended or _last_word(folder)) if status.state in ENDED else None,
-            result=status.result,
-        )
-
-    def _status(self, folder: Path, kind: str, *, alive: bool | None = None) -> JobStatus:
-        """What the log in the folder says. One that cannot be read is a failure that can be read."""
-        is_run = kind in KINDS and KINDS[kind].is_run
-        alive = is_trained(folder) if alive is None else alive
-        if not folder.is_dir():
-            return JobStatus("failed", problem=f"{folder} is gone", hint="take the job from the list")
-        with self._lock:
-            reader = self._readers.setdefault(str(folder), StatusReader(folder, is_run=is_run))
-            try:
-                return reader.read(alive=alive)
-            except FileError as error:
-                return JobStatus("failed", problem=error.problem, hint=error.hint)
-
-    def _told(self, entry: Entry, folder: Path, status: JobStatus, *, alive: bool) -> JobStatus:
-        """The status with what the table knows: that it waits, is being started, or died without a word."""
-        if alive:
-            return status
-        if entry.waiting:
-            return JobStatus("queued", status.progress)
-        if _begins(entry, folder):
-            return JobStatus("preparing", status.progress)
-        if status.state == "queued":
-            status = replace(status, state="interrupted")
-        if status.state == "interrupted" and not status.problem:
-            hint = Sentence(Action.RETRY_JOB.of(job=entry.id), " goes on with it")
-            problem = "its process ended without a word: it was killed, or the machine went down"
-            return replace(status, problem=problem, hint=hint)
-        return status
-
-    def _kept(self, entry: Entry, folder: Path) -> JobStatus | None:
-        """The status that was kept of a job that had ended, where nothing has been recorded since."""
-        if not entry.summary or entry.stamp != _stamp(folder):
-            return None
-        with suppress(KeyError, TypeError, ValueError):
-            return JobStatus.from_record(json.loads(entry.summary))
-        return None
-
-    def _keep(self, entry: Entry, folder: Path, status: JobStatus) -> None:
-        text = json.dumps(status.to_record())
-        with suppress(LoraloomError), self.home.database.transaction() as connection:
-            connection.execute("UPDATE jobs SET stamp = ?, summary = ? WHERE id = ?", (_stamp(folder), text, entry.id))
-        with self._lock:
-            self._readers.pop(str(folder), None)
 
     # -- changing
 
@@ -387,10 +242,10 @@ class Queue:
             folder = self.home.located(entry.folder)
             if entry.waiting:
                 connection.execute("UPDATE jobs SET waiting = 0, held = 0 WHERE id = ?", (number,))
-                if self._status(folder, entry.kind).state == "queued":
+                if self._reader.status(folder, entry.kind).state == "queued":
                     with RunLock(folder), EventLog(folder) as log:
                         log(JobCancelled())
-                return self._job(replace(entry, waiting=0, held=0), 0)
+                return self._reader.job(replace(entry, waiting=0, held=0), 0)
         return self.ask(number, Request.STOP if save else Request.DISCARD)
 
     def ask(self, number: int, request: Request) -> Job:
@@ -403,7 +258,7 @@ class Queue:
         folder = self.home.located(entry.folder)
         if is_trained(folder):
             ask(folder, request)
-        elif _begins(entry, folder):
+        elif begins(entry, folder):
             with self._changing(number) as (connection, _):
                 connection.execute("UPDATE jobs SET wish = ? WHERE id = ?", (request.value, number))
         elif request is Request.GO and self.job(number).state == "paused":
@@ -426,7 +281,7 @@ class Queue:
         if job.state == "done":
             raise ResumeError(f"job {number} is done", "a new job does it once more")
         with self._changing(number) as (connection, entry):
-            if is_trained(job.folder) or _begins(entry, job.folder):
+            if is_trained(job.folder) or begins(entry, job.folder):
                 raise ResumeError(f"job {number} runs now", Sentence(Action.CANCEL_JOB.of(job=number), " ends it"))
             if not entry.waiting:
                 if KINDS[job.kind].is_run:
@@ -452,14 +307,14 @@ class Queue:
     def _changing(self, number: int) -> Iterator[tuple[sqlite3.Connection, Entry]]:
         """Inside, the row of a job stays as it is given, but for what is changed there."""
         with self.home.database.transaction() as connection:
-            row = connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (number,)).fetchone()
+            row = connection.execute(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", (number,)).fetchone()
             if row is None:
                 self._unknown(number)
             yield connection, Entry(*row)
 
     def _must_wait(self, entry: Entry) -> None:
         if not entry.waiting:
-            state = self._job(entry, 0).state
+            state = self._reader.job(entry, 0).state
             raise ResumeError(f"job {entry.id} does not wait, it is {state}", "only jobs that wait have an order")
 
     # -- the whole
@@ -491,26 +346,6 @@ class Queue:
         self.home.preferences[_LIMITS] = {"device": value.device, "beside": value.beside}
 
 
-def _begins(entry: Entry, folder: Path) -> bool:
-    """Whether a process was started for the job that has not told anything yet, and may still do so."""
-    if entry.pid is None or (_last_word(folder) or 0.0) > (entry.started or 0.0):
-        return False
-    if entry.pid == 0:
-        return time.time() - (entry.started or 0.0) < _BEING_STARTED_S
-    return is_worker(entry.pid, folder)
-
-
-def is_worker(pid: int, folder: Path) -> bool:
-    """Whether the process does the job of this folder: numbers of processes are given again."""
-    import psutil
-
-    try:
-        command = psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return False
-    return WORKER in command and str(folder.absolute()) in command
-
-
 def _places(entries: list[Entry]) -> dict[int, int]:
     """The place of each job that waits, from 1."""
     return {entry.id: place for place, entry in enumerate((entry for entry in entries if entry.waiting), start=1)}
@@ -527,20 +362,3 @@ def _inside(folder: Path) -> list[Path]:
         return [path for path in folder.iterdir() if path.is_dir()]
     except OSError:
         return []
-
-
-def _stamp(folder: Path) -> str:
-    """What changes with every line of the log."""
-    try:
-        found = (folder / LOG_NAME).stat()
-    except OSError:
-        return ""
-    return f"{found.st_size}-{found.st_mtime_ns}"
-
-
-def _last_word(folder: Path) -> float | None:
-    """When something was recorded last."""
-    try:
-        return (folder / LOG_NAME).stat().st_mtime
-    except OSError:
-        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,18 +19,14 @@ from loraloom.events import (
     JobProgressed,
     JobResumed,
     JobStarted,
-    RunFailed,
-    RunFinished,
 )
-from loraloom.studio.runs.control import PROCESS
-from loraloom.studio.runs.log import LOG_NAME, RunLog
+from loraloom.studio.runs.log import RunLog
 from loraloom.studio.runs.status import RunStatus
 
 __all__ = ["ENDED", "JobStatus", "Progress", "StatusReader"]
 
 ENDED = ("done", "failed", "stopped", "interrupted")
 """States in which nothing more happens by itself."""
-_ENDS = (RunFailed, RunFinished, JobFailed, JobFinished)
 _OF_RUNS = {"finished": "done"}
 
 
@@ -80,11 +75,9 @@ class JobStatus:
 
     def seen(self, *, alive: bool) -> JobStatus:
         """What it means that a process works on it now, or (not ``alive``) that none does."""
-        if alive and not self.needs_process:
-            return JobStatus("preparing", needs_process=True)  # it begins once more, and has not told of it yet
-        if not alive and self.needs_process:
-            return replace(self, state="interrupted")
-        return self
+        if alive:
+            return replace(self, state="preparing") if self.state == "queued" else self  # it is about to tell
+        return replace(self, state="interrupted") if self.needs_process else self
 
     def to_record(self) -> dict[str, Any]:
         """The status as JSON-ready data; a hint keeps what it proposes."""
@@ -130,7 +123,7 @@ class StatusReader:
         self._begin()
 
     def _begin(self) -> None:
-        self._log, self._offset, self._has_ended = RunLog(self._folder), 0, False
+        self._log, self._offset = RunLog(self._folder), 0
         self._status: RunStatus | JobStatus = (
             RunStatus(self._folder.name, self._folder) if self._is_run else JobStatus()
         )
@@ -144,17 +137,5 @@ class StatusReader:
             events, self._offset = self._log.since()
         for event in events:
             self._status = self._status.after(event)
-            self._has_ended = isinstance(event, _ENDS)
-        # A process that has told of the end of its work needs a moment to end itself.
-        alive = alive and not (self._has_ended and _began_before(self._folder))
         status = self._status.seen(alive=alive)
         return of_run(status) if isinstance(status, RunStatus) else status
-
-
-def _began_before(folder: Path) -> bool:
-    """Whether the process that works on the job began before the last line of the log was written."""
-    try:
-        started = json.loads((folder / PROCESS).read_text(encoding="utf-8"))["started"]
-        return bool((folder / LOG_NAME).stat().st_mtime > started)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

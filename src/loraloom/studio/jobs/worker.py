@@ -3,99 +3,24 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from loraloom.control import Control, Order, Request, first_of, number_of, orders_of
 from loraloom.errors import LoraloomError, OutputError, ResumeError
-from loraloom.events import (
-    Event,
-    ImageSaved,
-    JobFailed,
-    JobFinished,
-    JobPaused,
-    JobProgressed,
-    JobResumed,
-    JobStarted,
-    LatentsCached,
-    Listener,
-    PieceFinished,
-    RunCreated,
-    RunFailed,
-    RunFinished,
-    RunPaused,
-    RunResumed,
-    RunStarted,
-    SamplerStepped,
-    StepFinished,
-    ignore,
-)
+from loraloom.events import JobFailed, JobFinished, JobPaused, JobResumed, JobStarted, Listener, ignore
 from loraloom.studio.detached import work_to_the_end
 from loraloom.studio.jobs.folder import read_job, write_job
 from loraloom.studio.jobs.kinds import JobKind, find_kind
+from loraloom.studio.jobs.recorder import JobRecorder
 from loraloom.studio.jobs.status import StatusReader
 from loraloom.studio.results import to_record
 from loraloom.studio.runs.control import FolderControl, RunLock, is_trained
 from loraloom.studio.runs.log import EventLog
 from loraloom.studio.system_errors import explained
 
-__all__ = ["JobRecorder", "do_job", "main"]
-
-TOLD_EVERY_S = 0.5
-"""Progress is recorded no more often than this."""
-_OF_INNER_RUNS = (RunCreated, RunFailed, RunFinished, RunPaused, RunResumed, SamplerStepped)
-"""What a run inside a job says of itself is in its own folder; here it would be taken for the job's."""
-
-
-class JobRecorder:
-    """The listener that writes what happens in a job to its log: progress of any kind as JobProgressed, now and then.
-
-    A log that cannot be written does not end the job.
-    """
-
-    def __init__(self, log: EventLog, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._log = log
-        self._clock = clock
-        self._steps: int | None = None
-        self._what = ""
-        self._began = (0.0, 0)
-        self._told = -TOLD_EVERY_S
-
-    def __call__(self, event: Event) -> None:
-        match event:
-            case PieceFinished():
-                self._progress(event.what, event.done, event.total)
-            case LatentsCached():
-                self._progress("pictures encoded", event.done, event.total)
-            case RunStarted():
-                self._steps = event.total_steps
-            case StepFinished():
-                self._progress("steps", event.step, self._steps)
-            case ImageSaved():
-                self.record(event)
-                self._progress("images", event.done, event.total)
-            case _ if not isinstance(event, _OF_INNER_RUNS):
-                self.record(event)
-
-    def _progress(self, what: str, done: int, total: int | None) -> None:
-        now = self._clock()
-        if what != self._what or done < self._began[1]:
-            self._what, self._began, self._told = what, (now, done), now - TOLD_EVERY_S
-        if now - self._told < TOLD_EVERY_S and done != total:
-            return
-        self._told = now
-        began, first = self._began
-        left = (now - began) / (done - first) * (total - done) if total is not None and done > first else None
-        self.record(JobProgressed(what, done, total, left))
-
-    def record(self, event: Event) -> None:
-        """Write an event as it is."""
-        try:
-            self._log(event)
-        except OutputError as error:
-            sys.stderr.write(f"{error}; the job goes on without it\n")
+__all__ = ["do_job", "main"]
 
 
 class _Telling:

@@ -121,13 +121,8 @@ class RunStatus:
                 return self._in("running" if self.is_prepared else "preparing")
             case RunPaused():
                 return self._in("paused", needs_process=not event.freed)
-            case RunFinished():
-                return self._in("stopped" if event.stopped else "finished", needs_process=False)
-            case RunFailed():
-                state = "interrupted" if event.interrupted else "failed"
-                return self._in(state, needs_process=False, problem=event.problem, hint=event.hint)
-            case JobCancelled():
-                return self._in("stopped", needs_process=False)
+            case RunFinished() | RunFailed() | JobCancelled():
+                return self._ended(event)
             case StepFinished():
                 steps = (*history.steps, event)[-_SPEED_STEPS:]
                 return replace(self, step=event.step, history=replace(history, steps=steps))
@@ -142,6 +137,15 @@ class RunStatus:
     def _in(self, state: str, *, needs_process: bool = True, **changes: Any) -> RunStatus:
         begun: dict[str, Any] = {"problem": "", "hint": "", "before": None}
         return replace(self, state=state, needs_process=needs_process, **(begun | changes))
+
+    def _ended(self, event: RunFinished | RunFailed | JobCancelled) -> RunStatus:
+        match event:
+            case RunFailed():
+                state = "interrupted" if event.interrupted else "failed"
+                return self._in(state, needs_process=False, problem=event.problem, hint=event.hint)
+            case RunFinished(stopped=False):
+                return self._in("finished", needs_process=False)
+        return self._in("stopped", needs_process=False)
 
     def _taken(self) -> RunStatus:
         """In the hands of a process that has told of nothing yet."""

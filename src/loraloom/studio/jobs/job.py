@@ -1,0 +1,230 @@
+"""One job as it is now: what its row of the table says, what its folder says, and whether a process works on it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from loraloom.actions import Action, Sentence
+from loraloom.errors import FileError, LoraloomError
+from loraloom.studio.detached import last_lines
+from loraloom.studio.home import Home
+from loraloom.studio.jobs.folder import read_job
+from loraloom.studio.jobs.kinds import KINDS
+from loraloom.studio.jobs.status import ENDED, JobStatus, Progress, StatusReader
+from loraloom.studio.runs.control import is_trained
+from loraloom.studio.runs.log import LOG_NAME
+
+__all__ = ["COLUMNS", "WORKER", "Entry", "Job", "JobReader", "begins", "is_worker"]
+
+WORKER = "loraloom.studio.jobs.worker"
+"""The module that does a job in a process of its own."""
+_BEING_STARTED_S = 10.0
+"""A dispatcher that has not come further than this with starting a process has died."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, as it is now."""
+
+    id: int
+    kind: str
+    title: str
+    folder: Path
+    state: str
+    """queued, preparing, running, paused, done, failed, stopped, interrupted."""
+    position: int
+    """Its place among those that wait, from 1; 0 for one that does not."""
+    held: bool
+    """Whether it waits for a release first."""
+    progress: Progress | None
+    problem: str
+    hint: str
+    """What to do about the problem; a sentence that proposes something keeps its actions."""
+    created: float
+    """Seconds since 1970, as the other times."""
+    started: float | None
+    ended: float | None
+    result: Mapping[str, Any]
+    """What came of it, as plain data."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self.state in ENDED
+
+    def output(self, lines: int = 40) -> list[str]:
+        """The last lines that its process printed."""
+        return last_lines(self.folder, lines)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table."""
+
+    id: int
+    kind: str
+    title: str
+    folder: str
+    device: str
+    created: float
+    waiting: int
+    """Whether the dispatcher is to start it."""
+    held: int
+    position: float
+    pid: int | None
+    """The process that was started for it and has not been seen to end; 0 while it is being started."""
+    started: float | None
+    wish: str
+    """What is to be asked of it as soon as its process listens."""
+    stamp: str
+    """Size and date of the log of which ``summary`` is kept."""
+    summary: str
+
+
+COLUMNS = ", ".join(field.name for field in fields(Entry))
+"""Of the table, in the order of :class:`Entry`."""
+
+
+class JobReader:
+    """Makes jobs from the rows of a home's table; what was read of a log once is not read again."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._readers: dict[str, StatusReader] = {}
+        self._lock = threading.Lock()
+
+    def job(self, entry: Entry, position: int) -> Job:
+        """The job of a row; ``position``: its place among those that wait."""
+        folder = self._home.located(entry.folder)
+        alive = is_trained(folder)
+        status = None if alive else _kept(entry, folder)
+        if status is None:
+            status = self.status(folder, entry.kind, alive=alive)
+            if not alive and not entry.waiting and entry.pid is None and status.state in ENDED:
+                self._keep(entry, folder, status)
+        status = _told(entry, folder, status, alive=alive)
+
+        # What has ended has no time left, and only that has an end.
+        is_over = status.state in ENDED
+        if status.progress is not None and is_over:
+            status = replace(status, progress=replace(status.progress, seconds_left=None))
+        started, ended = _times(entry, folder)
+        return Job(
+            id=entry.id,
+            kind=entry.kind,
+            title=entry.title,
+            folder=folder,
+            state=status.state,
+            position=position if status.state == "queued" else 0,
+            held=bool(entry.held and entry.waiting),
+            progress=status.progress,
+            problem=status.problem,
+            hint=status.hint,
+            created=entry.created,
+            started=started,
+            ended=ended if is_over else None,
+            result=status.result,
+        )
+
+    def status(self, folder: Path, kind: str, *, alive: bool | None = None) -> JobStatus:
+        """What the log in the folder says. One that cannot be read is a failure that can be read."""
+        is_run = kind in KINDS and KINDS[kind].is_run
+        alive = is_trained(folder) if alive is None else alive
+        if not folder.is_dir():
+            return JobStatus("failed", problem=f"{folder} is gone", hint="take the job from the list")
+        with self._lock:
+            reader = self._readers.setdefault(str(folder), StatusReader(folder, is_run=is_run))
+            try:
+                return reader.read(alive=alive)
+            except FileError as error:
+                return JobStatus("failed", problem=error.problem, hint=error.hint)
+
+    def _keep(self, entry: Entry, folder: Path, status: JobStatus) -> None:
+        """Keep what a job has come to in the table, so that its log need not be read again by anybody."""
+        text = json.dumps(status.to_record())
+        with suppress(LoraloomError), self._home.database.transaction() as connection:
+            connection.execute("UPDATE jobs SET stamp = ?, summary = ? WHERE id = ?", (_stamp(folder), text, entry.id))
+        with self._lock:
+            self._readers.pop(str(folder), None)
+
+
+def _kept(entry: Entry, folder: Path) -> JobStatus | None:
+    """The status that was kept of a job that had ended, where nothing has been recorded since."""
+    if not entry.summary or entry.stamp != _stamp(folder):
+        return None
+    with suppress(KeyError, TypeError, ValueError):
+        return JobStatus.from_record(json.loads(entry.summary))
+    return None
+
+
+def _told(entry: Entry, folder: Path, status: JobStatus, *, alive: bool) -> JobStatus:
+    """The status with what the table knows: that it waits, is being started, or died without a word."""
+    if entry.waiting and not alive:
+        return JobStatus("queued", status.progress)
+    if begins(entry, folder):
+        return JobStatus("preparing", status.progress)
+    if alive:
+        return status
+    if status.state == "queued":
+        status = replace(status, state="interrupted")
+
+    # It could not tell of this itself.
+    if status.state == "interrupted" and not status.problem:
+        hint = Sentence(Action.RETRY_JOB.of(job=entry.id), " goes on with it")
+        problem = "its process ended without a word: it was killed, or the machine went down"
+        return replace(status, problem=problem, hint=hint)
+    return status
+
+
+def _times(entry: Entry, folder: Path) -> tuple[float | None, float | None]:
+    """When the last process for the job began and ended; where it was killed, when it told something last."""
+    started, ended = entry.started, None
+    with suppress(LoraloomError):
+        attempts = read_job(folder).attempts
+        started = attempts[-1].started if attempts else started
+        ended = attempts[-1].ended if attempts else None
+    return started, ended or _last_word(folder)
+
+
+def begins(entry: Entry, folder: Path) -> bool:
+    """Whether a process was started for the job that has not told anything yet, and may still do so."""
+    if entry.pid is None or (_last_word(folder) or 0.0) > (entry.started or 0.0):
+        return False
+    if entry.pid == 0:
+        return time.time() - (entry.started or 0.0) < _BEING_STARTED_S
+    return is_worker(entry.pid, folder)
+
+
+def is_worker(pid: int, folder: Path) -> bool:
+    """Whether the process does the job of this folder: numbers of processes are given again."""
+    import psutil
+
+    try:
+        command = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
+    return WORKER in command and str(folder.absolute()) in command
+
+
+def _stamp(folder: Path) -> str:
+    """What changes with every line of the log."""
+    try:
+        found = (folder / LOG_NAME).stat()
+    except OSError:
+        return ""
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _last_word(folder: Path) -> float | None:
+    """When something was recorded last."""
+    try:
+        return (folder / LOG_NAME).stat().st_mtime
+    except OSError:
+        return None
