@@ -158,7 +158,7 @@ class Database:
                 require_room([Need(self.path.parent, 0, "the database")])
             except OutputError as refused:
                 return refused
-            return OutputError(f"{self.path} cannot be written: {error}", "check the rights of the file")
+            return OutputError(f"{self.path} cannot be written: {error}", "check the permissions of the file")
         return FileError(f"{self.path} cannot be used: {error}")
 
 

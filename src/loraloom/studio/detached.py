@@ -49,7 +49,7 @@ def start_detached(module: str, folder: Path, environment: Mapping[str, str] | N
             )
     except OSError as error:
         raise OutputError(
-            f"{folder / OUTPUT_NAME} cannot be written: {error.strerror}", "check the rights of the folder"
+            f"{folder / OUTPUT_NAME} cannot be written: {error.strerror}", "check the permissions of the folder"
         ) from error
 
 
