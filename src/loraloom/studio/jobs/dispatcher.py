@@ -93,7 +93,7 @@ class Dispatcher:
             look = self.step()
         except FileError as error:
             if error.problem != self._problem:
-                self._listener(Notice(error, "warning"))
+                self._listener(Notice(str(error), "warning"))
             self._problem = error.problem
             return Look(works=False)
         self._problem = ""
@@ -199,7 +199,7 @@ class Dispatcher:
         try:
             process = start_detached(WORKER, folder)
         except LoraloomError as error:
-            self._listener(Notice(error, "warning"))
+            self._listener(Notice(str(error), "warning"))
             self._set(entry, "pid = NULL")
             return False
         self._processes[entry.id] = process
