@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loraloom.actions import Sentence
-from loraloom.cli.output import takes_all_letters, visible
-from loraloom.cli.runs import duration
+from loraloom.cli.output import duration, takes_all_letters, visible
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,7 +19,15 @@ from typing import Any, TextIO
 from loraloom.cli.words import worded
 from loraloom.plain_text import one_line
 
-__all__ = ["ForgivingStream", "forgive_output", "lost_output", "takes_all_letters", "visible", "visible_line"]
+__all__ = [
+    "ForgivingStream",
+    "duration",
+    "forgive_output",
+    "lost_output",
+    "takes_all_letters",
+    "visible",
+    "visible_line",
+]
 
 _FOR_GOOD = {errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.EIO, errno.EINVAL}
 """Failures after which nobody will read again: a reader that is gone, a closed file, a terminal that hung up."""
@@ -134,3 +142,10 @@ def _fill_closed_descriptors() -> None:
             # The lowest free number is given, so this takes just the one that is missing.
             with contextlib.suppress(OSError):
                 os.open(os.devnull, os.O_RDWR)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

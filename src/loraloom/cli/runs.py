@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraloom.cli.output import takes_all_letters
+from loraloom.cli.output import duration, takes_all_letters
 
 if TYPE_CHECKING:
     from loraloom.studio.runs.status import RunStatus
 
-__all__ = ["duration", "pause", "preview", "resume", "runs", "save", "stop"]
+__all__ = ["pause", "preview", "resume", "runs", "save", "stop"]
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The name of a run in runs/, or its folder.")]
 
@@ -129,10 +129,3 @@ def _cells(run: RunStatus) -> tuple[str, ...]:
         duration(run.seconds_left) if run.is_unfinished and run.seconds_left is not None else "",
         Path(run.last_preview).name if run.last_preview else "",
     )
-
-
-def duration(seconds: float) -> str:
-    """A time for people: ``1:02:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
