@@ -469,14 +469,17 @@ def test_mutations_give_no_other_exception() -> None:
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_views_that_only_promise_a_sign_are_written_with_it(suffix: str, tmp_path: Path) -> None:
     values = torch.tensor([1 + 2j, 3 - 4j, -5 + 6j])
-    views = {"conjugate": values.conj(), "negative": values.conj().imag}
-    assert views["conjugate"].is_conj() and views["negative"].is_neg()
+    # Of a strided view any copy has the sign; one without gaps is written as it lies.
+    dense = torch._neg_view(torch.tensor([0.7, -3.0]))
+    views = {"conjugate": values.conj(), "negative": values.conj().imag, "dense": dense}
+    assert views["conjugate"].is_conj() and views["negative"].is_neg() and dense.is_neg() and dense.is_contiguous()
     path = tmp_path / f"x{suffix}"
     if suffix == ".ckpt":
         del views["conjugate"]  # a torch file has no such type here
     write_tensors(path, views)
     with open_tensors(path) as file:
         assert_same(file["negative"], torch.tensor([-2.0, 4.0, -6.0]))
+        assert_same(file["dense"], torch.tensor([-0.7, 3.0]))
         if "conjugate" in views:
             assert_same(file["conjugate"], torch.tensor([1 - 2j, 3 + 4j, -5 - 6j]))
 

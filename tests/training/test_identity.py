@@ -11,11 +11,13 @@ import pytest
 from loraloom.data.dataset import load_dataset
 from loraloom.errors import ResumeError, SettingsError
 from loraloom.events import Event, Notice, ignore
+from loraloom.formats.tensors import write_tensors
 from loraloom.models.checkpoint import open_checkpoint
 from loraloom.settings import changeable_settings
-from loraloom.training.identity import Identity, check_alike, check_identity, identity_of
+from loraloom.training.identity import Identity, check_alike, check_identity, checkpoint_fingerprint, identity_of
 from loraloom.training.settings import TrainSettings
 from loraloom.training.state import ResumePoint, RunState
+from toys import toy_tensors
 
 FREE = {
     "name": ("a", "b"),
@@ -121,3 +123,16 @@ def test_of_concepts_only_what_was_set_is_remembered(
     settings = make_settings(f"dataset.concepts=[{{folder='{pictures / '2_red'}', repeats=3, flip=true}}]")
     kept = identity_of(settings, load_dataset(settings.dataset), open_checkpoint(settings.checkpoint)).settings
     assert kept["dataset.concepts"] == [{"repeats": 3, "flip": True}]
+
+
+def test_a_checkpoint_is_known_by_its_values_and_their_type(tmp_path: Path) -> None:
+    """A copy is the same; one tensor a hundredth larger, or in another precision, makes another of it."""
+    tensors = toy_tensors("sd1")
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    changes = {"copy": tensors[name].clone(), "larger": tensors[name] * 1.01, "half": tensors[name].half()}
+    found = {}
+    for kind, tensor in {"itself": tensors[name], **changes}.items():
+        write_tensors(tmp_path / f"{kind}.safetensors", {**tensors, name: tensor})
+        found[kind] = checkpoint_fingerprint(open_checkpoint(tmp_path / f"{kind}.safetensors"))
+    assert found["copy"] == found["itself"]
+    assert len(set(found.values())) == 3
