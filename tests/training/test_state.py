@@ -459,6 +459,7 @@ VALUES: dict[str, Any] = {
     "device": torch.device("cpu"),
     "set": {3, 1},
     "$odd": 1,
+    "looks packed": [{"$dtype": "float16"}, {"$set": [5, 2]}, {"$tensor": "half", "on": "cpu"}, {"$pairs": []}],
 }
 
 
