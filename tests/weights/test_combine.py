@@ -84,6 +84,27 @@ def test_block_weights_multiply(write_lora: Write, tmp_path: Path, checkpoint: W
     assert json.loads(two.metadata["loraloom.merged"])[0]["blocks"] == "MID=0.5,OUT03=0"
 
 
+@pytest.mark.parametrize(("family", "count"), [("sd1", 17), ("sdxl", 12)])
+def test_a_preset_of_block_weights_is_that_of_the_family(
+    family: str, count: int, write_lora: Write, tmp_path: Path, checkpoint: Write
+) -> None:
+    """In a sum and in a merge alike: the layers of blocks at 0 are left out, the others have their weight."""
+    file, output = write_lora("a.safetensors", random_lora(family, 5, parts=["unet"])), tmp_path / "out.safetensors"
+    strength = LoraStrength(0.6, blocks=parse_block_weights("OUTS"))
+    combine_loras([LoraWeight(file, strength)], output)
+    before, after = deltas(file, family), deltas(output, family)
+    wanted = {name: strength.listed(count).of(name) for name in before}
+    assert after.keys() == {name for name, weight in wanted.items() if weight}
+    assert 0 < len(after) < len(before)
+    for name, delta in after.items():
+        torch.testing.assert_close(delta, wanted[name] * before[name], rtol=1e-5, atol=1e-7)
+    merge(checkpoint(family), [LoraWeight(file, strength)], tmp_path / "blocked.safetensors")
+    merge(checkpoint(family), [LoraWeight(output)], tmp_path / "plain.safetensors")
+    one, two = (open_tensors(tmp_path / f"{name}.safetensors") for name in ("blocked", "plain"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
+
+
 def test_the_recipe_is_written_and_no_training_is_claimed(write_lora: Write, tmp_path: Path) -> None:
     said = {"ss_base_model_version": "sd_v1", "ss_steps": "100", "modelspec.trigger_phrase": "abc"}
     files = [write_lora(f"{seed}.safetensors", random_lora("sd1", seed), said) for seed in (1, 2)]

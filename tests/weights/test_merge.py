@@ -279,7 +279,7 @@ def test_what_the_model_predicts_survives(checkpoint: MakeFile, write_lora: Make
         assert open_tensors(tmp_path / f"out{suffix}").metadata["modelspec.prediction_type"] == "v"
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".CKPT"])
 def test_metadata_records_every_merge(suffix: str, checkpoint: MakeFile, write_lora: MakeFile, tmp_path: Path) -> None:
     lora, other = (write_lora(f"{name}.safetensors", random_lora("sd1", seed)) for seed, name in enumerate("ab"))
     merge(checkpoint("sd1"), [LoraWeight(lora, LoraStrength(0.8, 0.5))], tmp_path / f"one{suffix}")
