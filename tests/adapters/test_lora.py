@@ -22,7 +22,7 @@ def target(name: str, shape: tuple[int, ...], *, part: str = "unet", extended: b
 
 
 LAYERS = {
-    "linear": (nn.Linear(6, 10), (2, 5, 6)),
+    "linear": (nn.Linear(6, 10), (3, 5, 6)),
     "conv1": (nn.Conv2d(6, 10, 1), (2, 6, 5, 4)),
     "conv3": (nn.Conv2d(6, 10, 3, stride=2, padding=1), (2, 6, 8, 8)),
 }
