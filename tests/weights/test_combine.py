@@ -62,6 +62,7 @@ def test_cut_to_a_rank_it_is_the_truncated_svd_of_the_dense_sum(write_lora: Writ
         torch.testing.assert_close(delta.flatten(1).double(), best, rtol=1e-3, atol=1e-5 * float(values[0]))
         lost, whole = lost + float((values[rank:] ** 2).sum()), whole + float((values**2).sum())
     assert report.residual == pytest.approx((lost / whole) ** 0.5, rel=1e-4)
+    assert report.limit == 3, "what was asked for of layers that are no kernels"
 
 
 def test_block_weights_multiply(write_lora: Write, tmp_path: Path, checkpoint: Write) -> None:
