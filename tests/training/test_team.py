@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,12 +23,26 @@ from typer.testing import CliRunner
 from loraloom.adapters.adapter import Adapter, Rows
 from loraloom.adapters.lora import LoraAdapter
 from loraloom.cli.main import app
+from loraloom.control import Order, Request
 from loraloom.data.batches import Draw
 from loraloom.diffusion.schedules import NoiseSchedule
 from loraloom.errors import HardwareError, SettingsError
-from loraloom.events import ignore
+from loraloom.events import (
+    Event,
+    PreviewSaved,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    StateSaved,
+    StepFinished,
+    WeightsSaved,
+    ignore,
+)
 from loraloom.formats.tensors import open_tensors
 from loraloom.models.conditioning import Conditioning
+from loraloom.studio.runs.control import ask
+from loraloom.studio.runs.log import RunLog
+from loraloom.studio.runs.orders import give_order
 from loraloom.studio.runs.training import branch_training, run_training
 from loraloom.training.identity import Identity, check_alike
 from loraloom.training.settings import ObjectiveSettings, TrainSettings
@@ -247,11 +262,13 @@ def gradients(run: TrainingRun, step: Step, team: Team) -> tuple[dict[str, Tenso
     return {name: p.grad.clone() for name, p in run.parts.adapters.named_parameters() if p.grad is not None}, loss
 
 
+TOGETHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "loraloom"]
+
+
 def in_two_processes(*arguments: str) -> str:
     """``loraloom train`` as a person would start it; what it printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "loraloom"]
     ended = subprocess.run(
-        [*command, "train", *arguments, "saving.read_back=false"],
+        [*TOGETHER, "train", *arguments, "saving.read_back=false"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -297,3 +314,55 @@ def test_two_processes_learn_what_one_learns_and_go_on_from_one_another(
     shutil.copytree(alone, killed, ignore=lambda *_: [state.name, final.name, "events.jsonl"])
     in_two_processes("--resume", str(killed))
     assert furthest(alone / final, killed / final) < 1e-5, "one process, then two"
+
+
+def test_two_processes_pause_obey_go_on_and_stop_together(words: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "lora"
+    more = ["steps=100000", "name=lora", "preview.prompts=['x']", "preview.steps=1", "preview.every_epochs=0"]
+    more += ["preview.at_start=false", "saving.read_back=false", "saving.state_every_steps=0"]
+    process = subprocess.Popen(
+        [*TOGETHER, "train", *words, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        while not run.is_dir() and process.poll() is None:
+            time.sleep(0.05)
+        events = steered(run)
+        output, _ = process.communicate(timeout=HANGS_AFTER_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    (paused,) = [event.step for event in events if isinstance(event, RunPaused)]
+    between = [type(event) for event in events if getattr(event, "step", 0) == paused and type(event) in TOLD]
+    assert between == [StateSaved, RunPaused, WeightsSaved, PreviewSaved, RunResumed], output
+    (finished,) = [event for event in events if isinstance(event, RunFinished)]
+    assert finished.stopped and finished.step > paused
+    assert [event.step for event in events if isinstance(event, StepFinished)] == list(range(1, finished.step + 1))
+    assert (run / "weights" / "lora.safetensors").is_file()
+
+
+TOLD = (StateSaved, RunPaused, WeightsSaved, PreviewSaved, RunResumed)
+
+
+def steered(run: Path) -> list[Event]:
+    """All that a run tells, which is paused, saves and paints, goes on and stops as it is asked."""
+    events: list[Event] = []
+    resumed = sys.maxsize
+    for event in RunLog(run).follow():
+        events.append(event)
+        match event:
+            case StepFinished(step=2):
+                ask(run, Request.PAUSE)
+            case RunPaused():
+                give_order(run, Order.SAVE)
+                give_order(run, Order.PREVIEW)
+            case PreviewSaved():
+                ask(run, Request.GO)
+            case RunResumed():
+                resumed = event.step
+            case StepFinished() if event.step == resumed + 2:
+                ask(run, Request.STOP)
+    return events
