@@ -86,6 +86,7 @@ def test_texts_have_the_weight_that_is_furthest_from_zero(tag: str, largest: flo
         ("<lora:ada:unet=0.2@0,1.7@0.6:te=0.1>", 0.1, 1.7),
         ("<lora:ada:unet=0.2@0,1.7@0.6>", 1.7, 1.7),
         ("<lora:ada:0.2@0,0.7@1>", 0.7, 0.7),
+        ("<lora:ada:0.2@0;0.7@1:te=0.4>", 0.4, 0.7),
     ],
 )
 def test_a_curve_is_the_unets_and_texts_may_have_a_weight_of_their_own(
@@ -103,15 +104,34 @@ def test_a_curve_is_the_unets_and_texts_may_have_a_weight_of_their_own(
         ("<lora:x:0.8@0.5-0.5>", "ends before it begins"),
         ("<lora:x:0.8@0.7,0.5@0.3>", "not in order"),
         ("<lora:x:0.8@1.01>", "is not a share"),
-        ("<lora:x:0.8@-0.2,1@1>", "is not a weight"),
+        ("<lora:x:0.8@-0.2,1@1>", "is not a share"),
         ("<lora:x:0.8@0.2,0.5>", "names no step"),
         ("<lora:x:0.8@0-1:0.5>", "text encoder's weight cannot change"),
+        ("<lora:x:te=0.8@0-1>", "text encoder's weight cannot change"),
+        ("<lora:x:te=0@0,1@1:unet=0.7>", "text encoder's weight cannot change"),
+        ("<lora:x:unet=0.7:te=0@0,1@1>", "text encoder's weight cannot change"),
+        ("<lora:x:0.8@0-0.3,0.5@0.6>", "points and stretches"),
+        ("<lora:x:0.8@0,0.5@0.6-1>", "points and stretches"),
+        ("<lora:x:0@5,1@6>", "is not a share"),
     ],
 )
 def test_wrong_curves_are_told(tag: str, problem: str) -> None:
     with pytest.raises(PromptError) as error:
         extract_loras(tag)
     assert problem in error.value.problem
+
+
+@pytest.mark.parametrize(
+    ("progress", "weight"),
+    [(0.0, 0.8), (0.29, 0.8), (0.3, 0.0), (0.45, 0.0), (0.59, 0.0), (0.6, -0.5), (0.8, -0.5), (0.9, 0.2), (0.99, 0.2)],
+)
+def test_between_two_stretches_there_is_nothing(progress: float, weight: float) -> None:
+    assert curve_of("<lora:x:0.8@0-0.3,-0.5@0.6-0.9,0.2@0.9-1>").at(progress) == pytest.approx(weight)
+
+
+def test_a_number_that_comes_later_takes_the_place_of_a_curve() -> None:
+    (found,) = extract_loras("<lora:x:0.2@0,0.7@1:unet=0.4>")[1]
+    assert found.curve is None and (found.strength.text_encoder, found.strength.unet) == (1.0, 0.4)
 
 
 def test_points_may_lie_on_one_another_and_at_both_ends() -> None:

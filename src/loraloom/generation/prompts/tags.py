@@ -59,8 +59,8 @@ def extract_loras(prompt: str) -> tuple[str, tuple[LoraTag, ...]]:
     ``<lora:NAME>``, ``<lora:NAME:WEIGHT>``, ``<lora:NAME:TEXT_ENCODER:UNET>``; weights can be named ``te=`` and
     ``unet=``; the U-Net's is the text encoder's unless given, which is 1 unless given. ``<lyco:`` means the same.
     The U-Net's weight may change over the steps: ``0.8@0-0.5`` is 0.8 for the first half and then nothing,
-    ``0.2@0,1@0.5`` rises from 0.2 to 1 until the middle. ``lbw=OUTD`` (a preset, or numbers) weighs the blocks,
-    ``mask=left.png`` keeps the U-Net's part to where that picture is white.
+    ``0.2@0,1@0.5`` rises from 0.2 to 1 until the middle; the text encoder's cannot. ``lbw=OUTD`` (a preset, or numbers)
+    weighs the blocks, ``mask=left.png`` keeps the U-Net's part to where that picture is white.
     """
     tags = tuple(_read_tag(match.group(0), match.group(1)) for match in _TAG.finditer(prompt))
     return _TAG.sub("", prompt), tags
@@ -97,7 +97,9 @@ def _read_tag(tag: str, content: str) -> LoraTag:
     if len(positional) > 2:
         raise PromptError(f"{tag} has {len(positional)} weights", "write <lora:name:weight> or <lora:name:te:unet>")
 
-    given = list(zip(("te", "unet"), positional, strict=False))
+    # One weight alone is that of both parts, and what changes over the steps can only be the U-Net's.
+    places = ("unet",) if len(positional) == 1 and "@" in positional[0] else ("te", "unet")
+    given = list(zip(places, positional, strict=False))
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if equals and key.strip() == "lbw":
@@ -111,19 +113,20 @@ def _read_tag(tag: str, content: str) -> LoraTag:
 
     for key, text in given:
         if "@" in text:
-            if key == "te" and len(positional) > 1:
+            if key == "te":
                 raise PromptError(
-                    f"{tag}: the text encoder's weight cannot change over the steps", "write unet=...@..."
+                    f"{tag}: the text encoder's weight cannot change over the steps, since texts are encoded once",
+                    "write unet=0.2@0,1@0.5 for the U-Net, and one number for te=",
                 )
             curve = _curve(tag, text)
-            # Texts are encoded once, for all steps: with the curve's largest weight, or that which is given.
-            weights.setdefault("te", _largest(curve))
-            weights["unet"] = _largest(curve)
         elif text.strip():
             weights[key] = _weight(tag, text)
+            curve = None if key == "unet" else curve
 
-    text_encoder = weights.get("te", 1.0)
-    strength = LoraStrength(weights.get("unet", text_encoder), text_encoder, blocks)
+    # Texts are encoded with the curve's largest weight, or with that which is given.
+    text_encoder = weights.get("te", 1.0 if curve is None else _largest(curve))
+    unet = weights.get("unet", text_encoder) if curve is None else _largest(curve)
+    strength = LoraStrength(unet, text_encoder, blocks)
     return LoraTag(name, strength, curve, mask and mask[1].strip())
 
 
@@ -135,22 +138,32 @@ def _blocks(tag: str, text: str) -> BlockWeights:
 
 
 def _curve(tag: str, text: str) -> WeightCurve:
-    points: list[tuple[float, float]] = []
-    pieces = text.split(",")
-    for piece in pieces:
-        value, at, place = piece.partition("@")
-        weight = _weight(tag, value)
-        start, dash, end = place.partition("-")
+    """``0.2@0,1@0.5`` are points with straight lines between them, ``0.8@0-0.3,0.5@0.6-1`` stretches with nothing
+    between them: a tag has either. A semicolon separates as a comma does."""
+    pieces = [piece.partition("@") for piece in re.split("[,;]", text)]
+    for value, at, _ in pieces:
         if not at:
-            raise PromptError(f"{tag}: {piece.strip()!r} names no step", "write weight@share, for example 0.2@0,1@0.5")
-        if dash:
-            first, last = _share(tag, start), _share(tag, end)
-            if first >= last:
-                raise PromptError(f"{tag}: {place.strip()!r} ends before it begins", "write 0.8@0-0.5")
-            points += [(0.0, 0.0), (first, 0.0)] if first > 0 and not points else []
-            points += [(first, weight), (last, weight), *([(last, 0.0)] if last < 1 else [])]
-        else:
+            raise PromptError(f"{tag}: {value.strip()!r} names no step", "write weight@share, for example 0.2@0,1@0.5")
+    are_stretches = ["-" in place.strip()[1:] for _, _, place in pieces]
+    if any(are_stretches) and not all(are_stretches):
+        raise PromptError(
+            f"{tag}: {text.strip()!r} has points and stretches",
+            "write points (0.2@0,1@0.5: straight lines between them) or stretches (0.8@0-0.3,0.5@0.6-1: else nothing)",
+        )
+
+    points: list[tuple[float, float]] = []
+    for value, _, place in pieces:
+        weight = _weight(tag, value)
+        if not any(are_stretches):
             points.append((_share(tag, place), weight))
+            continue
+
+        # It rises from nothing at once and falls back, whatever stands before and behind it.
+        start, _, end = place.partition("-")
+        first, last = _share(tag, start), _share(tag, end)
+        if first >= last:
+            raise PromptError(f"{tag}: {place.strip()!r} ends before it begins", "write 0.8@0-0.5")
+        points += [(first, 0.0), (first, weight), (last, weight), *([(last, 0.0)] if last < 1 else [])]
     if any(before[0] > after[0] for before, after in pairwise(points)):
         raise PromptError(f"{tag}: the steps are not in order", "write the earliest first")
     return WeightCurve(tuple(points))
@@ -163,7 +176,9 @@ def _largest(curve: WeightCurve) -> float:
 def _share(tag: str, text: str) -> float:
     share = _weight(tag, text)
     if not 0 <= share <= 1:
-        raise PromptError(f"{tag}: {text.strip()!r} is not a share of the steps", "shares are from 0 to 1")
+        raise PromptError(
+            f"{tag}: {text.strip()!r} is not a share of the steps", "shares are from 0 to 1: step 5 of 20 is 0.25"
+        )
     return share
 
 
