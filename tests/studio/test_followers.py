@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,8 +14,9 @@ from PIL import Image
 from loraloom.errors import LoraloomError, SettingsError
 from loraloom.events import Event, Notice, PreviewSaved, RunFailed, RunFinished, StepFinished
 from loraloom.formats.tensors import write_tensors
+from loraloom.studio.crash_report import report_text
 from loraloom.studio.runs.training import run_training
-from loraloom.studio.webhook import Webhook
+from loraloom.studio.webhook import Webhook, without_credentials
 from loraloom.training.settings import NotifySettings, TrainSettings
 from toys import toy_tensors
 
@@ -30,6 +32,8 @@ def server() -> Iterator[tuple[str, Posts]]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             posts.append((self.headers["Content-Type"], body))
+            if "Authorization" in self.headers:
+                posts.append(("Authorization", self.headers["Authorization"].encode()))
             self.send_response(500 if self.path == "/broken" else 204)
             self.end_headers()
 
@@ -113,6 +117,33 @@ def test_a_message_that_cannot_be_delivered_is_told_and_the_run_goes_on(
     assert result.lora is not None and result.lora.exists()
     told = [event for event in events if isinstance(event, Notice) and "notify.url" in event.text]
     assert len(told) == 1 and told[0].level == "warning"
+
+
+def test_a_name_and_a_password_are_for_the_server_alone(
+    settings: TrainSettings, tmp_path: Path, server: tuple[str, Posts]
+) -> None:
+    url, posts = server
+    secret = url.replace("http://", "http://ada:hunter%402@")
+    with Webhook(NotifySettings(url=secret), tmp_path / "run", lambda event: None) as webhook:
+        webhook(RunFinished(20, 120.0, False, 0.05))
+    assert posts[1] == ("Authorization", b"Basic " + b64encode(b"ada:hunter@2"))
+    assert without_credentials(url) == (url, "")
+
+
+@pytest.mark.parametrize("address", ["http://ada:hunter2@127.0.0.1:9/tok3n", "http://ada:hunter2@127.0.0.1:port/"])
+def test_the_address_is_in_the_settings_of_the_run_and_nowhere_else(settings: TrainSettings, address: str) -> None:
+    events: list[Event] = []
+    result = run_training(with_notify(settings, url=address), listener=events.append)
+    told = [event.text for event in events if isinstance(event, Notice) and "notify.url" in event.text]
+    assert len(told) == 1
+    holding = [
+        path.name
+        for path in result.folder.rglob("*")
+        if path.is_file() and any(secret in path.read_bytes() for secret in (b"hunter2", b"tok3n"))
+    ]
+    assert holding == ["settings.toml"], "a run that goes on needs it"
+    report = report_text(ValueError(f"cannot reach {address}"), ["train", f"notify.url={address}"])
+    assert "hunter2" not in report and "tok3n" not in report
 
 
 def test_nothing_is_sent_unless_asked_and_an_address_must_be_one(settings: TrainSettings) -> None:

@@ -32,7 +32,7 @@ _SECRETS = (
     re.compile(r"()\b(?:hf_|sk-|ghp_|glpat-|xox[a-z]-)[\w-]{8,}"),
     # Of an address the scheme and the host: what follows can open a door by itself, as a webhook's does.
     re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^\s'\"<>]*@"),
-    re.compile(r"(?i)(\bhttps?://[^\s/'\"<>?#]+)[/?#][^\s'\"<>]*"),
+    re.compile(rf"(?i)(\bhttps?://(?:{_HIDDEN})?[^\s/'\"<>?#]+)[/?#][^\s'\"<>]*"),
 )
 
 

@@ -12,18 +12,21 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import loraloom
 from loraloom.events import Event, Listener, Notice, PreviewSaved, RunFailed, RunFinished, to_record
+from loraloom.studio.crash_report import without_secrets
 from loraloom.training.settings import NotifySettings
 
-__all__ = ["Webhook", "discord_message", "json_message"]
+__all__ = ["Webhook", "discord_message", "json_message", "without_credentials"]
 
 TIMEOUT_S = 15.0
 _CLOSING_S = 30.0
@@ -77,14 +80,33 @@ class Webhook:
     def _send_all(self) -> None:
         while (message := self._waiting.get()) is not None:
             headers = {"Content-Type": message.content_type, "User-Agent": f"loraloom/{loraloom.__version__}"}
-            request = urllib.request.Request(self._settings.url, message.body, headers)
             try:
+                url, credentials = without_credentials(self._settings.url)
+                request = urllib.request.Request(url, message.body, headers)
+                if credentials:
+                    request.add_unredirected_header("Authorization", credentials)  # they are for that host alone
                 with urllib.request.urlopen(request, timeout=TIMEOUT_S):
                     pass
             except urllib.error.HTTPError as error:
                 self._problem = f"the server answered {error.code} {error.reason}"
-            except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors
-                self._problem = f"a message could not be delivered ({getattr(error, 'reason', error)})"
+            except (OSError, ValueError, HTTPException) as error:  # URLError and timeouts are OSErrors
+                # What the libraries say may hold a part of the address, and this text goes into the run's log.
+                reason = without_secrets(str(getattr(error, "reason", error))) or type(error).__name__
+                self._problem = f"a message could not be delivered ({reason})"
+
+
+def without_credentials(url: str) -> tuple[str, str]:
+    """An address without ``user:password@``, and what these become in the header ``Authorization`` (RFC 7617).
+
+    Empty where there are none.
+    """
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url, ""
+    told, _, host = parts.netloc.rpartition("@")
+    user, _, password = told.partition(":")
+    pair = f"{unquote(user)}:{unquote(password)}".encode()
+    return parts._replace(netloc=host).geturl(), f"Basic {b64encode(pair).decode('ascii')}"
 
 
 def json_message(event: Event, run: Path) -> Message:
