@@ -227,6 +227,21 @@ def test_projection_rows_give_the_gradient_to_the_input_and_to_the_fused_weight(
     torch.testing.assert_close(fused.in_proj_weight.grad[6:12], x.detach().sum(0).expand(6, 6))
 
 
+def test_first_weights_are_drawn_only_where_there_is_memory_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for layer in (Linear(12, 5), Conv2d(3, 5, 2), GroupNorm(2, 6), LayerNorm(6), Embedding(7, 5)):
+        plain = next(base for base in type(layer).__mro__ if base.__module__.startswith("torch."))
+        torch.manual_seed(3)
+        layer.reset_parameters()
+        drawn = copy.deepcopy(layer.state_dict())
+        torch.manual_seed(3)
+        plain.reset_parameters(layer)
+        assert all(torch.equal(drawn[name], tensor) for name, tensor in layer.state_dict().items())
+    for name in ("kaiming_uniform_", "uniform_", "normal_", "ones_", "zeros_"):
+        monkeypatch.setattr(nn.init, name, None)
+    with torch.device("meta"):
+        Linear(12, 5), Conv2d(3, 5, 2), GroupNorm(2, 6), LayerNorm(6), Embedding(7, 5)
+
+
 def test_layers_are_built_on_meta_and_take_mapped_tensors() -> None:
     with torch.device("meta"):
         layers = nn.ModuleDict({"conv": Conv2d(4, 8, 3, padding=1), "linear": Linear(8, 2), "norm": GroupNorm(2, 8)})
