@@ -18,9 +18,9 @@ os.environ |= {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
-from PIL import Image  # noqa: E402
 
 from loraloom.formats.tensors import write_tensors  # noqa: E402
+from toy_runs import write_pictures  # noqa: E402
 from toys import toy_tensors  # noqa: E402
 
 torch.set_num_threads(1)
@@ -59,25 +59,24 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Four 64 px pictures in two concept folders, two of them without a caption file."""
-    colours = {"2_red": ["#d02020", "#e05050"], "1_blue": ["#2030c0", "#4060e0"]}
-    for folder, shades in colours.items():
-        (tmp_path / "pictures" / folder).mkdir(parents=True)
-        for index, shade in enumerate(shades):
-            Image.new("RGB", (64, 64), shade).save(tmp_path / "pictures" / folder / f"{index}.png")
-    (tmp_path / "pictures" / "2_red" / "0.txt").write_text("a red square, bright", encoding="utf-8")
-    (tmp_path / "pictures" / "2_red" / "1.txt").write_text("a pale red square", encoding="utf-8")
-    return tmp_path / "pictures"
+    return write_pictures(tmp_path / "pictures")
 
 
 LONGEST_FIRST = (
-    "test_character.py",
     "test_golden.py",
-    "test_learning.py",
     "test_state.py",
-    "test_team.py",
+    "test_trainer.py",
+    "test_sweeps.py",
+    "test_code_style.py",
+    "test_dialects.py",
     "test_plan.py",
+    "test_team.py",
+    "test_output.py",
+    "test_agenda.py",
+    "test_validation.py",
+    "test_demo.py",
 )
-"""Files that take a minute and more: started last, one of them would keep a single core busy at the end."""
+"""Files that take half a minute and more: started last, one of them would keep a single core busy at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

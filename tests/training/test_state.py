@@ -6,8 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,12 @@ from loraloom.training.saving import remove_older
 from loraloom.training.settings import PreviewSettings, TrainSettings
 from loraloom.training.state import ResumePoint, find_state, read_state, saved_states, write_state
 from loraloom.training.trainer import TrainingRun, train
+from toy_runs import toy_settings, write_pictures
 from work import HANGS_AFTER_S
 
 MakeSettings = Callable[..., TrainSettings]
+WholeRun = Callable[..., tuple[Path, tuple[Event, ...]]]
+Stopped = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +85,7 @@ def go(
     return events
 
 
-def of(events: list[Event], kind: type[Event]) -> list[Any]:
+def of(events: Sequence[Event], kind: type[Event]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
@@ -94,7 +98,7 @@ def same(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def losses(events: list[Event]) -> list[tuple[int, float, float]]:
+def losses(events: Sequence[Event]) -> list[tuple[int, float, float]]:
     return [(event.step, event.loss, event.average_loss) for event in of(events, StepFinished)]
 
 
@@ -145,14 +149,16 @@ def test_the_loss_scale_goes_on(make_settings: MakeSettings, tmp_path: Path) -> 
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_leaving_keeps_the_state_and_writes_no_lora(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_leaving_keeps_the_state_and_writes_no_lora(
+    make_settings: MakeSettings, whole_run: WholeRun, tmp_path: Path
+) -> None:
     settings = make_settings("epochs=2", "saving.precision=float")
-    go(settings, tmp_path / "whole")
+    whole, _ = whole_run("epochs=2", "saving.precision=float")
     events = go(settings, tmp_path / "run", stop_at=2, request=Request.LEAVE)
     assert of(events, RunPaused) == [RunPaused(2, freed=True)]
     assert not list((tmp_path / "run" / "weights").iterdir()) and not of(events, RunFinished)
     go(settings, tmp_path / "run", resume=True)
-    assert same(tmp_path / "whole", tmp_path / "run")
+    assert same(whole, tmp_path / "run")
 
 
 def test_discarding_writes_nothing(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -178,10 +184,10 @@ class Clock:
 
 
 def test_a_pause_changes_nothing_and_is_not_counted(
-    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_settings: MakeSettings, whole_run: WholeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings("epochs=2", "saving.precision=float")
-    whole = go(settings, tmp_path / "whole")
+    folder, whole = whole_run("epochs=2", "saving.precision=float")
     answers: Iterator[Request] = iter([Request.GO, Request.PAUSE, Request.PAUSE, Request.PAUSE, Request.PAUSE])
     for part in ("weights", "previews"):
         (tmp_path / "run" / part).mkdir(parents=True)
@@ -194,7 +200,7 @@ def test_a_pause_changes_nothing_and_is_not_counted(
         return next(answers, Request.GO) if of(events, StepFinished) else Request.GO
 
     train(settings, tmp_path / "run", listener=events.append, control=control)
-    assert losses(events) == losses(whole) and same(tmp_path / "whole", tmp_path / "run")
+    assert losses(events) == losses(whole) and same(folder, tmp_path / "run")
     order = [type(event) for event in events if isinstance(event, (StateSaved, RunPaused, RunResumed))][:3]
     assert order == [StateSaved, RunPaused, RunResumed]
     (finished,) = of(events, RunFinished)
@@ -650,17 +656,26 @@ def test_a_branch_is_told_what_differs_and_needs_the_same_checkpoint() -> None:
     check_identity(BEFORE, replace(unknown, dataset="d", settings=BEFORE["settings"]), ignore, force=False)
 
 
-def stopped(make_settings: MakeSettings, folder: Path, *overrides: str) -> TrainSettings:
-    settings = make_settings("epochs=2", *overrides)
-    go(settings, folder, stop_at=2)
-    return settings
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str], Path]) -> Stopped:
+    """Puts a run of two epochs that was stopped after step 2 into a folder; each is trained once and copied."""
+
+    @cache
+    def trained(*overrides: str) -> Path:
+        place = tmp_path_factory.mktemp("stopped")
+        pictures = write_pictures(place / "pictures")
+        settings = toy_settings(checkpoints("sd1"), pictures, place / "runs", "epochs=2", *overrides)
+        go(settings, place / "run", stop_at=2)
+        return place / "run"
+
+    return lambda folder, *overrides: shutil.copytree(trained(*overrides), folder)
 
 
 def test_another_picture_caption_or_setting_is_refused_by_name(
-    make_settings: MakeSettings, tmp_path: Path, pictures: Path
+    make_settings: MakeSettings, stopped: Stopped, tmp_path: Path, pictures: Path
 ) -> None:
     folder = tmp_path / "run"
-    stopped(make_settings, folder)
+    stopped(folder)
     with pytest.raises(ResumeError, match=r"optimizer\.lr = 0\.5 \(it was 0\.001\)") as caught:
         go(make_settings("epochs=2", "optimizer.lr=0.5", "seed=3"), folder, resume=True)
     assert "seed = 3 (it was 0)" in caught.value.problem and "--force" in worded(caught.value.hint)
@@ -673,11 +688,12 @@ def test_another_picture_caption_or_setting_is_refused_by_name(
     assert any("going on although" in event.text for event in of(events, Notice) if event.level == "warning")
 
 
-def test_another_checkpoint_is_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_another_checkpoint_is_refused(make_settings: MakeSettings, stopped: Stopped, tmp_path: Path) -> None:
     from loraloom.formats.tensors import open_tensors, write_tensors
 
     folder = tmp_path / "run"
-    settings = stopped(make_settings, folder)
+    stopped(folder)
+    settings = make_settings("epochs=2")
     with open_tensors(settings.checkpoint) as file:
         tensors = {name: file[name].clone() for name in file}
     write_tensors(tmp_path / "copy.safetensors", tensors)
@@ -690,9 +706,11 @@ def test_another_checkpoint_is_refused(make_settings: MakeSettings, tmp_path: Pa
     go(settings.model_copy(update={"checkpoint": tmp_path / "copy.safetensors"}), folder, resume=True)
 
 
-def test_what_may_change_changes_no_number(make_settings: MakeSettings, tmp_path: Path) -> None:
-    stopped(make_settings, tmp_path / "run", "saving.precision=float")
-    go(make_settings("epochs=2", "saving.precision=float"), tmp_path / "whole")
+def test_what_may_change_changes_no_number(
+    make_settings: MakeSettings, stopped: Stopped, whole_run: WholeRun, tmp_path: Path
+) -> None:
+    stopped(tmp_path / "run", "saving.precision=float")
+    whole, _ = whole_run("epochs=2", "saving.precision=float")
     free = make_settings(
         "epochs=2", "saving.precision=float", "saving.every_steps=1", "preview.prompts=['x']", "preview.steps=1",
         "gradient_checkpointing=full",
@@ -701,7 +719,7 @@ def test_what_may_change_changes_no_number(make_settings: MakeSettings, tmp_path
     assert any("gradient_checkpointing changed" in event.text for event in of(events, Notice))
     (resumed,) = of(events, RunResumed)
     assert "saving.every_steps" in resumed.changed
-    one, other = final(tmp_path / "whole"), final(tmp_path / "run")
+    one, other = final(whole), final(tmp_path / "run")
     for key in one:
         torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=1e-6)
 
@@ -728,25 +746,27 @@ def test_concepts_and_their_captions_may_lie_elsewhere(make_settings: MakeSettin
         go(settings("there", "epochs=2"), tmp_path / "run", resume=True)
 
 
-def test_a_longer_run_is_told_about_its_learning_rate(make_settings: MakeSettings, tmp_path: Path) -> None:
-    stopped(make_settings, tmp_path / "run")
+def test_a_longer_run_is_told_about_its_learning_rate(
+    make_settings: MakeSettings, stopped: Stopped, tmp_path: Path
+) -> None:
+    stopped(tmp_path / "run")
     events = go(make_settings("epochs=4"), tmp_path / "run", resume=True)
     (told,) = [event.text for event in of(events, Notice) if "steps long" in event.text]
     assert "12 steps long, it was 6" in told and "0.933" in told and "0.75" in told  # cosine at 2/12 and at 2/6
-    stopped(make_settings, tmp_path / "flat", "lr_schedule.name=constant")
+    stopped(tmp_path / "flat", "lr_schedule.name=constant")
     events = go(make_settings("epochs=3", "lr_schedule.name=constant"), tmp_path / "flat", resume=True)
     assert not [event for event in of(events, Notice) if "steps long" in event.text and event.level == "warning"]
     assert of(events, StepFinished)[-1].step == 9
 
 
-def test_a_state_beyond_the_end_is_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
-    stopped(make_settings, tmp_path / "run")
+def test_a_state_beyond_the_end_is_refused(make_settings: MakeSettings, stopped: Stopped, tmp_path: Path) -> None:
+    stopped(tmp_path / "run")
     with pytest.raises(ResumeError, match="step 2 and the run would have only 1"):
         go(make_settings("steps=1"), tmp_path / "run", resume=True)
 
 
-def test_a_branch_may_have_other_settings(make_settings: MakeSettings, tmp_path: Path) -> None:
-    stopped(make_settings, tmp_path / "run")
+def test_a_branch_may_have_other_settings(make_settings: MakeSettings, stopped: Stopped, tmp_path: Path) -> None:
+    stopped(tmp_path / "run")
     state = find_state(tmp_path / "run" / "state", ignore)
     assert state is not None
     settings = make_settings(
@@ -773,8 +793,8 @@ def test_a_branch_may_have_other_settings(make_settings: MakeSettings, tmp_path:
         go(make_settings("epochs=2", "adapter.rank=4"), tmp_path / "run", resume=True, branch=True)
 
 
-def test_another_optimizer_begins_anew(make_settings: MakeSettings, tmp_path: Path) -> None:
-    stopped(make_settings, tmp_path / "run")
+def test_another_optimizer_begins_anew(make_settings: MakeSettings, stopped: Stopped, tmp_path: Path) -> None:
+    stopped(tmp_path / "run")
     events = go(make_settings("epochs=2", "optimizer.name=sgd_nesterov"), tmp_path / "run", resume=True, branch=True)
     assert any("the optimizer is a different one" in event.text for event in of(events, Notice))
 
@@ -820,8 +840,8 @@ def test_files_per_run(ratio: int, epochs: list[int], make_settings: MakeSetting
 
 
 @pytest.mark.parametrize("form", ["ckpt", "pt"])
-def test_other_forms(form: str, make_settings: MakeSettings, tmp_path: Path) -> None:
-    go(make_settings("steps=2"), tmp_path / "a")
+def test_other_forms(form: str, make_settings: MakeSettings, whole_run: WholeRun, tmp_path: Path) -> None:
+    whole, _ = whole_run("steps=2")
     go(make_settings("steps=2", f"saving.format={form}"), tmp_path / "b")
     path = tmp_path / "b" / "weights" / f"lora.{form}"
     expected, found = (
@@ -830,7 +850,7 @@ def test_other_forms(form: str, make_settings: MakeSettings, tmp_path: Path) -> 
             for layer, roles in read_adapter_file(file).layers.items()
             for role, tensor in roles.items()
         }
-        for file in (tmp_path / "a" / "weights" / "lora.safetensors", path)
+        for file in (whole / "weights" / "lora.safetensors", path)
     )
     assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
 
