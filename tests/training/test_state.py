@@ -362,7 +362,7 @@ def test_an_exploded_state_of_an_earlier_version_is_passed_over(tmp_path: Path) 
     heard: list[Event] = []
     state = find_state(tmp_path, heard.append)
     assert state is not None and state.step == 3
-    assert [event.text.split(" is passed over")[0] for event in of(heard, Notice)] == [
+    assert [event.text.split(" is skipped")[0] for event in of(heard, Notice)] == [
         "the state of step 9",
         "the state of step 6",
     ]
