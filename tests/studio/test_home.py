@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from job_homes import run_settings
 from loraloom.errors import FileError, FileFormatError, MissingFileError, OutputError, UnknownNameError
 from loraloom.events import Event, Notice
 from loraloom.studio.database import Database
 from loraloom.studio.home import Home, HomeLock, recognise_layout
+from loraloom.studio.runs.creation import create_run
+from loraloom.studio.runs.folder import with_each_path
+from loraloom.training.settings import TrainSettings
 
 
 def test_a_home_is_made_once_and_opened_again(tmp_path: Path) -> None:
@@ -26,9 +30,11 @@ def test_a_home_is_made_once_and_opened_again(tmp_path: Path) -> None:
     home.close()
 
     again = Home.open(tmp_path / "new")
-    assert dict(again.preferences) == {"columns": {"loss": True, "width": 3}, "theme": "dark"}
+    assert again.preferences["columns"] == {"loss": True, "width": 3} and again.preferences["theme"] == "dark"
     del again.preferences["theme"]
-    assert list(home.preferences) == ["columns"], "what was closed opens again, and sees what others wrote"
+    assert list(home.preferences) == ["columns", "home.place"] and len(home.preferences) == 2, (
+        "what was closed opens again, and sees what others wrote"
+    )
     with pytest.raises(KeyError):
         del again.preferences["theme"]
     with pytest.raises(KeyError):
@@ -64,7 +70,7 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert dict(home.preferences) == {"a": 1}
+    assert home.preferences["a"] == 1
 
 
 # -- a database that cannot be used ----------------------------------------------------------------------------------
@@ -90,7 +96,7 @@ def test_a_damaged_database_is_kept_aside_and_a_new_one_begun(tmp_path: Path, da
     assert isinstance(notice, Notice) and notice.level == "warning" and again.notices == (notice,)
     (kept,) = tmp_path.glob("studio.db.damaged-*[0-9]")
     assert kept.name in notice.text and kept.read_bytes() == bytes(data)
-    assert dict(again.preferences) == {}
+    assert list(again.preferences) == ["home.place"]
     again.preferences["a"] = 1
     assert Home.open(tmp_path).notices == ()
 
@@ -145,6 +151,19 @@ def test_a_file_where_the_home_is_to_be(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("x", encoding="utf-8")
     with pytest.raises(OutputError, match="home"):
         Home.open(tmp_path / "home")
+
+
+def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+    home = Home.open(tmp_path)
+    home.preferences["a"] = 1
+    pages = home.database.rows("PRAGMA page_count")[0][0]
+    home.database.rows(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(OutputError, match=r"studio\.db cannot be written") as caught:
+        home.preferences["b"] = "x" * 100_000
+    assert "free some space" in caught.value.hint
+    home.database.rows("PRAGMA max_page_count = 100000")
+    home.preferences["b"] = "x" * 100_000
+    assert home.preferences["a"] == 1
 
 
 # -- one process for one thing ---------------------------------------------------------------------------------------
@@ -239,6 +258,23 @@ def test_roots_are_added_once_and_forgotten(tmp_path: Path) -> None:
     for name in ("webui", "home", 77):
         with pytest.raises(UnknownNameError, match="unknown root"):
             home.forget_root(name)
+
+
+def test_a_home_that_was_moved_brings_the_settings_of_its_runs_along(tmp_path: Path) -> None:
+    home = Home.open(tmp_path / "home")
+    elsewhere = tmp_path / "models" / "base.safetensors"
+    settings = run_settings(elsewhere).model_copy(update={"output": home.runs})
+    settings = with_each_path(settings, lambda path: home.path / path)
+    run, other = create_run(settings).path, create_run(settings.model_copy(update={"name": "other"})).path
+    (other / "settings.toml").write_text("name = 3\n", encoding="utf-8")
+    home.close()
+    home.path.rename(tmp_path / "moved")
+    (notice,) = Home.open(tmp_path / "moved").notices
+    assert str(home.path) in notice.text and "1 runs" in notice.text
+    found = TrainSettings.load(tmp_path / "moved" / "runs" / run.name / "settings.toml")
+    assert found.dataset.folder == tmp_path / "moved" / "datasets" / "drawings" and found.checkpoint == elsewhere
+    assert found.output == tmp_path / "moved" / "runs"
+    assert Home.open(tmp_path / "moved").notices == ()
 
 
 def test_a_home_that_was_moved_knows_what_is_inside_it(tmp_path: Path) -> None:

@@ -105,6 +105,21 @@ def forget(context: typer.Context, job: Number) -> None:
 
 
 @app.command()
+def log(
+    context: typer.Context,
+    job: Number,
+    lines: Annotated[int, typer.Option("--lines", min=1, help="How many.")] = 40,
+) -> None:
+    """Print the last lines that the process of a job printed."""
+    found = open_queue(context.obj).job(job)
+    said = found.output(lines)
+    for line in said:
+        typer.echo(visible(line))
+    if not said:
+        typer.echo(f"it printed nothing; what happened is in {found.folder / 'events.jsonl'}")
+
+
+@app.command()
 def stop_after(
     context: typer.Context,
     off: Annotated[bool, typer.Option("--off", help="Let the queue go on.")] = False,

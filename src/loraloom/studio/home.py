@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -31,6 +31,8 @@ __all__ = ["DATABASE_NAME", "Home", "HomeLock", "Layout", "Preferences", "Root",
 DATABASE_NAME = "studio.db"
 _FOLDERS = ("datasets", "runs", "outputs", "jobs")
 _HOME_ROOT = 0
+_PLACE = "home.place"
+"""Where the home lay when it was opened last."""
 _OTHER_HOME = Sentence(Action.NAME_HOME)
 
 
@@ -102,9 +104,22 @@ class Home:
             make_folder(path / name, hint=_OTHER_HOME)
         require_room([Need(path / name, 0, "the home") for name in ("", *_FOLDERS)])
         database, notices = _database(path / DATABASE_NAME)
-        for notice in notices:
+        home = cls(path, database, notices)
+        home = replace(home, notices=(*notices, *home._settled()))
+        for notice in home.notices:
             listener(notice)
-        return cls(path, database, notices)
+        return home
+
+    def _settled(self) -> tuple[Notice, ...]:
+        """What there is to say of the place of the home. One that was moved brings the settings of its runs along."""
+        from loraloom.studio.runs.moving import bring_along
+
+        before = self.preferences.get(_PLACE)
+        if before == str(self.path) or (before is not None and _is_same(Path(before), self.path)):
+            return ()
+        runs = bring_along(self.runs, Path(before), self.path) if before is not None else 0
+        self.preferences[_PLACE] = str(self.path)
+        return (Notice(f"the home was moved from {before}: {runs} runs know their new place"),) if runs else ()
 
     @staticmethod
     def is_there(folder: Path) -> bool:
@@ -241,6 +256,14 @@ def _database(path: Path) -> tuple[Database, tuple[Notice, ...]]:
             Action.RELEASE_JOB,
         )
         return Database(path), (Notice(words, "warning"),)
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one folder, as by a link."""
+    try:
+        return first.samefile(second)
+    except OSError:
+        return False
 
 
 def _unique(name: str, taken: set[str]) -> str:

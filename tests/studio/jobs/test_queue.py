@@ -274,8 +274,9 @@ def test_a_lost_database_is_made_anew_from_the_folders(queue: Queue) -> None:
         "b": ("interrupted", False),
         "a character": ("queued", True),
     }
-    assert [job.folder for job in found.values()] == [a.folder, demo.folder, b.folder]
-    assert found["a"].created == a.created
+    assert [job.folder for job in found.values()] == [demo.folder, a.folder, b.folder]
+    assert found["a"].created == a.created and found["a character"].id == demo.id
+    assert again.add("demo", {}).folder.name.partition("-")[0] == str(max(job.id for job in again.jobs()))
     assert again.find_again() == []
 
 

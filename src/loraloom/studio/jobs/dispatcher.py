@@ -157,15 +157,12 @@ class Dispatcher:
     def _note_ended(self, entry: Entry, folder: Path) -> None:
         """A process that ended before it could say anything has failed; every other one has told how it ended."""
         process = self._processes.pop(entry.id, None)
-        if folder.is_dir():
-            is_run = KINDS[entry.kind].is_run
-            if StatusReader(folder, is_run=is_run).read(alive=False).state == "queued":
-                code = f" with code {process.returncode}" if process is not None else ""
-                said = next((line for line in reversed(last_lines(folder)) if line.strip()), "")
-                problem = f"its process ended{code} before it began{': ' if said else ''}{said}"
-                hint = "the last lines of its log say more"
-                with RunLock(folder), EventLog(folder) as log:
-                    log(RunFailed(0, problem, hint) if is_run else JobFailed(problem, hint))
+        is_run = KINDS[entry.kind].is_run
+        if folder.is_dir() and StatusReader(folder, is_run=is_run).read(alive=False).state == "queued":
+            code = f" with code {process.returncode}" if process is not None else ""
+            said = next((line for line in reversed(last_lines(folder)) if line.strip()), "")
+            problem = f"its process ended{code} before it began{': ' if said else ''}{said}"
+            _record_failure(entry, folder, LoraloomError(problem, "the last lines of its log say more"))
         self._set(entry, "pid = NULL, wish = ''")
 
     def _strangers(self) -> int:
@@ -200,6 +197,8 @@ class Dispatcher:
             process = start_detached(WORKER, folder)
         except LoraloomError as error:
             self._listener(Notice(str(error), "warning"))
+            with suppress(LoraloomError):  # a folder that takes no file takes no record either
+                _record_failure(entry, folder, error)
             self._set(entry, "pid = NULL")
             return False
         self._processes[entry.id] = process
@@ -209,3 +208,12 @@ class Dispatcher:
     def _set(self, entry: Entry, changes: str) -> None:
         with self._home.database.transaction() as connection:
             connection.execute(f"UPDATE jobs SET {changes} WHERE id = ?", (entry.id,))
+
+
+def _record_failure(entry: Entry, folder: Path, error: LoraloomError) -> None:
+    """Write into a job's log why it came to nothing, where its own process could not."""
+    failed = (
+        RunFailed(0, error.problem, error.hint) if KINDS[entry.kind].is_run else JobFailed(error.problem, error.hint)
+    )
+    with RunLock(folder), EventLog(folder) as log:
+        log(failed)

@@ -111,15 +111,16 @@ class Queue:
         *,
         waiting: bool,
         held: bool,
+        number: int | None = None,
     ) -> int:
         place = DEVICE if device in _THE_DEVICE else device
         if record.kind in KINDS and not KINDS[record.kind].needs_device:
             place = BESIDE
         known = record.attempts[-1].started if record.attempts else None
         cursor = connection.execute(
-            "INSERT INTO jobs (kind, title, folder, device, created, waiting, held, position, started) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(position), 0) + 1 FROM jobs), ?)",
-            (record.kind, record.title, where, place, record.created, waiting, held, known),
+            "INSERT INTO jobs (id, kind, title, folder, device, created, waiting, held, position, started) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(position), 0) + 1 FROM jobs), ?)",
+            (number, record.kind, record.title, where, place, record.created, waiting, held, known),
         )
         return int(cursor.lastrowid or 0)
 
@@ -130,28 +131,35 @@ class Queue:
         is left out.
         """
         known = {entry.folder for entry in self.entries()}
-        numbers = []
-        for folder in self._folders():
-            where = self.home.stored(folder)
-            if where in known:
-                continue
-            with suppress(LoraloomError):
-                record = read_job(folder)
-                if record.forgotten:
-                    continue
-                waits = self._reader.status(folder, record.kind).state == "queued"
-                with self.home.database.transaction() as connection:
-                    found = connection.execute("SELECT 1 FROM jobs WHERE folder = ?", (where,)).fetchone()
-                    if found is None:
-                        device = self._device_of(folder, record)
-                        numbers.append(self._insert(connection, where, record, device, waiting=waits, held=waits))
-        return [self.job(number) for number in numbers]
+        new = [folder for folder in self._folders() if self.home.stored(folder) not in known]
+        found = [number for folder in new if (number := self._taken_in(folder)) is not None]
+        return [self.job(number) for number in found]
+
+    def _taken_in(self, folder: Path) -> int | None:
+        """The number of a job that was found in this folder; None where there is none to be taken into the list."""
+        where = self.home.stored(folder)
+        try:
+            record = read_job(folder)
+        except LoraloomError:
+            return None
+        if record.forgotten:
+            return None
+        waits = self._reader.status(folder, record.kind).state == "queued"
+        device = self._device_of(folder, record)
+        with self.home.database.transaction() as connection:
+            rows = connection.execute("SELECT id, folder FROM jobs").fetchall()
+            if where in {row[1] for row in rows}:  # another process was quicker
+                return None
+            number = _number_of(folder)
+            if number in {row[0] for row in rows}:
+                number = None
+            return self._insert(connection, where, record, device, waiting=waits, held=waits, number=number)
 
     def _folders(self) -> list[Path]:
-        """Every folder of the home with the record of a job, by the time at which it was made."""
+        """Every folder of the home with the record of a job: those first that have a number in their name."""
         places = [place for parent in (self.home.jobs, self.home.runs) for place in _inside(parent)]
         records = [(path.stat().st_mtime, path.parent) for place in places if (path := place / RECORD_NAME).is_file()]
-        return [folder for _, folder in sorted(records)]
+        return sorted((folder for _, folder in sorted(records)), key=lambda folder: _number_of(folder) is None)
 
     def _device_of(self, folder: Path, record: JobRecord) -> str:
         with suppress(LoraloomError):
@@ -355,6 +363,12 @@ def _in_the_list(job: Job) -> tuple[int, float]:
     if job.is_over:
         return 2, -(job.ended or 0.0)
     return (1, float(job.position)) if job.state == "queued" else (0, job.started or 0.0)
+
+
+def _number_of(folder: Path) -> int | None:
+    """The number of a job that stands in the name of its folder; None for a run."""
+    number = folder.name.partition("-")[0]
+    return int(number) if folder.parent.name == "jobs" and number.isdecimal() else None
 
 
 def _inside(folder: Path) -> list[Path]:

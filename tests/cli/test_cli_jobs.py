@@ -1,0 +1,143 @@
+"""``jobs``, ``work`` and ``train --queue`` as they are typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraloom.studio.home import Home
+from loraloom.studio.jobs.queue import Queue
+from work import HANGS_AFTER_S
+
+Command = Callable[..., Any]
+
+
+def queued(command: Command, files: Path, name: str, *more: str) -> Any:
+    result = command(
+        "train",
+        "--queue",
+        f"checkpoint={files / 'sd1.safetensors'}",
+        f"dataset.folder={files / 'pictures'}",
+        f"name={name}",
+        "device=cpu",
+        "dataset.resolution=64",
+        "adapter.rank=2",
+        *more,
+    )
+    assert result.code == 0, result.err
+    return result
+
+
+def listed(command: Command) -> dict[str, dict[str, Any]]:
+    lines = command("jobs", "--json").out.splitlines()
+    return {job["title"]: job for job in map(json.loads, lines)}
+
+
+def test_the_queue_in_a_terminal(command: Command, files: Path) -> None:
+    here = Path.cwd()
+    said = queued(command, files, "red").out
+    assert "job 1: red is number 1 of those that wait" in said and "`loraloom work` does" in said
+    for name in ("green", "blue"):
+        queued(command, files, name)
+    assert listed(command)["blue"]["folder"] == str(here / "runs" / "blue")
+    assert "job 3 (blue) is number 1" in command("jobs", "move", "3", "--before", "1").out
+    assert "is held" in command("jobs", "hold", "2").out
+    assert [(job["title"], job["held"]) for job in listed(command).values()] == [
+        ("blue", False),
+        ("red", False),
+        ("green", True),
+    ]
+    shown = command("jobs").out
+    assert "queued, held" in shown and shown.index("blue") < shown.index("red") < shown.index("green")
+    assert "waits for its turn" in command("jobs", "release", "2").out
+    assert "is stopped" in command("jobs", "cancel", "2").out
+    assert "waits for its turn" in command("jobs", "retry", "2").out
+    assert listed(command)["green"]["position"] == 1
+    command("jobs", "cancel", "2")
+    assert "its files stay" in command("jobs", "forget", "2").out
+    assert "green" not in listed(command) and (here / "runs" / "green" / "settings.toml").is_file()
+    assert "printed nothing" in command("jobs", "log", "1").out
+    assert "nothing more is started" in command("jobs", "stop-after").out
+    assert "nothing more is started" in command("jobs").out
+    assert command("jobs", "stop-after", "--off").out == "the queue goes on\n"
+
+
+def test_what_cannot_be_is_said(command: Command, files: Path, tmp_path: Path) -> None:
+    missing = command("jobs")
+    assert missing.code == 1 and "there is no queue in" in missing.err and "--home" in missing.err
+    assert not (Path.cwd() / "studio.db").exists(), "a look makes nothing"
+    queued(command, files, "red")
+    for arguments, words in (
+        (("jobs", "hold", "7"), "unknown job '7'"),
+        (("jobs", "retry", "x"), "valid integer"),
+        (("jobs", "forget", "1"), "job 1 is queued"),
+        (("train", "--queue", "--plot-lr", "checkpoint=x", "dataset.folder=x"), "--plot-lr"),
+        (("train", "--home", "x", "checkpoint=x", "dataset.folder=x"), "--home goes with --queue"),
+        (("train", "--resume", "red", "--queue", "steps=3"), "keeps its settings"),
+        (("train", "--queue", "checkpoint=x", "dataset.folder=x", "adapter.rank=0"), "rank"),
+    ):
+        result = command(*arguments)
+        assert result.code in (1, 2) and words in result.err, result.err
+    assert list(listed(command)) == ["red"]
+    (tmp_path / "closed").write_text("", encoding="utf-8")
+    closed = command("train", "--queue", "--home", str(tmp_path / "closed"), "checkpoint=x", "dataset.folder=x")
+    assert closed.code == 1 and "there is a file of that name" in closed.err and "another folder" in closed.err
+
+
+def test_a_run_of_the_terminal_and_another_home(command: Command, files: Path, tmp_path: Path) -> None:
+    from loraloom.studio.runs.creation import create_run
+    from loraloom.training.settings import TrainSettings
+
+    settings = TrainSettings.load(None, ["checkpoint=x", "dataset.folder=x", "name=mine"])
+    create_run(settings)
+    assert command("train", "--resume", "mine", "--queue", "--home", str(tmp_path / "home")).code == 0
+    (job,) = Queue(Home.open(tmp_path / "home")).jobs()
+    assert job.title == "mine" and job.folder.samefile(Path("runs/mine"))
+    queued(command, files, "blue", "--home", str(tmp_path / "home"))
+    assert (tmp_path / "home" / "runs" / "blue").is_dir()
+
+
+def test_a_failure_is_shown_with_its_hint(command: Command, files: Path) -> None:
+    queued(command, files, "red", "checkpoint=gone.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-m", "loraloom", "work", "--until-done"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "job 1 (red): failed" in done.stdout and "gone.safetensors" in done.stdout
+    shown = command("jobs").out
+    assert "failed" in shown and "gone.safetensors" in shown
+    assert "gone.safetensors" in command("jobs", "log", "1", "--lines", "3").out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_ctrl_c_ends_the_work_and_leaves_the_jobs(command: Command, files: Path) -> None:
+    queued(command, files, "red", "steps=5000", "saving.every_epochs=0", "saving.read_back=false")
+    queue = Queue(Home.open(Path.cwd()))
+    work = subprocess.Popen(
+        [sys.executable, "-m", "loraloom", "work"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + HANGS_AFTER_S
+    while (job := queue.job(1)).state != "running" or job.progress is None or job.progress.done < 2:
+        assert time.monotonic() < deadline and work.poll() is None, (job.state, job.output())
+        time.sleep(0.05)
+    assert queue.is_worked_through
+    os.kill(work.pid, signal.SIGINT)
+    out, err = work.communicate(timeout=HANGS_AFTER_S)
+    assert work.returncode == 130 and not queue.is_worked_through
+    assert "job 1 (red): running" in out and "job 1 (red) goes on in its own process" in out
+    assert "jobs that run go on" in err
+    assert queue.job(1).state == "running"
+    assert "ends after the step in progress" in command("jobs", "cancel", "1", "--no-save").out
+    while not queue.job(1).is_over:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert queue.job(1).state == "stopped"
