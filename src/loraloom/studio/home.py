@@ -100,7 +100,7 @@ class Home:
         of a newer version.
         """
         path = folder.expanduser().absolute()
-        for name in _FOLDERS:
+        for name in ("", *_FOLDERS):
             make_folder(path / name, hint=_OTHER_HOME)
         require_room([Need(path / name, 0, "the home") for name in ("", *_FOLDERS)])
         database, notices = _database(path / DATABASE_NAME)
