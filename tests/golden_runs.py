@@ -18,22 +18,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from loraloom.control import Request
 from loraloom.events import StepFinished
 from loraloom.formats.tensors import write_tensors
 from loraloom.training.settings import TrainSettings
 from loraloom.training.trainer import train
 from toys import toy_tensors
 
-__all__ = ["FOLDER", "STEPS", "areas", "cases", "expected", "losses", "telling_steps"]
+__all__ = ["FOLDER", "STEPS", "areas", "cases", "expected", "losses"]
 
 FOLDER = Path(__file__).parent / "training" / "golden"
 """``<area>.json``: {case: {"overrides": [key=value, ...], "losses": [ten floats]}}; this file writes the losses."""
 STEPS = 10
-SHARP_STEPS = 5
-"""After these the tolerance of another processor's rounding has grown to its largest."""
-FROM_STEP_TO_STEP = ("lr_schedules", "optimizers", "state", "trainer")
-"""Areas in which a later step tests what an earlier one does not."""
 
 
 @cache
@@ -79,11 +74,8 @@ def _more_material(folder: Path) -> None:
 _KEPT = tempfile.TemporaryDirectory(prefix="loraloom-golden-")
 
 
-def losses(overrides: list[str], steps: int = STEPS) -> list[float]:
-    """Losses of a toy run of ten steps with these settings (MATERIAL stands for the material's folder).
-
-    It is stopped, as by Ctrl-C, after ``steps`` of them.
-    """
+def losses(overrides: list[str]) -> list[float]:
+    """Loss of each of ten steps of a toy run with these settings (MATERIAL stands for the material's folder)."""
     torch.set_num_threads(1)
     folder = _material()
     settings = TrainSettings.load(
@@ -110,25 +102,8 @@ def losses(overrides: list[str], steps: int = STEPS) -> list[float]:
             settings,
             Path(run),
             listener=lambda event: found.append(event.loss) if isinstance(event, StepFinished) else None,
-            control=lambda: Request.STOP if steps <= len(found) < STEPS else Request.GO,
         )
     return found
-
-
-def telling_steps(area: str, case: str) -> int:
-    """So many steps tell a case from every other one of its area that is not meant to be the same, five at least."""
-    if area in FROM_STEP_TO_STEP:
-        return STEPS
-    own = _rounded(area, case)
-    others = [_rounded(area, other) for other in cases(area)]
-    return max(
-        SHARP_STEPS,
-        *(next(step for step in range(STEPS) if own[step] != other[step]) + 1 for other in others if own != other),
-    )
-
-
-def _rounded(area: str, case: str) -> tuple[float, ...]:
-    return tuple(round(loss, 7) for loss in expected(area, case))
 
 
 def areas() -> list[str]:
@@ -147,7 +122,6 @@ def expected(area: str, case: str) -> list[float]:
     return numbers
 
 
-@cache
 def _read(area: str) -> dict[str, dict[str, list]]:  # type: ignore[type-arg]
     found: dict[str, dict[str, list]] = json.loads((FOLDER / f"{area}.json").read_text(encoding="utf-8"))  # type: ignore[type-arg]
     return found
