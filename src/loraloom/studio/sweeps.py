@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from loraloom.generation.loras import AppliedLora
     from loraloom.training.previews import PreviewPrompt
 
-__all__ = ["Axis", "Combination", "Outcome", "SweepResult", "plan_sweep", "run_sweep", "split_axes"]
+__all__ = ["Axis", "Combination", "Outcome", "SweepResult", "missing_of", "plan_sweep", "run_sweep", "split_axes"]
 
 _TOLD = 3
 """Runs that failed, of which the last words of a sweep give the reason; all reasons are in the table."""
@@ -155,6 +155,11 @@ def _combination(path: Path | None, fixed: Sequence[str], chosen: Sequence[tuple
     return Combination(name, label, settings.model_copy(update=update))
 
 
+def missing_of(combinations: Sequence[Combination]) -> list[Combination]:
+    """The combinations of which there is no finished run yet."""
+    return [combination for combination in combinations if _finished(combination) is None]
+
+
 def run_sweep(
     combinations: Sequence[Combination],
     *,
@@ -171,7 +176,7 @@ def run_sweep(
     model of the sheet for later. Interrupted when ``control`` asks for the end: everything finished so far is kept.
     """
     folder = combinations[0].settings.output
-    missing = [combination for combination in combinations if _finished(combination) is None]
+    missing = missing_of(combinations)
     if len(missing) < len(combinations):
         listener(Notice(f"{len(combinations) - len(missing)} of {len(combinations)} runs are finished already"))
     if missing:

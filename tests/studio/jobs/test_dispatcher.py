@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from job_homes import home_with_drawings, run_settings
 from loraloom.control import Request
-from loraloom.events import RunPaused, RunResumed, StepFinished
+from loraloom.events import RunFailed, RunPaused, RunResumed, RunStarted, StepFinished
 from loraloom.studio.home import Home
 from loraloom.studio.jobs.dispatcher import Dispatcher, Look
 from loraloom.studio.jobs.folder import read_job
@@ -25,7 +26,7 @@ from loraloom.studio.jobs.queue import Limits, Queue
 from loraloom.studio.runs.control import PROCESS, RunLock
 from loraloom.studio.runs.creation import create_run
 from loraloom.studio.runs.folder import with_each_path
-from loraloom.studio.runs.log import RunLog
+from loraloom.studio.runs.log import EventLog, RunLog
 from loraloom.studio.runs.process import start_run
 from work import HANGS_AFTER_S
 
@@ -98,6 +99,29 @@ def test_runs_one_after_another(dispatcher: Dispatcher, base: Path) -> None:
     assert lora_of(done).is_file() and queue.job(held.id).state == "queued"
     until(dispatcher, lambda: dispatcher.step() == Look(works=True))
     assert not Dispatcher(queue.home).step().works, "one of two works, the other looks on"
+
+
+def test_what_is_gone_when_a_job_starts_is_said(dispatcher: Dispatcher, base: Path, tmp_path: Path) -> None:
+    """Also of a run that was to go on, of which its log says nothing; and once it is there again, all is well."""
+    queue = dispatcher.queue
+    damaged = queue.add("train", run_settings(base, "damaged"))
+    (damaged.folder / "settings.toml").write_text("name = \n", encoding="utf-8")
+    vanishing = shutil.copy(base, tmp_path / "vanishing.safetensors")
+    run = queue.add("train", run_settings(Path(vanishing), "mystyle", "steps=4"))
+    begun = RunStarted(str(run.folder), 4, 3, 2, 3, 1000)
+    with EventLog(run.folder) as log:
+        for event in (begun, StepFinished(1, 1, 0.3, 0.4, {"unet": 1e-4}, 2.5), RunFailed(1, "no memory", "")):
+            log(event)
+    Path(vanishing).unlink()
+    until(dispatcher, lambda: all(queue.job(job.id).is_over for job in (damaged, run)))
+    said = {job.title: (job.state, job.problem) for job in queue.jobs()}
+    assert said["damaged"][0] == "failed" and "settings.toml is not valid TOML" in said["damaged"][1]
+    assert said["mystyle"][0] == "failed" and "vanishing.safetensors" in said["mystyle"][1]
+    assert Queue(queue.home).job(run.id).problem == said["mystyle"][1], "from the table"
+
+    shutil.copy(base, vanishing)
+    assert queue.retry(run.id).problem == ""
+    until(dispatcher, is_at(queue, run.id, "done"))
 
 
 # -- killed ----------------------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from loraloom.errors import FileError, LoraloomError
 from loraloom.events import JobFailed, Listener, Notice, RunFailed, ignore
 from loraloom.studio.detached import last_lines, start_detached
 from loraloom.studio.home import Home, HomeLock
+from loraloom.studio.jobs.folder import read_job
 from loraloom.studio.jobs.job import WORKER, Entry, is_worker
-from loraloom.studio.jobs.kinds import KINDS
+from loraloom.studio.jobs.kinds import is_run
 from loraloom.studio.jobs.queue import BESIDE, DEVICE, QUEUE_LOCK, Queue
 from loraloom.studio.jobs.status import StatusReader
 from loraloom.studio.runs.control import PROCESS, RunLock, ask, is_trained
@@ -157,13 +158,22 @@ class Dispatcher:
     def _note_ended(self, entry: Entry, folder: Path) -> None:
         """A process that ended before it could say anything has failed; every other one has told how it ended."""
         process = self._processes.pop(entry.id, None)
-        is_run = KINDS[entry.kind].is_run
-        if folder.is_dir() and StatusReader(folder, is_run=is_run).read(alive=False).state == "queued":
+        if folder.is_dir() and self._told_nothing(entry, folder):
             code = f" with code {process.returncode}" if process is not None else ""
             said = next((line for line in reversed(last_lines(folder)) if line.strip()), "")
             problem = f"its process ended{code} before it began{': ' if said else ''}{said}"
             _record_failure(entry, folder, LoraloomError(problem, "the last lines of its log say more"))
         self._set(entry, "pid = NULL, wish = ''")
+
+    def _told_nothing(self, entry: Entry, folder: Path) -> bool:
+        """Whether neither log nor record of a job say anything of the process that has ended."""
+        if StatusReader(folder, is_run=is_run(entry.kind)).read(alive=False).state != "queued":
+            return False
+        try:
+            attempts = read_job(folder).attempts
+        except LoraloomError:
+            return True
+        return not attempts or attempts[-1].ended is None or attempts[-1].ended < (entry.started or 0.0)
 
     def _strangers(self) -> int:
         """Runs of the home that are trained by processes that no job has started: they use the device as well."""
@@ -212,8 +222,5 @@ class Dispatcher:
 
 def _record_failure(entry: Entry, folder: Path, error: LoraloomError) -> None:
     """Write into a job's log why it came to nothing, where its own process could not."""
-    failed = (
-        RunFailed(0, error.problem, error.hint) if KINDS[entry.kind].is_run else JobFailed(error.problem, error.hint)
-    )
     with RunLock(folder), EventLog(folder) as log:
-        log(failed)
+        log(RunFailed(0, error.problem, error.hint) if is_run(entry.kind) else JobFailed(error.problem, error.hint))

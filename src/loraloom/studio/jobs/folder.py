@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from loraloom.actions import Sentence, parts_from_record, parts_to_record
 from loraloom.errors import FileFormatError
 from loraloom.formats.files import make_folder, write_text
 from loraloom.plain_data import finite, parse_json
@@ -25,6 +26,7 @@ __all__ = [
     "read_job",
     "read_settings",
     "settings_record",
+    "text_to_record",
     "write_job",
 ]
 
@@ -35,10 +37,16 @@ _LARGEST = 4 * 2**20
 
 @dataclass(frozen=True)
 class Attempt:
-    """A process that worked on the job: when it began and ended, in seconds since 1970; None: it ended unseen."""
+    """A process that worked on the job. Times are in seconds since 1970."""
 
     started: float
     ended: float | None = None
+    """None: it is at work, or was killed."""
+    problem: str = ""
+    """The error that ended it, also where that came before anything could be told in the log."""
+    hint: str = ""
+    stopped: bool = False
+    """Whether it was asked to end."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,11 @@ class JobRecord:
         """The record once a process has begun to work on it."""
         return replace(self, attempts=(*self.attempts, Attempt(time.time())))
 
-    def ended(self) -> JobRecord:
+    def ended(self, *, problem: str = "", hint: str = "", stopped: bool = False) -> JobRecord:
         """The record once that process is about to end."""
         *before, last = self.attempts
-        return replace(self, attempts=(*before, replace(last, ended=time.time())))
+        last = replace(last, ended=time.time(), problem=problem, hint=hint, stopped=stopped)
+        return replace(self, attempts=(*before, last))
 
 
 def make_job_folder(jobs: Path, kind: str, *, number: int = 1) -> Path:
@@ -83,7 +92,15 @@ def make_job_folder(jobs: Path, kind: str, *, number: int = 1) -> Path:
 
 def write_job(folder: Path, record: JobRecord) -> None:
     """Write ``job.json``; OutputError where that cannot be done."""
-    write_text(folder / RECORD_NAME, json.dumps(to_record(record), indent=1) + "\n")
+    data = to_record(record)
+    for attempt, told in zip(record.attempts, data["attempts"], strict=True):
+        told |= {"problem": text_to_record(attempt.problem), "hint": text_to_record(attempt.hint)}
+    write_text(folder / RECORD_NAME, json.dumps(data, indent=1) + "\n")
+
+
+def text_to_record(text: str) -> list[Any]:
+    """Text as JSON-ready data, which keeps what it proposes."""
+    return parts_to_record(text if isinstance(text, Sentence) else Sentence(text)) if text else []
 
 
 def read_job(folder: Path) -> JobRecord:
@@ -91,7 +108,7 @@ def read_job(folder: Path) -> JobRecord:
     path = folder / RECORD_NAME
     data = parse_json(read_text(path, limit=_LARGEST), str(path))
     try:
-        attempts = tuple(Attempt(float(item["started"]), finite(item.get("ended"))) for item in data["attempts"])
+        attempts = tuple(_attempt(item) for item in data["attempts"])
         settings = data["settings"]
         if not isinstance(settings, dict | None):
             raise TypeError("settings are a table")
@@ -105,6 +122,11 @@ def read_job(folder: Path) -> JobRecord:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{path} is damaged: {type(error).__name__}: {error}", "start the job anew") from error
+
+
+def _attempt(data: Mapping[str, Any]) -> Attempt:
+    problem, hint = (parts_from_record(data.get(name, [])) for name in ("problem", "hint"))
+    return Attempt(float(data["started"]), finite(data.get("ended")), problem, hint, bool(data.get("stopped", False)))
 
 
 def settings_record(settings: Settings, home: Path) -> dict[str, Any]:

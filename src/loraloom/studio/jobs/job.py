@@ -15,8 +15,8 @@ from loraloom.actions import Action, Sentence
 from loraloom.errors import FileError, LoraloomError
 from loraloom.studio.detached import last_lines
 from loraloom.studio.home import Home
-from loraloom.studio.jobs.folder import read_job
-from loraloom.studio.jobs.kinds import KINDS
+from loraloom.studio.jobs.folder import RECORD_NAME, Attempt, read_job
+from loraloom.studio.jobs.kinds import is_run
 from loraloom.studio.jobs.status import ENDED, JobStatus, Progress, StatusReader
 from loraloom.studio.runs.control import is_trained
 from loraloom.studio.runs.log import LOG_NAME
@@ -104,18 +104,17 @@ class JobReader:
         """The job of a row; ``position``: its place among those that wait."""
         folder = self._home.located(entry.folder)
         alive = is_trained(folder)
-        status = None if alive else _kept(entry, folder)
-        if status is None:
-            status = self.status(folder, entry.kind, alive=alive)
-            if not alive and not entry.waiting and entry.pid is None and status.state in ENDED:
-                self._keep(entry, folder, status)
-        status = _told(entry, folder, status, alive=alive)
+        seen = None if alive else _kept(entry, folder)
+        if seen is None:
+            seen = self._seen(entry, folder, alive=alive)
+            if not alive and not entry.waiting and entry.pid is None and seen.status.state in ENDED:
+                self._keep(entry, folder, seen)
+        status = _told(entry, folder, seen.status, alive=alive)
 
         # What has ended has no time left, and only that has an end.
         is_over = status.state in ENDED
         if status.progress is not None and is_over:
             status = replace(status, progress=replace(status.progress, seconds_left=None))
-        started, ended = _times(entry, folder)
         return Job(
             id=entry.id,
             kind=entry.kind,
@@ -128,40 +127,73 @@ class JobReader:
             problem=status.problem,
             hint=status.hint,
             created=entry.created,
-            started=started,
-            ended=ended if is_over else None,
+            started=seen.started,
+            ended=seen.ended if is_over else None,
             result=status.result,
         )
 
     def status(self, folder: Path, kind: str, *, alive: bool | None = None) -> JobStatus:
         """What the log in the folder says. One that cannot be read is a failure that can be read."""
-        is_run = kind in KINDS and KINDS[kind].is_run
         alive = is_trained(folder) if alive is None else alive
         if not folder.is_dir():
             return JobStatus("failed", problem=f"{folder} is gone", hint="take the job from the list")
         with self._lock:
-            reader = self._readers.setdefault(str(folder), StatusReader(folder, is_run=is_run))
+            reader = self._readers.setdefault(str(folder), StatusReader(folder, is_run=is_run(kind)))
             try:
                 return reader.read(alive=alive)
             except FileError as error:
                 return JobStatus("failed", problem=error.problem, hint=error.hint)
 
-    def _keep(self, entry: Entry, folder: Path, status: JobStatus) -> None:
-        """Keep what a job has come to in the table, so that its log need not be read again by anybody."""
-        text = json.dumps(status.to_record())
+    def _seen(self, entry: Entry, folder: Path, *, alive: bool) -> _Seen:
+        status = self.status(folder, entry.kind, alive=alive)
+        last = None
+        with suppress(LoraloomError):
+            last = next(reversed(read_job(folder).attempts), None)
+        if last is None:
+            return _Seen(status, entry.started, _last_word(folder))
+        return _Seen(_tried(status, last, folder), last.started, last.ended or _last_word(folder))
+
+    def _keep(self, entry: Entry, folder: Path, seen: _Seen) -> None:
+        """Keep what a job has come to in the table, so that its files need not be read again by anybody."""
+        text = json.dumps({"status": seen.status.to_record(), "started": seen.started, "ended": seen.ended})
         with suppress(LoraloomError), self._home.database.transaction() as connection:
             connection.execute("UPDATE jobs SET stamp = ?, summary = ? WHERE id = ?", (_stamp(folder), text, entry.id))
         with self._lock:
             self._readers.pop(str(folder), None)
 
 
-def _kept(entry: Entry, folder: Path) -> JobStatus | None:
-    """The status that was kept of a job that had ended, where nothing has been recorded since."""
-    if not entry.summary or entry.stamp != _stamp(folder):
+@dataclass(frozen=True)
+class _Seen:
+    """What the files in the folder of a job say."""
+
+    status: JobStatus
+    started: float | None
+    ended: float | None
+
+
+def _kept(entry: Entry, folder: Path) -> _Seen | None:
+    """What was kept of a job that had ended, where nothing has been recorded since."""
+    if not entry.stamp or entry.stamp != _stamp(folder):
         return None
     with suppress(KeyError, TypeError, ValueError):
-        return JobStatus.from_record(json.loads(entry.summary))
+        told = json.loads(entry.summary)
+        return _Seen(JobStatus.from_record(told["status"]), told["started"], told["ended"])
     return None
+
+
+def _tried(status: JobStatus, last: Attempt, folder: Path) -> JobStatus:
+    """The status with what the last process noted as it ended, where the log has no later word.
+
+    A run that was to go on and could not keeps the log that it had, and one that was asked to end while it prepared
+    says only that it was interrupted.
+    """
+    if last.ended is None or status.state not in (*ENDED, "queued") or status.state == "done":
+        return status
+    if (_last_word(folder) or 0.0) > last.ended:
+        return status
+    if last.problem:
+        return JobStatus("failed", status.progress, last.problem, last.hint)
+    return JobStatus("stopped", status.progress) if last.stopped else status
 
 
 def _told(entry: Entry, folder: Path, status: JobStatus, *, alive: bool) -> JobStatus:
@@ -181,16 +213,6 @@ def _told(entry: Entry, folder: Path, status: JobStatus, *, alive: bool) -> JobS
         problem = "its process ended without a word: it was killed, or the machine went down"
         return replace(status, problem=problem, hint=hint)
     return status
-
-
-def _times(entry: Entry, folder: Path) -> tuple[float | None, float | None]:
-    """When the last process for the job began and ended; where it was killed, when it told something last."""
-    started, ended = entry.started, None
-    with suppress(LoraloomError):
-        attempts = read_job(folder).attempts
-        started = attempts[-1].started if attempts else started
-        ended = attempts[-1].ended if attempts else None
-    return started, ended or _last_word(folder)
 
 
 def begins(entry: Entry, folder: Path) -> bool:
@@ -214,12 +236,12 @@ def is_worker(pid: int, folder: Path) -> bool:
 
 
 def _stamp(folder: Path) -> str:
-    """What changes with every line of the log."""
+    """What changes with every line of the log, and with the record."""
     try:
-        found = (folder / LOG_NAME).stat()
+        found = [(folder / name).stat() for name in (LOG_NAME, RECORD_NAME)]
     except OSError:
         return ""
-    return f"{found.st_size}-{found.st_mtime_ns}"
+    return " ".join(f"{file.st_size}-{file.st_mtime_ns}" for file in found)
 
 
 def _last_word(folder: Path) -> float | None:

@@ -19,7 +19,7 @@ from loraloom.studio.runs.folder import with_each_path
 from loraloom.studio.runs.log import EventLog
 from loraloom.training.settings import TrainSettings
 
-__all__ = ["KINDS", "JobKind", "find_kind"]
+__all__ = ["KINDS", "JobKind", "find_kind", "is_run"]
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,14 @@ def _train(folder: Path, listener: Listener, control: Control) -> object:
 def _sweep(folder: Path, listener: Listener, control: Control) -> object:
     from loraloom.formats.files import write_text
     from loraloom.studio.runs.folder import with_absolute_paths
-    from loraloom.studio.sweeps import plan_sweep, run_sweep
+    from loraloom.studio.sweeps import missing_of, plan_sweep, run_sweep
 
     settings = read_settings(folder, SweepSettings)
     common = folder / "settings.toml"
     write_text(common, with_absolute_paths(settings.train).to_toml())
     combinations = plan_sweep(common, settings.axes)
-    result = run_sweep(combinations, listener=_WholeSweep(len(combinations), listener), control=control)
+    whole = _WholeSweep(len(missing_of(combinations)), listener)
+    result = run_sweep(combinations, listener=whole, control=control)
     if (failure := result.failure()) is not None:
         raise failure
     best = [outcome.combination.label for outcome in result.best]
@@ -165,3 +166,8 @@ def find_kind(name: str) -> JobKind:
     if name not in KINDS:
         raise UnknownNameError("kind of job", name, KINDS)
     return KINDS[name]
+
+
+def is_run(name: str) -> bool:
+    """Whether a job of this kind is a run; one of a kind that this version does not know is none."""
+    return name in KINDS and KINDS[name].is_run

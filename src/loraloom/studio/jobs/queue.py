@@ -22,7 +22,7 @@ from loraloom.settings import Settings
 from loraloom.studio.home import Home, HomeLock
 from loraloom.studio.jobs.folder import RECORD_NAME, JobRecord, read_job, settings_record, write_job
 from loraloom.studio.jobs.job import COLUMNS, Entry, Job, JobReader, begins
-from loraloom.studio.jobs.kinds import KINDS, find_kind
+from loraloom.studio.jobs.kinds import KINDS, find_kind, is_run
 from loraloom.studio.runs.control import RunLock, ask, is_trained, leave_order
 from loraloom.studio.runs.folder import RunFolder
 from loraloom.studio.runs.log import EventLog
@@ -292,7 +292,7 @@ class Queue:
             if is_trained(job.folder) or begins(entry, job.folder):
                 raise ResumeError(f"job {number} runs now", Sentence(Action.CANCEL_JOB.of(job=number), " ends it"))
             if not entry.waiting:
-                if KINDS[job.kind].is_run:
+                if is_run(job.kind):
                     check_run(job.folder)
                 connection.execute(
                     "UPDATE jobs SET waiting = 1, held = 0, wish = '', pid = NULL, "

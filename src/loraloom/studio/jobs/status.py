@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loraloom.actions import Sentence, parts_from_record, parts_to_record
+from loraloom.actions import parts_from_record
 from loraloom.errors import FileFormatError
 from loraloom.events import (
     Event,
@@ -20,6 +20,7 @@ from loraloom.events import (
     JobResumed,
     JobStarted,
 )
+from loraloom.studio.jobs.folder import text_to_record
 from loraloom.studio.runs.log import RunLog
 from loraloom.studio.runs.status import RunStatus
 
@@ -85,8 +86,8 @@ class JobStatus:
         return {
             "state": self.state,
             "progress": [told.done, told.total, told.what] if told is not None else None,
-            "problem": _parts(self.problem),
-            "hint": _parts(self.hint),
+            "problem": text_to_record(self.problem),
+            "hint": text_to_record(self.hint),
             "result": dict(self.result),
         }
 
@@ -101,10 +102,6 @@ class JobStatus:
             parts_from_record(record["hint"]),
             record["result"],
         )
-
-
-def _parts(text: str) -> list[Any]:
-    return parts_to_record(text if isinstance(text, Sentence) else Sentence(text))
 
 
 def of_run(run: RunStatus) -> JobStatus:

@@ -11,7 +11,7 @@ from loraloom.control import Control, Order, Request, first_of, number_of, order
 from loraloom.errors import LoraloomError, OutputError, ResumeError
 from loraloom.events import JobFailed, JobFinished, JobPaused, JobResumed, JobStarted, Listener, ignore
 from loraloom.studio.detached import work_to_the_end
-from loraloom.studio.jobs.folder import read_job, write_job
+from loraloom.studio.jobs.folder import JobRecord, read_job, write_job
 from loraloom.studio.jobs.kinds import JobKind, find_kind
 from loraloom.studio.jobs.recorder import JobRecorder
 from loraloom.studio.jobs.status import StatusReader
@@ -68,15 +68,31 @@ def do_job(folder: Path, *, control: Control) -> None:
 
 
 def _noted(folder: Path, work: Callable[[], object]) -> None:
-    """Do the work, with its times in the record."""
+    """Do the work, with its times in the record, and the error that ended it."""
     begun = read_job(folder).begun()
-    with suppress(OutputError):  # times are not worth a job
-        write_job(folder, begun)
+    _note(folder, begun)
     try:
         work()
-    finally:
-        with suppress(OutputError):
-            write_job(folder, begun.ended())
+    except KeyboardInterrupt:
+        _note(folder, begun.ended(stopped=True))
+        raise
+    except BaseException as error:
+        if not is_trained(folder) or not isinstance(error, ResumeError):  # else another process was quicker
+            said = _worded(error)
+            _note(folder, begun.ended(problem=said.problem, hint=said.hint))
+        raise
+    _note(folder, begun.ended())
+
+
+def _note(folder: Path, record: JobRecord) -> None:
+    with suppress(OutputError):  # the disk is full: the log, or the state in which it ends, says enough
+        write_job(folder, record)
+
+
+def _worded(error: BaseException) -> LoraloomError:
+    return explained(error) or LoraloomError(
+        f"a fault in Loraloom itself: {type(error).__name__}: {error}", "the last lines of its log name the report"
+    )
 
 
 def _recorded(folder: Path, kind: JobKind, control: Control) -> None:
@@ -90,7 +106,7 @@ def _recorded(folder: Path, kind: JobKind, control: Control) -> None:
             recorder.record(JobPaused(freed=True) if is_to_go_on else JobFinished(stopped=True, result={}))
             raise
         except BaseException as error:
-            said = explained(error) or LoraloomError(f"a fault in Loraloom itself: {type(error).__name__}: {error}")
+            said = _worded(error)
             recorder.record(JobFailed(said.problem, said.hint))
             raise
         told = to_record(result)
