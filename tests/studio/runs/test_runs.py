@@ -314,7 +314,7 @@ def test_a_damaged_line_is_left_out_by_every_reader(tmp_path: Path, line: str) -
     assert [event.step for event in log.recorded() if isinstance(event, StepFinished)] == steps
     assert [event.step for event in log.since()[0] if isinstance(event, StepFinished)] == steps
     assert [event.step for event in log.events() if isinstance(event, StepFinished)] == [1, 2]
-    outlined = log.outline(frozenset(Event.kinds), steps=9)
+    outlined, _ = log.outline(frozenset(Event.kinds), steps=9)
     assert [event.step for event in outlined if isinstance(event, StepFinished)] == steps
     (status,) = list_runs(tmp_path)
     assert (status.state, status.step, status.problem) == ("interrupted", 2, "")

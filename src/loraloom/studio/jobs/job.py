@@ -98,6 +98,7 @@ class JobReader:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._readers: dict[str, StatusReader] = {}
+        self._to_keep: list[tuple[str, str, int]] = []
         self._lock = threading.Lock()
 
     def job(self, entry: Entry, position: int) -> Job:
@@ -154,12 +155,18 @@ class JobReader:
         return _Seen(_tried(status, last, folder), last.started, last.ended or _last_word(folder))
 
     def _keep(self, entry: Entry, folder: Path, seen: _Seen) -> None:
-        """Keep what a job has come to in the table, so that its files need not be read again by anybody."""
         text = json.dumps({"status": seen.status.to_record(), "started": seen.started, "ended": seen.ended})
-        with suppress(LoraloomError), self._home.database.transaction() as connection:
-            connection.execute("UPDATE jobs SET stamp = ?, summary = ? WHERE id = ?", (_stamp(folder), text, entry.id))
         with self._lock:
+            self._to_keep.append((_stamp(folder), text, entry.id))
             self._readers.pop(str(folder), None)
+
+    def keep(self) -> None:
+        """Keep in the table what was found of jobs that have ended, so that nobody need read their files again."""
+        with self._lock:
+            found, self._to_keep = self._to_keep, []
+        if found:
+            with suppress(LoraloomError), self._home.database.transaction() as connection:
+                connection.executemany("UPDATE jobs SET stamp = ?, summary = ? WHERE id = ?", found)
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,7 @@ class Queue:
         entries = self.entries()
         places = _places(entries)
         found = [self._reader.job(entry, places.get(entry.id, 0)) for entry in entries]
+        self._reader.keep()
         return sorted(found, key=_in_the_list)
 
     def job(self, number: int) -> Job:

@@ -21,6 +21,7 @@ from loraloom.events import (
     JobStarted,
 )
 from loraloom.studio.jobs.folder import text_to_record
+from loraloom.studio.runs import status as runs_status
 from loraloom.studio.runs.log import RunLog
 from loraloom.studio.runs.status import RunStatus
 
@@ -112,21 +113,20 @@ def of_run(run: RunStatus) -> JobStatus:
 
 
 class StatusReader:
-    """Reads the status of one job as often as is wanted: each time only what was recorded since."""
+    """Reads the status of the job in ``folder`` as often as is wanted, each time only what was recorded since."""
 
     def __init__(self, folder: Path, *, is_run: bool) -> None:
         self._folder = folder
-        self._is_run = is_run
+        self._run = runs_status.StatusReader(folder) if is_run else None
         self._begin()
 
     def _begin(self) -> None:
-        self._log, self._offset = RunLog(self._folder), 0
-        self._status: RunStatus | JobStatus = (
-            RunStatus(self._folder.name, self._folder) if self._is_run else JobStatus()
-        )
+        self._log, self._offset, self._status = RunLog(self._folder), 0, JobStatus()
 
     def read(self, *, alive: bool) -> JobStatus:
         """The status now; ``alive``: whether a process works on it. FileError where the log cannot be read."""
+        if self._run is not None:
+            return of_run(self._run.read(alive=alive))
         try:
             events, self._offset = self._log.since(self._offset)
         except FileFormatError:  # it was replaced or cut
@@ -134,5 +134,4 @@ class StatusReader:
             events, self._offset = self._log.since()
         for event in events:
             self._status = self._status.after(event)
-        status = self._status.seen(alive=alive)
-        return of_run(status) if isinstance(status, RunStatus) else status
+        return self._status.seen(alive=alive)

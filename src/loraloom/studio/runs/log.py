@@ -135,25 +135,14 @@ class RunLog:
             if not events:
                 time.sleep(POLL_S)
 
-    def outline(self, kinds: frozenset[str], *, steps: int) -> Iterator[Event]:
-        """The events of some kinds, but of the steps only the last ``steps`` before each turn of the run.
+    def outline(self, kinds: frozenset[str], *, steps: int, offset: int = 0) -> tuple[list[Event], int]:
+        """:meth:`since` for the events of some kinds, but of the steps only the last ``steps`` before each turn.
 
         A log may hold many thousand lines, of which a reader who wants to know what a run has come to needs few.
-        FileError as in :meth:`since`.
         """
-        held: deque[bytes] = deque(maxlen=steps)
-        for line in self._bytes(0).split(b"\n"):
-            if line.startswith(_STEP):
-                held.append(line)
-                continue
-            kind = _kind(line)
-            if kind not in kinds:
-                continue
-            if kind in _TURNS:
-                yield from _events(held)
-                held.clear()
-            yield from _events([line])
-        yield from _events(held)
+        data = self._bytes(offset)
+        whole = data.rfind(b"\n") + 1
+        return list(_events(_outline(data[:whole].split(b"\n"), kinds, steps))), offset + whole
 
     def _bytes(self, offset: int) -> bytes:
         """What follows ``offset``, with the checks that this is still the file that was read before."""
@@ -174,6 +163,21 @@ class RunLog:
             raise FileFormatError(
                 f"{self._path} has changed: it was replaced or truncated", "read it from the beginning"
             )
+
+
+def _outline(lines: Iterable[bytes], kinds: frozenset[str], steps: int) -> Iterator[bytes]:
+    held: deque[bytes] = deque(maxlen=steps)
+    for line in lines:
+        if line.startswith(_STEP):
+            held.append(line)
+            continue
+        kind = _kind(line)
+        if kind in kinds:
+            if kind in _TURNS:
+                yield from held
+                held.clear()
+            yield line
+    yield from held
 
 
 def _kind(line: bytes) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loraloom.errors import FileError, MissingFileError
+from loraloom.errors import FileError, FileFormatError, MissingFileError
 from loraloom.events import (
     Event,
     JobCancelled,
@@ -25,7 +25,7 @@ from loraloom.studio.runs.control import is_trained
 from loraloom.studio.runs.folder import run_folders
 from loraloom.studio.runs.log import LOG_NAME, RunLog, is_superseded, went_back_to
 
-__all__ = ["RunStatus", "list_runs", "read_status"]
+__all__ = ["RunStatus", "StatusReader", "list_runs", "read_status"]
 
 _SPEED_STEPS = 50
 """The time left is estimated from this many of the last steps."""
@@ -195,6 +195,32 @@ def _status_or_problem(folder: Path) -> RunStatus:
         return RunStatus(folder.name, folder, "failed", problem=f"its {LOG_NAME} cannot be read: {error.problem}")
 
 
+class StatusReader:
+    """Reads the status of the run in ``folder`` as often as is wanted, each time only what was recorded since."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._begin()
+
+    def _begin(self) -> None:
+        self._log, self._offset = RunLog(self._folder), 0
+        self._status = RunStatus(self._folder.name, self._folder)
+
+    def read(self, *, alive: bool | None = None) -> RunStatus:
+        """The status now. ``alive``: whether a process trains it; None: to be found out.
+
+        FileError where the log cannot be read.
+        """
+        try:
+            events, self._offset = self._log.outline(_KINDS, steps=_SPEED_STEPS, offset=self._offset)
+        except FileFormatError:  # it was replaced or cut
+            self._begin()
+            events, self._offset = self._log.outline(_KINDS, steps=_SPEED_STEPS)
+        for event in events:
+            self._status = self._status.after(event)
+        return self._status.seen(alive=is_trained(self._folder) if alive is None else alive)
+
+
 def read_status(folder: Path, *, alive: bool | None = None) -> RunStatus:
     """The state of one run, in one pass over its log.
 
@@ -203,8 +229,4 @@ def read_status(folder: Path, *, alive: bool | None = None) -> RunStatus:
     """
     if not folder.is_dir():
         raise MissingFileError(f"there is no folder {folder}", "give the folder of a run")
-
-    status = RunStatus(folder.name, folder)
-    for event in RunLog(folder).outline(_KINDS, steps=_SPEED_STEPS):
-        status = status.after(event)
-    return status.seen(alive=is_trained(folder) if alive is None else alive)
+    return StatusReader(folder).read(alive=alive)
