@@ -20,8 +20,8 @@ MAY_READ_A_CLOCK = {
     "tensor_mutations.py": "says how long it took",
     "cli/test_cli_train.py": "gives up on a process that hangs",
     "cli/test_cli_runs.py": "gives up on a process that hangs",
-    "cli/test_cli_jobs.py": "gives up on a process that hangs",
-    "studio/jobs/test_dispatcher.py": "gives up on a process that hangs",
+    "waiting.py": "gives up on a process that hangs",
+    "studio/jobs/test_dispatcher.py": "gives a job the hour at which it began",
     "studio/runs/test_runs.py": "makes a file old",
 }
 

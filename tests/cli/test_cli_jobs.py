@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 
 from loraloom.studio.home import Home
 from loraloom.studio.jobs.queue import Queue
+from waiting import until
 from work import HANGS_AFTER_S
 
 Command = Callable[..., Any]
@@ -125,10 +125,13 @@ def test_ctrl_c_ends_the_work_and_leaves_the_jobs(command: Command, files: Path)
     work = subprocess.Popen(
         [sys.executable, "-m", "loraloom", "work"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + HANGS_AFTER_S
-    while (job := queue.job(1)).state != "running" or job.progress is None or job.progress.done < 2:
-        assert time.monotonic() < deadline and work.poll() is None, (job.state, job.output())
-        time.sleep(0.05)
+
+    def has_two_steps() -> bool:
+        job = queue.job(1)
+        assert work.poll() is None, (job.state, job.output())
+        return job.state == "running" and job.progress is not None and job.progress.done >= 2
+
+    until(has_two_steps)
     assert queue.is_worked_through
     os.kill(work.pid, signal.SIGINT)
     out, err = work.communicate(timeout=HANGS_AFTER_S)
@@ -137,7 +140,5 @@ def test_ctrl_c_ends_the_work_and_leaves_the_jobs(command: Command, files: Path)
     assert "jobs that run go on" in err
     assert queue.job(1).state == "running"
     assert "ends after the step in progress" in command("jobs", "cancel", "1", "--no-save").out
-    while not queue.job(1).is_over:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: queue.job(1).is_over)
     assert queue.job(1).state == "stopped"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import waiting
 from job_homes import home_with_drawings, run_settings
 from loraloom.control import Request
 from loraloom.events import RunFailed, RunPaused, RunResumed, RunStarted, StepFinished
@@ -46,11 +47,14 @@ def dispatcher(home: Home) -> Iterator[Dispatcher]:
 
 def until(dispatcher: Dispatcher, condition: Callable[[], bool]) -> None:
     """Look at the queue until something is so."""
-    deadline = time.monotonic() + HANGS_AFTER_S
-    while not condition():
-        assert time.monotonic() < deadline, [(job.id, job.state, job.output()) for job in dispatcher.queue.jobs()]
+
+    def is_so() -> bool:
+        if condition():
+            return True
         dispatcher.step()
-        time.sleep(0.05)
+        return False
+
+    waiting.until(is_so, lambda: [(job.id, job.state, job.output()) for job in dispatcher.queue.jobs()])
 
 
 def is_at(queue: Queue, number: int, *states: str, step: int = 0) -> Callable[[], bool]:
@@ -146,13 +150,6 @@ def worker_of(job: Job) -> int:
     return int(json.loads((job.folder / PROCESS).read_text(encoding="utf-8"))["pid"])
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + HANGS_AFTER_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def left_in_peace(home: Home, base: Path, output: Path) -> Path:
     """The folder of the same run, trained in a process of its own that nobody disturbs."""
     settings = with_each_path(run_settings(base, "mystyle", *SMALL), lambda path: home.path / path)
@@ -171,11 +168,11 @@ def test_whatever_is_killed_nothing_is_lost(home: Home, base: Path, tmp_path: Pa
 
     # The dispatcher: the run goes on, and the next dispatcher knows it.
     work = start_work(home)
-    wait(is_at(queue, job.id, "running", step=3))
+    waiting.until(is_at(queue, job.id, "running", step=3))
     kill(work.pid)
     work.wait()
     before = queue.job(job.id).progress
-    wait(is_at(queue, job.id, "running", step=(before.done if before else 0) + 2))
+    waiting.until(is_at(queue, job.id, "running", step=(before.done if before else 0) + 2))
     with Dispatcher(home) as dispatcher:
         assert dispatcher.step() == Look(works=True, running=1, waiting=1)
         assert dispatcher.queue.job(job.id).state == "running"
@@ -189,7 +186,7 @@ def test_whatever_is_killed_nothing_is_lost(home: Home, base: Path, tmp_path: Pa
     # Both, after it went on from its state.
     assert queue.retry(job.id).state == "queued"
     work = start_work(home)
-    wait(is_at(queue, job.id, "running", step=(killed.progress.done if killed.progress else 0) + 3))
+    waiting.until(is_at(queue, job.id, "running", step=(killed.progress.done if killed.progress else 0) + 3))
     kill(work.pid, worker_of(job))
     work.wait()
     with Dispatcher(Home.open(home.path)) as dispatcher:
