@@ -26,7 +26,8 @@ ALLOWED = {
     "weights": {"formats", "models", "adapters"},
     "recipes": {"formats", "diffusion", "adapters", "training"},
     "studio": ACTIVITIES,
-    "cli": {"studio"},
+    "web": {"studio"},
+    "cli": {"studio", "web"},
 }
 
 
@@ -54,7 +55,7 @@ def test_imports_only_go_down(path: Path) -> None:
         other = name.split(".")[0]
         if other in GROUND or other == package or other.startswith("__"):
             continue
-        if package == "cli" and name.split(".")[1:2] == ["settings"]:
+        if package in ("cli", "web") and name.split(".")[1:2] == ["settings"]:
             continue  # the torch-free settings of any floor
         if package in {*GROUND, "__init__.py"} or package.endswith(".py"):
             assert package == "__main__.py", f"{path} is ground and imports {name}"
@@ -111,7 +112,10 @@ def test_every_setting_is_documented() -> None:
         assert [row.path for row in rows if not row.doc] == []
 
 
-@pytest.mark.parametrize("module", ["loraloom.cli.main", "loraloom.training.settings", "loraloom.generation.settings"])
+@pytest.mark.parametrize(
+    "module",
+    ["loraloom.cli.main", "loraloom.web.serving", "loraloom.training.settings", "loraloom.generation.settings"],
+)
 def test_doors_and_settings_start_without_torch(module: str) -> None:
     heavy = "('torch', 'numpy', 'tokenizers', 'safetensors', 'diffusers', 'transformers', 'psutil', 'platformdirs')"
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

@@ -1,15 +1,19 @@
-"""Which names a run, and with it its folder and all its files, can have: those that every system can keep and show."""
+"""Names that every system can keep and show: which a run can have, and what is made of those that strangers give."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from hashlib import sha256
+from pathlib import Path
 
-__all__ = ["LONGEST_NAME", "check_name"]
+__all__ = ["LONGEST_NAME", "check_name", "clean_name", "entry_of"]
 
 LONGEST_NAME = 200
 """Bytes of UTF-8. File systems keep 255, and what is written behind a name (-last-good-step00001234-raw.safetensors)
 takes up to 43."""
+_LONGEST_ENTRY = 255
+"""Bytes of a name that any file system keeps."""
 _SEPARATORS = r"/\:*?\"<>|"
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|clock\$|(?:com|lpt)[0-9¹²³])", re.IGNORECASE)
 _TURNS_TEXT = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -22,6 +26,40 @@ def check_name(name: str) -> str:
     if reason:
         raise ValueError(f"{reason}; choose a plain name, such as my-style_2")
     return name
+
+
+def clean_name(name: str, *, longest: int = LONGEST_NAME) -> str:
+    """The name as it is, or the nearest one that passes :func:`check_name` and has at most ``longest`` bytes (40 or
+    more).
+
+    What follows the last dot stays. Two long names that are cut stay two: a part of their checksum ends them.
+    """
+    name = unicodedata.normalize("NFC", name)
+    name = "".join("_" if mark in _SEPARATORS or _is_invisible(mark) else mark for mark in name)
+    name = name.strip().lstrip(".").rstrip(". ").lstrip() or "unnamed"
+    stem, dot, ending = name.partition(".")
+    if _DEVICES.fullmatch(stem.rstrip()):
+        name = f"{stem.rstrip()}_{dot}{ending}"
+    if len(name.encode("utf-8")) <= longest:
+        return name
+    stem, dot, ending = name.rpartition(".")
+    ending = f".{ending}" if dot and len(ending.encode("utf-8")) <= 16 else ""
+    mark = f"-{sha256(name.encode('utf-8')).hexdigest()[:8]}{ending}"
+    room = longest - len(mark.encode("utf-8"))
+    return name.encode("utf-8")[:room].decode("utf-8", "ignore").rstrip(". ") + mark
+
+
+def entry_of(folder: Path, name: str) -> Path | None:
+    """The entry ``name`` of a folder, whether it exists or not; None for a name that leads anywhere else, by dots,
+    separators, a drive or a link."""
+    path = folder / name
+    if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_ENTRY:
+        return None
+    try:
+        lies_there = "\0" not in name and path.name == name and path.resolve().parent == folder.resolve()
+    except (OSError, ValueError, RuntimeError):  # too long, no text, links in a circle
+        return None
+    return path if lies_there else None
 
 
 def _reason(name: str) -> str:

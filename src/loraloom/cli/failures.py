@@ -18,6 +18,7 @@ UNFORESEEN = 70
 _GOES_ON = {
     "train": "what was saved before stays in the run folder; `loraloom train --resume RUN` goes on from there",
     "resume": "what was saved before stays in the run folder; `loraloom resume RUN` goes on from there",
+    "studio": "what runs goes on; `loraloom studio` shows it again",
     "sweep": "finished runs are kept; the same command again goes on",
     "generate": "images that are finished stay",
     "grid": "images that are finished stay; the same command again goes on",

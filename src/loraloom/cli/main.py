@@ -104,6 +104,7 @@ def _register() -> None:
         recipes,
         runs,
         settings,
+        studio,
         sweep,
         tokens,
         train,
@@ -111,6 +112,7 @@ def _register() -> None:
         weights,
     )
 
+    app.command("studio")(studio.studio)
     app.command("demo")(demo.demo)
     dataset.app.command("class-images")(class_images.class_images)
     app.add_typer(dataset.app, name="dataset")

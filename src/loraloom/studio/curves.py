@@ -6,6 +6,7 @@ Everything is read from the run's events, so a curve can be drawn while a run go
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -21,6 +22,7 @@ __all__ = [
     "CURVES_NAME",
     "Curves",
     "Plot",
+    "ThinCurves",
     "draw_curves",
     "draw_rates",
     "mean_window",
@@ -28,6 +30,7 @@ __all__ = [
     "read_curves",
     "running_mean",
     "sparkline",
+    "thinned",
     "tick_values",
     "write_curves",
 ]
@@ -105,6 +108,49 @@ def read_curves(events: Iterable[Event]) -> Curves:
         tuple(event.loss for event in found),
         {part: tuple(event.learning_rates.get(part, 0.0) for event in found) for part in parts},
         tuple(sorted(checked.items())),
+    )
+
+
+@dataclass(frozen=True)
+class ThinCurves:
+    """Curves for a screen: each value stands for a stretch of steps, of which ``steps`` has the last one."""
+
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    """The mean of the stretch, and the lowest and the highest in it: what was left out may be an outlier."""
+    lowest: tuple[float, ...]
+    highest: tuple[float, ...]
+    means: tuple[float, ...]
+    """The mean of the :func:`mean_window` steps up to there."""
+    rates: Mapping[str, tuple[float, ...]]
+    validation: tuple[tuple[int, float], ...]
+    total: int
+    """How many steps of the run the whole of it stands for."""
+
+
+def thinned(curves: Curves, most: int, *, first: int = 0, last: int | None = None) -> ThinCurves:
+    """At most ``most`` values for each curve, of the steps ``first`` to ``last`` (None: to the end)."""
+    window = mean_window(len(curves.losses))
+    means = running_mean(curves.losses, window)
+
+    # Stretches of nearly the same number of steps, so that a step weighs the same wherever it is.
+    begin = bisect_left(curves.steps, first)
+    end = len(curves.steps) if last is None else bisect_right(curves.steps, last)
+    count = max(0, end - begin)
+    pieces = min(most, count)
+    edges = [begin + count * number // pieces for number in range(pieces + 1)] if pieces else [begin]
+    stretches = [curves.losses[a:b] for a, b in pairwise(edges)]
+    ends = [b - 1 for b in edges[1:]]
+    checked = [(step, loss) for step, loss in curves.validation if step >= first and (last is None or step <= last)]
+    return ThinCurves(
+        tuple(curves.steps[at] for at in ends),
+        tuple(sum(stretch) / len(stretch) for stretch in stretches),
+        tuple(map(min, stretches)),
+        tuple(map(max, stretches)),
+        tuple(means[at] for at in ends),
+        {part: tuple(rates[at] for at in ends) for part, rates in curves.rates.items()},
+        tuple(checked[:: max(1, -(-len(checked) // most))]),
+        count,
     )
 
 

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from loraloom.actions import Action, Sentence
 from loraloom.errors import MissingFileError, OutputError, SettingsError, nearest
-from loraloom.file_names import check_name
+from loraloom.file_names import check_name, entry_of
 from loraloom.formats.files import make_folder, write_text
 from loraloom.plain_data import shown
-from loraloom.settings import Settings
+from loraloom.reading import read_text
+from loraloom.settings import MAX_TOML_BYTES, Settings
 from loraloom.studio.runs.control import CONTROL_FILES
 from loraloom.studio.runs.log import LOG_NAME
 
@@ -23,6 +24,7 @@ __all__ = [
     "find_run",
     "run_and_step",
     "run_folders",
+    "run_in",
     "with_absolute_paths",
     "with_each_path",
 ]
@@ -95,6 +97,10 @@ class RunFolder:
         """Record the settings. What was left to be found out (the resolution) stays so, and is found out again."""
         write_text(self.settings_path, with_absolute_paths(settings).to_toml())
 
+    def read_settings(self) -> str:
+        """The settings as their file has them. FileError where it cannot be read."""
+        return read_text(self.settings_path, limit=MAX_TOML_BYTES)
+
     def discard(self) -> None:
         """Remove a folder whose run never began; one that holds previews or weights stays."""
         if any(any((self.path / part).iterdir()) for part in _PARTS if (self.path / part).is_dir()):
@@ -117,6 +123,15 @@ def find_run(text: str, output: Path = Path("runs")) -> Path:
     close = nearest(text, names)
     listed = Sentence(Action.LIST_RUNS, " lists them; give the folder of the run")
     raise MissingFileError(f"there is no run {text!r}", f"did you mean {close[0]!r}?" if close else listed)
+
+
+def run_in(folder: Path, name: str) -> Path:
+    """The run ``name`` that lies in ``folder`` itself. MissingFileError where there is none, also for a name that
+    would lead elsewhere: this is for names that come from strangers."""
+    path = entry_of(folder, name)
+    if path is None or not RunFolder(path).is_there:
+        raise MissingFileError(f"there is no run {shown(name)}", Sentence(Action.LIST_RUNS, " lists them"))
+    return path
 
 
 def run_and_step(text: str) -> tuple[str, int | None]:

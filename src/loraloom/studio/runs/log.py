@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -32,6 +33,9 @@ from loraloom.studio.runs.control import is_trained
 __all__ = ["LOG_NAME", "EventLog", "RunLog", "current_events", "is_superseded", "went_back_to"]
 
 LOG_NAME = "events.jsonl"
+_CHECKED = 200
+_LONGEST_CHECKED = _CHECKED + 1
+"""Bytes before a place that are looked at."""
 _STEP = b'{"event": "StepFinished"'
 _KIND = re.compile(rb'\{"event": "(\w+)"')
 """How every line of ours begins, so that lines of other kinds need not be parsed."""
@@ -101,9 +105,42 @@ class RunLog:
         log there are none. Raises FileFormatError where no line begins at ``offset``, FileError where the log cannot be
         read.
         """
+        placed, end = self.placed(offset)
+        return [event for event, _ in placed], end
+
+    def placed(self, offset: int = 0) -> tuple[list[tuple[Event, str]], int]:
+        """:meth:`since` with the :meth:`place` behind each event; FileError as there."""
         data = self._bytes(offset)
         whole = data.rfind(b"\n") + 1
-        return list(_events(data[:whole].split(b"\n"))), offset + whole
+        found: list[tuple[Event, str]] = []
+        position = offset
+        for line in data[:whole].split(b"\n")[:-1]:
+            position += len(line) + 1
+            found += [(event, _place(position, line)) for event in _events([line])]
+        return found, offset + whole
+
+    def place(self, offset: int) -> str:
+        """The byte ``offset`` with a check of the line that ends there: where a reader goes on who comes back to it.
+
+        A log that was replaced by another one has other lines. FileError as in :meth:`since`.
+        """
+        if not offset:
+            return "0"
+        start = max(0, offset - _LONGEST_CHECKED)
+        before = self._bytes(start, exact=False)[: offset - start - 1]
+        return _place(offset, before[before.rfind(b"\n") + 1 :])
+
+    def offset_of(self, place: str) -> int:
+        """The byte that a :meth:`place` means; a number without its check is taken where a line begins.
+
+        Raises FileFormatError where that is no place in this log, FileError as in :meth:`since`.
+        """
+        number, _, check = place.partition("-")
+        self._check(number.isascii() and number.isdecimal() and len(number) < 19)
+        offset = int(number)
+        self._bytes(offset)
+        self._check(not check or self.place(offset) == place)
+        return offset
 
     def recorded(self) -> list[Event]:
         """Every event of the log, those that are superseded too; FileError as in :meth:`since`."""
@@ -144,15 +181,18 @@ class RunLog:
         whole = data.rfind(b"\n") + 1
         return list(_events(_outline(data[:whole].split(b"\n"), kinds, steps))), offset + whole
 
-    def _bytes(self, offset: int) -> bytes:
-        """What follows ``offset``, with the checks that this is still the file that was read before."""
+    def _bytes(self, offset: int, *, exact: bool = True) -> bytes:
+        """What follows ``offset``, with the checks that this is still the file that was read before.
+
+        ``exact``: a line has to begin there.
+        """
         try:
             with open_file(self._path) as file:
                 found = os.fstat(file.fileno())
                 self._check(self._file in (None, (found.st_dev, found.st_ino)) and offset <= found.st_size)
                 self._file = found.st_dev, found.st_ino
                 file.seek(max(offset - 1, 0))
-                self._check(not offset or file.read(1) == b"\n")
+                self._check(not offset or file.read(1) == b"\n" or not exact)
                 return file.read()
         except MissingFileError:
             self._check(not offset and self._file is None)
@@ -178,6 +218,11 @@ def _outline(lines: Iterable[bytes], kinds: frozenset[str], steps: int) -> Itera
                 held.clear()
             yield line
     yield from held
+
+
+def _place(offset: int, line: bytes) -> str:
+    """A place in a log: the byte behind a line, and a checksum of the line's end."""
+    return f"{offset}-{zlib.crc32(line[-_CHECKED:]):08x}"
 
 
 def _kind(line: bytes) -> str:

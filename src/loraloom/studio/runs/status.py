@@ -25,7 +25,7 @@ from loraloom.studio.runs.control import is_trained
 from loraloom.studio.runs.folder import run_folders
 from loraloom.studio.runs.log import LOG_NAME, RunLog, is_superseded, went_back_to
 
-__all__ = ["RunStatus", "StatusReader", "list_runs", "read_status"]
+__all__ = ["RunStatus", "StatusReader", "list_runs", "read_status", "told_status", "unreadable_status"]
 
 _SPEED_STEPS = 50
 """The time left is estimated from this many of the last steps."""
@@ -192,7 +192,24 @@ def _status_or_problem(folder: Path) -> RunStatus:
     try:
         return read_status(folder)
     except FileError as error:
-        return RunStatus(folder.name, folder, "failed", problem=f"its {LOG_NAME} cannot be read: {error.problem}")
+        return unreadable_status(folder, error)
+
+
+def unreadable_status(folder: Path, error: FileError) -> RunStatus:
+    """The status of a run whose log raised an error."""
+    return RunStatus(folder.name, folder, "failed", problem=f"its {LOG_NAME} cannot be read: {error.problem}")
+
+
+def told_status(folder: Path, log: RunLog) -> tuple[RunStatus, int]:
+    """What the log itself says of the run, before :meth:`RunStatus.seen`, and where the events after that begin.
+
+    Raises FileError where the log cannot be read.
+    """
+    events, offset = log.outline(_KINDS, steps=_SPEED_STEPS)
+    status = RunStatus(folder.name, folder)
+    for event in events:
+        status = status.after(event)
+    return status, offset
 
 
 class StatusReader:
@@ -215,7 +232,8 @@ class StatusReader:
             events, self._offset = self._log.outline(_KINDS, steps=_SPEED_STEPS, offset=self._offset)
         except FileFormatError:  # it was replaced or cut
             self._begin()
-            events, self._offset = self._log.outline(_KINDS, steps=_SPEED_STEPS)
+            self._status, self._offset = told_status(self._folder, self._log)
+            events = []
         for event in events:
             self._status = self._status.after(event)
         return self._status.seen(alive=is_trained(self._folder) if alive is None else alive)

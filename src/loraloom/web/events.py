@@ -1,0 +1,78 @@
+"""A run's news as server-sent events: one look at the log for all windows, and a browser that comes back gets the rest.
+
+The id of a message is the place in ``events.jsonl`` behind its event; a browser sends the last one as ``Last-Event-ID``
+when it connects again, and the server has nothing to remember.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from fastapi.sse import ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from loraloom.errors import FileError, FileFormatError
+from loraloom.events import to_record
+from loraloom.studio.results import to_record as to_plain
+from loraloom.studio.runs.following import LOOK_S, FollowedRun, Happened
+from loraloom.studio.runs.status import RunStatus
+from loraloom.web.failures import failure_of
+from loraloom.web.schemas import run_answer, sendable
+
+__all__ = ["run_news"]
+
+
+async def run_news(run: FollowedRun, place: str, closing: asyncio.Event) -> AsyncIterator[ServerSentEvent]:
+    """What has happened behind ``place``, and then what happens, until the server ends or the reader is gone.
+
+    Messages: ``happened`` (an event of the log), ``status`` (after those, and where the process died), ``replaced``
+    (the log is another one, so all that is known is void; the new one follows from its beginning) and ``failed`` (it
+    cannot be read; the stream ends).
+    """
+    told: RunStatus | None = None
+    generation = run.generation
+    try:
+        offset = await run_in_threadpool(run.offset_of, place) if place else 0
+    except FileFormatError as error:
+        yield _replaced(error)
+        offset = 0
+    while not closing.is_set():
+        try:
+            status, end = await run_in_threadpool(run.look, at_most_every_s=LOOK_S)
+            if run.generation != generation:
+                raise FileFormatError(f"the log of {run.folder.name} was replaced by another one", "it is read anew")
+            for happened in await run_in_threadpool(run.after, offset) if end > offset else ():
+                yield _message(happened)
+                offset = happened.end
+            offset = max(offset, end)
+        except FileFormatError as error:
+            if run.generation == generation and offset == 0:
+                yield _failed(error)
+                return
+            generation, offset, told = run.generation, 0, None
+            yield _replaced(error)
+            continue
+        except FileError as error:
+            yield _failed(error)
+            return
+        if status != told:
+            told = status
+            yield ServerSentEvent(event="status", data=run_answer(status))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(closing.wait(), LOOK_S)
+
+
+def _message(happened: Happened) -> ServerSentEvent:
+    record: dict[str, Any] = sendable(to_plain(to_record(happened.event)))
+    return ServerSentEvent(event="happened", id=happened.place, data={**record, "back_to": happened.back_to})
+
+
+def _replaced(error: FileFormatError) -> ServerSentEvent:
+    return ServerSentEvent(event="replaced", id="0", data=failure_of(error).model_dump())
+
+
+def _failed(error: FileError) -> ServerSentEvent:
+    return ServerSentEvent(event="failed", data=failure_of(error).model_dump())
