@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from loraloom.studio.home import Home
 from loraloom.training.settings import TrainSettings
@@ -33,3 +35,16 @@ def run_settings(base: Path, name: str = "mystyle", *more: str) -> TrainSettings
         *more,
     ]
     return TrainSettings.load(None, given)
+
+
+TIMES = {"modelspec.date", "ss_session_id", "ss_training_started_at", "ss_training_finished_at"}
+"""What a file says of when it was trained."""
+
+
+def lora(path: Path) -> tuple[dict[str, Any], bytes]:
+    """A LoRA file: its header but for the times in it, and the bytes of its tensors."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = {name: text for name, text in header["__metadata__"].items() if name not in TIMES}
+    return header, data[8 + size :]

@@ -22,6 +22,7 @@ MAY_READ_A_CLOCK = {
     "cli/test_cli_runs.py": "gives up on a process that hangs",
     "waiting.py": "gives up on a process that hangs",
     "studio/jobs/test_dispatcher.py": "gives a job the hour at which it began",
+    "studio/jobs/kill_test.py": "kills after some seconds",
     "studio/runs/test_runs.py": "makes a file old",
 }
 

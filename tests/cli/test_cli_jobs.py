@@ -107,7 +107,8 @@ def test_a_run_of_the_terminal_and_another_home(command: Command, files: Path, t
 
 
 def test_a_failure_is_shown_with_its_hint(command: Command, files: Path) -> None:
-    queued(command, files, "red", "checkpoint=gone.safetensors")
+    said = queued(command, files, "red", "checkpoint=gone.safetensors").err
+    assert "gone.safetensors is not there now" in said and "pictures" not in said
     done = subprocess.run(
         [sys.executable, "-m", "loraloom", "work", "--until-done"], capture_output=True, text=True, check=False
     )

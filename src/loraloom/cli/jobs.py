@@ -228,10 +228,14 @@ class _News:
         self._states = {job.id: job.state for job in self._watch.look().changed}
         waiting = sum(state == "queued" for state in self._states.values())
         console.print(f"{waiting} jobs wait; Ctrl-C ends this command, jobs that run go on")
+        if queue.stop_after_this:
+            console.print("nothing more is started; `loraloom jobs stop-after --off` lets the queue go on")
         self._looks_on = False
 
     def tell(self, look: Look) -> None:
         """After a look at the queue."""
+        if look.problem:  # it was said already
+            return
         if not look.works and not self._looks_on:
             self._console.print("another process works through this queue; this one takes over when that ends")
         self._looks_on = not look.works

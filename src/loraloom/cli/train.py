@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loraloom.cli.output import visible
 from loraloom.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def _put_into_queue(home: Path, given: Path | TrainSettings) -> None:
         if "output" not in given.chosen():
             settings = settings.model_copy(update={"output": queue.home.runs})
         job = queue.add("train", settings)
+        for path in queue.missing("train", settings):
+            typer.echo(f"{visible(str(path))} is not there now; it must be when the job starts", err=True)
     typer.echo(f"job {job.id}: {job.title} is number {job.position} of those that wait, in {job.folder}")
     if not queue.is_worked_through:
         typer.echo("nobody works through the queue now: `loraloom work` does")

@@ -11,13 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import waiting
-from job_homes import home_with_drawings, run_settings
-from loraloom.control import Request
+from job_homes import home_with_drawings, lora, run_settings
+from loraloom.control import Interrupted, Request
 from loraloom.events import RunFailed, RunPaused, RunResumed, RunStarted, StepFinished
 from loraloom.studio.home import Home
 from loraloom.studio.jobs.dispatcher import Dispatcher, Look
@@ -63,19 +62,6 @@ def is_at(queue: Queue, number: int, *states: str, step: int = 0) -> Callable[[]
         return job.state in states and (job.progress.done if job.progress else 0) >= step
 
     return look
-
-
-TIMES = {"modelspec.date", "ss_session_id", "ss_training_started_at", "ss_training_finished_at"}
-"""What a file says of when it was trained."""
-
-
-def lora(path: Path) -> tuple[dict[str, Any], bytes]:
-    """A LoRA file: its header but for the times in it, and the bytes of its tensors."""
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = {name: text for name, text in header["__metadata__"].items() if name not in TIMES}
-    return header, data[8 + size :]
 
 
 def lora_of(job: Job) -> Path:
@@ -253,6 +239,30 @@ def test_a_running_job_is_asked(dispatcher: Dispatcher, base: Path) -> None:
     assert lora_of(job).is_file()
     kinds = [type(event) for event in RunLog(job.folder).recorded()]
     assert kinds.count(RunPaused) == 2 and kinds.count(RunResumed) == 2
+
+
+def test_a_home_that_cannot_be_written_for_a_while(home: Home) -> None:
+    """It is said once, and the queue goes on when it can."""
+    said: list[str] = []
+    dispatcher = Dispatcher(home, listener=lambda event: said.append(str(event)))
+    dispatcher.queue.add("train", run_settings(BASE, "later"), held=True)
+    looks: list[Look] = []
+
+    def each(look: Look) -> None:
+        looks.append(look)
+        path = home.database.path
+        if len(looks) == 1:
+            home.database.close()
+            path.rename(path.with_name("away"))
+            path.mkdir()
+        elif len(looks) == 3:
+            path.rmdir()
+            path.with_name("away").rename(path)
+
+    with dispatcher, pytest.raises(Interrupted):
+        dispatcher.run(lambda: Request.STOP if len(looks) == 4 else Request.GO, each=each)
+    assert [bool(look.problem) for look in looks] == [False, True, True, False]
+    assert len(said) == 1 and "studio.db" in said[0]
 
 
 # -- places ----------------------------------------------------------------------------------------------------------

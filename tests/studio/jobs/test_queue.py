@@ -129,6 +129,20 @@ def test_what_is_wrong_is_not_put_into_the_queue(queue: Queue) -> None:
     assert queue.jobs() == [] and not list(queue.home.runs.iterdir()) and not list(queue.home.jobs.iterdir())
 
 
+def test_what_a_job_needs_and_is_not_there_yet(queue: Queue) -> None:
+    settings = run_settings(BASE)
+    assert queue.missing("train", settings) == [queue.home.path / BASE]
+    (queue.home.path / BASE).write_bytes(b"x")
+    assert queue.missing("train", settings) == []
+
+
+def test_a_title_is_one_line(queue: Queue) -> None:
+    paint = {"prompt": "a cat\n\x1b[31mred"}
+    given = {"checkpoint": "x.ckpt", "dataset": {"folder": "x"}, "paint": paint}
+    assert queue.add("class_images", given).title == "a cat\\n\\x1b[31mred"
+    assert queue.add("demo", {}, title="mine\n").title == "mine\\n"
+
+
 # -- what a job has come to ------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,8 @@ class Look:
     waiting: int = 0
     """Jobs that wait and are not held."""
     started: int = 0
+    problem: str = ""
+    """Why the home could not be looked at."""
 
 
 def _nothing(look: Look) -> None:
@@ -96,7 +98,7 @@ class Dispatcher:
             if error.problem != self._problem:
                 self._listener(Notice(str(error), "warning"))
             self._problem = error.problem
-            return Look(works=False)
+            return Look(works=False, problem=error.problem)
         self._problem = ""
         return look
 

@@ -35,6 +35,8 @@ class JobKind:
     problem and a hint, :class:`loraloom.control.Interrupted` is how it is left. It may be called again after that."""
     title: Callable[[Any], str]
     """What a list calls a job with these settings."""
+    inputs: Callable[[Any], tuple[Path, ...]] = lambda settings: ()
+    """Files and folders that must be there when the job starts."""
     needs_device: bool = True
     """Whether it paints or trains; others run beside it."""
     device: Callable[[Any], str] = lambda settings: str(getattr(settings, "device", "auto"))
@@ -133,13 +135,22 @@ def _demo(folder: Path, listener: Listener, control: Control) -> object:
 KINDS: Mapping[str, JobKind] = {
     kind.name: kind
     for kind in (
-        JobKind("train", "train a LoRA", TrainSettings, _train, lambda settings: settings.name, is_run=True),
+        JobKind(
+            "train",
+            "train a LoRA",
+            TrainSettings,
+            _train,
+            lambda settings: settings.name,
+            inputs=lambda settings: (settings.checkpoint, settings.dataset.folder),
+            is_run=True,
+        ),
         JobKind(
             "sweep",
             "train one for every combination of settings, and compare",
             SweepSettings,
             _sweep,
             lambda settings: f"{settings.train.name}: {' '.join(settings.axes)}",
+            inputs=lambda settings: (settings.train.checkpoint, settings.train.dataset.folder),
             device=lambda settings: settings.train.device,
         ),
         JobKind(
@@ -148,6 +159,7 @@ KINDS: Mapping[str, JobKind] = {
             ClassImagesSettings,
             _class_images,
             lambda settings: settings.paint.prompt,
+            inputs=lambda settings: (settings.checkpoint, settings.dataset.folder),
             device=lambda settings: settings.paint.device,
         ),
         JobKind(

@@ -18,6 +18,7 @@ from loraloom.actions import Action, Sentence
 from loraloom.control import Order, Request
 from loraloom.errors import LoraloomError, MissingFileError, ResumeError, SettingsError, UnknownNameError
 from loraloom.events import JobCancelled
+from loraloom.plain_text import one_line
 from loraloom.settings import Settings
 from loraloom.studio.home import Home, HomeLock
 from loraloom.studio.jobs.folder import RECORD_NAME, JobRecord, read_job, settings_record, write_job
@@ -71,11 +72,16 @@ class Queue:
         folder = found.create(self.home, settings)
         record = JobRecord(
             kind,
-            title or found.title(settings),
+            one_line(title or found.title(settings)),
             time.time(),
             None if found.is_run else settings_record(settings, self.home.path),
         )
         return self._put(folder, record, found.device(settings), waiting=True, held=held)
+
+    def missing(self, kind: str, settings: Settings) -> list[Path]:
+        """What a job with these settings needs and is not there now: it may still come before the job starts."""
+        paths = (self.home.path / path.expanduser() for path in find_kind(kind).inputs(settings))
+        return [path for path in paths if not path.exists()]
 
     def add_run(self, folder: Path, *, title: str = "", held: bool = False) -> Job:
         """Put a run that exists into the queue: a new one, a branch, or one that is to go on exactly where it was.
@@ -90,7 +96,7 @@ class Queue:
         if is_trained(folder):
             raise ResumeError(f"{folder} is being trained already", "it can be asked to stop, or be waited for")
         settings = kind.settings.load(RunFolder(folder).settings_path)
-        record = JobRecord(kind.name, title or folder.name, time.time())
+        record = JobRecord(kind.name, one_line(title or folder.name), time.time())
         return self._put(folder, record, kind.device(settings), waiting=True, held=held)
 
     def _put(self, folder: Path, record: JobRecord, device: str, *, waiting: bool, held: bool) -> Job:
