@@ -13,7 +13,7 @@ import loraloom
 
 ROOT = Path(loraloom.__file__).parent
 GROUND = {"errors", "settings", "registry", "events", "hardware", "randomness", "folders", "reading"}
-GROUND |= {"idle", "control", "plain_data", "plain_text", "file_names", "actions", "setting_marks"}
+GROUND |= {"idle", "control", "plain_data", "plain_text", "file_names", "actions", "setting_marks", "setting_rows"}
 ACTIVITIES = {"formats", "diffusion", "models", "adapters", "data", "training", "generation", "weights", "recipes"}
 ALLOWED = {
     "formats": set(),

@@ -39,7 +39,7 @@ def _section(title: str, cls: type[Settings]) -> list[str]:
     lines = [f"## {title}", "", "| setting | value | default | meaning | in sd-scripts |", "|---|---|---|---|---|"]
     for row in setting_rows(cls):
         default = "required" if row.required else _shown(row.default)
-        cells = (f"`{row.path}`", row.type, default, row.doc, ", ".join(f"`{name}`" for name in row.kohya))
+        cells = (f"`{row.path}`", row.values, default, row.doc, ", ".join(f"`{name}`" for name in row.kohya))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]
 

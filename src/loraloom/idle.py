@@ -8,9 +8,10 @@ from typing import Any, Generic, TypeVar
 
 from loraloom.settings import Settings
 
-__all__ = ["Row", "is_set", "told"]
+__all__ = ["Remark", "Row", "is_set", "lifted", "remarks", "told"]
 
 Facts = TypeVar("Facts")
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,26 @@ class Row(Generic[Facts]):
     sentence: str | Callable[[Facts], str] = ""
     settles: bool = False
     """Nothing more is reported about these paths."""
+    about: tuple[str, ...] = ()
+    """For a row without paths: the settings that its sentence is about, so that a form can show it beside them."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One sentence of a table, and the settings that it is about."""
+
+    text: str
+    paths: tuple[str, ...] = ()
 
 
 def told(rows: Iterable[Row[Facts]], settings: Settings, facts: Facts) -> list[str]:
     """One sentence for each setting that was set to no effect; ``facts``: what the rows are judged by."""
-    said: list[str] = []
+    return list(dict.fromkeys(remark.text for remark in remarks(rows, settings, facts)))
+
+
+def remarks(rows: Iterable[Row[Facts]], settings: Settings, facts: Facts, prefix: str = "") -> list[Remark]:
+    """The same with the settings that each sentence is about; ``prefix``: the group that ``settings`` are in."""
+    said: list[Remark] = []
     settled: set[str] = set()
     for row in rows:
         paths = [path for path in row.paths if path not in settled and is_set(settings, path)]
@@ -38,13 +54,33 @@ def told(rows: Iterable[Row[Facts]], settings: Settings, facts: Facts) -> list[s
         if (row.paths and not paths) or not row.holds(facts):
             continue
         if row.sentence:
-            said.append(_words(row.sentence, facts))
+            about = tuple(f"{prefix}{path}" for path in paths or row.about)
+            said.append(Remark(_words(row.sentence, facts), about))
         else:
-            said += [f"{path} {_words(row.why, facts)}" for path in paths]
+            said += [Remark(f"{path} {_words(row.why, facts)}", (f"{prefix}{path}",)) for path in paths]
         if row.settles:
             settled.update(row.paths)
 
     return list(dict.fromkeys(said))
+
+
+def lifted(rows: Iterable[Row[Part]], part: Callable[[Facts], Part]) -> tuple[Row[Facts], ...]:
+    """Rows that are judged by a part of the facts, as rows that are judged by all of them."""
+    return tuple(_lifted(row, part) for row in rows)
+
+
+def _lifted(row: Row[Part], part: Callable[[Facts], Part]) -> Row[Facts]:
+    def of_part(words: str | Callable[[Part], str]) -> str | Callable[[Facts], str]:
+        return words if isinstance(words, str) else lambda facts: words(part(facts))
+
+    return Row(
+        row.paths,
+        lambda facts: row.holds(part(facts)),
+        of_part(row.why),
+        of_part(row.sentence),
+        settles=row.settles,
+        about=row.about,
+    )
 
 
 def is_set(settings: Settings, path: str) -> bool:

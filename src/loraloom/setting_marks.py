@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from loraloom.registry import Entry
 
-__all__ = ["Choices", "ClassPath", "Kohya", "MayChange", "Offers"]
+__all__ = ["Choices", "ClassPath", "ForBeginners", "Kohya", "MayChange", "Offers", "Unit"]
 
 
 @dataclass(frozen=True)
@@ -110,3 +110,15 @@ class MayChange:
 
     by_rounding: bool = False
     on_a_machine: bool = False
+
+
+@dataclass(frozen=True)
+class ForBeginners:
+    """Mark: this setting is shown to those who train their first LoRA. All others are for experts."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Mark: what the number counts, as people read it behind it: "pixels", "steps"."""
+
+    name: str

@@ -9,34 +9,34 @@ A setting is one annotated line and the docstring under it, in a subclass of :cl
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast, get_args, get_origin
+from typing import Any, Self, cast, get_args
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from loraloom.actions import Action, Sentence
-from loraloom.errors import FileFormatError, SettingsError, UnknownNameError, nearest
+from loraloom.errors import FileFormatError, SettingsError, nearest
 from loraloom.plain_data import LARGEST_WHOLE, parse_toml, shown, too_large
 from loraloom.reading import read_text
-from loraloom.setting_marks import Choices, ClassPath, Kohya, MayChange, Offers
+from loraloom.setting_marks import MayChange
+from loraloom.setting_rows import SettingRow, class_of, entries_of, kinds_in_words, setting_rows
 
 __all__ = [
+    "SettingProblem",
     "SettingRow",
     "Settings",
     "apply_overrides",
     "changeable_settings",
-    "find_settings",
+    "find_problems",
     "number_not_truth",
     "read_toml",
+    "read_value",
     "setting_rows",
 ]
 
@@ -44,25 +44,15 @@ MAX_TOML_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
-class SettingRow:
-    """One setting as people see it. ``path`` is dotted: ``adapter.rank``."""
+class SettingProblem:
+    """One thing that is wrong with settings."""
 
     path: str
-    kinds: tuple[str, ...]
-    """What the value may be: "text", "whole number", "none", or the names of a closed list."""
-    default: Any
-    required: bool
-    doc: str
-    kohya: tuple[str, ...]
-    class_path: ClassPath | None = None
-    """Set where the value may be the path of a class."""
-    choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Names that the value may have, each with a line for people (which may be empty)."""
-
-    @property
-    def type(self) -> str:
-        """The kinds in words."""
-        return " | ".join(self.kinds)
+    """The setting, or the group whose settings contradict one another; empty where it is all of them."""
+    message: str
+    """What is wrong, without the name in front."""
+    text: str
+    """The same with the name and the value."""
 
 
 def number_not_truth(kind: str, value: Any) -> Any:
@@ -85,7 +75,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        return number_not_truth(_type_name(cls.model_fields[str(info.field_name)].annotation), value)
+        return number_not_truth(kinds_in_words(cls.model_fields[str(info.field_name)].annotation), value)
 
     @field_validator("*")
     @classmethod
@@ -101,7 +91,7 @@ class Settings(BaseModel):
             return cls.model_validate(dict(data))
         except ValidationError as error:
             raise SettingsError(
-                _all_problems(cls, data, error, source),
+                [f"{source}: {problem.text}" for problem in _all_problems(cls, data, error)[0]],
                 Sentence(Action.LIST_SETTINGS, " lists every setting with its meaning"),
             ) from error
 
@@ -161,47 +151,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise SettingsError([f"{key!r}: {parent!r} is not a group of settings"])
-        target[leaf] = _value(text, key)
+        target[leaf] = read_value(text, key)
     return result
-
-
-def find_settings(cls: type[Settings], words: str) -> list[SettingRow]:
-    """The settings whose name, text or name in sd-scripts holds the words. UnknownNameError where none does."""
-    rows = list(setting_rows(cls))
-    found = [row for row in rows if words.lower() in f"{row.path} {row.doc} {' '.join(row.kohya)}".lower()]
-    if not found:
-        raise UnknownNameError("setting", words, [row.path for row in rows])
-    return found
-
-
-def setting_rows(cls: type[Settings], prefix: str = "") -> Iterator[SettingRow]:
-    """Every setting under ``cls``, nested groups included, in the order of definition.
-
-    The settings of a list of tables have ``[]`` in their path: ``dataset.concepts[].repeats``.
-    """
-    for name, field in cls.model_fields.items():
-        group = _group(field)
-        # A group has no value of its own to show: its settings are rows instead.
-        if group is not None:
-            yield from setting_rows(group, f"{prefix}{name}.")
-            continue
-
-        required = field.is_required()
-        table = _table(field)
-        closed = _choices(field) if any(isinstance(mark, Choices) for mark in field.metadata) else {}
-        yield SettingRow(
-            path=f"{prefix}{name}",
-            kinds=("list of tables",) if table else tuple(closed) or _kinds(field.annotation),
-            default=None if required else field.get_default(call_default_factory=True),
-            required=required,
-            doc=" ".join((field.description or "").split()),
-            kohya=tuple(name for mark in field.metadata if isinstance(mark, Kohya) for name in mark.names),
-            class_path=next((mark for mark in field.metadata if isinstance(mark, ClassPath)), None),
-            choices=_choices(field),
-        )
-
-        if table is not None:
-            yield from setting_rows(table, f"{prefix}{name}[].")
 
 
 def changeable_settings(cls: type[Settings], prefix: str = "") -> dict[str, MayChange]:
@@ -221,8 +172,8 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
 
 
-def _value(text: str, key: str) -> Any:
-    """A value of the command line: TOML where it is TOML, else text."""
+def read_value(text: str, key: str) -> Any:
+    """A value of the command line: TOML where it is TOML, else text. SettingsError for a number beyond all limits."""
     try:
         data = parse_toml(f"value = {text}", key)
     except FileFormatError as error:
@@ -234,56 +185,35 @@ def _value(text: str, key: str) -> Any:
 
 
 def _group(field: FieldInfo) -> type[Settings] | None:
-    annotation = field.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+    return cast("type[Settings] | None", class_of(field))
 
 
 def _table(field: FieldInfo) -> type[Settings] | None:
-    """The class of the entries where the field is a list of tables."""
-    arguments = get_args(field.annotation) if get_origin(field.annotation) is tuple else ()
-    element = arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
-    return element if isinstance(element, type) and issubclass(element, Settings) else None
+    return cast("type[Settings] | None", entries_of(field))
 
 
-def _choices(field: FieldInfo) -> dict[str, str]:
-    """The names that a setting may have, each with a line; empty where it has no list of them."""
-    for mark in field.metadata:
-        if isinstance(mark, Choices | Offers):
-            return mark.summaries()
-    return {}
+def find_problems(cls: type[Settings], data: Mapping[str, Any]) -> tuple[list[SettingProblem], dict[str, Any]]:
+    """Everything that is wrong with ``data``, and ``data`` without the values that are.
+
+    What is required and missing stands in the second as ``.``.
+    """
+    try:
+        cls.model_validate(deepcopy(dict(data)))
+    except ValidationError as error:
+        return _all_problems(cls, data, error)
+    return [], dict(data)
 
 
-def _kinds(annotation: Any) -> tuple[str, ...]:
-    """What a value of this type may be, in words."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is typing.Literal:
-        return tuple(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return tuple(kind for one in arguments for kind in (("none",) if one is type(None) else _kinds(one)))
-    if origin is typing.Annotated:
-        return _kinds(arguments[0])
-    if origin in (tuple, list):
-        return (f"list of {_type_name(arguments[0])}",)
-    if origin is dict:
-        return (f"table of {_type_name(arguments[0])} to {_type_name(arguments[1])}",)
-    if annotation is bool:
-        return ("true", "false")
-    names = {int: "whole number", float: "number", str: "text", Path: "path"}
-    return (names.get(annotation, getattr(annotation, "__name__", str(annotation))),)
-
-
-def _type_name(annotation: Any) -> str:
-    return " | ".join(_kinds(annotation))
-
-
-def _all_problems(cls: type[Settings], data: Mapping[str, Any], error: ValidationError, source: str) -> list[str]:
-    """Everything that is wrong with ``data``, beginning with ``error``.
+def _all_problems(
+    cls: type[Settings], data: Mapping[str, Any], error: ValidationError
+) -> tuple[list[SettingProblem], dict[str, Any]]:
+    """Everything that is wrong with ``data``, beginning with ``error``, and the rest of it.
 
     Where one value is wrong, pydantic leaves out the checks of settings with one another. So the wrong ones are taken
     out and the rest is validated again, until nothing new is found; what is said then about a value that was taken out
     is nothing new.
     """
-    problems: list[str] = []
+    problems: list[SettingProblem] = []
     wrong: list[tuple[int | str, ...]] = []
     names: set[str] = set()
     rest = deepcopy(dict(data))
@@ -295,9 +225,9 @@ def _all_problems(cls: type[Settings], data: Mapping[str, Any], error: Validatio
             if item["loc"] and places[index] in places[:index]:
                 continue  # another type that it is not either
             if not wrong or not (item["type"] == "missing" or names.intersection(re.findall(r"\w+", item["msg"]))):
-                problems.append(_problem(cls, item, source))
+                problems.append(_problem(cls, item))
         if not fresh or any(not item["loc"] for item in items):  # nothing new, or the checks of the whole were reached
-            return problems
+            return problems, rest
 
         names.update([_take_out(cls, rest, item) for item in fresh])
         wrong += [item["loc"] for item in fresh]
@@ -306,7 +236,7 @@ def _all_problems(cls: type[Settings], data: Mapping[str, Any], error: Validatio
         except ValidationError as further:
             error = further
         else:
-            return problems
+            return problems, rest
 
 
 def _take_out(cls: type[Settings], data: dict[str, Any], item: dict[str, Any]) -> str:
@@ -334,27 +264,35 @@ def _place(item: dict[str, Any]) -> str:
     return ".".join(str(part) for part in item["loc"] if not tried.fullmatch(str(part)))
 
 
-def _problem(cls: type[Settings], item: dict[str, Any], source: str) -> str:
+def _problem(cls: type[Settings], item: dict[str, Any]) -> SettingProblem:
     path = _place(item)
     if item["type"] == "extra_forbidden":
-        rows = list(setting_rows(cls))
-        leaf = path.rpartition(".")[2]
-        for row in rows:
-            if leaf in row.kohya:
-                return f"{source}: {path!r} is called {row.path!r} here"
-        close = nearest(path, [row.path for row in rows]) or [
-            row.path for row in rows if nearest(leaf, [row.path.rpartition(".")[2]])
-        ]
-        return f"{source}: unknown setting {path!r}" + (f", did you mean {close[0]!r}?" if close else "")
-
+        return SettingProblem(path, *_unknown(cls, path))
     if item["type"] == "missing":
-        return f"{source}: {path!r} is required"
+        return SettingProblem(path, "is required", f"{path!r} is required")
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] in ("tuple_type", "list_type"):
         message = 'a list is needed, such as ["a", "b"] or [1, 2]'
+    if not path:
+        return SettingProblem(path, message, message)
     if isinstance(item["input"], (Mapping, Settings)) and item["type"] == "value_error":
-        return f"{source}: {path}: {message}" if path else f"{source}: {message}"  # settings that do not go together
-    return f"{source}: {path!r} = {shown(item['input'])}: {message}" if path else f"{source}: {message}"
+        return SettingProblem(path, message, f"{path}: {message}")  # settings that do not go together
+    return SettingProblem(path, message, f"{path!r} = {shown(item['input'])}: {message}")
+
+
+def _unknown(cls: type[Settings], path: str) -> tuple[str, str]:
+    """What is said of a setting that there is not: behind its name, and with it."""
+    rows = list(setting_rows(cls))
+    leaf = path.rpartition(".")[2]
+    for row in rows:
+        if leaf in row.kohya:
+            text = f"is called {row.path!r} here"
+            return text, f"{path!r} {text}"
+    close = nearest(path, [row.path for row in rows]) or [
+        row.path for row in rows if nearest(leaf, [row.path.rpartition(".")[2]])
+    ]
+    suggestion = f", did you mean {close[0]!r}?" if close else ""
+    return f"is no setting{suggestion}", f"unknown setting {path!r}{suggestion}"
 
 
 def _anchor_paths(cls: type[Settings], data: dict[str, Any], folder: Path) -> None:

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from loraloom.adapters.adapter import Adapter, fitted
+from loraloom.formats.adapter_kinds import Traits
 from loraloom.formats.key_layout import VECTOR, KeyLayout
 from loraloom.settings import Settings
 
@@ -41,8 +42,7 @@ class GainAdapter(Adapter):
     layout = KeyLayout("Gain", own={"gain": VECTOR})
     args = GainSettings
     needs_base = True
-    has_rank = False
-    own_settings = ()
+    traits = Traits(has_rank=False)
 
     def __init__(self, gain):
         super().__init__()

@@ -17,6 +17,7 @@ from loraloom.adapters.readers import Reading
 from loraloom.adapters.settings import AdapterSettings
 from loraloom.errors import AdapterError, SettingsError
 from loraloom.formats.adapter_file import AdapterTarget
+from loraloom.formats.adapter_kinds import Traits
 from loraloom.formats.dialects import alpha_in_use
 from loraloom.formats.key_layout import KeyLayout
 from loraloom.randomness import generator, uniform
@@ -64,12 +65,8 @@ class Adapter(nn.Module, ABC):
 
     # -- what is said of it elsewhere --------------------------------------------------------------------------
 
-    has_rank: ClassVar[bool] = True
-    """Whether its size follows from a rank; without, rank and alpha have no effect."""
-    is_low_rank: ClassVar[bool] = False
-    """Whether a down and an up matrix are trained, for which there are several starts, and dropout between them."""
-    own_settings: ClassVar[tuple[str, ...]] = ()
-    """The fields of :class:`AdapterSettings` that no other kind reads."""
+    traits: ClassVar[Traits] = Traits()
+    """Of a kind from another package. Those of this one have theirs beside their names, in ``ADAPTERS``."""
     args: ClassVar[type[Settings] | None] = None
     """The settings of a kind from another package: what ``adapter.args`` may hold."""
     network_module: ClassVar[str] = ""
@@ -134,7 +131,7 @@ class Adapter(nn.Module, ABC):
 
     @classmethod
     def without_effect(cls, settings: AdapterSettings) -> Iterable[tuple[tuple[str, ...], str]]:
-        """Names of settings that have no effect on this kind, and why, besides what follows from its class."""
+        """For a kind of another package: settings that have no effect, and why, besides what its traits say."""
         return ()
 
     @classmethod

@@ -44,8 +44,6 @@ class DoraAdapter(Adapter):
         exact=frozenset({"dora_scale"}),
     )
     needs_base = True
-    is_low_rank = True
-    own_settings = ("dora_axis",)
     network_module = "lycoris.kohya"
     algorithm = "lora"
     readings = (

@@ -25,7 +25,6 @@ class FullAdapter(Adapter):
         "full difference", own={"diff": WEIGHT}, more={"diff_b": VECTOR}, columns=(("diff",),), adds_up=True
     )
     rebuilds = False
-    has_rank = False
     network_module = "lycoris.kohya"
     algorithm = "full"
     readings = (Reading("full", ("yes since 1.5", "yes", "yes", "yes", NO)),)

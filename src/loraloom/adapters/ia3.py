@@ -31,7 +31,6 @@ class Ia3Adapter(Adapter):
         keys={"comfy": {}},  # with ``.weight`` every U-Net in ComfyUI's names would be a LoRA
     )
     needs_base = True
-    has_rank = False
     network_module = "lycoris.kohya"
     algorithm = "ia3"
     readings = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -60,7 +60,6 @@ class LokrAdapter(Adapter):
         marks=("lokr_w",),
     )
     rebuilds = False
-    own_settings = ("lokr_factor", "lokr_decompose_both", "lokr_full_matrix")
     network_module = "lycoris.kohya"
     algorithm = "lokr"
     readings = (Reading("lokr", ("yes since 1.5", "yes", "yes", "yes", NO)),)
@@ -100,12 +99,6 @@ class LokrAdapter(Adapter):
         else:
             w2 = uniform_tensor((b, rank), 1 / math.sqrt(rank), random), torch.zeros(rank, columns)
         return cls(w1, w2, alpha, target.shape)
-
-    @classmethod
-    def without_effect(cls, settings: AdapterSettings) -> Iterable[tuple[tuple[str, ...], str]]:
-        if settings.lokr_full_matrix:
-            names = ("rank", "alpha", "rank_stabilized", "lokr_decompose_both", "block_alphas", "conv_alpha")
-            yield names, "with adapter.lokr_full_matrix"
 
     @classmethod
     def network_args(cls, settings: AdapterSettings) -> dict[str, object]:

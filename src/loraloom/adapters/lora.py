@@ -63,7 +63,6 @@ class LoraAdapter(Adapter):
         marks=("lora_up", "lora_down", "lora_A", "lora_B", "lora.up", "lora.down", ":up"),
     )
     rebuilds = False
-    is_low_rank = True
     network_module = "networks.lora"
     readings = (
         Reading(

@@ -24,7 +24,6 @@ class NormAdapter(Adapter):
     kind = "norm"
     layout = KeyLayout("norm difference", own={"w_norm": VECTOR}, more={"b_norm": VECTOR}, adds_up=True)
     rebuilds = False
-    has_rank = False
     readings = (
         Reading("LyCORIS' differences of normalizations (read, not trained)", ("yes", "yes", "yes", "yes", NO)),
     )

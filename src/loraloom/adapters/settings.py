@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,12 +11,13 @@ from pydantic import Field, model_validator
 
 from loraloom.adapters.strength import LoraStrength
 from loraloom.errors import SettingsError
-from loraloom.formats.adapter_kinds import ADAPTERS, trained_kinds
+from loraloom.formats.adapter_kinds import ADAPTERS, KindEntry, trained_kinds, traits_of
+from loraloom.idle import Remark, is_set
 from loraloom.plain_data import is_slow_expression
-from loraloom.setting_marks import Choices, Kohya
+from loraloom.setting_marks import Choices, ForBeginners, Kohya
 from loraloom.settings import Settings
 
-__all__ = ["AdapterSettings", "adapter_notices", "parse_base_lora"]
+__all__ = ["AdapterSettings", "adapter_notices", "adapter_remarks", "parse_base_lora"]
 
 Rank = Annotated[int, Field(ge=0, le=4096)]
 Alpha = Annotated[float, Field(ge=0)]
@@ -30,7 +31,7 @@ class AdapterSettings(Settings):
     kind: Annotated[str, Kohya("algo"), Choices(trained_kinds, ADAPTERS)] = "lora"
     """Kind of adapter: lora is read by every program; docs/adapters.md says what the others are for and
     which programs read them."""
-    rank: Annotated[int, Kohya("network_dim"), Field(ge=1, le=4096)] = 16
+    rank: Annotated[int, Kohya("network_dim"), Field(ge=1, le=4096), ForBeginners()] = 16
     """Rank of the update of each layer: more can learn more, and costs file size (SD 1.5 in fp16: 1.2 MB per rank)."""
     alpha: Annotated[float | None, Kohya("network_alpha"), Field(gt=0)] = None
     """The update is scaled by alpha / rank. Unset: equal to rank (scale 1)."""
@@ -87,7 +88,7 @@ class AdapterSettings(Settings):
     "file:text encoder weight:U-Net weight". The checkpoint file stays as it is."""
     unet: bool = True
     """Train the U-Net."""
-    text_encoder: bool = True
+    text_encoder: Annotated[bool, ForBeginners()] = True
     """Train the text encoder(s)."""
 
     @model_validator(mode="after")
@@ -122,11 +123,13 @@ class AdapterSettings(Settings):
         return self
 
     def _problems_of_kind(self) -> Iterator[str]:
-        """What the kind has no use for. Its code is imported only where such a setting is given."""
-        if self.init != "default" and not _kind(self.kind).is_low_rank:
-            able = [name for name in trained_kinds() if _kind(name).is_low_rank]
+        """What the kind has no use for. Only one of another package is imported, where it is given arguments."""
+        if self.init != "default" and not traits_of(self.kind).is_low_rank:
+            able = [name for name in trained_kinds() if traits_of(name).is_low_rank]
             yield f"adapter.init={self.init} is for {', '.join(able)}, not for {self.kind}"
-        if self.args:
+        if self.args and _is_own(self.kind):
+            yield f"adapter.args: {self.kind} has no settings of its own"
+        elif self.args:
             try:
                 _kind(self.kind).own_args(self)
             except SettingsError as error:
@@ -164,30 +167,42 @@ def parse_base_lora(text: str) -> tuple[Path, LoraStrength]:
 
 def adapter_notices(settings: AdapterSettings) -> list[str]:
     """What was set and has no effect, one sentence each."""
-    kinds = {name: _kind(name) for name in reversed(trained_kinds())}
-    name, kind = settings.kind, kinds[settings.kind]
-    told: list[str] = []
-    given = {name for name in type(settings).model_fields if _differs(settings, name)}
+    return [remark.text for remark in adapter_remarks(settings)]
+
+
+def adapter_remarks(settings: AdapterSettings) -> list[Remark]:
+    """The same with the settings that each sentence is about."""
+    name, traits = settings.kind, traits_of(settings.kind)
+    own = {kind: traits_of(kind).own_settings for kind in reversed(trained_kinds()) if _is_own(kind)}
+    told: list[Remark] = []
+    given = {name for name in type(settings).model_fields if is_set(settings, name)}
 
     def tell(names: tuple[str, ...], why: str) -> None:
-        told.extend(f"adapter.{name} has no effect {why}" for name in names if name in given)
+        paths = (f"adapter.{name}" for name in names if name in given)
+        told.extend(Remark(f"{path} has no effect {why}", (path,)) for path in paths)
 
     if settings.rank_from_file:
         names: tuple[str, ...] = ("rank", "alpha", "conv_rank", "conv_alpha", "rank_stabilized")
-        names += tuple(name for kind in kinds.values() for name in kind.own_settings)
+        names += tuple(name for names in own.values() for name in names)
         names += ("block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas")
         tell(names, "with adapter.rank_from_file, which takes the ranks from the file")
         # First, so that there is no second notice about what the file decides.
         given -= set(names)
-    if not kind.has_rank:
+    if not traits.has_rank:
         names = ("rank", "alpha", "rank_stabilized", "block_alphas", "conv_block_alphas", "conv_alpha")
         tell(names, f"with adapter.kind={name}, which has no rank")
-    if not kind.is_low_rank:
+    if not traits.is_low_rank:
         tell(("dropout",), f"with adapter.kind={name}; rank_dropout and module_dropout have")
-    for other in kinds.values():
-        tell(tuple(one for one in other.own_settings if one not in kind.own_settings), f"with adapter.kind={name}")
-    for names, why in kind.without_effect(settings):
+    for others in own.values():
+        tell(tuple(one for one in others if one not in traits.own_settings), f"with adapter.kind={name}")
+    for names, why in _of_kind(settings):
         tell(names, why)
+    _tell_combinations(settings, tell)
+    return list(dict.fromkeys(told))
+
+
+def _tell_combinations(settings: AdapterSettings, tell: Callable[[tuple[str, ...], str], None]) -> None:
+    """What is without effect beside other settings, whatever the kind."""
     if settings.conv_block_ranks is not None:
         tell(("conv_rank",), "with adapter.conv_block_ranks")
     if settings.block_alphas is not None and settings.alpha is not None and not settings.text_encoder:
@@ -197,13 +212,23 @@ def adapter_notices(settings: AdapterSettings) -> list[str]:
     if not settings.unet:
         names = ("conv_rank", "conv_alpha", "block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas")
         tell(names, "with adapter.unet=false")
-    return list(dict.fromkeys(told))
+
+
+def _of_kind(settings: AdapterSettings) -> Iterable[tuple[tuple[str, ...], str]]:
+    """What the kind makes of other settings."""
+    if settings.lokr_full_matrix and "lokr_full_matrix" in traits_of(settings.kind).own_settings:
+        names = ("rank", "alpha", "rank_stabilized", "lokr_decompose_both", "block_alphas", "conv_alpha")
+        yield names, "with adapter.lokr_full_matrix"
+    if not _is_own(settings.kind):
+        yield from _kind(settings.kind).without_effect(settings)
+
+
+def _is_own(name: str) -> bool:
+    """Whether a kind is this package's own, of which all is known without its class."""
+    entry = ADAPTERS[name]
+    return isinstance(entry, KindEntry) and entry.traits is not None
 
 
 def _kind(name: str) -> Any:
     """The class of a kind, a subclass of ``Adapter``; imports its module, which knows these settings."""
     return ADAPTERS.load(name)
-
-
-def _differs(settings: AdapterSettings, name: str) -> bool:
-    return bool(getattr(settings, name) != type(settings).model_fields[name].default)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from loraloom.studio.forms import FormField
 
 __all__ = ["settings"]
 
@@ -19,35 +22,58 @@ class What(StrEnum):
 
 def settings(
     what: Annotated[What, typer.Argument(help="train or generate")] = What.train,
-    search: Annotated[str, typer.Option("--search", "-s", help="Only settings whose name or text contains this.")] = "",
+    search: Annotated[
+        str,
+        typer.Option(
+            "--search", "-s", help="Only settings whose name, here or elsewhere, or whose text holds these words."
+        ),
+    ] = "",
     toml: Annotated[
         bool, typer.Option("--toml", help="Print a settings file with every default, ready to edit.")
     ] = False,
 ) -> None:
     """Explain every setting, or print a settings file to edit."""
-    from rich.console import Console
-    from rich.text import Text
 
+    from loraloom.errors import UnknownNameError
     from loraloom.generation.settings import GenerateSettings
-    from loraloom.settings import find_settings
+    from loraloom.studio.forms import form_of
+    from loraloom.studio.forms import search as find
     from loraloom.training.settings import TrainSettings
 
     cls = TrainSettings if what is What.train else GenerateSettings
     if toml:
         typer.echo(cls.template(), nl=False)
         return
-    rows = find_settings(cls, search)
+    form = form_of(cls)
+    fields = find(form, search) if search else list(form.fields)
+    if not fields:
+        raise UnknownNameError("setting", search, [field.name for field in form.fields])
+    for field in fields:
+        _print(field, with_choices=len(fields) == 1 or field.name == search)
+
+
+def _print(field: FormField, *, with_choices: bool) -> None:
+    """One setting, and inside a list of tables each of theirs."""
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console(highlight=False, emoji=False)
-    for row in rows:
-        default = "required" if row.required else f"default {_shown(row.default)}"
-        console.print(Text.assemble((row.path, "bold"), f"  {row.type}, {default}"))
-        console.print(Text(f"    {row.doc}"))
-        if len(rows) == 1 and any(row.choices.values()):
-            width = max(map(len, row.choices))
-            for name, summary in row.choices.items():
-                console.print(Text(f"      {name:<{width}}  {summary}"))
-        if row.kohya:
-            console.print(Text(f"    in sd-scripts: {', '.join(row.kohya)}", style="dim"))
+    default = "required" if field.required else f"default {_shown(field.default)}"
+    name = f"{field.group}[].{field.name}" if field.is_column else field.name
+    console.print(Text.assemble((name, "bold"), f"  {field.values}, {default}"))
+    console.print(Text(f"    {field.help}"))
+
+    # The lines of all choices would bury the other settings.
+    if with_choices and any(choice.summary for choice in field.choices):
+        width = max(len(choice.name) for choice in field.choices)
+        for choice in field.choices:
+            console.print(Text(f"      {choice.name:<{width}}  {choice.summary}"))
+    if field.kohya:
+        console.print(Text(f"    in sd-scripts: {', '.join(field.kohya)}", style="dim"))
+    if field.others:
+        console.print(Text(f"    elsewhere: {', '.join(field.others)}", style="dim"))
+    for column in field.columns:
+        _print(column, with_choices=False)
 
 
 def _shown(value: Any) -> str:
@@ -55,4 +81,6 @@ def _shown(value: Any) -> str:
         return "unset"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "empty"
     return str(value) if value != "" else "empty"

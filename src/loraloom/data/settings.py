@@ -10,7 +10,7 @@ from PIL import ImageColor
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from loraloom.folders import cache_folder
-from loraloom.setting_marks import Kohya, MayChange
+from loraloom.setting_marks import ForBeginners, Kohya, MayChange, Unit
 from loraloom.settings import Settings
 
 __all__ = ["UNCHANGED", "CaptionSettings", "ConceptSettings", "DatasetSettings", "MaskSource", "Resolution"]
@@ -98,24 +98,24 @@ class CaptionSettings(Settings):
     separator: Annotated[str, Kohya("caption_separator"), Field(min_length=1)] = ","
     """What stands between tags."""
 
-    keep_tokens: Annotated[int, Kohya("keep_tokens"), Field(ge=0)] = 0
+    keep_tokens: Annotated[int, Kohya("keep_tokens"), Field(ge=0), Unit("tags")] = 0
     """This many of the first tags stay in front when tags are shuffled, and are never dropped."""
 
     keep_tokens_separator: Annotated[str, Kohya("keep_tokens_separator")] = ""
     """A mark such as ||| in captions: the tags before it stay in front; after a second one they stay at the end.
     Captions without the mark use keep_tokens."""
 
-    warmup_min: Annotated[int, Kohya("token_warmup_min"), Field(ge=0)] = 1
+    warmup_min: Annotated[int, Kohya("token_warmup_min"), Field(ge=0), Unit("tags")] = 1
     """Tag warm-up begins with this many tags (besides those that are kept)."""
 
     warmup_steps: Annotated[float, Kohya("token_warmup_step"), Field(ge=0)] = 0
     """Tags are added one by one, from the front, over this many steps; below 1 it is a share of the run. 0: all at
     once."""
 
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0
+    warmup_epochs: Annotated[float, Field(ge=0), Unit("epochs")] = 0
     """The same counted in epochs."""
 
-    shuffle: Annotated[bool, Kohya("shuffle_caption")] = False
+    shuffle: Annotated[bool, Kohya("shuffle_caption"), ForBeginners()] = False
     """Tags come in a new order each time."""
 
     tag_dropout: Annotated[Share, Kohya("caption_tag_dropout_rate")] = 0.0
@@ -128,7 +128,7 @@ class CaptionSettings(Settings):
     """A mark such as ;;; that holds several tags together as one while tags are shuffled and dropped; then it becomes
     the separator."""
 
-    trigger: str = ""
+    trigger: Annotated[str, ForBeginners()] = ""
     """The trigger word: put in front of captions that do not have it."""
 
     dropout: Annotated[Share, Kohya("caption_dropout_rate")] = 0.0
@@ -172,23 +172,23 @@ UNCHANGED = CaptionSettings()
 class ConceptSettings(Settings):
     """One folder of pictures with settings of its own."""
 
-    folder: Path
+    folder: Annotated[Path, ForBeginners()]
     """The folder of pictures. Folders inside belong to it."""
 
-    name: str | None = None
+    name: Annotated[str | None, ForBeginners()] = None
     """What it is called. Unset: the folder's name, without repeats in front."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, ForBeginners()] = True
     """False leaves it out."""
 
-    repeats: Annotated[int | None, Field(ge=1, le=9999)] = None
+    repeats: Annotated[int | None, Field(ge=1, le=9999), ForBeginners()] = None
     """How often each picture is shown in an epoch. Unset: the number in front of the folder's name (10_cat), else
     dataset.repeats."""
 
-    caption: str | None = None
+    caption: Annotated[str | None, ForBeginners()] = None
     """Caption of pictures without a caption file (sd-scripts: class_tokens). Unset: the name."""
 
-    is_regularization: bool = False
+    is_regularization: Annotated[bool, ForBeginners()] = False
     """These are regularization images."""
 
     loss_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -200,7 +200,7 @@ class ConceptSettings(Settings):
     last_epoch: Annotated[int | None, Field(ge=1)] = None
     """The last epoch that shows them. Unset: the last of the run."""
 
-    steps: Annotated[int | None, Field(ge=1)] = None
+    steps: Annotated[int | None, Field(ge=1), Unit("showings")] = None
     """Stop showing them after this many showings in total (of all its pictures). Unset: never."""
 
     captions: dict[str, Any] = Field(default={})
@@ -209,7 +209,7 @@ class ConceptSettings(Settings):
     caption_table: Path | None = None
     """One file with the captions of these pictures. Unset: dataset.captions.table."""
 
-    resolutions: Annotated[tuple[Resolution, ...] | None, BeforeValidator(_sizes)] = None
+    resolutions: Annotated[tuple[Resolution, ...] | None, BeforeValidator(_sizes), Unit("pixels")] = None
     """Resolutions of these pictures. Unset: those of the dataset."""
 
     flip: bool | None = None
@@ -261,14 +261,16 @@ class ConceptSettings(Settings):
 class DatasetSettings(Settings):
     """The pictures and captions to train on."""
 
-    folder: Annotated[Path, Kohya("train_data_dir", "image_dir"), MayChange(on_a_machine=True)]
+    folder: Annotated[Path, Kohya("train_data_dir", "image_dir"), MayChange(on_a_machine=True), ForBeginners()]
     """The dataset: a folder of n_name concept folders (10_cat is shown ten times an epoch), one such folder, or a
     folder of pictures. Not needed where concepts are listed."""
 
-    concepts: tuple[ConceptSettings, ...] = ()
+    concepts: Annotated[tuple[ConceptSettings, ...], ForBeginners()] = ()
     """A list of folders, each with settings of its own, instead of what the folder holds."""
 
-    regularization_folder: Annotated[Path | None, Kohya("reg_data_dir"), MayChange(on_a_machine=True)] = None
+    regularization_folder: Annotated[
+        Path | None, Kohya("reg_data_dir"), MayChange(on_a_machine=True), ForBeginners()
+    ] = None
     """Regularization images. Unset: a folder called regularization_images, regularization, reg or class_images inside
     the dataset folder or beside it is used."""
 
@@ -279,15 +281,17 @@ class DatasetSettings(Settings):
     """Spread regularization images evenly, so that each batch holds one for every training image as far as its bucket
     has both. Off: drawn in any order."""
 
-    repeats: Annotated[int, Kohya("num_repeats"), Field(ge=1, le=9999)] = 1
+    repeats: Annotated[int, Kohya("num_repeats"), Field(ge=1, le=9999), ForBeginners()] = 1
     """Repeats of folders without a number in front of their name (no n_)."""
 
-    resolution: Annotated[Side | tuple[Side, Side] | None, Kohya("resolution"), BeforeValidator(_size)] = None
+    resolution: Annotated[
+        Side | tuple[Side, Side] | None, Kohya("resolution"), BeforeValidator(_size), Unit("pixels"), ForBeginners()
+    ] = None
     """Size to train at, in pixels: one number for a square, or width and height. With buckets it is the area
     that counts: no picture gets more pixels than this square has. Unset: the checkpoint's own, or what its family was
     trained at (512 where no checkpoint is looked at)."""
 
-    resolutions: Annotated[tuple[Resolution, ...], BeforeValidator(_sizes)] = ()
+    resolutions: Annotated[tuple[Resolution, ...], BeforeValidator(_sizes), Unit("pixels")] = ()
     """Several sizes to train at, instead of resolution: [512, 768]."""
 
     resolution_choice: Literal["each", "random"] = "each"
@@ -298,13 +302,13 @@ class DatasetSettings(Settings):
     """Pictures keep their shape: each goes to a bucket (width, height) as close to it as possible. False crops the
     centre of every picture to the resolution."""
 
-    bucket_step: Annotated[int, Kohya("bucket_reso_steps"), Field(ge=8, le=256, multiple_of=8)] = 8
+    bucket_step: Annotated[int, Kohya("bucket_reso_steps"), Field(ge=8, le=256, multiple_of=8), Unit("pixels")] = 8
     """Bucket sides are multiples of this many pixels. 8 is the finest that the VAE allows."""
 
-    bucket_min: Annotated[int | None, Kohya("min_bucket_reso"), Field(ge=32)] = None
+    bucket_min: Annotated[int | None, Kohya("min_bucket_reso"), Field(ge=32), Unit("pixels")] = None
     """Shortest side of a bucket in pixels. Unset: half the side of the resolution's square."""
 
-    bucket_max: Annotated[int | None, Kohya("max_bucket_reso"), Field(ge=32)] = None
+    bucket_max: Annotated[int | None, Kohya("max_bucket_reso"), Field(ge=32), Unit("pixels")] = None
     """Longest side of a bucket in pixels. Unset: twice the side of the resolution's square."""
 
     max_crop: Annotated[float, Field(ge=0, le=0.5)] = 0.03
@@ -315,7 +319,7 @@ class DatasetSettings(Settings):
     """Enlarge pictures smaller than their bucket. False gives them a smaller bucket of their own size, and gives
     pictures that every bucket would crop by more than max_crop a bucket of their own shape."""
 
-    flip: Annotated[bool, Kohya("flip_aug")] = False
+    flip: Annotated[bool, Kohya("flip_aug"), ForBeginners()] = False
     """Show each picture mirrored half of the time. Not for anything asymmetrical."""
 
     random_crop: Annotated[bool, Kohya("random_crop")] = False
@@ -342,7 +346,7 @@ class DatasetSettings(Settings):
     background: str = "white"
     """Colour put behind transparent pictures: a name or #rrggbb."""
 
-    max_megapixels: Annotated[float, Field(gt=0, le=178)] = 128.0
+    max_megapixels: Annotated[float, Field(gt=0, le=178), Unit("million pixels")] = 128.0
     """Pictures with more million pixels than this are reported and skipped (a small damaged or hostile file can
     claim any size)."""
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from loraloom.data.settings import CaptionSettings, ConceptSettings, DatasetSettings
-from loraloom.idle import Row, told
+from loraloom.idle import Remark, Row, remarks, told
 
-__all__ = ["CAPTION_ROWS", "DATASET_ROWS", "captions_without_effect", "dataset_without_effect"]
+__all__ = [
+    "CAPTION_ROWS",
+    "DATASET_ROWS",
+    "captions_without_effect",
+    "concept_remarks",
+    "dataset_remarks",
+    "dataset_without_effect",
+]
 
 
 def captions_without_effect(settings: CaptionSettings) -> list[str]:
@@ -15,12 +22,35 @@ def captions_without_effect(settings: CaptionSettings) -> list[str]:
 
 def dataset_without_effect(settings: DatasetSettings) -> list[str]:
     """The same of a dataset, with its captions and its list of concepts."""
-    said = captions_without_effect(settings.captions) + told(DATASET_ROWS, settings, settings)
+    return [remark.text for remark in dataset_remarks(settings)]
+
+
+def dataset_remarks(settings: DatasetSettings, prefix: str = "") -> list[Remark]:
+    """The same with the settings that each sentence is about; ``prefix``: the group that ``settings`` are in."""
+    said = remarks(CAPTION_ROWS, settings.captions, settings.captions, f"{prefix}captions.")
+    said += remarks(DATASET_ROWS, settings, settings, prefix)
     return said + [
-        f"mask_folder of concept {concept.folder} has no effect unless masks=folder"
-        for concept in settings.concepts
+        Remark(
+            f"mask_folder of concept {concept.folder} has no effect unless masks=folder",
+            (f"{prefix}concepts.{index}.mask_folder",),
+        )
+        for index, concept in enumerate(settings.concepts)
         if concept.mask_folder is not None and concept.over(settings).masks != "folder"
     ]
+
+
+def concept_remarks(settings: DatasetSettings, prefix: str = "") -> list[Remark]:
+    """What the concepts' own caption settings make of no effect."""
+    said = set(captions_without_effect(settings.captions))
+    found: list[Remark] = []
+    for index, concept in enumerate(settings.concepts):
+        if not (concept.enabled and concept.captions):
+            continue
+        label = concept.name or concept.folder.name
+        idle = captions_without_effect(settings.captions.merged(concept.captions))
+        path = f"{prefix}concepts.{index}.captions"
+        found += [Remark(f"concept {label!r}: {text}", (path,)) for text in idle if text not in said]
+    return found
 
 
 CAPTION_ROWS: tuple[Row[CaptionSettings], ...] = (
@@ -88,6 +118,7 @@ DATASET_ROWS: tuple[Row[DatasetSettings], ...] = (
     Row(
         (),
         lambda own: _crops(own) and own.buckets and own.random_crop_zoom == 1,
+        about=("random_crop_zoom",),
         sentence="random_crop has little to cut where pictures keep their shape: set random_crop_zoom=1.25",
     ),
     Row(

@@ -17,6 +17,7 @@ __all__ = [
     "ADAPTERS",
     "KindEntry",
     "Shaped",
+    "Traits",
     "form_of",
     "inner_roles",
     "is_pair",
@@ -26,6 +27,7 @@ __all__ = [
     "rank_of",
     "title_of",
     "trained_kinds",
+    "traits_of",
 ]
 
 
@@ -37,25 +39,61 @@ class Shaped(Protocol):
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What has to be known of a kind to check settings."""
+
+    has_rank: bool = True
+    """Whether its size follows from a rank; without, rank and alpha have no effect."""
+    is_low_rank: bool = False
+    """Whether a down and an up matrix are trained, for which there are several starts, and dropout between them."""
+    own_settings: tuple[str, ...] = ()
+    """The fields of ``AdapterSettings`` that no other kind reads."""
+
+
+@dataclass(frozen=True)
 class KindEntry(Entry):
     """A kind of adapter: its class, a subclass of ``loraloom.adapters.adapter.Adapter``."""
 
     is_trained: bool = True
     """Whether it can be trained, not only read."""
+    traits: Traits | None = None
+    """So that settings are checked without importing the class. None: a kind of another package, whose class has
+    them."""
+
+
+_LOW_RANK = Traits(is_low_rank=True)
+_NO_RANK = Traits(has_rank=False)
 
 
 ADAPTERS = Registry(
     "adapter kind",
     {
-        "lora": KindEntry("loraloom.adapters.lora:LoraAdapter", "LoRA, also for convolutions (LoCon)"),
-        "lora_fa": KindEntry("loraloom.adapters.lora_fa:LoraFaAdapter", "LoRA with a frozen down matrix"),
-        "dora": KindEntry("loraloom.adapters.dora:DoraAdapter", "LoRA with trained magnitudes of the weight"),
-        "loha": KindEntry("loraloom.adapters.loha:LohaAdapter", "elementwise product of two low-rank matrices"),
-        "lokr": KindEntry("loraloom.adapters.lokr:LokrAdapter", "Kronecker product"),
-        "ia3": KindEntry("loraloom.adapters.ia3:Ia3Adapter", "one factor for each channel"),
-        "full": KindEntry("loraloom.adapters.full:FullAdapter", "the whole difference of the weight"),
+        "lora": KindEntry(
+            "loraloom.adapters.lora:LoraAdapter", "LoRA, also for convolutions (LoCon)", traits=_LOW_RANK
+        ),
+        "lora_fa": KindEntry(
+            "loraloom.adapters.lora_fa:LoraFaAdapter", "LoRA with a frozen down matrix", traits=_LOW_RANK
+        ),
+        "dora": KindEntry(
+            "loraloom.adapters.dora:DoraAdapter",
+            "LoRA with trained magnitudes of the weight",
+            traits=Traits(is_low_rank=True, own_settings=("dora_axis",)),
+        ),
+        "loha": KindEntry(
+            "loraloom.adapters.loha:LohaAdapter", "elementwise product of two low-rank matrices", traits=Traits()
+        ),
+        "lokr": KindEntry(
+            "loraloom.adapters.lokr:LokrAdapter",
+            "Kronecker product",
+            traits=Traits(own_settings=("lokr_factor", "lokr_decompose_both", "lokr_full_matrix")),
+        ),
+        "ia3": KindEntry("loraloom.adapters.ia3:Ia3Adapter", "one factor for each channel", traits=_NO_RANK),
+        "full": KindEntry("loraloom.adapters.full:FullAdapter", "the whole difference of the weight", traits=_NO_RANK),
         "norm": KindEntry(
-            "loraloom.adapters.norm:NormAdapter", "difference of a normalization; read, not trained", is_trained=False
+            "loraloom.adapters.norm:NormAdapter",
+            "difference of a normalization; read, not trained",
+            is_trained=False,
+            traits=_NO_RANK,
         ),
     },
     plugins=KindEntry,
@@ -65,6 +103,15 @@ ADAPTERS = Registry(
 def trained_kinds() -> list[str]:
     """The names that ``adapter.kind`` may have; imports no kind."""
     return [name for name, entry in ADAPTERS.items() if not isinstance(entry, KindEntry) or entry.is_trained]
+
+
+def traits_of(name: str) -> Traits:
+    """What has to be known of a kind; imports one of another package. Raises UnknownNameError, PluginError."""
+    entry = ADAPTERS[name]
+    if isinstance(entry, KindEntry) and entry.traits is not None:
+        return entry.traits
+    traits: Traits = ADAPTERS.load(name).traits
+    return traits
 
 
 @cache

@@ -1,19 +1,28 @@
-"""What the choices of an optimizer, an lr schedule or a method make of other settings: rows of a table.
+"""What settings make of other settings: rows of a table that are judged by the settings alone. No torch here.
 
-They are judged by the settings alone; :mod:`loraloom.training.without_effect` says them. What a kind of adapter has no
-use for, it says itself (:func:`loraloom.adapters.settings.adapter_notices`).
+A run and its plan say them (:mod:`loraloom.training.without_effect`, which adds what the pictures and the checkpoint
+decide), and so does a form while it is filled in (:func:`known_from_settings`). What a kind of adapter has no use for
+is told by :func:`loraloom.adapters.settings.adapter_remarks`.
 """
 
 from __future__ import annotations
 
-from loraloom.adapters.settings import AdapterSettings
-from loraloom.idle import Row
+from loraloom.adapters.settings import AdapterSettings, adapter_remarks
+from loraloom.data.without_effect import concept_remarks, dataset_remarks
+from loraloom.idle import Remark, Row, remarks
 from loraloom.training.lr_schedule_names import OPTIONS, USES, find_schedule, registered_name
 from loraloom.training.optimizer_names import find_optimizer, find_recipe
-from loraloom.training.parameter_groups import part_rates
-from loraloom.training.settings import TrainSettings
+from loraloom.training.settings import USUAL_RATE, PreviewSettings, TrainSettings
 
-__all__ = ["OPTIMIZER_ROWS", "WHOLE_ROWS"]
+__all__ = [
+    "JUDGING_ROWS",
+    "OPTIMIZER_ROWS",
+    "PREVIEW",
+    "RUN_ROWS",
+    "WHOLE_ROWS",
+    "known_from_settings",
+    "objective",
+]
 
 HIGH_RATE = 2e-5
 """Learning rates above this one usually destroy a checkpoint whose own weights are trained."""
@@ -70,12 +79,14 @@ OPTIMIZER_ROWS: tuple[Row[TrainSettings], ...] = (
     Row(
         (),
         lambda own: bool(find_recipe(own.optimizer.name).remark),
+        about=("optimizer.name",),
         sentence=lambda own: f"optimizer {own.optimizer.name}: {find_recipe(own.optimizer.name).remark}",
     ),
     *(_option_row(option) for option in OPTIONS),
     Row(
         (),
         lambda own: _finds_its_rate(own) and bool(_far_rates(own)),
+        about=("optimizer.lr",),
         sentence=lambda own: (
             f"{own.optimizer.name} finds the learning rate itself and multiplies it by the rate that is set: "
             f"{', '.join(f'{rate:g}' for rate in _far_rates(own))} is far from 1"
@@ -84,16 +95,19 @@ OPTIMIZER_ROWS: tuple[Row[TrainSettings], ...] = (
     Row(
         (),
         lambda own: _finds_its_rate(own) and find_schedule(own.lr_schedule.name) == "cosine_with_restarts",
+        about=("lr_schedule.name",),
         sentence=lambda own: f"restarts disturb the estimate of {own.optimizer.name}; cosine or constant suit it",
     ),
     Row(
         (),
         _wants_safeguard,
+        about=("optimizer.args",),
         sentence="prodigy with a warm-up needs optimizer.args.safeguard_warmup=true",
     ),
     Row(
         (),
         lambda own: find_recipe(own.optimizer.name).schedule_free and not _is_steady(own),
+        about=("lr_schedule.name",),
         sentence=lambda own: (
             f"{find_optimizer(own.optimizer.name)} needs no lr schedule and does worse with one; "
             "set lr_schedule.name=constant"
@@ -102,6 +116,7 @@ OPTIMIZER_ROWS: tuple[Row[TrainSettings], ...] = (
     Row(
         (),
         lambda own: find_optimizer(own.optimizer.name) == "adafactor" and bool(own.optimizer.args.get("relative_step")),
+        about=("optimizer.lr", "lr_schedule.name"),
         sentence="adafactor with relative_step finds the rate itself: learning rates and lr schedule have no effect",
     ),
     Row(
@@ -129,10 +144,6 @@ def _adapter(*names: str) -> tuple[str, ...]:
     return tuple(f"adapter.{name}" for name in names)
 
 
-def _unet_rate(own: TrainSettings) -> float:
-    return part_rates(["unet"], own.optimizer)["unet"]
-
-
 WHOLE_ROWS: tuple[Row[TrainSettings], ...] = (
     Row(
         _adapter(
@@ -144,10 +155,14 @@ WHOLE_ROWS: tuple[Row[TrainSettings], ...] = (
     Row(
         (),
         lambda own: (
-            _unet_rate(own) > HIGH_RATE and not own.optimizer.args and own.optimizer.name.lower().startswith("adamw")
+            own.optimizer.unet_rate > HIGH_RATE
+            and not own.optimizer.args
+            and own.optimizer.name.lower().startswith("adamw")
         ),
+        about=("optimizer.lr",),
         sentence=lambda own: (
-            f"a learning rate of {_unet_rate(own):g} suits a LoRA; the weights of a whole checkpoint want 1e-6 to 5e-6"
+            f"a learning rate of {own.optimizer.unet_rate:g} suits a LoRA; "
+            "the weights of a whole checkpoint want 1e-6 to 5e-6"
         ),
     ),
     Row(
@@ -156,3 +171,165 @@ WHOLE_ROWS: tuple[Row[TrainSettings], ...] = (
         sentence="with method=full keep_file_precision applies to the VAE alone: what is trained is kept in fp32",
     ),
 )
+
+
+# -- the run ---------------------------------------------------------------------------------------------------------
+
+
+def _every_part_has_a_rate(own: TrainSettings) -> bool:
+    optimizer, adapter = own.optimizer, own.adapter
+    if find_recipe(optimizer.name).adaptive:
+        return False  # lr is what all rates are relative to
+    if optimizer.learning_rate == USUAL_RATE:
+        return False  # written or not, it asks for nothing of its own
+    given = (optimizer.unet_lr if adapter.unet else 0, optimizer.text_encoder_lr if adapter.text_encoder else 0)
+    return None not in given
+
+
+def _no_pictures_to_measure(own: TrainSettings) -> bool:
+    return not own.validation.has_pictures
+
+
+def _no_block_rates(own: TrainSettings) -> bool:
+    blocks = own.optimizer.block_lr
+    return blocks.down is None and blocks.mid is None and blocks.up is None
+
+
+PREVIEW = tuple(f"preview.{name}" for name in PreviewSettings.model_fields if name not in ("prompts", "file"))
+
+RUN_ROWS: tuple[Row[TrainSettings], ...] = (
+    Row(("epochs",), lambda own: own.steps is not None, "has no effect: steps says how long the run is"),
+    Row(("optimizer.lr",), _every_part_has_a_rate, "has no effect: every part that is trained has a rate of its own"),
+    Row(("optimizer.block_lr.zero_threshold",), _no_block_rates, "has no effect without rates in optimizer.block_lr"),
+    Row(
+        ("ema.decay", "ema.warmup", "ema.every", "ema.save"),
+        lambda own: not own.ema.enabled,
+        "has no effect without ema.enabled",
+    ),
+    Row(PREVIEW, lambda own: not own.preview.has_prompts, "has no effect without preview.prompts or .file"),
+    Row(
+        ("validation.every_epochs", "validation.every_steps", "validation.save_best"),
+        _no_pictures_to_measure,
+        "has no effect without validation.folder or .share",
+    ),
+    Row(
+        ("validation.timesteps", "validation.draws", "validation.seed"),
+        lambda own: _no_pictures_to_measure(own) and not own.validation.image_losses,
+        "has no effect without validation.folder, .share or .image_losses",
+    ),
+    Row(
+        ("validation.every_epochs",),
+        lambda own: own.validation.every_steps > 0 and not _no_pictures_to_measure(own),
+        "has no effect with validation.every_steps",
+    ),
+    Row(("notify.form", "notify.on"), lambda own: not own.notify.url, "has no effect without notify.url"),
+    Row(
+        ("saving.keep_states", "saving.state_every_steps", "saving.state_every_minutes"),
+        lambda own: not own.saving.state,
+        "has no effect with saving.state=false",
+    ),
+    Row(
+        ("saving.every_epochs",),
+        lambda own: own.saving.files_per_run > 0,
+        "has no effect with saving.files_per_run",
+    ),
+    Row(
+        ("keep_file_precision",),
+        lambda own: own.quantize != "none",
+        "has no effect on what quantize keeps in a few bits, only on the VAE and small weights",
+    ),
+    Row(
+        ("dataset.bucket_min", "dataset.bucket_max", "dataset.max_crop"),
+        lambda own: not own.dataset.buckets,
+        "has no effect with dataset.buckets=false",
+    ),
+    Row(
+        ("dataset.cache_folder",),
+        lambda own: not (own.dataset.cache_to_disk or own.dataset.cache_text_to_disk),
+        "has no effect without dataset.cache_to_disk or dataset.cache_text_to_disk",
+    ),
+    Row(
+        ("dataset.regularization_folder",),
+        lambda own: not own.dataset.use_regularization,
+        "has no effect with dataset.use_regularization=false",
+    ),
+)
+
+
+# -- how the model's answer is judged --------------------------------------------------------------------------------
+
+
+def objective(*names: str) -> tuple[str, ...]:
+    """Settings of the objective by their paths."""
+    return tuple(f"objective.{name}" for name in names)
+
+
+JUDGING_ROWS: tuple[Row[TrainSettings], ...] = (
+    Row(
+        objective("huber_schedule", "huber_c", "huber_scale"),
+        lambda own: own.objective.loss_type in ("l2", "l1"),
+        lambda own: f"has no effect with objective.loss_type={own.objective.loss_type}",
+    ),
+    Row(
+        objective("huber_scale"),
+        lambda own: own.objective.loss_type not in ("l2", "l1") and own.objective.huber_schedule == "snr",
+        "has no effect with objective.huber_schedule=snr",
+    ),
+    Row(
+        objective("logit_mean", "logit_std"),
+        lambda own: own.objective.timestep_sampling != "logit_normal",
+        "has no effect unless objective.timestep_sampling=logit_normal",
+    ),
+    Row(
+        objective("stratified_timesteps"),
+        lambda own: own.batch_size == 1,
+        "has no effect with batch_size=1",
+    ),
+    Row(
+        objective("noise_offset_random_strength"),
+        lambda own: not own.objective.noise_offset,
+        "has no effect without objective.noise_offset",
+    ),
+    Row(
+        objective("adaptive_noise_scale"),
+        lambda own: own.objective.adaptive_noise_scale < 0 and not own.objective.noise_offset,
+        "has no effect below 0 without objective.noise_offset, which it makes smaller",
+    ),
+    Row(
+        objective("multires_noise_discount"),
+        lambda own: not own.objective.multires_noise_iterations,
+        "has no effect without objective.multires_noise_iterations",
+    ),
+    Row(
+        objective("ip_noise_gamma_random_strength"),
+        lambda own: not own.objective.ip_noise_gamma,
+        "has no effect without objective.ip_noise_gamma",
+    ),
+    Row(
+        objective("prior_loss_steps"),
+        lambda own: own.objective.prior_loss_min is None,
+        "has no effect without objective.prior_loss_min",
+    ),
+    Row(
+        objective("preserve_trigger", "preserve_weight"),
+        lambda own: not own.objective.preserve_class,
+        "has no effect without objective.preserve_class",
+    ),
+)
+
+
+# -- all of them -----------------------------------------------------------------------------------------------------
+
+
+def known_from_settings(settings: TrainSettings) -> list[Remark]:
+    """All that can be said of settings before a picture or the checkpoint is looked at."""
+    full = settings.method == "full"
+    said = [
+        *remarks(OPTIMIZER_ROWS, settings, settings),
+        *(remarks(WHOLE_ROWS, settings, settings) if full else adapter_remarks(settings.adapter)),
+        *remarks(RUN_ROWS, settings, settings),
+        *remarks(JUDGING_ROWS, settings, settings),
+        *dataset_remarks(settings.dataset, "dataset."),
+        *concept_remarks(settings.dataset, "dataset."),
+    ]
+    return list(dict.fromkeys(said))

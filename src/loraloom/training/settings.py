@@ -13,10 +13,11 @@ from loraloom.data.settings import DatasetSettings
 from loraloom.diffusion.samplers import SAMPLERS
 from loraloom.errors import UnknownNameError
 from loraloom.file_names import check_name
-from loraloom.setting_marks import ClassPath, Kohya, MayChange, Offers
+from loraloom.setting_marks import ClassPath, ForBeginners, Kohya, MayChange, Offers, Unit
 from loraloom.settings import Settings
 from loraloom.training.block_lr_settings import BlockLrSettings
 from loraloom.training.lr_schedule_names import LR_SCHEDULES, check_values, find_schedule
+from loraloom.training.objective_settings import ObjectiveSettings
 from loraloom.training.optimizer_names import OPTIMIZERS, find_optimizer, is_adaptive
 
 __all__ = [
@@ -63,7 +64,7 @@ class OptimizerSettings(Settings):
     name: Annotated[str, Kohya("optimizer_type"), ClassPath(*OPTIMIZER_LIBRARIES), Offers(OPTIMIZERS)] = "adamw"
     """Optimizer: a name of the registry (docs/optimizers.md lists them), or the path of a class: torch.optim.RAdam. The
     class's module is run, so name only one that you know."""
-    lr: Annotated[float | None, Kohya("learning_rate"), Field(ge=0)] = None
+    lr: Annotated[float | None, Kohya("learning_rate"), Field(ge=0), ForBeginners()] = None
     """Learning rate of every part that has none of its own. Unset: 1e-4, which suits most LoRAs (see docs/training.md),
     and 1 for the optimizers that find the rate themselves (prodigy, dadapt_*)."""
     unet_lr: Annotated[float | None, Kohya("unet_lr"), Field(ge=0)] = None
@@ -71,6 +72,7 @@ class OptimizerSettings(Settings):
     text_encoder_lr: Annotated[
         Annotated[float, Field(ge=0)] | tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None,
         Kohya("text_encoder_lr"),
+        ForBeginners(),
     ] = None
     """Learning rate of the text encoder(s); two values for the two of SDXL. Unset: optimizer.lr; half of it is a common
     choice."""
@@ -130,7 +132,11 @@ class LrScheduleSettings(Settings):
     """How the learning rates change over the run."""
 
     name: Annotated[
-        str, Kohya("lr_scheduler", "scheduler"), ClassPath("torch.optim.lr_scheduler"), Offers(LR_SCHEDULES)
+        str,
+        Kohya("lr_scheduler", "scheduler"),
+        ClassPath("torch.optim.lr_scheduler"),
+        Offers(LR_SCHEDULES),
+        ForBeginners(),
     ] = "cosine"
     """constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt,
     cosine_with_min_lr, warmup_stable_decay, rex, piecewise_constant, or the path of a class in
@@ -143,7 +149,7 @@ class LrScheduleSettings(Settings):
     """Number of restarts of cosine_with_restarts."""
     power: Annotated[float, Kohya("lr_scheduler_power"), Field(gt=0)] = 1.0
     """Power of polynomial."""
-    timescale: Annotated[int | None, Kohya("lr_scheduler_timescale"), Field(ge=1)] = None
+    timescale: Annotated[int | None, Kohya("lr_scheduler_timescale"), Field(ge=1), Unit("steps")] = None
     """Steps until inverse_sqrt begins to fall noticeably. Unset: the warm-up, 10000 without one."""
     min_lr_ratio: Annotated[float, Kohya("lr_scheduler_min_lr_ratio"), Field(ge=0, lt=1)] = 0.0
     """The rate falls to this share of itself instead of to zero (every schedule that falls to zero)."""
@@ -169,96 +175,12 @@ class LrScheduleSettings(Settings):
         return self
 
 
-class ObjectiveSettings(Settings):
-    """What the model is asked in training and how its answer is judged: timesteps, noise, loss and its weights."""
-
-    loss_type: Annotated[Literal["l2", "l1", "huber", "smooth_l1"], Kohya("loss_type")] = "l2"
-    """How the error of a prediction counts: l2 (squared), l1 (absolute), huber and smooth_l1 (squared while small,
-    absolute beyond: outliers count less than with l2)."""
-    huber_schedule: Annotated[Literal["constant", "exponential", "snr"], Kohya("huber_schedule")] = "snr"
-    """How huber_c changes from clean to noisy timesteps."""
-    huber_c: Annotated[float, Kohya("huber_c"), Field(gt=0)] = 0.1
-    """Where huber and smooth_l1 change from squared to absolute."""
-    huber_scale: Annotated[float, Kohya("huber_scale"), Field(gt=0)] = 1.0
-    """Multiplies huber_c under the constant and the exponential schedule."""
-    min_snr_gamma: Annotated[float, Kohya("min_snr_gamma"), Field(ge=0)] = 0.0
-    """Makes clean timesteps, whose loss is high but teaches little, count less. 5 is usual, less is more. 0: off."""
-    debiased_estimation: Annotated[bool, Kohya("debiased_estimation_loss")] = False
-    """Makes noisy timesteps, where the composition is decided, count more: 1 / sqrt(SNR). With min_snr_gamma both
-    weights are multiplied, as in sd-scripts."""
-    scale_v_like_noise: Annotated[bool, Kohya("scale_v_pred_loss_like_noise_pred")] = False
-    """For v models: weigh timesteps as the loss of a noise-predicting model would."""
-    v_like_loss: Annotated[float, Kohya("v_pred_like_loss"), Field(ge=0)] = 0.0
-    """For noise-predicting models: add the loss of a v model, times this. 0: off."""
-    min_timestep: Annotated[int, Kohya("min_timestep"), Field(ge=0, le=999)] = 0
-    """Smallest timestep to train (0 is clean). Raise it to leave fine detail as it is."""
-    max_timestep: Annotated[int, Kohya("max_timestep"), Field(ge=1, le=1000)] = 1000
-    """Timesteps stop before this one (999 is the noisiest). Lower it to leave composition as it is."""
-    timestep_sampling: Annotated[
-        Literal["uniform", "logit_normal", "importance"], Kohya("timestep_sampling", "weighting_scheme")
-    ] = "uniform"
-    """How timesteps are drawn. logit_normal: mostly from the middle; importance: more often where the loss is expected
-    to be high, with weights that leave its average as under uniform."""
-    logit_mean: Annotated[float, Kohya("logit_mean"), Field(ge=-10, le=10)] = 0.0
-    """Middle of logit_normal; above 0 it lies at noisier timesteps."""
-    logit_std: Annotated[float, Kohya("logit_std"), Field(gt=0, le=10)] = 1.0
-    """Width of logit_normal."""
-    stratified_timesteps: bool = False
-    """Spread the timesteps of a batch evenly over the range: the loss is less noisy. Needs batch_size above 1."""
-    noise_offset: Annotated[float, Kohya("noise_offset"), Field(ge=0, le=1)] = 0.0
-    """Shift the noise of every channel as a whole by this times a random number, so that dark and bright pictures can
-    be learned; 0.03 to 0.1 is usual. 0: off."""
-    noise_offset_random_strength: Annotated[bool, Kohya("noise_offset_random_strength")] = False
-    """Draw the strength of noise_offset for each image between 0 and its value."""
-    adaptive_noise_scale: Annotated[float, Kohya("adaptive_noise_scale"), Field(ge=-1, le=1)] = 0.0
-    """Add this times the absolute mean of the picture's latents to noise_offset."""
-    multires_noise_iterations: Annotated[int, Kohya("multires_noise_iterations"), Field(ge=0, le=16)] = 0
-    """Number of coarser layers in the noise, for the same purpose as noise_offset; 6 to 10 is usual. 0: off."""
-    multires_noise_discount: Annotated[float, Kohya("multires_noise_discount"), Field(gt=0, le=1)] = 0.3
-    """Strength of each coarser layer relative to the one before."""
-    ip_noise_gamma: Annotated[float, Kohya("ip_noise_gamma"), Field(ge=0, le=1)] = 0.0
-    """Extra noise in what the model sees but not in what it has to predict (input perturbation); 0.1 is usual. 0:
-    off."""
-    ip_noise_gamma_random_strength: Annotated[bool, Kohya("ip_noise_gamma_random_strength")] = False
-    """Draw the strength of ip_noise_gamma for each image between 0 and its value."""
-    masked_loss_normalized: bool = True
-    """Divide the loss by the area of the mask, so that a small subject counts as much as a large one. False: by the
-    whole area, as sd-scripts does."""
-    mask_floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """How much the part outside the mask still counts."""
-    prior_loss_min: Annotated[float | None, Field(ge=0)] = None
-    """Last weight of the regularization images' loss: it changes evenly from prior_loss_weight. Unset: it stays."""
-    prior_loss_steps: Annotated[int | None, Field(ge=1)] = None
-    """Steps until prior_loss_min is reached. Unset: the whole run."""
-    preserve_regularization: bool = False
-    """For regularization images the target is what the checkpoint alone predicts, instead of the noise."""
-    preserve_class: str = ""
-    """Keep what the checkpoint makes of this word: every picture is also shown with it in place of the trigger word in
-    its caption, and the target is then what the checkpoint alone predicts. Needs no regularization images, takes twice
-    the time."""
-    preserve_trigger: str = ""
-    """The trigger word that preserve_class replaces. Empty: saving.trigger."""
-    preserve_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight of the loss that preserve_class adds."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        problems = []
-        if self.min_timestep >= self.max_timestep:
-            problems.append(f"min_timestep={self.min_timestep} must be below max_timestep={self.max_timestep}")
-        if self.scale_v_like_noise and self.v_like_loss:
-            problems.append("scale_v_like_noise is for v models and v_like_loss for noise-predicting ones: choose one")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-
 class SavingSettings(Settings):
     """When and how LoRA files are written. One is always written at the end."""
 
-    every_epochs: Annotated[int, Kohya("save_every_n_epochs"), Field(ge=0)] = 1
+    every_epochs: Annotated[int, Kohya("save_every_n_epochs"), Field(ge=0), Unit("epochs"), ForBeginners()] = 1
     """Save every N epochs. 0: only at the end."""
-    every_steps: Annotated[int, Kohya("save_every_n_steps"), Field(ge=0)] = 0
+    every_steps: Annotated[int, Kohya("save_every_n_steps"), Field(ge=0), Unit("steps")] = 0
     """Save every N steps. 0: never by steps."""
     files_per_run: Annotated[int, Kohya("save_n_epoch_ratio"), Field(ge=0)] = 0
     """Save at the ends of epochs, often enough for the run to leave at least this many files, evenly spread. Above 0 it
@@ -274,7 +196,7 @@ class SavingSettings(Settings):
     tensor. There is a warning if it cannot use all of a file."""
     title: Annotated[str, Kohya("metadata_title")] = ""
     """Title in the file's metadata. Empty: the run's name."""
-    trigger: Annotated[str, Kohya("metadata_trigger_phrase")] = ""
+    trigger: Annotated[str, Kohya("metadata_trigger_phrase"), ForBeginners()] = ""
     """Trigger words in the file's metadata."""
     comment: Annotated[str, Kohya("training_comment")] = ""
     """Free text in the file's metadata."""
@@ -289,9 +211,9 @@ class SavingSettings(Settings):
     state: Annotated[bool, Kohya("save_state", "save_state_on_train_end")] = True
     """Keep what is needed to resume the run exactly, as if it had never ended: written with every LoRA file, and when
     the run is paused, stops or fails. About six times the size of an fp16 LoRA file with AdamW."""
-    state_every_steps: Annotated[int, Field(ge=0)] = 0
+    state_every_steps: Annotated[int, Field(ge=0), Unit("steps")] = 0
     """Write the state every N steps too. 0: not by steps."""
-    state_every_minutes: Annotated[float, Field(ge=0)] = 5.0
+    state_every_minutes: Annotated[float, Field(ge=0), Unit("minutes")] = 5.0
     """Write the state when the last one is older than this: what a power cut can cost. 0: not by time."""
     keep_states: Annotated[int, Kohya("save_last_n_epochs_state"), Field(ge=0)] = 2
     """Keep this many of the newest states, any of which a new run can branch from. 0: keep all."""
@@ -306,7 +228,7 @@ class EmaSettings(Settings):
     """Share of the average that stays at each step: 0.999 looks back over about the last thousand steps."""
     warmup: bool = True
     """Begin with a smaller decay, (1 + n) / (10 + n) at the n-th update, so that the first steps are soon forgotten."""
-    every: Annotated[int, Field(ge=1)] = 1
+    every: Annotated[int, Field(ge=1), Unit("steps")] = 1
     """Update every N steps, with the decay to that power: less work for the same reach."""
     save: Annotated[Literal["ema", "both"], MayChange()] = "ema"
     """What LoRA files hold: the average, or (both) the average and beside it NAME-raw with the LoRA as trained."""
@@ -315,17 +237,17 @@ class EmaSettings(Settings):
 class PreviewSettings(Settings):
     """Images painted while the run goes on, with the same seeds each time."""
 
-    prompts: Annotated[tuple[str, ...], Kohya("sample_prompts")] = ()
+    prompts: Annotated[tuple[str, ...], Kohya("sample_prompts"), ForBeginners()] = ()
     """What to paint; each may end in options as in preview.file. Empty, and no preview.file: no previews."""
     file: Path | None = None
     """A text file with a prompt in each line, painted after preview.prompts. Options may follow a prompt: --n negative
     prompt, --w width, --h height, --d seed, --s steps, --l guidance, --ss sampler. Lines beginning with # are left
     out."""
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, ForBeginners()] = ""
     """What to avoid."""
-    every_epochs: Annotated[int, Kohya("sample_every_n_epochs"), Field(ge=0)] = 1
+    every_epochs: Annotated[int, Kohya("sample_every_n_epochs"), Field(ge=0), Unit("epochs"), ForBeginners()] = 1
     """Paint every N epochs (and always at the end). 0: not by epochs."""
-    every_steps: Annotated[int, Kohya("sample_every_n_steps"), Field(ge=0)] = 0
+    every_steps: Annotated[int, Kohya("sample_every_n_steps"), Field(ge=0), Unit("steps")] = 0
     """Paint every N steps. 0: not by steps."""
     weights: Annotated[tuple[Annotated[float, Field(ge=-10, le=10)], ...], Field(min_length=1)] = (1.0,)
     """Weights of the LoRA to paint each prompt with; 0 shows the checkpoint without it, and is painted once."""
@@ -341,7 +263,7 @@ class PreviewSettings(Settings):
     """Sampler, a name of the registry."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the first prompt; the next prompt has the next seed."""
-    size: Annotated[tuple[int, int] | None, Field()] = None
+    size: Annotated[tuple[int, int] | None, Unit("pixels")] = None
     """Width and height in pixels. Unset: the training resolution."""
 
     @property
@@ -357,9 +279,9 @@ class ValidationSettings(Settings):
     """Pictures with captions to measure on, a folder like that of the dataset. Unset: validation.share decides."""
     share: Annotated[float, Kohya("validation_split"), Field(ge=0, lt=1)] = 0.0
     """Share of the training pictures that is held out for measuring. 0: none is."""
-    every_epochs: Annotated[int, Kohya("validate_every_n_epochs"), Field(ge=1), MayChange()] = 1
+    every_epochs: Annotated[int, Kohya("validate_every_n_epochs"), Field(ge=1), MayChange(), Unit("epochs")] = 1
     """Measure every N epochs (and before the first step and at the end)."""
-    every_steps: Annotated[int, Kohya("validate_every_n_steps"), Field(ge=0), MayChange()] = 0
+    every_steps: Annotated[int, Kohya("validate_every_n_steps"), Field(ge=0), MayChange(), Unit("steps")] = 0
     """Measure every N steps instead of at the ends of epochs. 0: at the ends of epochs."""
     timesteps: Annotated[int, Field(ge=1, le=100)] = 4
     """Number of timesteps, evenly spread, at which each picture is measured."""
@@ -367,7 +289,7 @@ class ValidationSettings(Settings):
     """Noise samples for each picture and timestep: more make the measurement more precise and slower."""
     seed: Annotated[int, Kohya("validation_seed"), Field(ge=0)] = 0
     """Decides the noise and which pictures are held out. Keep it to compare runs."""
-    patience: Annotated[int, Field(ge=0), MayChange()] = 0
+    patience: Annotated[int, Field(ge=0), MayChange(), Unit("measurements")] = 0
     """Stop the run after this many measurements without a better loss. 0: never."""
     save_best: Annotated[bool, MayChange()] = True
     """Keep the LoRA with the best loss so far as NAME-best beside the others."""
@@ -412,17 +334,19 @@ class TrainSettings(Settings):
     """What is trained: a LoRA (or another adapter) beside the frozen checkpoint, or (full) the checkpoint's own
     weights, as DreamBooth does. full leaves a whole checkpoint, needs several times the memory, and wants a learning
     rate of 1e-6 to 5e-6; adapter.unet and adapter.text_encoder say which parts."""
-    checkpoint: Annotated[Path, Kohya("pretrained_model_name_or_path", "ckpt"), MayChange(on_a_machine=True)]
+    checkpoint: Annotated[
+        Path, Kohya("pretrained_model_name_or_path", "ckpt"), MayChange(on_a_machine=True), ForBeginners()
+    ]
     """The Stable Diffusion checkpoint to learn on: .safetensors, .ckpt or a Diffusers folder (family: detected)."""
-    name: Annotated[str, Kohya("output_name"), AfterValidator(check_name), MayChange()] = "lora"
+    name: Annotated[str, Kohya("output_name"), AfterValidator(check_name), MayChange(), ForBeginners()] = "lora"
     """Name of the run and of its LoRA files."""
     output: Annotated[Path, Kohya("output_dir"), MayChange(on_a_machine=True)] = Path("runs")
     """Folder that holds the run folders."""
-    epochs: Annotated[int, Kohya("num_epochs", "max_train_epochs"), Field(ge=1), MayChange()] = 10
+    epochs: Annotated[int, Kohya("num_epochs", "max_train_epochs"), Field(ge=1), MayChange(), ForBeginners()] = 10
     """Passes through the whole dataset."""
-    steps: Annotated[int | None, Kohya("max_train_steps"), Field(ge=1), MayChange()] = None
+    steps: Annotated[int | None, Kohya("max_train_steps"), Field(ge=1), MayChange(), Unit("steps")] = None
     """Number of optimizer steps. If set, epochs is not used."""
-    batch_size: Annotated[int, Kohya("train_batch_size"), Field(ge=1)] = 1
+    batch_size: Annotated[int, Kohya("train_batch_size"), Field(ge=1), Unit("images"), ForBeginners()] = 1
     """Images per forward pass, of all processes together. Larger ones usually want a higher learning rate."""
     gradient_accumulation: Annotated[int, Kohya("gradient_accumulation_steps"), Field(ge=1)] = 1
     """Forward passes per optimizer step."""
@@ -445,9 +369,11 @@ class TrainSettings(Settings):
     """auto, cpu, cuda, cuda:1, mps."""
     low_memory: Annotated[bool, Kohya("lowram"), MayChange(by_rounding=True, on_a_machine=True)] = False
     """Keep each part of the model on the device only while it is used."""
-    max_token_length: Annotated[int | None, Kohya("max_token_length"), Field(ge=75, multiple_of=75)] = None
+    max_token_length: Annotated[int | None, Kohya("max_token_length"), Field(ge=75, multiple_of=75), Unit("tokens")] = (
+        None
+    )
     """Longest caption in tokens: 75, 150, 225 or more. Unset: what the dataset's longest caption needs."""
-    clip_skip: Annotated[int, Kohya("clip_skip"), Field(ge=1, le=12)] = 1
+    clip_skip: Annotated[int, Kohya("clip_skip"), Field(ge=1, le=12), ForBeginners()] = 1
     """Layer of the text encoder to use, counted from the end: 1 for most checkpoints, 2 for NAI-based ones."""
     prediction: Annotated[Literal["auto", "epsilon", "v"], Kohya("v_parameterization")] = "auto"
     """What the checkpoint predicts. auto: detected."""
