@@ -120,8 +120,6 @@ _WORDS = {
     "grad": "gradient",
     "loraplus": "LoRA+",
     "loras": "LoRAs",
-    "dora": "DoRA",
-    "lokr": "LoKr",
     "url": "address",
     "std": "width",
     "mean": "middle",
