@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -65,21 +66,54 @@ def kill(job: Job, work: subprocess.Popen[bytes], victims: str) -> None:
         work.wait()
 
 
-def to_the_end(home: Home, job: Job, kills: list[tuple[float, str]]) -> None:
-    """Work through the queue with these kills, each so many seconds after the last start."""
+@dataclass(frozen=True)
+class Kill:
+    """Who is killed, and when: some seconds after the last start, or some steps after the last kill."""
+
+    victims: str
+    seconds: float = 0.0
+    steps: int = 0
+
+
+def random_kill(rng: random.Random) -> Kill:
+    """While a process starts, or in the middle of its steps."""
+    victims = rng.choice(("worker", "dispatcher", "both"))
+    if rng.random() < 0.4:
+        return Kill(victims, seconds=rng.uniform(0.0, LONGEST_S))
+    return Kill(victims, steps=rng.randint(1, 9))
+
+
+class Killer:
+    """Carries out the kills of one home, each when it is due."""
+
+    def __init__(self, kills: list[Kill]) -> None:
+        self._left = list(kills)
+        self._since = time.monotonic()
+        self._step = 0
+
+    def look(self, job: Job, work: subprocess.Popen[bytes]) -> None:
+        """Kill, if it is time."""
+        step = job.progress.done if job.progress is not None else 0
+        if not self._left or time.monotonic() - self._since < self._left[0].seconds:
+            return
+        if self._left[0].steps and (job.state != "running" or step < self._step + self._left[0].steps):
+            return
+        due = self._left.pop(0)
+        say(f"{due.victims} killed, {job.state}, step {step}; {len(self._left)} left")
+        kill(job, work, due.victims)
+        self._since, self._step = time.monotonic(), step
+
+
+def to_the_end(home: Home, job: Job, killer: Killer) -> None:
+    """Work through the queue with these kills."""
     queue = Queue(Home.open(home.path))
     work = start_work(home)
-    until = time.monotonic() + (kills[0][0] if kills else 0.0)
-    while queue.job(job.id).state != "done":
-        if kills and time.monotonic() > until:
-            state = queue.job(job.id)
-            say(f"{len(kills)} left: {kills[0][1]}, {state.state}, {state.progress}")
-            kill(job, work, kills.pop(0)[1])
-            until = time.monotonic() + (kills[0][0] if kills else 0.0)
+    while (now := queue.job(job.id)).state != "done":
+        killer.look(now, work)
         if work.poll() is not None:
             work = start_work(home)
-        if queue.job(job.id).state in ("interrupted", "failed", "stopped"):
-            assert queue.job(job.id).state == "interrupted", queue.job(job.id)
+        if now.is_over:
+            assert now.state == "interrupted", now
             queue.retry(job.id)
         assert Home.open(home.path).notices == ()
         time.sleep(0.1)
@@ -94,15 +128,15 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
     rng = random.Random(chosen.seed)
-    kills = [(rng.uniform(0, LONGEST_S), rng.choice(("worker", "dispatcher", "both"))) for _ in range(chosen.count)]
+    kills = [random_kill(rng) for _ in range(chosen.count)]
     with tempfile.TemporaryDirectory(prefix="loraloom-kill-") as text:
         folder = Path(text)
         base = make_checkpoint(folder / "base.safetensors")
         ended = []
-        for name, planned in (("peace", []), ("killed", kills)):
+        for name, planned in (("peace", list[Kill]()), ("killed", kills)):
             home = home_with_drawings(folder / name)
             job = Queue(home).add("train", run_settings(base, "mystyle", *SMALL))
-            to_the_end(home, job, list(planned))
+            to_the_end(home, job, Killer(planned))
             steps = [event.step for event in RunLog(job.folder).events() if isinstance(event, StepFinished)]
             assert steps == list(range(1, 301)), f"{name}: the curve has a gap"
             ended.append(lora(job.folder / "weights" / "mystyle.safetensors"))
