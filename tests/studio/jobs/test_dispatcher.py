@@ -296,11 +296,13 @@ def test_how_many_at_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
         assert dispatcher.step() == Look(works=True, running=4, waiting=1)
     finally:
         queue.stop_after_this = True
+        dispatcher._processes[5].kill()
         for process in dispatcher._processes.values():
             process.communicate(b"\n")
     until(dispatcher, lambda: not dispatcher.step().running)
     ended = {job.title: job for job in queue.jobs() if job.is_over}
     assert sorted(ended) == ["a", "b", "c", "e"]
-    assert {job.state for job in ended.values()} == {"failed"}
+    killed = "failed" if sys.platform == "win32" else "interrupted"  # where a code does not tell
+    assert {title: job.state for title, job in ended.items()} == dict.fromkeys("abc", "failed") | {"e": killed}
     assert "ended with code 0 before it began" in ended["a"].problem
     dispatcher.close()

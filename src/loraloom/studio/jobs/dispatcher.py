@@ -158,12 +158,15 @@ class Dispatcher:
         return is_worker(entry.pid or 0, folder)
 
     def _note_ended(self, entry: Entry, folder: Path) -> None:
-        """A process that ended before it could say anything has failed; every other one has told how it ended."""
+        """A process that ended by itself before it could say anything has failed; one that was killed is interrupted.
+
+        Every other one has told how it ended.
+        """
         process = self._processes.pop(entry.id, None)
-        if folder.is_dir() and self._told_nothing(entry, folder):
-            code = f" with code {process.returncode}" if process is not None else ""
+        code = process.returncode if process is not None else None
+        if code is not None and code >= 0 and folder.is_dir() and self._told_nothing(entry, folder):
             said = next((line for line in reversed(last_lines(folder)) if line.strip()), "")
-            problem = f"its process ended{code} before it began{': ' if said else ''}{said}"
+            problem = f"its process ended with code {code} before it began{': ' if said else ''}{said}"
             _record_failure(entry, folder, LoraloomError(problem, "the last lines of its log say more"))
         self._set(entry, "pid = NULL, wish = ''")
 
