@@ -106,6 +106,37 @@ def test_a_run_of_the_terminal_and_another_home(command: Command, files: Path, t
     assert (tmp_path / "home" / "runs" / "blue").is_dir()
 
 
+def test_every_kind_can_be_queued(command: Command, files: Path) -> None:
+    base, pictures = files / "sd1.safetensors", files / "pictures"
+    given = (f"checkpoint={base}", f"dataset.folder={pictures}", "name=rank", "steps=3")
+    assert command("sweep", "--queue", *given, "adapter.rank=2,4").code == 0
+    painted = command("dataset", "class-images", base, pictures, "a cat", "steps=3", "--count", "2", "--queue")
+    assert painted.code == 0, painted.err
+    assert command("demo", "--queue", "--epochs", "1", "--character").code == 0
+    jobs = listed(command)
+    assert {title: job["kind"] for title, job in jobs.items()} == {
+        "rank: adapter.rank=2,4": "sweep",
+        "a cat": "class_images",
+        "a character": "demo",
+    }
+    told = {title: json.loads((Path(job["folder"]) / "job.json").read_text("utf-8")) for title, job in jobs.items()}
+    sweep = told["rank: adapter.rank=2,4"]["settings"]
+    assert sweep["train"]["steps"] == 3 and sweep["train"]["output"] == "runs" and sweep["axes"] == ["adapter.rank=2,4"]
+    assert told["a cat"]["settings"]["paint"]["steps"] == 3 and told["a cat"]["settings"]["count"] == 2
+    assert told["a cat"]["settings"]["dataset"]["folder"] == str(pictures)
+    assert told["a character"]["settings"] == {"character": True, "epochs": 1}
+    for arguments, words in (
+        (("sweep", "--queue", *given), "several values"),
+        (("sweep", "--queue", *given, "adapter.rank=2,zero"), "rank"),
+        (("sweep", "--queue", "--workers", "2", *given, "adapter.rank=2,4"), "--workers"),
+        (("demo", "here", "--queue"), "folder of its own"),
+        (("demo", "--home", "here"), "--home goes with --queue"),
+    ):
+        result = command(*arguments)
+        assert result.code == 1 and words in result.err, result.err
+    assert len(listed(command)) == 3
+
+
 def test_a_failure_is_shown_with_its_hint(command: Command, files: Path) -> None:
     said = queued(command, files, "red", "checkpoint=gone.safetensors").err
     assert "gone.safetensors is not there now" in said and "pictures" not in said

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loraloom.cli.jobs import QueueHome, ToQueue, check_queue_options, put_into_queue
 from loraloom.plain_data import size_text
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def demo(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="Training epochs.", show_default="3 to 7 minutes' worth")
     ] = None,
+    queue: ToQueue = False,
+    home: QueueHome = None,
 ) -> None:
     """Run the whole job once and explain it: dataset, training, LoRA on the fly, merge. Some minutes on two cores."""
     from rich.console import Console
@@ -34,11 +37,19 @@ def demo(
     from loraloom.cli.dataset import show_report
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.data.settings import DatasetSettings
+    from loraloom.errors import SettingsError
     from loraloom.events import StageReached
     from loraloom.studio.datasets import check_dataset
     from loraloom.studio.demo import CHARACTER, RESOLUTION_PX, STYLE, run_demo
+    from loraloom.studio.jobs.settings import DemoSettings
     from loraloom.studio.stopping import StopRequest, stop_on_signals
 
+    check_queue_options(queue=queue, home=home)
+    if queue:
+        if folder is not None:
+            raise SettingsError(["a demo of the queue has a folder of its own"], "leave the folder out")
+        put_into_queue(home, "demo", DemoSettings(character=character, epochs=epochs))
+        return
     console = Console(highlight=False, emoji=False)
     folder = folder or Path("loraloom-demo-character" if character else "loraloom-demo")
 

@@ -9,20 +9,37 @@ import typer
 
 from loraloom.actions import Sentence
 from loraloom.cli.output import duration, takes_all_letters, visible
+from loraloom.errors import SettingsError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from loraloom.events import Event
+    from loraloom.settings import Settings
     from loraloom.studio.jobs.dispatcher import Look
     from loraloom.studio.jobs.queue import Job, Queue
+    from loraloom.training.settings import TrainSettings
 
-__all__ = ["app", "open_queue", "say_notice", "work"]
+__all__ = [
+    "QueueHome",
+    "ToQueue",
+    "app",
+    "check_queue_options",
+    "in_the_home",
+    "open_queue",
+    "put_into_queue",
+    "say_notice",
+    "work",
+]
 
 app = typer.Typer(help="The queue: what waits, runs and has ended.", invoke_without_command=True)
 HomeOption = Annotated[Path, typer.Option("--home", help="The folder of the studio. Unset: the present one.")]
 Number = Annotated[int, typer.Argument(metavar="JOB", help="The number of the job in the list.")]
 HERE = Path()
+ToQueue = Annotated[bool, typer.Option("--queue", help="Put it into the queue of the studio instead (docs/jobs.md).")]
+QueueHome = Annotated[
+    Path | None, typer.Option("--home", help="With --queue: the folder of the studio. Unset: the present one.")
+]
 
 
 @app.callback()
@@ -165,6 +182,44 @@ def open_queue(home: Path) -> Queue:
             "name its folder with --home; `loraloom train ... --queue` begins one",
         )
     return Queue(Home.open(home, listener=say_notice))
+
+
+def check_queue_options(*, queue: bool, home: Path | None) -> None:
+    """What goes with the queue alone."""
+    from loraloom.studio.runs.training import launched_together
+
+    if home is not None and not queue:
+        raise SettingsError(["--home goes with --queue"], "without it, the work is done here and now")
+    if queue and launched_together() > 1:
+        raise SettingsError(["--queue under torchrun"], "jobs of the queue run in one process; start it without")
+
+
+def put_into_queue(home: Path | None, kind: str, given: Settings | Path) -> None:
+    """A job of the queue: new settings, or the folder of a run that is to go on."""
+    from loraloom.studio.home import Home
+    from loraloom.studio.jobs.queue import Queue
+    from loraloom.studio.runs.folder import with_absolute_paths
+
+    queue = Queue(Home.open(home or HERE, listener=say_notice))
+    if isinstance(given, Path):
+        job = queue.add_run(given)
+    else:
+        settings = with_absolute_paths(given)
+        job = queue.add(kind, settings)
+        for path in queue.missing(kind, settings):
+            typer.echo(f"{visible(str(path))} is not there now; it must be when the job starts", err=True)
+    typer.echo(visible(f"job {job.id}: {job.title} is number {job.position} of those that wait, in {job.folder}"))
+    if not queue.is_worked_through:
+        typer.echo("nobody works through the queue now: `loraloom work` does")
+
+
+def in_the_home(settings: TrainSettings, home: Path | None) -> TrainSettings:
+    """The settings of a run that goes into the home, unless another folder was named."""
+    from loraloom.studio.home import Home
+
+    if "output" in settings.chosen():
+        return settings
+    return settings.model_copy(update={"output": Home.runs_in(home or HERE)})
 
 
 def say_notice(event: Event) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from loraloom.cli.jobs import QueueHome, ToQueue, check_queue_options, in_the_home, put_into_queue
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,6 +31,8 @@ def sweep(
     ray_address: Annotated[
         str | None, typer.Option("--ray-address", help="Use the machines of a Ray cluster that share these folders.")
     ] = None,
+    queue: ToQueue = False,
+    home: QueueHome = None,
 ) -> None:
     """Train a LoRA for every combination, on the same draws, and compare: a table of losses and a sheet of images.
 
@@ -47,6 +52,9 @@ def sweep(
             raise SettingsError(
                 ["a sweep under torchrun"], "start it without torchrun; --workers trains several runs at once"
             )
+    if queue or home is not None:
+        _put_into_queue(*split_arguments(arguments), home, queue=queue, workers=workers, address=ray_address)
+        return
     combinations = plan_sweep(*split_arguments(arguments))
     console = Console(highlight=False, emoji=False)
     stop = StopRequest()
@@ -58,6 +66,21 @@ def sweep(
     console.print(f"table: {result.table}", markup=False, soft_wrap=True)
     if (failure := result.failure()) is not None:
         raise failure
+
+
+def _put_into_queue(
+    path: Path | None, overrides: list[str], home: Path | None, *, queue: bool, workers: int, address: str | None
+) -> None:
+    from loraloom.errors import SettingsError
+    from loraloom.studio.jobs.settings import SweepSettings
+
+    check_queue_options(queue=queue, home=home)
+    if workers or address is not None:
+        raise SettingsError(
+            ["--queue does not go with --workers or --ray-address"], "a job trains one run after another"
+        )
+    settings = SweepSettings.load_axes(path, overrides)
+    put_into_queue(home, "sweep", settings.model_copy(update={"train": in_the_home(settings.train, home)}))
 
 
 def _losses(result: SweepResult) -> Table:

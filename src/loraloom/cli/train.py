@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraloom.cli.output import visible
+from loraloom.cli.jobs import QueueHome, ToQueue, check_queue_options, in_the_home, put_into_queue
 from loraloom.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -47,12 +47,8 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Resume even if the pictures, the checkpoint or the settings differ.")
     ] = False,
-    queue: Annotated[
-        bool, typer.Option("--queue", help="Put the run into the queue of the studio instead (docs/jobs.md).")
-    ] = False,
-    home: Annotated[
-        Path | None, typer.Option("--home", help="With --queue: the folder of the studio. Unset: the present one.")
-    ] = None,
+    queue: ToQueue = False,
+    home: QueueHome = None,
     plot_lr: Annotated[
         bool, typer.Option("--plot-lr", help="Draw the learning rate of every step instead of training.")
     ] = False,
@@ -75,7 +71,8 @@ def train(
 
     # A run that goes on or branches off has its settings already.
     if queue:
-        _put_into_queue(home or Path(), _run_to_queue(resume, branch, overrides) or settings)
+        there = _run_to_queue(resume, branch, overrides)
+        put_into_queue(home, "train", there or in_the_home(settings, home))
     elif resume is not None:
         resume_here(_run_here(resume), overrides, force=force)
     elif branch is not None:
@@ -90,16 +87,9 @@ def train(
 
 def _check_queue(*, queue: bool, home: Path | None, plot_lr: bool, force: bool) -> None:
     """What goes with the queue, and what does not."""
-    from loraloom.studio.runs.training import launched_together
-
-    if not queue:
-        if home is not None:
-            raise SettingsError(["--home goes with --queue"], "output= names the folder of the runs")
-        return
-    if plot_lr or force:
+    check_queue_options(queue=queue, home=home)
+    if queue and (plot_lr or force):
         raise SettingsError([f"--queue does not go with {'--plot-lr' if plot_lr else '--force'}"], "leave one out")
-    if launched_together() > 1:
-        raise SettingsError(["--queue under torchrun"], "jobs of the queue run in one process; start it without")
 
 
 def _run_to_queue(resume: str | None, branch: str | None, overrides: list[str]) -> Path | None:
@@ -115,27 +105,6 @@ def _run_to_queue(resume: str | None, branch: str | None, overrides: list[str]) 
         return None
     run, step = run_and_step(branch)
     return create_branch(_run_here(run), step, overrides).path
-
-
-def _put_into_queue(home: Path, given: Path | TrainSettings) -> None:
-    from loraloom.cli.jobs import say_notice
-    from loraloom.studio.home import Home
-    from loraloom.studio.jobs.queue import Queue
-    from loraloom.studio.runs.folder import with_absolute_paths
-
-    queue = Queue(Home.open(home, listener=say_notice))
-    if isinstance(given, Path):
-        job = queue.add_run(given)
-    else:
-        settings = with_absolute_paths(given)
-        if "output" not in given.chosen():
-            settings = settings.model_copy(update={"output": queue.home.runs})
-        job = queue.add("train", settings)
-        for path in queue.missing("train", settings):
-            typer.echo(f"{visible(str(path))} is not there now; it must be when the job starts", err=True)
-    typer.echo(f"job {job.id}: {job.title} is number {job.position} of those that wait, in {job.folder}")
-    if not queue.is_worked_through:
-        typer.echo("nobody works through the queue now: `loraloom work` does")
 
 
 def resume_here(folder: Path, overrides: list[str], *, force: bool) -> None:

@@ -126,6 +126,11 @@ class Home:
         """Whether a home was made in ``folder`` before."""
         return (folder.expanduser() / DATABASE_NAME).is_file()
 
+    @staticmethod
+    def runs_in(folder: Path) -> Path:
+        """Where a home in ``folder`` keeps its runs."""
+        return folder.expanduser().absolute() / "runs"
+
     def close(self) -> None:
         """Let go of the database."""
         self.database.close()
@@ -138,7 +143,7 @@ class Home:
     @property
     def runs(self) -> Path:
         """Run folders."""
-        return self.path / "runs"
+        return self.runs_in(self.path)
 
     @property
     def outputs(self) -> Path:

@@ -22,6 +22,7 @@ from loraloom.errors import HardwareError, LoraloomError, SettingsError
 from loraloom.events import Event, Listener, Notice, RunFinished, ValidationMeasured, WeightsSaved, ignore
 from loraloom.formats.files import make_folder, write_text
 from loraloom.formats.room import Need, require_room
+from loraloom.settings import apply_overrides
 from loraloom.studio.crash_report import write_report
 from loraloom.studio.painter import Job, Loading, Painter
 from loraloom.studio.runs.folder import RunFolder, check_run_name, with_absolute_paths
@@ -114,8 +115,10 @@ def split_axes(overrides: Sequence[str]) -> tuple[list[str], list[Axis]]:
     return fixed, axes
 
 
-def plan_sweep(path: Path | None, overrides: Sequence[str]) -> list[Combination]:
+def plan_sweep(common: Path | TrainSettings | None, overrides: Sequence[str]) -> list[Combination]:
     """The settings of every combination, the last axis varying fastest.
+
+    ``common``: what they have in common, or a file with it; the overrides come on top.
 
     Raises SettingsError for a setting that does not exist or a value that it does not take, and when there is no axis.
     """
@@ -128,7 +131,7 @@ def plan_sweep(path: Path | None, overrides: Sequence[str]) -> list[Combination]
 
     combinations: list[Combination] = []
     for values in itertools.product(*(axis.values for axis in axes)):
-        combination = _combination(path, fixed, [(axis.key, value) for axis, value in zip(axes, values, strict=True)])
+        combination = _combination(common, fixed, [(axis.key, value) for axis, value in zip(axes, values, strict=True)])
         # Values may differ only in signs that no folder's name has, and two runs would share a folder.
         if any(combination.name == other.name for other in combinations):
             raise SettingsError(
@@ -138,9 +141,15 @@ def plan_sweep(path: Path | None, overrides: Sequence[str]) -> list[Combination]
     return combinations
 
 
-def _combination(path: Path | None, fixed: Sequence[str], chosen: Sequence[tuple[str, str]]) -> Combination:
+def _combination(
+    common: Path | TrainSettings | None, fixed: Sequence[str], chosen: Sequence[tuple[str, str]]
+) -> Combination:
     """The settings of one run of a sweep: ``chosen`` are the keys and values of the axes."""
-    settings = TrainSettings.load(path, [*fixed, *(f"{key}={value}" for key, value in chosen)])
+    overrides = [*fixed, *(f"{key}={value}" for key, value in chosen)]
+    if isinstance(common, TrainSettings):
+        settings = TrainSettings.parse(apply_overrides(common.model_dump(), overrides), source="the sweep")
+    else:
+        settings = TrainSettings.load(common, overrides)
     label = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in chosen)
     tag = re.sub(r"[^\w.+-]+", "-", label.replace(", ", "_").replace(" ", ""))
     name = f"{settings.name}-{tag}"

@@ -124,8 +124,10 @@ def test_what_is_wrong_is_not_put_into_the_queue(queue: Queue) -> None:
         queue.add("trian", {})
     with pytest.raises(SettingsError, match="rank"):
         queue.add("train", {"checkpoint": "x.ckpt", "dataset": {"folder": "x"}, "adapter": {"rank": 0}})
-    with pytest.raises(SettingsError, match="axes"):
+    with pytest.raises(SettingsError, match="several values"):
         queue.add("sweep", {"train": run_settings(BASE).model_dump(), "axes": []})
+    with pytest.raises(SettingsError, match="rank"):
+        queue.add("sweep", {"train": run_settings(BASE).model_dump(), "axes": ["adapter.rank=2,none"]})
     assert queue.jobs() == [] and not list(queue.home.runs.iterdir()) and not list(queue.home.jobs.iterdir())
 
 
@@ -192,6 +194,22 @@ def test_any_other_job_tells_how_far_it_is(queue: Queue) -> None:
     done = queue.job(job.id)
     assert done.state == "done" and done.result == {"folder": "x"}
     assert done.progress is not None and (done.progress.done, done.progress.what) == (3, "images")
+
+
+def test_a_process_that_writes_down_how_it_ended_is_still_at_work(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lets go of the lock first: nobody takes the job for interrupted in between."""
+    (job,) = add(queue, "a")
+    begun(queue, job, RunStarted(str(job.folder), 40, 10, 4, 3, 1000), step(1))
+    with queue.home.database.transaction() as connection:
+        connection.execute("UPDATE jobs SET pid = 12345, started = 5")
+    monkeypatch.setattr("loraloom.studio.jobs.job.is_worker", lambda pid, folder: pid == 12345)
+    assert queue.job(job.id).state == "running"
+    with pytest.raises(ResumeError, match="runs now"):
+        queue.retry(job.id)
+    monkeypatch.setattr("loraloom.studio.jobs.job.is_worker", lambda pid, folder: False)
+    assert queue.job(job.id).state == "interrupted" and queue.retry(job.id).state == "queued"
 
 
 def test_a_log_that_cannot_be_understood_is_a_failure_of_that_job_alone(queue: Queue) -> None:

@@ -21,7 +21,7 @@ from loraloom.studio.jobs.status import ENDED, JobStatus, Progress, StatusReader
 from loraloom.studio.runs.control import is_trained
 from loraloom.studio.runs.log import LOG_NAME
 
-__all__ = ["COLUMNS", "WORKER", "Entry", "Job", "JobReader", "begins", "is_worker"]
+__all__ = ["COLUMNS", "WORKER", "Entry", "Job", "JobReader", "begins", "has_process", "is_worker"]
 
 WORKER = "loraloom.studio.jobs.worker"
 """The module that does a job in a process of its own."""
@@ -211,6 +211,8 @@ def _told(entry: Entry, folder: Path, status: JobStatus, *, alive: bool) -> JobS
         return JobStatus("preparing", status.progress)
     if alive:
         return status
+    if status.state in ("queued", "interrupted") and has_process(entry, folder):
+        return replace(status, state="running")  # it has let go of the lock and writes down how it ended
     if status.state == "queued":
         status = replace(status, state="interrupted")
 
@@ -226,9 +228,14 @@ def begins(entry: Entry, folder: Path) -> bool:
     """Whether a process was started for the job that has not told anything yet, and may still do so."""
     if entry.pid is None or (_last_word(folder) or 0.0) > (entry.started or 0.0):
         return False
+    return has_process(entry, folder)
+
+
+def has_process(entry: Entry, folder: Path) -> bool:
+    """Whether a process that was started for the job is there, or is just being started."""
     if entry.pid == 0:
         return time.time() - (entry.started or 0.0) < _BEING_STARTED_S
-    return is_worker(entry.pid, folder)
+    return entry.pid is not None and is_worker(entry.pid, folder)
 
 
 def is_worker(pid: int, folder: Path) -> bool:

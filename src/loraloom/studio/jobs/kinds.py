@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraloom.control import Control
 from loraloom.errors import UnknownNameError
@@ -18,6 +18,9 @@ from loraloom.studio.runs.creation import create_run
 from loraloom.studio.runs.folder import with_each_path
 from loraloom.studio.runs.log import EventLog
 from loraloom.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from loraloom.studio.sweeps import Combination
 
 __all__ = ["KINDS", "JobKind", "find_kind", "is_run"]
 
@@ -35,6 +38,8 @@ class JobKind:
     problem and a hint, :class:`loraloom.control.Interrupted` is how it is left. It may be called again after that."""
     title: Callable[[Any], str]
     """What a list calls a job with these settings."""
+    check: Callable[[Any], object] = lambda settings: None
+    """Asked before a job is made: SettingsError for settings that contradict one another."""
     inputs: Callable[[Any], tuple[Path, ...]] = lambda settings: ()
     """Files and folders that must be there when the job starts."""
     needs_device: bool = True
@@ -64,20 +69,21 @@ def _train(folder: Path, listener: Listener, control: Control) -> object:
 
 
 def _sweep(folder: Path, listener: Listener, control: Control) -> object:
-    from loraloom.formats.files import write_text
-    from loraloom.studio.runs.folder import with_absolute_paths
-    from loraloom.studio.sweeps import missing_of, plan_sweep, run_sweep
+    from loraloom.studio.sweeps import missing_of, run_sweep
 
-    settings = read_settings(folder, SweepSettings)
-    common = folder / "settings.toml"
-    write_text(common, with_absolute_paths(settings.train).to_toml())
-    combinations = plan_sweep(common, settings.axes)
+    combinations = _plan(read_settings(folder, SweepSettings))
     whole = _WholeSweep(len(missing_of(combinations)), listener)
     result = run_sweep(combinations, listener=whole, control=control)
     if (failure := result.failure()) is not None:
         raise failure
     best = [outcome.combination.label for outcome in result.best]
     return {"folder": result.folder, "table": result.table, "sheet": result.sheet, "best": best}
+
+
+def _plan(settings: SweepSettings) -> list[Combination]:
+    from loraloom.studio.sweeps import plan_sweep
+
+    return plan_sweep(settings.train, settings.axes)
 
 
 class _WholeSweep:
@@ -150,6 +156,7 @@ KINDS: Mapping[str, JobKind] = {
             SweepSettings,
             _sweep,
             lambda settings: f"{settings.train.name}: {' '.join(settings.axes)}",
+            check=_plan,
             inputs=lambda settings: (settings.train.checkpoint, settings.train.dataset.folder),
             device=lambda settings: settings.train.device,
         ),
