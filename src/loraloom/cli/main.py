@@ -106,6 +106,7 @@ def _register() -> None:
         settings,
         studio,
         sweep,
+        teach,
         tokens,
         train,
         weight_tools,
@@ -116,6 +117,7 @@ def _register() -> None:
     app.command("demo")(demo.demo)
     dataset.app.command("class-images")(class_images.class_images)
     app.add_typer(dataset.app, name="dataset")
+    app.command("teach")(teach.teach)
     app.command("plan")(plan.plan)
     app.command("train")(train.train)
     app.command("runs")(runs.runs)
@@ -197,7 +199,20 @@ def _with_its_output(arguments: list[str]) -> int:
 
 
 _WORKS = frozenset(
-    {"demo", "class-images", "train", "resume", "pause", "stop", "save", "preview", "sweep", "generate", "grid"}
+    {
+        "demo",
+        "class-images",
+        "teach",
+        "train",
+        "resume",
+        "pause",
+        "stop",
+        "save",
+        "preview",
+        "sweep",
+        "generate",
+        "grid",
+    }
     | {"merge", "merge-checkpoints", "convert", "extract", "resize", "scan", "forget"}
     | {"work", "hold", "release", "move", "cancel", "retry", "stop-after"}
 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loraloom.studio.runs.training import TrainingResult
     from loraloom.training.settings import TrainSettings
 
-__all__ = ["train"]
+__all__ = ["resume_here", "split_arguments", "train", "watched"]
 
 
 def train(
@@ -78,11 +78,11 @@ def train(
     elif branch is not None:
         run, step = run_and_step(branch)
         folder = _run_here(run)
-        _watched(lambda **doors: branch_training(folder, step, overrides, force=force, **doors))
+        watched(lambda **doors: branch_training(folder, step, overrides, force=force, **doors))
     elif plot_lr:
         _plot_rates(settings)
     else:
-        _watched(lambda **doors: run_training(settings, **doors))
+        watched(lambda **doors: run_training(settings, **doors))
 
 
 def _check_queue(*, queue: bool, home: Path | None, plot_lr: bool, force: bool) -> None:
@@ -111,10 +111,10 @@ def resume_here(folder: Path, overrides: list[str], *, force: bool) -> None:
     """Go on with a run in this terminal."""
     from loraloom.studio.runs.training import resume_training
 
-    _watched(lambda **doors: resume_training(folder, overrides, force=force, **doors))
+    watched(lambda **doors: resume_training(folder, overrides, force=force, **doors))
 
 
-def _watched(start: Callable[..., TrainingResult]) -> None:
+def watched(start: Callable[..., TrainingResult]) -> None:
     """Train with a progress bar; Ctrl-C asks for a clean end."""
     from loraloom.cli.progress import ProgressDisplay
     from loraloom.events import ignore

@@ -6,15 +6,18 @@ are random vectors that anyone can make again, and the tables of the noise sched
 
 from __future__ import annotations
 
+import sys
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraloom.errors import FileFormatError
+from loraloom.errors import FileFormatError, LoraloomError
+from loraloom.formats.files import make_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["IDS", "ROWS", "token_vectors", "write_checkpoint"]
+__all__ = ["IDS", "ROWS", "main", "make_checkpoint", "token_vectors", "write_checkpoint"]
 
 _TEXT = "cond_stage_model.transformer.text_model.embeddings."
 ROWS = _TEXT + "token_embedding.rows"
@@ -59,3 +62,25 @@ def write_checkpoint(packaged: Path, target: Path) -> None:
         tensors[_TEXT + "token_embedding.weight"] = vectors
         tensors[_TEXT + "position_ids"] = torch.arange(77)[None]
         write_tensors(target, tensors, metadata=file.metadata)
+
+
+def make_checkpoint(path: Path) -> Path:
+    """Write the small checkpoint that comes with the package as an ordinary SD 1.x file; the same bytes every time."""
+    make_folder(path.parent)
+    with as_file(files("loraloom.studio") / "embedded_base.safetensors") as packaged:
+        write_checkpoint(packaged, path)
+    return path
+
+
+def main() -> int:
+    """The program that writes it, for processes without torch: the file's path is its argument. Returns 0 or 1."""
+    try:
+        make_checkpoint(Path(sys.argv[1]))
+    except LoraloomError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from loraloom.formats.files import make_folder
-from loraloom.studio.embedded import write_checkpoint
+from loraloom.studio.embedded import make_checkpoint
 from loraloom.training.settings import TrainSettings
 
 __all__ = [
@@ -147,14 +146,6 @@ def training_settings(
             *overrides,
         ],
     )
-
-
-def make_checkpoint(path: Path) -> Path:
-    """Write the small checkpoint that comes with the package as an ordinary SD 1.x file; the same bytes every time."""
-    make_folder(path.parent)
-    with as_file(files("loraloom.studio") / "embedded_base.safetensors") as packaged:
-        write_checkpoint(packaged, path)
-    return path
 
 
 def copy_dataset(plan: DemoPlan, folder: Path) -> Path:
