@@ -200,6 +200,8 @@ def propose(
     chosen = preset.chosen(family, report.images) | {one.setting: one for one in _of_pictures(preset, report, words)}
     if _has_own_repeats(report):
         chosen.pop("dataset.repeats", None)
+
+    # Trained as they are: whoever changes one of them does so in the settings that come out.
     choices = tuple(Chosen(one.setting, _filled(one.value, words), one.why) for one in chosen.values())
     given = {"checkpoint": str(checkpoint or _base_path()), "output": str(output), "name": name}
     given |= {"dataset.folder": str(pictures), "saving.trigger": word.word}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from loraloom.control import Control, heed, keep_going
 from loraloom.data.sample import Dataset
 from loraloom.errors import OutputError
 from loraloom.events import Listener, Notice, ignore
@@ -286,19 +287,21 @@ def make_plan(
     dry: bool = False,
     folder: Path | None = None,
     listener: Listener = ignore,
+    control: Control = keep_going,
     bound_s: float = TRIAL_BOUND_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> Plan:
     """Count, predict, and unless ``dry`` take two real steps (with ``folder`` as their scratch folder).
 
     The steps have ``bound_s`` seconds of ``clock``; where they need more, the time is calculated instead, with a
-    notice.
+    notice. ``control`` is heeded between the pictures, each of which is read.
     """
-    opened = open_run(settings, listener, device=settings.device)
+    opened = open_run(settings, listener, device=settings.device, control=control)
     settings, device = opened.settings, opened.device
     checkpoint, dataset = opened.checkpoint, opened.dataset
     for text in without_effect(opened.facts):
         listener(Notice(text, "warning"))
+    heed(control)
     work = count_work(settings, dataset)
     memory = predict_memory(settings, checkpoint, work.largest, device=device)
     dtype = choose_precision(device, settings.mixed_precision).compute
