@@ -62,6 +62,7 @@ class Action(Enum):
     NAME_INDEX = "for the index"
     NAME_DEMO_FOLDER = "name another folder"
     SCAN_LIBRARY = "name the folders to look into"
+    TIDY_FOLDER = "their removal"
     SEARCH_LIBRARY = "a search of the library"
 
     INSPECT_FILE = "an inspection"

@@ -96,6 +96,7 @@ def _register() -> None:
         class_images,
         dataset,
         demo,
+        doctor,
         generate,
         grid,
         jobs,
@@ -115,6 +116,7 @@ def _register() -> None:
 
     app.command("studio")(studio.studio)
     app.command("demo")(demo.demo)
+    app.command("doctor")(doctor.doctor)
     dataset.app.command("class-images")(class_images.class_images)
     app.add_typer(dataset.app, name="dataset")
     app.command("teach")(teach.teach)

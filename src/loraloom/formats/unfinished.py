@@ -25,7 +25,7 @@ from pathlib import Path
 from loraloom.events import Listener, Notice, ignore
 from loraloom.formats.locks import try_lock
 
-__all__ = ["remove_leftovers", "unfinished_file", "unfinished_folder"]
+__all__ = ["find_leftovers", "remove_leftovers", "unfinished_file", "unfinished_folder"]
 
 _NAME = re.compile(r"\.tmp-(?:([0-9a-f]{8})-[0-9a-f]{16}|[0-9a-f]{16}|.+-[0-9a-f]{8})")
 """Ours, with the computer's digits; and the two forms that earlier versions wrote, without them."""
@@ -59,10 +59,16 @@ def remove_leftovers(folder: Path, listener: Listener = ignore) -> None:
 
     ``listener`` hears of it when it was large. Nothing is raised: what cannot be removed is left for another time.
     """
-    freed = sum(_removed(Path(folder) / name) for name in _hidden_names(folder))
+    freed = sum(_if_left(Path(folder) / name, _remove) or 0 for name in _hidden_names(folder))
     if freed >= _WORTH_A_WORD:
         size = f"{freed / 1e9:.1f} GB" if freed >= 1e9 else f"{freed / 1e6:.0f} MB"
         listener(Notice(f"{folder}: {size} that an interrupted command had left unfinished were removed"))
+
+
+def find_leftovers(folder: Path) -> dict[Path, int]:
+    """What :func:`remove_leftovers` would remove from ``folder``, each with its size in bytes; nothing is changed."""
+    found = {path: _if_left(path, _size) for path in (Path(folder) / name for name in _hidden_names(folder))}
+    return {path: size for path, size in found.items() if size is not None}
 
 
 def _make_file(path: Path) -> None:
@@ -131,36 +137,41 @@ def _hidden_names(folder: Path) -> list[str]:
         return []
 
 
-def _removed(path: Path) -> int:
-    """Remove one leftover; the bytes that this freed, 0 where it stays."""
+def _if_left(path: Path, act: Callable[[Path], int]) -> int | None:
+    """What ``act`` (:func:`_remove`, :func:`_size`) makes of a leftover; None for what has a writer or is not ours."""
     match = _NAME.fullmatch(path.name)
     if match is None:
-        return 0
+        return None
     try:
         is_ours = match[1] == _this_computer()
         if not (is_ours and _HAS_LOCKS) and time.time() - _last_change(path) < _QUIET_S:
-            return 0
+            return None
         if not _HAS_LOCKS:
-            return _remove(path)
+            return act(path)
         descriptor = os.open(path, _TO_LOOK)
     except OSError:
-        return 0
+        return None
     try:
-        return _remove(path) if try_lock(descriptor) and _is_still(path, descriptor) else 0
+        return act(path) if try_lock(descriptor) and _is_still(path, descriptor) else None
     except OSError:
-        return 0
+        return None
     finally:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> int:
+def _size(path: Path) -> int:
+    """Bytes of a file, or of everything in a folder."""
     status = path.lstat()
-    if stat.S_ISDIR(status.st_mode):
-        size = sum(inside.lstat().st_size for inside in path.rglob("*"))
+    return sum(inside.lstat().st_size for inside in path.rglob("*")) if stat.S_ISDIR(status.st_mode) else status.st_size
+
+
+def _remove(path: Path) -> int:
+    size = _size(path)
+    if stat.S_ISDIR(path.lstat().st_mode):
         shutil.rmtree(path, ignore_errors=True)
-        return size
-    path.unlink()
-    return status.st_size
+    else:
+        path.unlink()
+    return size
 
 
 def _last_change(path: Path) -> float:

@@ -18,7 +18,7 @@ from loraloom.formats.files import output_error
 from loraloom.formats.locks import try_lock, unlock
 from loraloom.formats.room import Need, require_room
 
-__all__ = ["Database", "set_aside"]
+__all__ = ["Database", "is_damaged", "set_aside"]
 
 BUSY_S = 30.0
 """Writers wait for one another as long as this."""
@@ -190,14 +190,15 @@ def set_aside(path: Path) -> Path | None:
             while not try_lock(file):
                 threading.Event().wait(0.05)
             try:
-                return _renamed(path) if _is_damaged(path) else None
+                return _renamed(path) if is_damaged(path) else None
             finally:
                 unlock(file)
     except OSError as error:
         raise output_error(path, error) from error
 
 
-def _is_damaged(path: Path) -> bool:
+def is_damaged(path: Path) -> bool:
+    """Whether there is a file and it is no whole database. Raises sqlite3.Error where it cannot be read."""
     if not path.exists():
         return False
     try:

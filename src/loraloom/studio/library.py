@@ -19,7 +19,7 @@ from loraloom.formats.files import make_folder
 from loraloom.formats.room import Need, require_room
 from loraloom.formats.unfinished import remove_leftovers
 
-__all__ = ["LibraryEntry", "ScanReport", "forget", "index_path", "scan", "search", "show"]
+__all__ = ["LibraryEntry", "ScanReport", "forget", "index_path", "is_current", "scan", "search", "show"]
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 BATCH = 500
@@ -278,8 +278,8 @@ def _walk(root: Path, listener: Listener, control: Control) -> Iterator[tuple[st
                 except OSError as error:  # it went away, or is a link that leads nowhere
                     listener(Notice(f"{entry.path} was skipped: {error.strerror or error}", "warning"))
                     continue
-                stamp = f"{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
-                yield entry.path, (status.st_size, f"{stamp}-{_side_stamp(side)}")
+                stamp = f"{_times(status)}{status.st_ino}{_side_times(side)}"
+                yield entry.path, (status.st_size, stamp)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -290,15 +290,32 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return True
 
 
-def _side_stamp(side: os.DirEntry[str] | None) -> int:
-    """When the file beside a model last changed; 0 where there is none that could be read."""
+def is_current(entry: LibraryEntry) -> bool:
+    """Whether the file, and the ``.json`` beside it, are as they were when they were read."""
+    path = Path(entry.path)
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    # Without the number between them: Windows does not tell it in the list of a folder.
+    times = entry.stamp.startswith(_times(status)) and entry.stamp.endswith(_side_times(path.with_suffix(".json")))
+    return times and entry.size == status.st_size
+
+
+def _times(status: os.stat_result) -> str:
+    """The beginning of a stamp."""
+    return f"{status.st_mtime_ns}-{status.st_ctime_ns}-"
+
+
+def _side_times(side: os.DirEntry[str] | Path | None) -> str:
+    """The end of a stamp: when the file beside a model last changed; 0 where there is none that could be read."""
     if side is None:
-        return 0
+        return "-0"
     try:
         status = side.stat()
     except OSError:
-        return 0
-    return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else 0
+        return "-0"
+    return f"-{status.st_mtime_ns if stat.S_ISREG(status.st_mode) else 0}"
 
 
 def _is_text(path: str) -> bool:
