@@ -129,6 +129,19 @@ def test_problems_of_single_pictures_are_listed(tmp_path: Path) -> None:
     assert problems[0].severity == "error"
 
 
+def test_pictures_are_judged_by_the_size_of_the_family(tmp_path: Path) -> None:
+    pictures = tmp_path / "mine"
+    pictures.mkdir()
+    Image.new("RGB", (600, 600)).save(pictures / "a.png")
+
+    def kinds(checkpoint: Path | None, family: str) -> set[str]:
+        problems = propose("style", checkpoint, pictures, family=family).problems
+        return {problem.kind for problem in problems if problem.severity == "warning"}
+
+    assert "enlarged" in kinds(Path("x.safetensors"), "sdxl")
+    assert "enlarged" not in kinds(Path("x.safetensors"), "sd1") | kinds(None, "")
+
+
 def test_what_cannot_be_taught_is_refused(tmp_path: Path) -> None:
     pictures = folder_of(tmp_path / "mine", 1)
     with pytest.raises(UnknownNameError, match="stile"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,7 +85,11 @@ def describe(teaching: Teaching) -> list[str]:
         f"trigger word  {trigger.word}  ({' | '.join(trigger.pieces)}): {trigger.remark}",
     ]
     lines += [f"  {choice.setting} = {choice.value}: {choice.why}" for choice in teaching.choices]
-    lines += [f"  {problem.severity}: {problem}" for problem in teaching.problems if problem.severity != "info"]
+    serious = [problem for problem in teaching.problems if problem.severity != "info"]
+    for _, group in groupby(serious, key=lambda problem: (problem.severity, problem.kind)):
+        first, *others = group
+        more = f", and {len(others)} more like it" if others else ""
+        lines.append(f"  {first.severity}: {first}{more}")
     if images is not None:
         lines.append(f'before it, {images.count} regularization images are painted: "{images.paint.prompt}"')
     return [*lines, f"the same by hand: {typed(('loraloom', 'train', *overrides_of(teaching.settings)))}"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -70,6 +70,8 @@ class Preset:
     class_prompt: str
     """What regularization images show; empty where none are wanted."""
     choices: tuple[Mapping[str, Any], ...] = field(repr=False)
+    judged_at: Mapping[str, int] = field(repr=False)
+    """The side in pixels that pictures are judged by, for each family."""
 
     def chosen(self, family: str, images: int) -> dict[str, Chosen]:
         """The choices for a family and a number of pictures, by setting."""
@@ -113,7 +115,7 @@ def presets() -> Mapping[str, Preset]:
     """All that can be taught, by kind."""
     folder = files("loraloom") / "presets"
     common, *others = sorted((path for path in folder.iterdir() if path.name.endswith(".toml")), key=_common_first)
-    shared = parse_toml(common.read_text(encoding="utf-8"), common.name)["choice"]
+    shared = parse_toml(common.read_text(encoding="utf-8"), common.name)
     return {path.name[:-5]: _preset(path.name[:-5], path.read_text(encoding="utf-8"), shared) for path in others}
 
 
@@ -121,7 +123,7 @@ def _common_first(path: Any) -> tuple[bool, str]:
     return path.name != "common.toml", path.name
 
 
-def _preset(kind: str, text: str, shared: Sequence[Mapping[str, Any]]) -> Preset:
+def _preset(kind: str, text: str, shared: Mapping[str, Any]) -> Preset:
     data = parse_toml(text, f"{kind}.toml")
     return Preset(
         kind=kind,
@@ -130,7 +132,8 @@ def _preset(kind: str, text: str, shared: Sequence[Mapping[str, Any]]) -> Preset
         class_word=data["class"],
         caption=data["caption"],
         class_prompt=data.get("class_prompt", ""),
-        choices=(*shared, *data["choice"]),
+        choices=(*shared["choice"], *data["choice"]),
+        judged_at=shared["judged_at"],
     )
 
 
@@ -189,7 +192,8 @@ def propose(
     """
     preset = preset_of(kind)
     family = EMBEDDED if checkpoint is None else family or _family(checkpoint)
-    report = check_dataset(DatasetSettings(folder=pictures), listener=listener, control=control)
+    looked_at = DatasetSettings(folder=pictures, resolution=preset.judged_at.get(family))
+    report = check_dataset(looked_at, listener=listener, control=control)
     if not report.images:
         reasons = "; ".join(str(problem) for problem in report.problems[:3])
         raise DatasetError(f"{pictures} holds no picture that can be used", reasons or "add some pictures")
