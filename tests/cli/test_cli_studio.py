@@ -43,15 +43,20 @@ def test_a_server_from_its_line_to_its_end(tmp_path: Path, command: Command) -> 
             assert other and again.code == 0 and "is open already" in again.out and other[1] == found[1]
         with httpx2.Client(trust_env=False, follow_redirects=False, timeout=60) as client:
             assert client.get(other[0]).headers["location"] == "/"
-            # A stream of news that is open does not hold up the end.
-            assert client.get(f"{address}/api/runs").json() == {"runs": []}
             taken = command("studio", tmp_path / "another", "--port", found[1], "--no-browser")
             assert taken.code == 1 and taken.error_lines == [
                 f"error: port {found[1]} of 127.0.0.1 is taken by another program",
                 f"hint:  --port {int(found[1]) + 1} takes another one; 0 takes any that is free",
             ]
-            server.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT)
-            rest, _ = server.communicate(timeout=60)
+            # The server works through the queue: a job that cannot be done says why.
+            settings = {"checkpoint": "nowhere.safetensors", "dataset": {"folder": "datasets"}, "name": "lion"}
+            made = client.post(f"{address}/api/jobs", json={"kind": "train", "settings": settings})
+            assert (made.status_code, made.json()["run"]) == (201, "lion")
+            with client.stream("GET", f"{address}/api/jobs/events") as news:
+                assert next(line for line in news.iter_lines() if '"failed"' in line and "nowhere.safetensors" in line)
+                # A window that is open does not hold up the end.
+                server.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT)
+                rest, _ = server.communicate(timeout=60)
         assert server.returncode == 128 + (signal.SIGBREAK if sys.platform == "win32" else signal.SIGINT)
         assert rest == "stopped: what runs goes on; `loraloom studio` shows it again\n", "no address is logged"
     finally:

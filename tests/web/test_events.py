@@ -160,6 +160,31 @@ def test_a_run_that_is_removed_ends_its_news(live: Live) -> None:
     assert missing.status_code == 404 and missing.json()["problem"] == "there is no run 'gone'"
 
 
+def test_news_of_the_queue_are_what_has_changed(live: Live) -> None:
+    def add(epochs: int) -> int:
+        wish = {"kind": "demo", "settings": {"epochs": epochs}}
+        return int(live.client.post(f"{live.address}/api/jobs", json=wish).json()["id"])
+
+    one = add(2)
+    with live.client.stream("GET", f"{live.address}/api/jobs/events", timeout=60) as answer:
+        news = _messages(answer.iter_lines())
+        assert [job["id"] for job in next(news).data["changed"]] == [one]
+        two = add(3)
+        message = next(news)
+        assert (message.kind, [job["id"] for job in message.data["changed"]]) == ("jobs", [two])
+        live.client.post(f"{live.address}/api/jobs/{one}/hold")
+        held = next(news).data
+        assert [(job["id"], job["held"]) for job in held["changed"]] == [(one, True)] and held["gone"] == []
+        live.client.post(f"{live.address}/api/jobs/stop-after", json={"stop": True})
+        assert next(news).data == {"changed": [], "gone": [], "stop_after_this": True}
+        for job in (one, two):
+            live.client.post(f"{live.address}/api/jobs/{job}/cancel", json={})
+            live.client.delete(f"{live.address}/api/jobs/{job}")
+        gone: set[int] = set()
+        while gone != {one, two}:
+            gone |= set(next(news).data["gone"])
+
+
 def test_twenty_windows_read_the_log_as_often_as_one(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(live.home, "busy")
     train(run, *map(step, range(1, 300)))

@@ -7,6 +7,7 @@ import os
 import time
 import urllib.parse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,9 +206,9 @@ def test_sessions_end(monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = Sessions(kept)
     token, key = sessions.begin(), sessions.link(ADDRESS, seconds=300).partition("key=")[2]
     now = time.time()
-    monkeypatch.setattr("loraloom.web.security.time.time", lambda: now + 301)
+    monkeypatch.setattr("loraloom.web.security.time", SimpleNamespace(time=lambda: now + 301))
     assert not sessions.use_key(key) and sessions.is_open(token)
-    monkeypatch.setattr("loraloom.web.security.time.time", lambda: now + 31 * 24 * 3600)
+    monkeypatch.setattr("loraloom.web.security.time", SimpleNamespace(time=lambda: now + 31 * 24 * 3600))
     assert not sessions.is_open(token)
     for _ in range(130):
         last = sessions.begin()
@@ -246,7 +247,7 @@ def test_passwords_cannot_be_tried_one_after_another(guarded: TestClient, monkey
     assert refused.status_code == 429 and "Wait a minute" in refused.text
     assert guarded.get("/api/runs", headers={"authorization": f"Bearer {PASSWORD}"}).status_code == 401
     now = time.monotonic()
-    monkeypatch.setattr("loraloom.web.security.time.monotonic", lambda: now + 61)
+    monkeypatch.setattr("loraloom.web.security.time", SimpleNamespace(monotonic=lambda: now + 61, time=time.time))
     assert guarded.post("/login", data={"password": PASSWORD}).status_code == 303
 
 
@@ -346,7 +347,7 @@ def places(served: Served) -> list[tuple[str, str]]:
             for parameter in route.get("parameters", ()):
                 if parameter["in"] == "path":
                     others = path.replace("{" + parameter["name"] + "}", "{}")
-                    for name, value in (("{run}", "lion"), ("{dataset}", "lions"), ("{path}", "x.png")):
+                    for name, value in (("{run}", "lion"), ("{dataset}", "lions"), ("{path}", "x.png"), ("{job}", "1")):
                         others = others.replace(name, value)
                     found.append((method.upper(), others))
                 elif parameter["name"] in ("name", "other"):
@@ -389,6 +390,10 @@ def test_uploads_land_in_the_dataset_whatever_they_are_called(tricky: Served) ->
 # -- bodies, and the world outside -------------------------------------------------------------------------------
 
 
+BODILESS = ("/end", "/link", "/resume", "/save", "/preview", "/hold", "/release", "/retry", "/1")
+"""Routes that read no body."""
+
+
 def test_no_route_takes_a_body_without_bound(served: Served) -> None:
     for method, path in served.routes():
         if method in ("GET", "HEAD", "PUT") or path in OPEN_PATHS - {"/login"}:
@@ -401,8 +406,8 @@ def test_no_route_takes_a_body_without_bound(served: Served) -> None:
                 yield b" " * 2**20
 
         unstated = served.client.request(method, path, content=pieces(), headers={"content-type": "application/json"})
-        assert unstated.status_code in (204, 400, 409, 413, 422) or "link" in path, (method, path, unstated.status_code)
-        assert path.endswith(("/end", "/link", "/resume")) or unstated.status_code == 413, (method, path)
+        assert unstated.status_code < 500, (method, path, unstated.status_code)
+        assert path.endswith(BODILESS) or unstated.status_code == 413, (method, path)
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "9" * 40, "5368709121"])

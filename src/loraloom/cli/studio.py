@@ -29,6 +29,7 @@ def studio(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no browser.")] = False,
 ) -> None:
     """Open the studio as a page in the browser. Runs go on when it ends; a second time opens the same one again."""
+    from loraloom.cli.jobs import say_notice
     from loraloom.studio.home import Home, HomeLock
     from loraloom.web.security import Access, Sessions, is_loopback
     from loraloom.web.serving import listening, read_password, serve
@@ -36,7 +37,7 @@ def studio(
     password = read_password(password_file) if password_file is not None else ""
     names = tuple(name or ()) if is_loopback(host) else (socket.gethostname(), *(name or ()))
     access = Access(host, port, password, names)
-    home = Home.open(folder, listener=lambda event: typer.echo(getattr(event, "text", ""), err=True))
+    home = Home.open(folder, listener=say_notice)
     access.sessions = Sessions(home.preferences)
     lock = HomeLock(home.path, "server")
     if (facts := lock.facts()) is None:
@@ -45,7 +46,7 @@ def studio(
             if lock.try_enter(address=access.address):
                 try:
                     _show(f"the studio of {home.path}", access.first_link(), no_browser=no_browser)
-                    serve(home, access, found)
+                    serve(home, access, found, say_notice)
                 finally:
                     lock.leave()
                 return

@@ -9,15 +9,17 @@ from fastapi import FastAPI
 
 import loraloom
 from loraloom.studio.home import Home
-from loraloom.studio.runs.following import FollowedRuns
+from loraloom.studio.jobs.queue import Queue
+from loraloom.studio.jobs.watching import Listing
+from loraloom.studio.runs.following import LOOK_S, FollowedRuns
 from loraloom.web.failures import LastNet, add_failures
 from loraloom.web.parts import Studio
-from loraloom.web.routers import datasets, health, page, runs, session
+from loraloom.web.routers import datasets, health, jobs, page, runs, session
 from loraloom.web.security import Access, Gate
 
 __all__ = ["make_app"]
 
-_ROUTERS = (session.pages, session.router, health.router, runs.router, datasets.router, page.router)
+_ROUTERS = (session.pages, session.router, health.router, jobs.router, runs.router, datasets.router, page.router)
 """In this order: the page answers at every address that is left."""
 
 
@@ -35,7 +37,8 @@ def make_app(home: Home, *, access: Access) -> FastAPI:
         telemetry={"auto_configure": False},
         lifespan=_lifespan,
     )
-    app.state.studio = Studio(home, access, FollowedRuns(home.runs))
+    queue = Queue(home)
+    app.state.studio = Studio(home, access, FollowedRuns(home.runs), queue, Listing(queue, LOOK_S))
     add_failures(app)
     app.add_middleware(LastNet)
     app.add_middleware(Gate, access=access)  # the last one added is the first to be asked

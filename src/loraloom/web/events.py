@@ -1,7 +1,7 @@
-"""A run's news as server-sent events: one look at the log for all windows, and a browser that comes back gets the rest.
+"""News as server-sent events: one look at the files for all windows, and a browser that comes back gets the rest.
 
-The id of a message is the place in ``events.jsonl`` behind its event; a browser sends the last one as ``Last-Event-ID``
-when it connects again, and the server has nothing to remember.
+The id of a message about a run is the place in ``events.jsonl`` behind its event; a browser sends the last one as
+``Last-Event-ID`` when it connects again, and the server has nothing to remember.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from starlette.concurrency import run_in_threadpool
 
 from loraloom.errors import FileError, FileFormatError
 from loraloom.events import to_record
+from loraloom.studio.jobs.queue import Queue
+from loraloom.studio.jobs.watching import Listing, Watch
 from loraloom.studio.results import to_record as to_plain
 from loraloom.studio.runs.following import LOOK_S, FollowedRun, Happened
 from loraloom.studio.runs.status import RunStatus
 from loraloom.web.failures import failure_of
-from loraloom.web.schemas import run_answer, sendable
+from loraloom.web.schemas import job_answer, run_answer, sendable
 
-__all__ = ["run_news"]
+__all__ = ["queue_news", "run_news"]
 
 
 async def run_news(run: FollowedRun, place: str, closing: asyncio.Event) -> AsyncIterator[ServerSentEvent]:
@@ -61,6 +63,29 @@ async def run_news(run: FollowedRun, place: str, closing: asyncio.Event) -> Asyn
         if status != told:
             told = status
             yield ServerSentEvent(event="status", data=run_answer(status))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(closing.wait(), LOOK_S)
+
+
+async def queue_news(listing: Listing, queue: Queue, closing: asyncio.Event) -> AsyncIterator[ServerSentEvent]:
+    """First all jobs, then those that have changed and the numbers of those that left the list, as messages ``jobs``.
+
+    A browser that comes back gets all of them again. ``failed``: the home cannot be read; the stream ends.
+    """
+    watch = Watch(listing)
+    stopped: bool | None = None
+    while not closing.is_set():
+        try:
+            changes = await run_in_threadpool(watch.look)
+            stops = await run_in_threadpool(lambda: queue.stop_after_this)
+        except FileError as error:
+            yield _failed(error)
+            return
+        if changes or stops is not stopped:
+            stopped = stops
+            changed = [job_answer(job).model_dump(mode="json") for job in changes.changed]
+            data = {"changed": changed, "gone": list(changes.gone), "stop_after_this": stops}
+            yield ServerSentEvent(event="jobs", data=data)
         with suppress(TimeoutError):
             await asyncio.wait_for(closing.wait(), LOOK_S)
 

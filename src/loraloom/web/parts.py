@@ -10,6 +10,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from loraloom.studio.home import Home
+from loraloom.studio.jobs.queue import Queue
+from loraloom.studio.jobs.watching import Listing
 from loraloom.studio.runs.following import FollowedRun, FollowedRuns
 from loraloom.studio.uploads import Intake
 from loraloom.web.security import Access
@@ -24,6 +26,9 @@ class Studio:
     home: Home
     access: Access
     runs: FollowedRuns
+    queue: Queue
+    listing: Listing
+    """The queue's list for all windows that show it."""
     intake: Intake = field(default_factory=Intake)
     started: float = field(default_factory=time.time)
     closing: asyncio.Event = field(default_factory=asyncio.Event)

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Query
 from pydantic import BaseModel, model_validator
 
+from loraloom.studio.jobs.kinds import is_run
+from loraloom.studio.jobs.queue import Job
 from loraloom.studio.results import to_record
 from loraloom.studio.runs.status import RunStatus
 from loraloom.web.failures import Failure, Proposed, proposed
 
-__all__ = ["FAILURES", "Answer", "RunAnswer", "run_answer", "sendable"]
+__all__ = [
+    "FAILURES",
+    "Answer",
+    "JobAnswer",
+    "LineCount",
+    "OutputAnswer",
+    "PauseRequest",
+    "RunAnswer",
+    "job_answer",
+    "run_answer",
+    "sendable",
+]
+
+LineCount = Annotated[int, Query(ge=1, le=2000, description="How many lines.")]
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Failure, "description": "What went wrong and what to do."},
@@ -53,6 +69,54 @@ class RunAnswer(Answer):
 def run_answer(status: RunStatus) -> RunAnswer:
     """A run's status as a body."""
     return RunAnswer(**to_record(status), actions=proposed(status.hint))
+
+
+class ProgressAnswer(Answer):
+    """How far a job is; null: not known."""
+
+    done: int
+    total: int | None
+    what: str
+    seconds_left: float | None
+
+
+class JobAnswer(Answer):
+    """A job of the queue (``studio.jobs.job.Job``). ``run``: the name of the run that it is, where it is one."""
+
+    id: int
+    kind: str
+    title: str
+    folder: str
+    run: str | None
+    state: str
+    position: int
+    held: bool
+    progress: ProgressAnswer | None
+    problem: str
+    hint: str
+    actions: list[Proposed]
+    created: float
+    started: float | None
+    ended: float | None
+    result: dict[str, Any]
+
+
+class OutputAnswer(Answer):
+    """The last lines that a process printed."""
+
+    lines: list[str]
+
+
+class PauseRequest(BaseModel):
+    """``free``: keep the state and end the process, which gives all memory back."""
+
+    free: bool = False
+
+
+def job_answer(job: Job) -> JobAnswer:
+    """A job as a body."""
+    run = job.folder.name if is_run(job.kind) else None
+    return JobAnswer(**to_record(job), run=run, actions=proposed(job.problem) + proposed(job.hint))
 
 
 def sendable(data: Any) -> Any:

@@ -6,17 +6,21 @@ import errno
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
+from loraloom.control import Interrupted, Request
 from loraloom.errors import LoraloomError, SettingsError
+from loraloom.events import Listener, ignore
 from loraloom.plain_data import shown
 from loraloom.reading import read_text
 from loraloom.studio.home import Home
+from loraloom.studio.jobs.dispatcher import Dispatcher
 from loraloom.web.app import make_app
 from loraloom.web.parts import Studio
 from loraloom.web.security import Access
@@ -63,8 +67,11 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield found
 
 
-def serve(home: Home, access: Access, found: socket.socket) -> None:
-    """Answer requests until a signal asks for the end; KeyboardInterrupt then, as everywhere."""
+def serve(home: Home, access: Access, found: socket.socket, listener: Listener = ignore) -> None:
+    """Answer requests and work through the queue until a signal asks for the end; KeyboardInterrupt then.
+
+    ``listener`` hears what keeps the queue from being worked through. Jobs that run go on.
+    """
     app = make_app(home, access=access)
     config = uvicorn.Config(
         app,
@@ -76,7 +83,26 @@ def serve(home: Home, access: Access, found: socket.socket) -> None:
         ws="none",
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
     )
-    _Server(config, app.state.studio).run(sockets=[found])
+    with _working(home, listener):
+        _Server(config, app.state.studio).run(sockets=[found])
+
+
+@contextmanager
+def _working(home: Home, listener: Listener) -> Iterator[None]:
+    """Inside, a thread starts what waits in the queue, unless another process does."""
+    over = threading.Event()
+
+    def work() -> None:
+        with suppress(Interrupted), Dispatcher(home, listener=listener) as dispatcher:
+            dispatcher.run(lambda: Request.STOP if over.is_set() else Request.GO)
+
+    thread = threading.Thread(target=work, name="queue")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class _Server(uvicorn.Server):

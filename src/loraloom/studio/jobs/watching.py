@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass
+from typing import Protocol
 
 from loraloom.studio.jobs.queue import Job, Queue
 
-__all__ = ["Changes", "Watch"]
+__all__ = ["Changes", "Listing", "Watch"]
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,36 @@ class Changes:
         return bool(self.changed or self.gone)
 
 
+class Lists(Protocol):
+    """Whatever gives the jobs in the order of the list."""
+
+    def jobs(self) -> list[Job]:
+        """All of them."""
+
+
+class Listing:
+    """The list of a queue for many who look at it: read anew at most every ``every_s``, by any number of threads."""
+
+    def __init__(self, queue: Queue, every_s: float) -> None:
+        self._queue = queue
+        self._every_s = every_s
+        self._lock = threading.Lock()
+        self._read = float("-inf")
+        self._jobs: list[Job] = []
+
+    def jobs(self) -> list[Job]:
+        """The jobs in the order of the list. FileError where the home cannot be read."""
+        with self._lock:
+            if time.monotonic() - self._read >= self._every_s:
+                self._jobs = self._queue.jobs()
+                self._read = time.monotonic()
+            return list(self._jobs)
+
+
 class Watch:
     """Looks at a queue as often as is wanted. The first look finds every job changed."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Lists) -> None:
         self._queue = queue
         self._known: dict[int, Job] = {}
 

@@ -15,7 +15,7 @@ from loraloom.studio.runs.folder import run_folders, run_in
 from loraloom.studio.runs.log import RunLog, went_back_to
 from loraloom.studio.runs.status import RunStatus, told_status, unreadable_status
 
-__all__ = ["FollowedRun", "FollowedRuns", "Happened"]
+__all__ = ["LOOK_S", "FollowedRun", "FollowedRuns", "Happened"]
 
 LOOK_S = 0.4
 """How old what is known of a run may be before its log is looked at again."""

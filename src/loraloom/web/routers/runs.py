@@ -8,28 +8,39 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from loraloom.control import Order
 from loraloom.control import Request as Wish
 from loraloom.events import Notice, PreviewSaved
 from loraloom.plain_text import one_line
 from loraloom.studio.curves import read_curves, thinned
 from loraloom.studio.detached import last_lines
 from loraloom.studio.results import to_record
-from loraloom.studio.runs.control import ask, let_go_on
+from loraloom.studio.runs.control import ask, leave_order, let_go_on
+from loraloom.studio.runs.creation import create_branch
 from loraloom.studio.runs.differences import chosen_settings, different_settings
 from loraloom.studio.runs.files import run_files
 from loraloom.studio.runs.folder import RunFolder
 from loraloom.studio.runs.following import LOOK_S, FollowedRun
 from loraloom.studio.runs.log import RunLog
-from loraloom.studio.runs.process import start_run
 from loraloom.training.settings import TrainSettings
 from loraloom.web.downloads import file_response, home_file
 from loraloom.web.events import run_news
 from loraloom.web.failures import Proposed, proposed
 from loraloom.web.parts import TheRun, TheStudio
-from loraloom.web.schemas import FAILURES, Answer, RunAnswer, run_answer
+from loraloom.web.schemas import (
+    FAILURES,
+    Answer,
+    JobAnswer,
+    LineCount,
+    OutputAnswer,
+    PauseRequest,
+    RunAnswer,
+    job_answer,
+    run_answer,
+)
 
 __all__ = ["router"]
 
@@ -129,16 +140,12 @@ class FilesAnswer(Answer):
     files: list[FileAnswer]
 
 
-class OutputAnswer(Answer):
-    """The last lines that the run's process printed."""
+class BranchRequest(BaseModel):
+    """A new run that goes on from a state of this one. ``step``: of which state, null: the newest; ``changes``:
+    settings as ``name=value``."""
 
-    lines: list[str]
-
-
-class PauseRequest(BaseModel):
-    """``free``: keep the state and end the process, which gives all memory back."""
-
-    free: bool = False
+    step: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    changes: list[str] = []
 
 
 class StopRequest(BaseModel):
@@ -232,7 +239,7 @@ def run_file(request: Request, run: TheRun, studio: TheStudio, path: str) -> Res
 
 
 @router.get("/{run}/output")
-def run_output(run: TheRun, lines: Annotated[int, Query(ge=1, le=2000)] = 100) -> OutputAnswer:
+def run_output(run: TheRun, lines: LineCount = 100) -> OutputAnswer:
     """The end of what the run's process printed."""
     return OutputAnswer(lines=[one_line(line) for line in last_lines(run.folder, lines)])
 
@@ -245,11 +252,32 @@ def pause(run: TheRun, wish: PauseRequest) -> RunAnswer:
 
 
 @router.post("/{run}/resume")
-def resume(run: TheRun) -> RunAnswer:
-    """Let a run go on that waits, or train one that was left, in a process of its own."""
+def resume(run: TheRun, studio: TheStudio) -> RunAnswer:
+    """Let a run go on that waits; one that was left goes into the queue, and on exactly where it was."""
     if not let_go_on(run.folder):
-        start_run(run.folder)
+        studio.queue.add_run(run.folder)
     return _now(run)
+
+
+@router.post("/{run}/save")
+def save(run: TheRun) -> RunAnswer:
+    """Let the run write its LoRA and its state after the step in progress, and go on."""
+    leave_order(run.folder, Order.SAVE)
+    return _now(run)
+
+
+@router.post("/{run}/preview")
+def preview(run: TheRun) -> RunAnswer:
+    """Let the run paint its previews after the step in progress, and go on."""
+    leave_order(run.folder, Order.PREVIEW)
+    return _now(run)
+
+
+@router.post("/{run}/branch", status_code=201)
+def branch(run: TheRun, studio: TheStudio, wish: BranchRequest) -> JobAnswer:
+    """Put a new run into the queue that goes on from a saved step of this one with other settings."""
+    folder = create_branch(run.folder, wish.step, [f"output='{studio.home.runs}'", *wish.changes])
+    return job_answer(studio.queue.add_run(folder.path))
 
 
 @router.post("/{run}/stop")
