@@ -872,7 +872,7 @@ def test_a_file_that_does_not_read_back_is_an_error(
         write(path, *args, check=damaged, **kwargs)
 
     monkeypatch.setattr(adapter_file, "write_tensors", damaging)
-    with pytest.raises(OutputError, match="does not read back: its checksum is wrong"):
+    with pytest.raises(OutputError, match="cannot be read back: its checksum is wrong"):
         go(make_settings("steps=1"), tmp_path / "run")
     assert not list((tmp_path / "run" / "weights").glob("*.safetensors"))
 
