@@ -14,12 +14,21 @@ from loraloom.studio.jobs.watching import Listing
 from loraloom.studio.runs.following import LOOK_S, FollowedRuns
 from loraloom.web.failures import LastNet, add_failures
 from loraloom.web.parts import Studio
-from loraloom.web.routers import datasets, health, jobs, page, runs, session
+from loraloom.web.routers import datasets, health, jobs, news, page, runs, session
 from loraloom.web.security import Access, Gate
 
 __all__ = ["make_app"]
 
-_ROUTERS = (session.pages, session.router, health.router, jobs.router, runs.router, datasets.router, page.router)
+_ROUTERS = (
+    session.pages,
+    session.router,
+    health.router,
+    jobs.router,
+    runs.router,
+    news.router,
+    datasets.router,
+    page.router,
+)
 """In this order: the page answers at every address that is left."""
 
 

@@ -19,12 +19,15 @@ from loraloom.events import to_record
 from loraloom.studio.jobs.queue import Queue
 from loraloom.studio.jobs.watching import Listing, Watch
 from loraloom.studio.results import to_record as to_plain
-from loraloom.studio.runs.following import LOOK_S, FollowedRun, Happened
+from loraloom.studio.runs.following import LOOK_S, FollowedRun, FollowedRuns, Happened
 from loraloom.studio.runs.status import RunStatus
 from loraloom.web.failures import failure_of
 from loraloom.web.schemas import job_answer, run_answer, sendable
 
-__all__ = ["queue_news", "run_news"]
+__all__ = ["home_news", "queue_news", "run_news"]
+
+_HOME_LOOK_S = 1.0
+"""How often all runs are looked at for one reader. Readers share what was found within ``LOOK_S``."""
 
 
 async def run_news(run: FollowedRun, place: str, closing: asyncio.Event) -> AsyncIterator[ServerSentEvent]:
@@ -88,6 +91,26 @@ async def queue_news(listing: Listing, queue: Queue, closing: asyncio.Event) -> 
             yield ServerSentEvent(event="jobs", data=data)
         with suppress(TimeoutError):
             await asyncio.wait_for(closing.wait(), LOOK_S)
+
+
+async def home_news(runs: FollowedRuns, closing: asyncio.Event) -> AsyncIterator[ServerSentEvent]:
+    """Every run, then what changes, until the server ends or the reader is gone.
+
+    Messages: ``runs`` (those that are new or have changed; the first message has all, even where there is none) and
+    ``gone`` (the names of those that are no more). A browser that comes back gets all of them again.
+    """
+    told: dict[str, RunStatus] | None = None
+    while not closing.is_set():
+        found = {status.name: status for status in await run_in_threadpool(runs.statuses)}
+        known = told or {}
+        changed = [run_answer(status) for name, status in found.items() if known.get(name) != status]
+        if changed or told is None:
+            yield ServerSentEvent(event="runs", data=[run.model_dump(mode="json") for run in changed])
+        if gone := sorted(known.keys() - found.keys()):
+            yield ServerSentEvent(event="gone", data=sendable(gone))
+        told = found
+        with suppress(TimeoutError):
+            await asyncio.wait_for(closing.wait(), _HOME_LOOK_S)
 
 
 def _message(happened: Happened) -> ServerSentEvent:

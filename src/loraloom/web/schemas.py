@@ -61,6 +61,7 @@ class RunAnswer(Answer):
     best_loss: float | None
     best_epoch: int | None
     last_preview: str | None
+    changed: float | None
     problem: str
     hint: str
     actions: list[Proposed]

@@ -29,7 +29,7 @@ class Runs {
 
   /** Listen until the returned function is called. */
   follow(): () => void {
-    const stream = new Stream(() => "/api/news", {
+    const stream = new Stream(() => "/api/news/events", {
       on: { runs: (data) => this.#take(data as Run[]), gone: (data) => this.#forget(data as string[]) },
       opened: () => {
         clearTimeout(this.#timer);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraloom.errors import FileError, FileFormatError, MissingFileError
@@ -13,7 +13,7 @@ from loraloom.events import Event, StepFinished
 from loraloom.studio.runs.control import is_trained
 from loraloom.studio.runs.folder import run_folders, run_in
 from loraloom.studio.runs.log import RunLog, went_back_to
-from loraloom.studio.runs.status import RunStatus, told_status, unreadable_status
+from loraloom.studio.runs.status import RunStatus, last_changed, told_status, unreadable_status
 
 __all__ = ["LOOK_S", "FollowedRun", "FollowedRuns", "Happened"]
 
@@ -97,7 +97,7 @@ class FollowedRun:
             self.generation += 1
             self._begin()
             self._read_log()
-        self._seen = self._told.seen(alive=alive)
+        self._seen = replace(self._told.seen(alive=alive), changed=last_changed(self.folder))
 
     def _read_log(self) -> None:
         if self._offset is None:

@@ -25,7 +25,15 @@ from loraloom.studio.runs.control import is_trained
 from loraloom.studio.runs.folder import run_folders
 from loraloom.studio.runs.log import LOG_NAME, RunLog, is_superseded, went_back_to
 
-__all__ = ["RunStatus", "StatusReader", "list_runs", "read_status", "told_status", "unreadable_status"]
+__all__ = [
+    "RunStatus",
+    "StatusReader",
+    "last_changed",
+    "list_runs",
+    "read_status",
+    "told_status",
+    "unreadable_status",
+]
 
 _SPEED_STEPS = 50
 """The time left is estimated from this many of the last steps."""
@@ -83,6 +91,8 @@ class RunStatus:
     """The best validation loss so far, and the epoch it was measured in."""
     best_epoch: int | None = None
     last_preview: str | None = None
+    changed: float | None = None
+    """When its log last grew, in seconds since 1970; None: not known."""
     problem: str = ""
     """Of a failed run."""
     hint: str = ""
@@ -236,7 +246,16 @@ class StatusReader:
             events = []
         for event in events:
             self._status = self._status.after(event)
-        return self._status.seen(alive=is_trained(self._folder) if alive is None else alive)
+        status = self._status.seen(alive=is_trained(self._folder) if alive is None else alive)
+        return replace(status, changed=last_changed(self._folder))
+
+
+def last_changed(folder: Path) -> float | None:
+    """When the log of a run last grew, in seconds since 1970; None where it has none."""
+    try:
+        return (folder / LOG_NAME).stat().st_mtime
+    except OSError:
+        return None
 
 
 def read_status(folder: Path, *, alive: bool | None = None) -> RunStatus:
