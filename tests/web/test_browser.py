@@ -21,7 +21,7 @@ from work import HANGS_AFTER_S
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the page is not tried")
 
-NAME = "a <b>fox</b>"
+NAME = "fox &lt;b&gt; &amp;"
 PROMPT = "a <b>fox</b> <img src=x onerror=alert(1)>"
 LONG_MS = 120_000
 _FLAGS = [
