@@ -348,7 +348,7 @@ def test_the_end_between_two_steps_is_heard_there(
     control = AskedDuring(last=wish, at=epoch, times=1)
     path, events = watched(monkeypatch, what, settings, tmp_path / "run", control)
     assert [event.step for event in only(events, StepFinished)] == list(range(1, epoch + 1))
-    (told,) = [event.text for event in only(events, Notice) if "was left out" in event.text]
+    (told,) = [event.text for event in only(events, Notice) if "was skipped" in event.text]
     assert f"of step {epoch} was skipped: the run was asked to end" in told
     assert control.begun == 1, "the rest was neither measured nor painted"
     assert [event for event in only(events, PreviewSaved) if event.step == epoch] == [], "not even the one in progress"

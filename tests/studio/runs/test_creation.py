@@ -113,7 +113,7 @@ def test_a_failed_run_is_trained_once_more(words: Callable[..., TrainSettings], 
     heard: list[Event] = []
     result = train_run(run.path, listener=heard.append)
     assert result.folder == run.path and result.lora is not None
-    assert not [event for event in heard if isinstance(event, Notice) and "begins again" in event.text]
+    assert not [event for event in heard if isinstance(event, Notice) and "it starts from the beginning" in event.text]
     assert read_status(run.path).state == "finished"
     with pytest.raises(ResumeError, match="is finished after 3 steps"):
         train_run(run.path)
