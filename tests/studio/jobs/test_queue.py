@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from loraloom.events import (
     StepFinished,
 )
 from loraloom.studio.home import Home
-from loraloom.studio.jobs.folder import RECORD_NAME
+from loraloom.studio.jobs.folder import RECORD_NAME, read_job, write_job
 from loraloom.studio.jobs.queue import Job, Limits, Queue
 from loraloom.studio.jobs.watching import Watch
 from loraloom.studio.results import to_record
@@ -208,6 +209,10 @@ def test_a_process_that_writes_down_how_it_ended_is_still_at_work(
     assert queue.job(job.id).state == "running"
     with pytest.raises(ResumeError, match="runs now"):
         queue.retry(job.id)
+    noted = read_job(job.folder).begun().ended(problem="no memory")
+    write_job(job.folder, noted)
+    assert (queue.job(job.id).state, queue.job(job.id).problem) == ("failed", "no memory"), "it only has to go"
+    write_job(job.folder, replace(noted, attempts=()))
     monkeypatch.setattr("loraloom.studio.jobs.job.is_worker", lambda pid, folder: False)
     assert queue.job(job.id).state == "interrupted" and queue.retry(job.id).state == "queued"
 

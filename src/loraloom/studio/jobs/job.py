@@ -21,7 +21,7 @@ from loraloom.studio.jobs.status import ENDED, JobStatus, Progress, StatusReader
 from loraloom.studio.runs.control import is_trained
 from loraloom.studio.runs.log import LOG_NAME
 
-__all__ = ["COLUMNS", "WORKER", "Entry", "Job", "JobReader", "begins", "has_process", "is_worker"]
+__all__ = ["COLUMNS", "WORKER", "Entry", "Job", "JobReader", "at_work", "is_worker"]
 
 WORKER = "loraloom.studio.jobs.worker"
 """The module that does a job in a process of its own."""
@@ -147,9 +147,7 @@ class JobReader:
 
     def _seen(self, entry: Entry, folder: Path, *, alive: bool) -> _Seen:
         status = self.status(folder, entry.kind, alive=alive)
-        last = None
-        with suppress(LoraloomError):
-            last = next(reversed(read_job(folder).attempts), None)
+        last = _last_attempt(folder)
         if last is None:
             return _Seen(status, entry.started, _last_word(folder))
         return _Seen(_tried(status, last, folder), last.started, last.ended or _last_word(folder))
@@ -207,12 +205,11 @@ def _told(entry: Entry, folder: Path, status: JobStatus, *, alive: bool) -> JobS
     """The status with what the table knows: that it waits, is being started, or died without a word."""
     if entry.waiting and not alive:
         return JobStatus("queued", status.progress)
-    if begins(entry, folder):
-        return JobStatus("preparing", status.progress)
+    has_told = entry.pid is None or (_last_word(folder) or 0.0) > (entry.started or 0.0)
+    if not alive and at_work(entry, folder):  # before it takes the lock, after it has let go of it
+        return JobStatus("running" if has_told else "preparing", status.progress)
     if alive:
-        return status
-    if status.state in ("queued", "interrupted") and has_process(entry, folder):
-        return replace(status, state="running")  # it has let go of the lock and writes down how it ended
+        return status if has_told else JobStatus("preparing", status.progress)
     if status.state == "queued":
         status = replace(status, state="interrupted")
 
@@ -224,18 +221,21 @@ def _told(entry: Entry, folder: Path, status: JobStatus, *, alive: bool) -> JobS
     return status
 
 
-def begins(entry: Entry, folder: Path) -> bool:
-    """Whether a process was started for the job that has not told anything yet, and may still do so."""
-    if entry.pid is None or (_last_word(folder) or 0.0) > (entry.started or 0.0):
+def at_work(entry: Entry, folder: Path) -> bool:
+    """Whether a process that was started for the job is there, or is just being started, and has not noted its end."""
+    if entry.pid is None:
         return False
-    return has_process(entry, folder)
-
-
-def has_process(entry: Entry, folder: Path) -> bool:
-    """Whether a process that was started for the job is there, or is just being started."""
     if entry.pid == 0:
         return time.time() - (entry.started or 0.0) < _BEING_STARTED_S
-    return entry.pid is not None and is_worker(entry.pid, folder)
+    last = _last_attempt(folder)
+    is_noted = last is not None and last.ended is not None and last.started >= (entry.started or 0.0)
+    return not is_noted and is_worker(entry.pid, folder)
+
+
+def _last_attempt(folder: Path) -> Attempt | None:
+    with suppress(LoraloomError):
+        return next(reversed(read_job(folder).attempts), None)
+    return None
 
 
 def is_worker(pid: int, folder: Path) -> bool:

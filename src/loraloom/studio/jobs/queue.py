@@ -22,7 +22,7 @@ from loraloom.plain_text import one_line
 from loraloom.settings import Settings
 from loraloom.studio.home import Home, HomeLock
 from loraloom.studio.jobs.folder import RECORD_NAME, JobRecord, read_job, settings_record, write_job
-from loraloom.studio.jobs.job import COLUMNS, Entry, Job, JobReader, begins
+from loraloom.studio.jobs.job import COLUMNS, Entry, Job, JobReader, at_work
 from loraloom.studio.jobs.kinds import KINDS, find_kind, is_run
 from loraloom.studio.runs.control import RunLock, ask, is_trained, leave_order
 from loraloom.studio.runs.folder import RunFolder
@@ -274,7 +274,7 @@ class Queue:
         folder = self.home.located(entry.folder)
         if is_trained(folder):
             ask(folder, request)
-        elif begins(entry, folder):
+        elif at_work(entry, folder):
             with self._changing(number) as (connection, _):
                 connection.execute("UPDATE jobs SET wish = ? WHERE id = ?", (request.value, number))
         elif request is Request.GO and self.job(number).state == "paused":
@@ -297,7 +297,7 @@ class Queue:
         if job.state == "done":
             raise ResumeError(f"job {number} is done", "a new job does it once more")
         with self._changing(number) as (connection, entry):
-            if is_trained(job.folder) or begins(entry, job.folder) or job.state == "running":
+            if is_trained(job.folder) or at_work(entry, job.folder):
                 raise ResumeError(f"job {number} runs now", Sentence(Action.CANCEL_JOB.of(job=number), " ends it"))
             if not entry.waiting:
                 if is_run(job.kind):
