@@ -14,7 +14,7 @@ from loraloom.generation.settings import GenerateSettings
 from loraloom.studio.images import generate_images
 from loraloom.studio.painter import Painter
 
-__all__ = ["painted", "painted_afresh"]
+__all__ = ["painted", "painted_afresh", "painted_in_turn"]
 
 
 def painted(painter: Painter | None, checkpoint: Path, folder: Path, changes: Mapping[str, Any]) -> bytes:
@@ -35,11 +35,32 @@ def _afresh(checkpoint: Path, folder: Path, changes: Mapping[str, Any]) -> bytes
     return painted(None, checkpoint, folder, changes)
 
 
+def _in_turn(checkpoint: Path, folder: Path, jobs: Sequence[Mapping[str, Any]]) -> list[tuple[bytes, int]]:
+    import torch
+
+    torch.set_num_threads(1)
+    painter = Painter()
+    return [(painted(painter, checkpoint, folder, job), painter.loads) for job in jobs]
+
+
 def painted_afresh(checkpoint: Path, folder: Path, jobs: Sequence[Mapping[str, Any]]) -> list[bytes]:
     """The same for several jobs, each in a process of its own."""
+    with _new_processes() as pool:
+        return [pool.submit(_afresh, checkpoint, folder, job).result() for job in jobs]
+
+
+def painted_in_turn(checkpoint: Path, folder: Path, jobs: Sequence[Mapping[str, Any]]) -> list[tuple[bytes, int]]:
+    """The same by one painter in one process, each with the number of checkpoints that were loaded so far.
+
+    Not in the process of the tests: what other tests have left in it may change the last bit of a sum.
+    """
+    with _new_processes() as pool:
+        return pool.submit(_in_turn, checkpoint, folder, jobs).result()
+
+
+def _new_processes() -> ProcessPoolExecutor:
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["painting_jobs"])  # imports are done once; a fork of them painted nothing
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        return [pool.submit(_afresh, checkpoint, folder, job).result() for job in jobs]
+    return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)

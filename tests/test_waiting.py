@@ -21,6 +21,7 @@ MAY_READ_A_CLOCK = {
     "cli/test_cli_train.py": "gives up on a process that hangs",
     "cli/test_cli_runs.py": "gives up on a process that hangs",
     "waiting.py": "gives up on a process that hangs",
+    "web/test_security.py": "sets the clock forward",
     "studio/jobs/test_dispatcher.py": "gives a job the hour at which it began",
     "studio/jobs/kill_test.py": "kills after some seconds",
     "studio/runs/test_runs.py": "makes a file old",

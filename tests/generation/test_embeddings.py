@@ -84,7 +84,7 @@ def test_one_for_another_family_stays_text_and_is_told(toy_model: Models, tmp_pa
         assert [embedding.name for embedding in found] == (["style"] if family == "sdxl" else [])
         texts = [event.text for event in events if isinstance(event, Notice)]
         assert len(texts) == 2 - len(found)
-        assert all("stays text" in text and "wide" in text for text in texts)
+        assert all("is read as text" in text and "wide" in text for text in texts)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])

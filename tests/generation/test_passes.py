@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from loraloom import studio
 from loraloom.errors import SettingsError
 from loraloom.events import Event, Notice, SamplerStepped
 from loraloom.formats.image_info import parse_parameters
@@ -19,7 +20,6 @@ from loraloom.generation.recall import recall
 from loraloom.generation.settings import HIRES_UPSCALERS, GenerateSettings
 from loraloom.generation.text_to_image import paint, text_to_image
 from loraloom.models.loaded import LoadedModel, load_model
-from loraloom.studio import demo
 from loraloom.studio.demo import make_checkpoint
 
 Models = Callable[[str], LoadedModel]
@@ -108,7 +108,7 @@ def test_tiles_show_no_seams(tmp_path: Path) -> None:
     Not quite the same: its norms are of all that they see.
     """
     model = load_model(make_checkpoint(tmp_path / "base.safetensors"), device=torch.device("cpu"))
-    drawings = sorted((Path(demo.__file__).parent / "drawings").glob("*/*.png"))[:6]
+    drawings = sorted((Path(studio.__file__).parent / "drawings").glob("*/*.png"))[:6]
     pictures = [pixels_of(Image.open(path).convert("RGB").resize((128, 128))) for path in drawings]
     picture = torch.cat(pictures, dim=3)
     with torch.no_grad():

@@ -28,7 +28,7 @@ from loraloom.models.family import FAMILIES
 from loraloom.models.loaded import load_model
 from loraloom.studio import images
 from loraloom.studio.painter import Loading, Painter
-from painting_jobs import painted, painted_afresh
+from painting_jobs import painted, painted_afresh, painted_in_turn
 
 CPU = Loading(device="cpu")
 
@@ -77,20 +77,19 @@ def unlike(pixels: bytes, others: bytes) -> tuple[int, ...]:
 
 def test_one_job_after_another_paints_what_a_fresh_process_paints(folder: Path) -> None:
     vae = {"vae": folder / "other.safetensors"}
-    wanted = [{**job, **vae} if "vae" in job else job for job in JOBS.values()]
-    fresh = dict(zip(JOBS, painted_afresh(folder / "base.safetensors", folder, wanted), strict=True))
+    jobs = {name: {**job, **vae} if "vae" in job else job for name, job in JOBS.items()}
+    base = folder / "base.safetensors"
+    fresh = dict(zip(jobs, painted_afresh(base, folder, list(jobs.values())), strict=True))
     assert len(set(fresh.values())) == len(JOBS)
 
-    painter = Painter()
     same_model = ["side", "merge", "side", "blocks", "none", "merge", "blocks", "side"]
-    assert [
-        (name, off) for name in same_model if (off := unlike(paint(painter, folder, **JOBS[name]), fresh[name]))
-    ] == []
-    assert painter.loads == 1
-
     others = ["vae", "side", "low memory", "low memory", "side"]
-    assert [(name, off) for name in others if (off := unlike(paint(painter, folder, **JOBS[name]), fresh[name]))] == []
-    assert painter.loads == 5  # the second one with low memory found its model
+    names = same_model + others
+    in_turn = painted_in_turn(base, folder, [jobs[name] for name in names])
+    assert [
+        (name, off) for name, (pixels, _) in zip(names, in_turn, strict=True) if (off := unlike(pixels, fresh[name]))
+    ] == []
+    assert [loads for _, loads in in_turn] == [1] * 8 + [2, 3, 4, 4, 5]  # one with low memory found its model
 
 
 def test_files_that_changed_are_read_again(folder: Path) -> None:

@@ -16,6 +16,7 @@ from loraloom.errors import LoraloomError
 from loraloom.studio.demo import make_checkpoint
 from loraloom.studio.planner import PlanAnswer, Planner
 from loraloom.training.settings import TrainSettings
+from waiting import until
 
 
 def settings_for(folder: Path, *overrides: str) -> TrainSettings:
@@ -84,7 +85,4 @@ def _newer_takes_the_place(planner: Planner, folder: Path, first: int) -> None:
     os.kill(first, signal.SIGKILL)
     again = planner.ask(settings_for(folder, "epochs=2"))
     assert again is not None and again.work["epochs"] == 2 and planner.pid != first
-    end = time.monotonic() + 60
-    while planner.pid is not None and time.monotonic() < end:
-        time.sleep(0.1)
-    assert planner.pid is None, "nobody asked any more"
+    until(lambda: planner.pid is None)  # nobody asked any more

@@ -154,7 +154,7 @@ def test_the_end_leaves_out_what_is_painted_but_not_what_is_to_be_saved(
     assert go(make_settings(*RUN), tmp_path / "run", control) is None
     assert [event.step for event in control.of(WeightsSaved)] == [2, 3]
     assert control.of(PreviewSaved) == []
-    (told,) = [event.text for event in control.of(Notice) if "was left out" in event.text]
+    (told,) = [event.text for event in control.of(Notice) if "was skipped" in event.text]
     assert "a preview of step 3" in told
     (finished,) = control.of(RunFinished)
     assert (finished.step, finished.stopped) == (3, True)
