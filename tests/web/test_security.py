@@ -427,7 +427,9 @@ def test_the_door_asks_nobody_outside() -> None:
 
 def test_the_description_is_complete_and_shows_no_pages_of_others(served: Served) -> None:
     described = served.client.get("/api/openapi.json").json()
-    assert served.client.get("/docs").status_code == 404 and served.client.get("/redoc").status_code == 404
+    for path in ("/docs", "/redoc"):  # those of FastAPI fetch from other hosts; the page says that it has no such page
+        text = served.client.get(path).text.lower()
+        assert "swagger" not in text and "redoc" not in text and "://" not in text.replace("http://www.w3.org", "")
     known = {(context.path or "").replace(":path", "") for context in iter_route_contexts(served.app.routes)}
     assert {path for path in known if path.startswith("/api/")} - {"/api/openapi.json"} == set(described["paths"])
     for path, methods in described["paths"].items():
